@@ -1,0 +1,42 @@
+# Everything sets itself up: `make demo` and `make test` work in a fresh clone with Python 3.11 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# A wheel or nothing: the install never compiles.
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --only-binary :all: $(PIP_ARGS)
+# Where session logs or exposures lie; empty takes the embedded simulator.
+LOGS ?=
+OUT ?= runs/demo
+
+.PHONY: demo test check unit integration serve install clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (once; a few minutes)"
+	@$(PIP) "setuptools>=77"
+	@# No build isolation: the wheel of our own package needs nothing but setuptools.
+	@$(PIP) --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+demo: .venv/.installed ## the main job: logs → samples → scorer → policy → evaluation → bundles → ranked answers over HTTP
+	@$(BIN)/python -m jobs.demo --output "$(OUT)" $(if $(LOGS),--logs "$(LOGS)")
+
+serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
+	@$(BIN)/serve run serving.app:app
+
+test: check unit integration
+
+check: .venv/.installed
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+unit: .venv/.installed
+	@$(BIN)/python -m pytest tests/unit
+
+integration: .venv/.installed
+	@$(BIN)/python -m pytest tests/integration
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

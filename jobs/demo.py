@@ -1,0 +1,124 @@
+"""The main job end to end: logs → samples → scorer → policy → evaluation → bundles → ranked answers over HTTP.
+
+Every step is a job of its own (`python jobs/NAME.py`); here they run one after the other on one Ray. A rerun takes up
+what is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from jobs import ab_test, evaluate, export, ingest, simulate, train_fusion, train_scenes
+from recfuse.cluster import cluster
+from recfuse.console import start, table
+from serving.config import ServingConfig
+from serving.local import Latency, example_request, measure, running
+
+SCENE = "1"  # the largest page of the logs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Config of the demo.
+
+    Attributes:
+        logs: a directory with KuaiRand files; empty takes the embedded simulator's exposures.
+        output: everything that is made lies beneath it.
+        requests: HTTP requests to time at each endpoint.
+    """
+
+    logs: str = ""
+    output: str = "runs/demo"
+    requests: int = 200
+
+
+def main(config: DemoConfig) -> Path:
+    """Runs the whole flow and returns the path of the report."""
+    logs, out = config.logs or "embedded", Path(config.output)
+    begin = time.monotonic()
+    with cluster():
+        with step("1/8 train the multi-scene scorer"):
+            scenes = train_scenes.main(train_scenes.TrainScenesConfig(logs=logs, output=f"{out}/scenes"))
+        with step("2/8 fit the response model, simulate sessions, write session logs"):
+            world = simulate.main(simulate.SimulateConfig(
+                logs=logs, scorer=str(scenes.bundle), output=f"{out}/simulation"))
+        with step("3/8 ingest the session logs"):
+            samples = ingest.main(ingest.IngestConfig(logs=str(world.logs), output=f"{out}/samples"))
+        with step("4/8 train the two-stage fusion policy"):
+            fusion = train_fusion.main(train_fusion.TrainFusionConfig(
+                samples=samples.samples, output=f"{out}/fusion"))
+        with step("5/8 A/B test in the simulator"):
+            tested = ab_test.main(ab_test.AbTestConfig(
+                simulation=f"{out}/simulation", output=f"{out}/ab_test",
+                policies=("logged", "cem", f"two_stage={fusion.bundle}")))
+        with step("6/8 publish the bundles"):
+            export.main(export.ExportConfig(
+                logs=logs, fusion=str(fusion.bundle), scenes=str(scenes.bundle), world=str(world.world),
+                models=f"{out}/models"))
+        with step("7/8 serve, ask, measure"):
+            latencies = serve_and_ask(f"{out}/models", f"{out}/decisions", config.requests)
+        with step("8/8 evaluate on held-out logs, write the report"):
+            serving = out / "serving.json"
+            serving.write_text(json.dumps(
+                {"endpoint": latencies[-1].endpoint, "latency_ms": latencies[-1].milliseconds}))
+            evaluated = evaluate.main(evaluate.EvaluateConfig(
+                fusion=f"{out}/fusion", holdout=str(world.holdout), samples=samples.samples,
+                scenes=f"{out}/scenes", simulation=f"{out}/simulation", ab_test=f"{out}/ab_test",
+                serving=str(serving), output=f"{out}/report"))
+    close(config, scenes, tested, latencies, evaluated.report, time.monotonic() - begin)
+    return evaluated.report
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """Frames a step with its title and its time."""
+    print(f"\n── {title}", flush=True)
+    begin = time.monotonic()
+    yield
+    print(f"── done in {time.monotonic() - begin:.1f} s", flush=True)
+
+
+def serve_and_ask(models: str, decisions: str, requests: int) -> list[Latency]:
+    """Serves on loopback, shows one answer, times the endpoints."""
+    with running(ServingConfig(models=models, decision_log=decisions)) as url:
+        print(f"serving on {url} (loopback)")
+        body = example_request(models, candidates=50, seed=0) | {"scene": SCENE, "stage": "fine", "top_n": 5}
+        answer = httpx.post(f"{url}/v1/recommend", json=body | {"explore": False}, timeout=30).raise_for_status().json()
+        table(f"POST /v1/recommend → {answer['model_version']}", ["item", "score"],
+              [(item["item_id"], f"{item['score']:.4f}") for item in answer["items"]])
+        return measure(url, models, SCENE, requests=requests)
+
+
+def close(
+    config: DemoConfig,
+    scenes: train_scenes.TrainScenesResult,
+    tested: ab_test.AbTestResult,
+    latencies: list[Latency],
+    report: Path,
+    seconds: float,
+) -> None:
+    """Prints the closing tables and the path of the report."""
+    base, *others = tested.result.arms
+    table("In the simulator: per user, difference to the logged policy with 95% intervals",
+          ["behaviour", f"{base.name} (mean)", *(arm.name for arm in others)], tested.result.rows())
+    table(f"Scorer on the last day ({scenes.test_day})", ["scene", "task", "rows", "AUC"],
+          [(m.scene, m.task, f"{m.rows:,}", f"{m.auc:.4f}") for m in scenes.metrics])
+    table(f"Serving, {config.requests} requests at each endpoint, one connection", ["endpoint", "p50 ms", "p95 ms"],
+          [(one.endpoint, f"{one.percentile(50):.1f}", f"{one.percentile(95):.1f}") for one in latencies])
+    print(f"\nreport: {report}\n{seconds:.0f} s in all")
+
+
+if __name__ == "__main__":
+    try:
+        main(start(DemoConfig, description=__doc__))
+    except KeyboardInterrupt:
+        print("\ninterrupted; a rerun takes up what is finished", file=sys.stderr)
+        sys.exit(130)

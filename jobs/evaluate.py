@@ -1,0 +1,20 @@
+"""A fusion policy → its off-policy estimate on held-out logs, and one HTML report of all that the jobs measured."""
+
+from __future__ import annotations
+
+from recfuse.console import start, table
+from recfuse.evaluation.evaluate import EvaluateConfig, EvaluateResult, evaluate
+
+
+def main(config: EvaluateConfig) -> EvaluateResult:
+    """Runs the job. It needs no Ray."""
+    result = evaluate(config)
+    refused = f"; no estimate: {result.off_policy.refused}" if result.off_policy.refused else ""
+    table(f"NCIS on {result.off_policy.requests:,} held-out requests{refused}",
+          ["behaviour, per request", "log", "estimate", f"{config.level:.0%} interval", "ESS"], result.rows())
+    print(f"report: {result.report}")
+    return result
+
+
+if __name__ == "__main__":
+    main(start(EvaluateConfig, description=__doc__))

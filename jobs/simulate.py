@@ -1,0 +1,23 @@
+"""Exposures and a scorer → a simulated world fitted to them, and its session logs under a declared behaviour policy."""
+
+from __future__ import annotations
+
+from recfuse.console import start, table
+from recfuse.simulation.simulate import SimulateConfig, SimulateResult, simulate
+
+
+def main(config: SimulateConfig) -> SimulateResult:
+    """Runs the job. It needs no Ray; a finished run of the same config is taken up."""
+    result = simulate(config)
+    table("Response model on the last day", ["behaviour", "AUC", "predicted rate", "observed rate"],
+          result.response_rows)
+    table("World under the logged policy beside the log", ["scene", "measure", "simulated", "real"],
+          result.calibration_rows)
+    table(f"Session logs{' (world taken up)' if result.reused else ''}", ["", ""], [
+        ("requests", f"{result.requests:,}"), ("logs", result.logs), ("holdout", result.holdout),
+        ("world", result.world)])
+    return result
+
+
+if __name__ == "__main__":
+    main(start(SimulateConfig, description=__doc__))

@@ -1,0 +1,22 @@
+"""Samples → fusion policy, by two-stage constrained actor-critic or one of its rivals, exported as a bundle."""
+
+from __future__ import annotations
+
+from recfuse.cluster import cluster
+from recfuse.console import start, table
+from recfuse.learning.training import TrainFusionConfig, TrainFusionResult, train_fusion
+
+
+def main(config: TrainFusionConfig) -> TrainFusionResult:
+    """Runs the job on the current Ray, or on a local one."""
+    with cluster():
+        result = train_fusion(config)
+    table(f"Fusion policy in {result.bundle}", ["phase", "passes", "last loss", "stopped by"], [
+        (phase, numbers["iterations"], f"{numbers['loss']:.4f}", numbers["stopped"])
+        for phase, numbers in result.metrics.items()
+    ])
+    return result
+
+
+if __name__ == "__main__":
+    main(start(TrainFusionConfig, description=__doc__))

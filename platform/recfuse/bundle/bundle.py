@@ -1,0 +1,167 @@
+"""Write and read bundles (DESIGN 3.3): safetensors and a manifest, hash-named, verified on load, nothing unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+
+from recfuse.errors import require
+
+BundleKind = Literal["fusion", "scenes"]
+KINDS: tuple[str, ...] = ("fusion", "scenes")
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class BundleError(ValueError):
+    """A bundle that must not be served: a file is missing, changed or unreadable, or of the wrong kind."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        path: its directory; the name of the directory is its version.
+        manifest: kind, vocabulary, shapes, normalisation, training config, data fingerprint, metrics, file hashes.
+        tensors: file stem → tensor name → tensor.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    tensors: dict[str, dict[str, torch.Tensor]]
+
+    @property
+    def version(self) -> str:
+        return self.path.name
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["kind"])
+
+
+def write_bundle(
+    root: str | Path,
+    *,
+    kind: BundleKind,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    manifest: Mapping[str, Any],
+) -> Path:
+    """Writes a bundle and returns its directory `root/<kind>-<hash>`.
+
+    Args:
+        tensors: file stem → tensors; each stem becomes `<stem>.safetensors`.
+        manifest: JSON values; `kind`, `format` and `files` are added.
+
+    The directory is complete before it has its name (temporary name, fsync, rename). The same content has the same
+    name, so writing it twice is harmless.
+    """
+    require(kind in KINDS, "kind", kind, ", ".join(KINDS))
+    require(bool(tensors), "tensors", sorted(tensors), "at least one file of tensors")
+    clash = {"kind", "format", "files"} & set(manifest)
+    require(not clash, "manifest", sorted(clash), "keys other than kind, format, files")
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f".writing-{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        files = {}
+        for stem, named in sorted(tensors.items()):
+            # `save` sorts by name, so that equal tensors give equal bytes.
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+            payload = safetensors.torch.save(plain)
+            files[f"{stem}.safetensors"] = _sha256(payload)
+            _write_synced(temporary / f"{stem}.safetensors", payload)
+        whole = {"kind": kind, "format": FORMAT, **manifest, "files": files}
+        text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode()
+        _write_synced(temporary / MANIFEST, text)
+        target = root / _name(kind, text)
+        _sync_directory(temporary)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            read_bundle(target)  # Somebody wrote the same content before us; trust it only when it verifies.
+        _sync_directory(root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
+    """Reads a bundle, verifying its name and the SHA-256 of every file.
+
+    Raises:
+        BundleError: names the file, what was found and what was expected.
+    """
+    path = Path(path)
+    text = _read(path / MANIFEST)
+    try:
+        manifest = json.loads(text)
+        found, files = manifest["kind"], dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"not a manifest ({error}); expected JSON with kind and files"
+        raise BundleError(f"{path.name}/{MANIFEST}: {why}") from None
+    if found not in KINDS or manifest.get("format") != FORMAT:
+        raise BundleError(f"{path.name}/{MANIFEST}: kind {found!r}, format {manifest.get('format')!r}; "
+                          f"expected kind {' or '.join(KINDS)}, format {FORMAT}")
+    if kind is not None and found != kind:
+        raise BundleError(f"{path.name}: kind is {found!r}; expected {kind!r}")
+    expected = _name(found, text)
+    if path.name != expected:
+        raise BundleError(f"{path.name}/{MANIFEST}: content hash gives the name {expected!r}; expected {path.name!r}")
+    tensors = {}
+    for file, digest in sorted(files.items()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise BundleError(f"{path.name}/{MANIFEST}: file name {file!r}; expected NAME.safetensors")
+        payload = _read(path / file)
+        if (actual := _sha256(payload)) != digest:
+            raise BundleError(f"{path.name}/{file}: SHA-256 is {actual}; expected {digest}")
+        try:
+            tensors[Path(file).stem] = safetensors.torch.load(payload)
+        except safetensors.SafetensorError as error:
+            raise BundleError(f"{path.name}/{file}: {error}; expected a safetensors file") from None
+    return Bundle(path=path, manifest=manifest, tensors=tensors)
+
+
+def _name(kind: str, manifest_text: bytes) -> str:
+    # The manifest holds the hash of every file, so its own hash covers the whole bundle.
+    return f"{kind}-{_sha256(manifest_text)[:20]}"
+
+
+def _sha256(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path.parent.name}/{path.name}: {error.strerror}; expected a readable file") from None
+
+
+def _write_synced(path: Path, payload: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""What every job shares: read a config, show it, report progress in lines, end with a table.
+
+The library itself prints nothing; it logs. `start` sends those lines to the terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from recfuse.behaviours import from_mapping
+from recfuse.errors import InvalidFieldError
+
+T = TypeVar("T")
+logger = logging.getLogger("recfuse")
+
+
+def start(config_class: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
+    """Parses `--config FILE` (YAML) and overrides over it, prints the result, and turns on progress lines.
+
+    A bad field ends the process with exit code 2 and one line that names it.
+    """
+    log_to_terminal()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config = _parse(config_class, arguments, description)
+    except InvalidFieldError as error:
+        raise SystemExit(_complain(error)) from None
+    print(f"config of {Path(sys.argv[0]).stem}:")
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        print(f"  {field.name}: {getattr(config, field.name)}")
+    return config
+
+
+def _complain(error: InvalidFieldError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _parse(config_class: type[T], arguments: list[str], description: str | None) -> T:
+    file, rest = _take_config(arguments)
+    if file is None:
+        return tyro.cli(config_class, args=rest, description=description)
+    return tyro.cli(config_class, args=rest, description=description, default=load_config(config_class, file))
+
+
+def load_config(config_class: type[T], path: str | Path) -> T:
+    """A config dataclass from a YAML file.
+
+    Raises:
+        InvalidFieldError: the file is missing or no YAML, or a field is unknown or bad.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidFieldError("--config", str(path), "a YAML file that exists")
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InvalidFieldError("--config", str(path), f"a YAML file ({error})") from None
+    return from_mapping(config_class, mapping or {}, source=path.name)
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Splits `--config FILE` or `--config=FILE` from the other arguments."""
+    rest, file = [], None
+    iterator = iter(arguments)
+    for argument in iterator:
+        if argument == "--config":
+            file = next(iterator, "")
+        elif argument.startswith("--config="):
+            file = argument.split("=", 1)[1]
+        else:
+            rest.append(argument)
+    return file, rest
+
+
+def log_to_terminal() -> None:
+    """Shows the library's log lines (progress, accounts, warnings) on standard output."""
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class Progress:
+    """Logs a line every few seconds: share done, rate, time left.
+
+    Args:
+        what: begins the line.
+        total: units of the whole work; 0 where it is unknown.
+        unit: what is counted.
+        every: seconds between two lines.
+    """
+
+    def __init__(self, what: str, total: int = 0, unit: str = "rows", every: float = 3.0) -> None:
+        self._what, self._total, self._unit, self._every = what, total, unit, every
+        self._start = self._last = time.monotonic()
+        self._done = 0
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Counts work done; `note` (losses, metrics) ends the line where one is due."""
+        self._done += units
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            self._last = now
+            logger.info("%s", self._line(now, note))
+
+    def finish(self, note: str = "") -> None:
+        """Logs the closing line."""
+        logger.info("%s", self._line(time.monotonic(), note))
+
+    def _line(self, now: float, note: str) -> str:
+        seconds = max(now - self._start, 1e-9)
+        rate = self._done / seconds
+        share = f" of {self._total:,} ({self._done / self._total:.0%})" if self._total else ""
+        remaining = (self._total - self._done) / rate if self._total and self._done else 0.0
+        left = f", {remaining:.0f} s left" if remaining > 0.5 else ""
+        return f"{self._what}: {self._done:,}{share} {self._unit}, {rate:,.0f}/s{left}{'; ' + note if note else ''}"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Prints a table; the first column is left-aligned, the others right-aligned."""
+    view = Table()
+    for index, column in enumerate(columns):
+        view.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        view.add_row(*[str(cell) for cell in row])
+    # Job logs have no terminal, where rich would wrap at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else max(120, int(os.environ.get("COLUMNS", "120"))))
+    console.print(f"\n{title}", style="bold", markup=False, highlight=False)
+    console.print(view)

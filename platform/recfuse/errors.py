@@ -1,0 +1,35 @@
+"""The one error that bad input raises: it names the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class InvalidFieldError(ValueError):
+    """A value that the product refuses.
+
+    Args:
+        field: path of the field, as the user wrote it (`behaviours[2].discount`, `candidates.item_id`).
+        value: what was given; shortened in the message.
+        allowed: what would have been accepted, in words.
+    """
+
+    def __init__(self, field: str, value: Any, allowed: str) -> None:
+        self.field, self.value, self.allowed = field, value, allowed
+        super().__init__(f"{field}: got {shorten(value)}; allowed: {allowed}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, Any, str]]:
+        # Ray moves exceptions between processes; the default reduction would call us with the message alone.
+        return type(self), (self.field, self.value, self.allowed)
+
+
+def shorten(value: Any, limit: int = 120) -> str:
+    """`repr` of a value, cut at `limit` characters so that a message stays a line."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def require(condition: bool, field: str, value: Any, allowed: str) -> None:
+    """Raises InvalidFieldError unless the condition holds."""
+    if not condition:
+        raise InvalidFieldError(field, value, allowed)

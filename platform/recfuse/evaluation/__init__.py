@@ -1,0 +1,1 @@
+"""In: decisions, feedback and predictions. Out: off-policy estimates, ranking metrics, intervals and a report."""

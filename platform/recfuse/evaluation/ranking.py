@@ -1,0 +1,143 @@
+"""Metrics of predicted probabilities, vectorised: AUC, GAUC, log loss, calibration (FORMULAS 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recfuse.errors import require
+
+POOLED = "all"
+
+
+@dataclass(frozen=True)
+class RankingMetrics:
+    """The metrics of one (scene, task), or of a task over all scenes (`scene` is POOLED).
+
+    Attributes:
+        rows, positives: counts.
+        auc: NaN where one class is missing.
+        gauc: AUC per user, weighted by the user's rows; users with one class are left out.
+        gauc_users, skipped_users: users that count in GAUC, and those left out.
+        log_loss: mean, in nats.
+        calibration_error: expected calibration error over bins of equal count.
+        predicted_over_observed: sum of predictions over positives; NaN without positives.
+    """
+
+    scene: str
+    task: str
+    rows: int
+    positives: int
+    auc: float
+    gauc: float
+    gauc_users: int
+    skipped_users: int
+    log_loss: float
+    calibration_error: float
+    predicted_over_observed: float
+
+
+def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve of labels 0/1 [N]; ties count half; NaN where one class is missing."""
+    y, s = _checked(labels, scores)
+    return float(_grouped_auc(y, s, np.zeros(len(y), np.int64), 1)[0]) if len(y) else float("nan")
+
+
+def gauc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike) -> tuple[float, int, int]:
+    """AUC per user weighted by the user's rows; (GAUC, users in it, users left out for having one class)."""
+    y, s = _checked(labels, scores)
+    keys, group = np.unique(np.asarray(users), return_inverse=True)
+    require(len(group.reshape(-1)) == len(y), "users", len(group), f"{len(y)} values")
+    areas = _grouped_auc(y, s, group.reshape(-1), len(keys))
+    counted = ~np.isnan(areas)
+    weight = np.bincount(group.reshape(-1), minlength=len(keys))[counted]
+    value = float((areas[counted] * weight).sum() / weight.sum()) if counted.any() else float("nan")
+    return value, int(counted.sum()), int((~counted).sum())
+
+
+def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Mean of −[y log p + (1 − y) log(1 − p)], p kept 1e-7 away from 0 and 1."""
+    y, p = _checked(labels, probabilities)
+    p = np.clip(p, 1e-7, 1 - 1e-7)
+    return float(-np.where(y == 1, np.log(p), np.log1p(-p)).mean()) if len(y) else float("nan")
+
+
+def calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error: Σ_b (n_b / n) |mean prediction − observed rate|, over bins of equal count."""
+    y, p = _checked(labels, probabilities)
+    if not len(y):
+        return float("nan")
+    order = np.argsort(p, kind="stable")
+    number = np.arange(len(y)) * bins // len(y)
+    gap = np.bincount(number, p[order] - y[order], minlength=bins)
+    return float(np.abs(gap).sum() / len(y))
+
+
+def predicted_over_observed(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Sum of predictions over the number of positives; NaN without positives."""
+    y, p = _checked(labels, probabilities)
+    return float(p.sum() / y.sum()) if y.sum() else float("nan")
+
+
+def ranking_metrics(scene: str, task: str, labels: ArrayLike, probabilities: ArrayLike,
+                    users: ArrayLike) -> RankingMetrics:
+    """All metrics of one set of rows."""
+    y, p = _checked(labels, probabilities)
+    value, counted, skipped = gauc(y, p, users)
+    return RankingMetrics(
+        scene=scene, task=task, rows=len(y), positives=int(y.sum()), auc=auc(y, p), gauc=value, gauc_users=counted,
+        skipped_users=skipped, log_loss=log_loss(y, p), calibration_error=calibration_error(y, p),
+        predicted_over_observed=predicted_over_observed(y, p))
+
+
+def evaluate_scenes(scenes: ArrayLike, users: ArrayLike, labels: Mapping[str, ArrayLike],
+                    predictions: Mapping[str, ArrayLike]) -> list[RankingMetrics]:
+    """Metrics of every (scene, task) with predictions, then of every task over the scenes that have it.
+
+    Args:
+        scenes, users: [N].
+        labels: task → 0/1 [N].
+        predictions: task → probability [N], NaN where the row's scene lacks the task.
+    """
+    scene, user = np.asarray(scenes), np.asarray(users)
+    by_scene, pooled = [], []
+    for task, values in predictions.items():
+        p, y = np.asarray(values, np.float64), np.asarray(labels[task])
+        scored = ~np.isnan(p)
+        for name in np.unique(scene[scored]):
+            own = scored & (scene == name)
+            by_scene.append(ranking_metrics(str(name), task, y[own], p[own], user[own]))
+        pooled.append(ranking_metrics(POOLED, task, y[scored], p[scored], user[scored]))
+    return sorted(by_scene, key=lambda metrics: metrics.scene) + pooled
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    y, s = np.asarray(labels, np.float64), np.asarray(scores, np.float64)
+    require(y.ndim == 1, "labels", y.shape, "[N]")
+    require(s.shape == y.shape, "scores", s.shape, f"{y.shape}, one a label")
+    require(bool(((y == 0) | (y == 1)).all()), "labels", np.unique(y)[:5].tolist(), "0 or 1")
+    require(bool(np.isfinite(s).all()), "scores", "not finite", "finite numbers")
+    return y, s
+
+
+def _grouped_auc(y: NDArray[np.float64], s: NDArray[np.float64], group: NDArray[np.int64],
+                 groups: int) -> NDArray[np.float64]:
+    """AUC within every group, from the mean ranks of its positives (Mann-Whitney); NaN where one class is missing."""
+    order = np.lexsort((s, group))
+    y, s, group = y[order], s[order], group[order]
+    rows = np.bincount(group, minlength=groups)
+    start = np.concatenate([[0], np.cumsum(rows)[:-1]])
+    rank = np.arange(len(y)) - start[group] + 1.0
+    # Equal scores of a group share the mean of their ranks.
+    new = np.ones(len(y), bool)
+    new[1:] = (s[1:] != s[:-1]) | (group[1:] != group[:-1])
+    tie = np.cumsum(new) - 1
+    rank = (np.bincount(tie, rank) / np.bincount(tie))[tie]
+    positives = np.bincount(group, y, minlength=groups)
+    negatives = rows - positives
+    with np.errstate(invalid="ignore", divide="ignore"):
+        u = np.bincount(group, rank * y, minlength=groups) - positives * (positives + 1) / 2
+        return np.where((positives > 0) & (negatives > 0), u / (positives * negatives), np.nan)

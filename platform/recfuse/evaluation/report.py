@@ -1,0 +1,391 @@
+"""One self-contained HTML page on a training run: plain values in, a file out that opens without a network.
+
+Every figure has axes with units and one sentence on what it shows. What was not measured is said to be missing, with
+the job that measures it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Plain = Mapping[str, Any]
+PHASES = {"critics": "Critics", "cloning": "Imitation of the logged policy", "stage_one": "Stage one: one policy a "
+          "short-term behaviour", "stage_two": "Stage two: the constrained long-term policy"}
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+_STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": .3, "axes.spines.top": False, "axes.spines.right": False,
+          "svg.hashsalt": "recfuse", "figure.constrained_layout.use": True, "axes.axisbelow": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Plain values, as the jobs' JSON files hold them; what is None or empty was not measured.
+
+    Attributes:
+        account: rows_in, kept, quarantined {reason: rows}.
+        history: one mapping per training iteration: phase, iteration, loss, explained_variance/BEHAVIOUR, ….
+        ab_test: measures, level, arms [{name, users, mean, estimate, low, high}]; the first arm is the base.
+        off_policy: behaviours, estimate, low, high, logged, effective_sample_size, requests, users, refused.
+        scorer: [{scene, task, rows, positives, auc, calibration_error, predicted_over_observed, …}].
+        response: {auc: {behaviour: value}, …}, of the simulator's response model.
+        calibration: [[scene, measure, simulated, real]].
+        serving: {latency_ms: [numbers], endpoint}.
+        subject: title lines: what was trained on what.
+    """
+
+    account: Plain | None = None
+    history: Sequence[Plain] = ()
+    ab_test: Plain | None = None
+    off_policy: Plain | None = None
+    scorer: Sequence[Plain] = ()
+    response: Plain | None = None
+    calibration: Sequence[Sequence[Any]] = ()
+    serving: Plain | None = None
+    subject: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure of the page: id, heading, the sentence on what it shows, and who measures it."""
+
+    name: str
+    title: str
+    sentence: str
+    job: str
+    draw: Callable[[ReportData], Figure | None]
+    rows: Callable[[ReportData], tuple[Sequence[str], list[list[str]]]] | None = None
+
+
+def write_report(path: str | Path, data: ReportData) -> Path:
+    """Writes the page, whole or not at all, and returns its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(render(data), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(data: ReportData) -> str:
+    """The page as a string."""
+    with rc_context(_STYLE):
+        body = "\n".join(_section(section, data) for section in SECTIONS)
+    subject = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in data.subject.items())
+    contents = "".join(f'<li><a href="#{section.name}">{_text(section.title)}</a></li>' for section in SECTIONS)
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Recfuse report</title>'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head>\n'
+            f'<body><h1>Recfuse report</h1><dl>{subject}</dl><nav><ul>{contents}</ul></nav>\n{body}\n</body></html>\n')
+
+
+_CSS = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
+h1{font-size:1.7rem}h2{font-size:1.2rem;margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1rem}
+img{width:100%;height:auto}table{border-collapse:collapse;font-size:.85rem;margin:.5rem 0}
+td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #eee}td:first-child,th:first-child{text-align:left}
+dl{display:grid;grid-template-columns:max-content auto;gap:.1rem 1rem}dt{color:#666}dd{margin:0}
+nav ul{columns:2;padding-left:1.2rem}.missing{color:#8a4b00}summary{cursor:pointer;color:#555}
+"""
+
+
+def _section(section: Section, data: ReportData) -> str:
+    figure = section.draw(data)
+    parts = [f'<section id="{section.name}"><h2>{_text(section.title)}</h2>']
+    if figure is None:
+        parts.append(f'<p class="missing">Not measured in this run; <code>{_text(section.job)}</code> measures it.</p>')
+    else:
+        parts.append(f"<p>{_text(section.sentence)}</p>"
+                     f'<figure><img alt="{_text(section.title)}" src="{_inline(figure)}"></figure>')
+    if section.rows is not None:
+        columns, rows = section.rows(data)
+        if rows:
+            parts.append(f"<details><summary>The numbers</summary>{_table(columns, rows)}</details>")
+    return "".join([*parts, "</section>"])
+
+
+def _inline(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _table(columns: Sequence[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _number(value: Any) -> float:
+    """A number, NaN where JSON has null."""
+    return math.nan if value is None else float(value)
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray:
+    return np.array([_number(value) for value in values])
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(.5, .5, text, ha="center", va="center", wrap=True, transform=axes.transAxes)
+
+
+def _account(data: ReportData) -> Figure | None:
+    if data.account is None:
+        return None
+    parts = {"kept": data.account["kept"], **data.account.get("quarantined", {})}
+    figure = Figure(figsize=(8, .6 + .35 * len(parts)))
+    axes = figure.subplots()
+    names, rows = list(parts)[::-1], list(parts.values())[::-1]
+    bars = axes.barh(names, rows, color=[COLOURS[0] if name == "kept" else COLOURS[1] for name in names])
+    axes.bar_label(bars, [f"{value:,}" for value in rows], padding=3)
+    axes.set_xlabel("requests (rows of the session log)")
+    axes.margins(x=.12)
+    return figure
+
+
+def _learning_curves(data: ReportData) -> Figure | None:
+    phases = [phase for phase in PHASES if any(entry["phase"] == phase for entry in data.history)]
+    if not phases:
+        return None
+    figure = Figure(figsize=(8, 2.4 * ((len(phases) + 1) // 2)))
+    for panel, phase in enumerate(phases):
+        axes = figure.add_subplot((len(phases) + 1) // 2, 2, panel + 1)
+        entries = [entry for entry in data.history if entry["phase"] == phase]
+        passes = [entry["iteration"] + 1 for entry in entries]
+        axes.plot(passes, _numbers([entry["loss"] for entry in entries]), "o-", color=COLOURS[0], ms=3)
+        axes.set(title=PHASES[phase], xlabel="passes over the samples", ylabel="loss (no unit)")
+    return figure
+
+
+def _explained_variance(data: ReportData) -> Figure | None:
+    prefix = "explained_variance/"
+    entries = [entry for entry in data.history if entry["phase"] == "critics"]
+    names = sorted({key.removeprefix(prefix) for entry in entries for key in entry if key.startswith(prefix)})
+    if not names:
+        return None
+    figure = Figure(figsize=(8, 3))
+    axes = figure.subplots()
+    for index, name in enumerate(names):
+        values = _numbers([entry.get(prefix + name) for entry in entries])
+        axes.plot([entry["iteration"] + 1 for entry in entries], values, "o-", ms=3,
+                  color=COLOURS[index % len(COLOURS)], label=name)
+    axes.axhline(0, color="#666", lw=.8)
+    axes.set(xlabel="passes over the samples", ylabel="explained variance of the target (share)")
+    axes.legend(ncols=3, frameon=False)
+    return figure
+
+
+def _ab_arms(data: ReportData) -> tuple[list[Plain], list[int]]:
+    """The arms other than the base, and the measures that a figure can hold."""
+    assert data.ab_test is not None
+    return list(data.ab_test["arms"])[1:], list(range(len(data.ab_test["measures"])))
+
+
+def _ab_test(data: ReportData) -> Figure | None:
+    if data.ab_test is None:
+        return None
+    arms, measures = _ab_arms(data)
+    figure = Figure(figsize=(8, 1 + .22 * len(measures) * (len(arms) + 1)))
+    axes = figure.subplots()
+    height = .8 / max(len(arms), 1)
+    for index, arm in enumerate(arms):
+        middle, low, high = (100 * _numbers(arm[key]) for key in ("estimate", "low", "high"))
+        place = np.arange(len(measures))[::-1] + .4 - height * (index + .5)
+        axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", ms=4, capsize=2,
+                      color=COLOURS[index % len(COLOURS)], label=f"{arm['name']} ({arm['users']:,} users)")
+    axes.set_yticks(np.arange(len(measures))[::-1], data.ab_test["measures"])
+    axes.axvline(0, color="#666", lw=.8)
+    axes.set_xlabel(f"difference to {data.ab_test['arms'][0]['name']} per user (%)")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _ab_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
+    if data.ab_test is None:
+        return [], []
+    base, *others = data.ab_test["arms"]
+    rows = []
+    for index, measure in enumerate(data.ab_test["measures"]):
+        row = [measure, f"{base['mean'][index]:,.4g}"]
+        for arm in others:
+            middle, low, high = (100 * _number(arm[key][index]) for key in ("estimate", "low", "high"))
+            row.append(f"{middle:+.2f}% [{low:+.2f}, {high:+.2f}]")
+        rows.append(row)
+    return ["measure", f"{base['name']}, mean", *(arm["name"] for arm in others)], rows
+
+
+def _off_policy(data: ReportData) -> Figure | None:
+    if data.off_policy is None:
+        return None
+    found = data.off_policy
+    figure = Figure(figsize=(8, 3))
+    axes = figure.subplots()
+    names, logged = found["behaviours"], _numbers(found["logged"])
+    if found.get("refused"):
+        _say(axes, f"No estimate: {found['refused']}")
+        axes.set(xlabel="difference to the log per request (%)", yticks=[])
+        return figure
+    with np.errstate(divide="ignore", invalid="ignore"):
+        middle, low, high = (100 * (_numbers(found[key]) / logged - 1) for key in ("estimate", "low", "high"))
+    place = np.arange(len(names))[::-1]
+    axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", capsize=3, color=COLOURS[0])
+    axes.set_yticks(place, names)
+    axes.axvline(0, color="#666", lw=.8)
+    size = _number(found["effective_sample_size"][0])
+    axes.set(xlabel="difference to the log per request (%)",
+             title=f"effective sample size {size:,.0f} of {found['requests']:,} requests")
+    return figure
+
+
+def _off_policy_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
+    if data.off_policy is None or data.off_policy.get("refused"):
+        return [], []
+    found = data.off_policy
+    rows = [[name, *(f"{_number(found[key][index]):.5g}" for key in ("logged", "estimate", "low", "high"))]
+            for index, name in enumerate(found["behaviours"])]
+    return ["behaviour, per request", "log", "estimate", "low", "high"], rows
+
+
+def _scorer_table(data: ReportData, key: str) -> tuple[list[str], list[str], np.ndarray]:
+    scenes = list(dict.fromkeys(row["scene"] for row in data.scorer))
+    tasks = list(dict.fromkeys(row["task"] for row in data.scorer))
+    values = np.full((len(tasks), len(scenes)), np.nan)
+    for row in data.scorer:
+        values[tasks.index(row["task"]), scenes.index(row["scene"])] = _number(row.get(key))
+    return scenes, tasks, values
+
+
+def _scorer_auc(data: ReportData) -> Figure | None:
+    return _heat(data, "auc", "AUC", .5, 1.0, "viridis") if data.scorer else None
+
+
+def _scorer_calibration(data: ReportData) -> Figure | None:
+    if not data.scorer:
+        return None
+    return _heat(data, "predicted_over_observed", "predicted over observed", .5, 1.5, "RdBu_r")
+
+
+def _heat(data: ReportData, key: str, label: str, low: float, high: float, colours: str) -> Figure:
+    scenes, tasks, values = _scorer_table(data, key)
+    figure = Figure(figsize=(8, .9 + .45 * len(tasks)))
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto")
+    for row, column in np.argwhere(np.isfinite(values)):
+        axes.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center",
+                  bbox={"boxstyle": "round,pad=.15", "facecolor": "white", "alpha": .75, "linewidth": 0})
+    axes.set_xticks(range(len(scenes)), scenes)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.grid(False)
+    axes.set(xlabel="scene", ylabel="task")
+    figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def _scorer_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
+    columns = ["scene", "task", "rows", "positives", "auc", "gauc", "calibration_error", "predicted_over_observed"]
+    rows = [[str(row[column]) if column in ("scene", "task") else f"{_number(row.get(column)):,.4g}"
+             for column in columns] for row in data.scorer]
+    return columns, rows
+
+
+def _response(data: ReportData) -> Figure | None:
+    if data.response is None:
+        return None
+    areas = {name: _number(area) for name, area in data.response["auc"].items()}
+    figure = Figure(figsize=(8, 2.6))
+    axes = figure.subplots()
+    bars = axes.bar(list(areas), list(areas.values()), color=COLOURS[0])
+    axes.bar_label(bars, [f"{area:.3f}" for area in areas.values()])
+    axes.axhline(.5, color="#666", lw=.8)
+    axes.set(ylabel="AUC on the last day", xlabel="behaviour", ylim=(.3, 1))
+    return figure
+
+
+def _calibration(data: ReportData) -> Figure | None:
+    rows = [(str(scene), str(name), _number(simulated), _number(real)) for scene, name, simulated, real
+            in data.calibration if _number(real) > 0]
+    if not rows:
+        return None
+    scenes = list(dict.fromkeys(row[0] for row in rows))
+    names = list(dict.fromkeys(row[1] for row in rows))
+    figure = Figure(figsize=(8, 3.2))
+    axes = figure.subplots()
+    for index, scene in enumerate(scenes):
+        mine = [(names.index(name), simulated / real) for one, name, simulated, real in rows if one == scene]
+        place = np.array([point[0] for point in mine]) + (index - (len(scenes) - 1) / 2) * .12
+        axes.plot(place, [point[1] for point in mine], "o", ms=4, color=COLOURS[index % len(COLOURS)],
+                  label=f"scene {scene}")
+    axes.axhspan(.9, 1.1, color="#009E73", alpha=.15, lw=0)
+    axes.axhline(1, color="#666", lw=.8)
+    axes.set_xticks(range(len(names)), names, rotation=20)
+    axes.set(ylabel="simulated over real (ratio)", xlabel="measure", ylim=(0, 2.2))
+    axes.legend(ncols=5, frameon=False)
+    return figure
+
+
+def _calibration_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
+    rows = [[str(scene), str(name), f"{_number(simulated):.5g}", f"{_number(real):.5g}"]
+            for scene, name, simulated, real in data.calibration]
+    return ["scene", "measure", "simulated", "real"], rows
+
+
+def _serving(data: ReportData) -> Figure | None:
+    if data.serving is None or not data.serving.get("latency_ms"):
+        return None
+    times = _numbers(data.serving["latency_ms"])
+    figure = Figure(figsize=(8, 2.6))
+    axes = figure.subplots()
+    axes.hist(times, bins=min(40, max(5, len(times) // 5)), color=COLOURS[0])
+    for share, style in ((50, "-"), (99, "--")):
+        value = float(np.percentile(times, share))
+        axes.axvline(value, color=COLOURS[1], ls=style, label=f"p{share} {value:.1f} ms")
+    axes.set(xlabel="time of a request (ms)", ylabel="requests", title=str(data.serving.get("endpoint", "")))
+    axes.legend(frameon=False)
+    return figure
+
+
+SECTIONS = (
+    Section("ab_test", "A/B test in the simulator",
+            "Relative difference of means per user to the base bucket; where the bar crosses 0 the test has found no "
+            "difference.", "jobs/ab_test.py", _ab_test, _ab_rows),
+    Section("off_policy", "Off-policy estimate from held-out logs (NCIS)",
+            "What the learned policy would have got per request in the log of the logged policy, estimated by "
+            "normalised capped importance sampling.", "jobs/evaluate.py", _off_policy, _off_policy_rows),
+    Section("learning_curves", "Learning curves", "The loss of each fit, pass by pass; each ends by its stopping rule.",
+            "jobs/train_fusion.py", _learning_curves),
+    Section("explained_variance", "Explained variance of the critics",
+            "How much of each behaviour's target its critic explains; 0 is no better than the mean.",
+            "jobs/train_fusion.py", _explained_variance),
+    Section("scorer_auc", "Scorer: AUC per scene and task",
+            "How well the scorer orders the last day's exposures; .5 is chance.", "jobs/train_scenes.py", _scorer_auc,
+            _scorer_rows),
+    Section("scorer_calibration", "Scorer: calibration per scene and task",
+            "Sum of predicted probabilities over observed positives on the last day; 1 is right.",
+            "jobs/train_scenes.py", _scorer_calibration),
+    Section("serving", "Serving latency", "Times of single requests over HTTP, one after the other.",
+            "jobs/demo.py", _serving),
+    Section("response", "Simulator: response model",
+            "How well the model behind the simulated users orders the last day's exposures of the log.",
+            "jobs/simulate.py", _response),
+    Section("calibration", "Simulator: calibration",
+            "Rates, watch time and session length under the logged policy over those of the log; the band is ±10%.",
+            "jobs/simulate.py", _calibration, _calibration_rows),
+    Section("account", "Data account",
+            "Where every row of the session logs went: into the samples, or into the quarantine with a reason.",
+            "jobs/ingest.py", _account),
+)

@@ -1,0 +1,174 @@
+"""The learned policy outside of learning: written into a bundle, read back, and asked for decisions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recfuse.behaviours import Vocabulary
+from recfuse.bundle import Bundle, BundleError, write_bundle
+from recfuse.errors import require
+from recfuse.fusion.networks import GaussianPolicies, NetworkConfig
+from recfuse.fusion.policies import Decision, FixedGaussian, decide
+
+Array = NDArray[np.float64]
+
+
+def export_policy(
+    root: str | Path,
+    policy: GaussianPolicies | FixedGaussian,
+    vocabulary: Vocabulary,
+    *,
+    training: Mapping[str, Any],
+    data_fingerprint: str,
+    metrics: Mapping[str, Any],
+) -> Path:
+    """Writes a bundle of kind `fusion` below `root` and returns its directory.
+
+    Args:
+        policy: the long-term policy (one network), or one Gaussian for all states (CEM).
+        training: the config it was trained with, plain values.
+        data_fingerprint: names the samples it was trained on.
+        metrics: plain values; numbers that are not finite become null.
+
+    Raises:
+        InvalidFieldError: the policy does not fit the vocabulary.
+    """
+    network: dict[str, Any]
+    if isinstance(policy, FixedGaussian):
+        actions, network = policy.mu.size, {"type": "fixed"}
+        tensors = {"mu": torch.from_numpy(policy.mu), "sigma": torch.from_numpy(policy.sigma)}
+    else:
+        require(len(policy.names) == 1, "policy", policy.names, "one policy, the one that serves")
+        states = policy.state_mean.numel()
+        require(states == vocabulary.state_size, "policy", states, f"state size {vocabulary.state_size}")
+        actions, network = policy.actions, {"type": "gaussian_mlp", **policy.config.to_dict()}
+        tensors = dict(policy.state_dict())
+    require(actions == vocabulary.action_size, "policy", actions, f"{vocabulary.action_size} fusion parameters")
+    return write_bundle(root, kind="fusion", tensors={"policy": tensors}, manifest={
+        "vocabulary": vocabulary.to_dict(),
+        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        "network": network,
+        "training": _plain(training),
+        "data_fingerprint": data_fingerprint,
+        "metrics": _plain(metrics),
+    })
+
+
+class FusionActor:
+    """Decides fusion parameters with the policy of a bundle; a `Policy`. Numpy in double precision, no gradient.
+
+    Double precision costs nothing at this size and leaves the learner's own rounding as the only difference to it.
+
+    Attributes:
+        version: of the bundle.
+        vocabulary: of the bundle.
+    """
+
+    version: str
+    vocabulary: Vocabulary
+
+    def __init__(self, version: str, vocabulary: Vocabulary, network: Mapping[str, Any], tensors: Mapping[str, Array]):
+        self.version, self.vocabulary = version, vocabulary
+        self._rng = np.random.default_rng()
+        self._fixed = None
+        if network["type"] == "fixed":
+            self._fixed = FixedGaussian(tensors["mu"], tensors["sigma"])
+            return
+        options = {key: value for key, value in network.items() if key != "type"}
+        self._config = NetworkConfig.from_dict(options)
+        layers = len(self._config.hidden) + 1
+        self._weights = [tensors[f"network.weights.{layer}"][0] for layer in range(layers)]
+        self._biases = [tensors[f"network.biases.{layer}"][0, 0] for layer in range(layers)]
+        # Standardising the state is linear, so the first layer does it.
+        self._weights[0] = self._weights[0] / tensors["state_std"][:, None]
+        self._biases[0] = self._biases[0] - tensors["state_mean"] @ self._weights[0]
+        self._action_mean, self._action_std = tensors["action_mean"], tensors["action_std"]
+        self._low, self._high = math.log(self._config.sigma_min), math.log(self._config.sigma_max)
+        self._start = math.log(-self._low / self._high)
+        self._free = tensors["free"][0] if self._config.sigma == "free" else None
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> FusionActor:
+        """Raises BundleError where the bundle holds no fusion policy that fits its own vocabulary."""
+        if bundle.kind != "fusion":
+            raise BundleError(f"{bundle.version}: kind is {bundle.kind!r}; expected 'fusion'")
+        try:
+            vocabulary = Vocabulary.from_dict(bundle.manifest["vocabulary"])
+            tensors = {name: tensor.double().numpy() for name, tensor in bundle.tensors["policy"].items()}
+            actor = cls(bundle.version, vocabulary, bundle.manifest["network"], tensors)
+            decision = actor.act(np.zeros((1, vocabulary.state_size), np.float32), explore=False)
+            if decision.mu.shape != (1, vocabulary.action_size) or not np.isfinite(decision.action_logp).all():
+                raise ValueError(f"μ {decision.mu.tolist()} for a state of zeros")
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise BundleError(f"{bundle.version}: {error!r}; expected a policy that fits the vocabulary") from None
+        return actor
+
+    def act(
+        self,
+        state: NDArray[np.float32],
+        explore: bool,
+        rng: np.random.Generator | None = None,
+        *,
+        seed: int | None = None,
+    ) -> Decision:
+        """A decision for each row of `state` [B, S].
+
+        Args:
+            state: finite numbers.
+            explore: samples the action from `rng`, or from a fresh generator with `seed`, or from the actor's own.
+
+        Raises:
+            InvalidFieldError: names `state`, its shape or bad value, and what is allowed.
+        """
+        size = self.vocabulary.state_size
+        require(state.ndim == 2 and state.shape[1] == size, "state", state.shape, f"an array [B, {size}]")
+        if not np.isfinite(state).all():
+            row, column = np.argwhere(~np.isfinite(state))[0]
+            require(False, f"state[{row}, {column}]", float(state[row, column]), "finite numbers")
+        if rng is None:
+            rng = self._rng if seed is None else np.random.default_rng(seed)
+        if self._fixed is not None:
+            return self._fixed.act(state, explore, rng)
+        mu, sigma = self._moments(state)
+        return decide(mu, sigma, explore, rng)
+
+    def _moments(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        x: Array = state.astype(np.float64)
+        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
+            x = _activate(x @ weight + bias, self._config.activation)
+        x = x @ self._weights[-1] + self._biases[-1]
+        actions, reach = len(self._action_mean), self._config.mean_range
+        mean = reach * np.tanh(x[:, :actions] / reach)
+        raw = np.broadcast_to(self._free, mean.shape) if self._free is not None else x[:, actions:]
+        # The logistic function as a hyperbolic tangent, which does not overflow.
+        share = 0.5 * (1.0 + np.tanh(0.5 * (raw + self._start)))
+        sigma = self._action_std * np.exp(self._low + (self._high - self._low) * share)
+        return (self._action_mean + self._action_std * mean).astype(np.float32), sigma.astype(np.float32)
+
+
+def _activate(x: Array, activation: str) -> Array:
+    if activation == "relu":
+        return np.maximum(x, 0.0, out=x)
+    if activation == "tanh":
+        return np.tanh(x, out=x)
+    return x * (0.5 * (1.0 + np.tanh(0.5 * x)))
+
+
+def _plain(value: Any) -> Any:
+    """JSON values; numbers that are not finite become None, because JSON has none."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,264 @@
+"""Networks of the two-stage learner: critics and Gaussian policies, all behaviours of a kind in one batched pass."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from recfuse.behaviours import Vocabulary, from_mapping
+from recfuse.errors import require
+from recfuse.fusion.policies import LOG_2PI
+
+Activation = Literal["relu", "tanh", "silu"]
+_ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": nn.functional.silu}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Sizes and bounds of the networks.
+
+    Attributes:
+        hidden: widths of the hidden layers, of critics and policies alike; empty for linear ones.
+        activation: between layers.
+        sigma: `state` lets σ depend on the state, `free` learns one σ per policy.
+        sigma_min, sigma_max: bounds of σ, in standard deviations of the logged actions.
+        mean_range: μ stays within so many standard deviations of the logged actions' mean; what lies further has no
+            support in the log.
+    """
+
+    hidden: tuple[int, ...] = (64, 64)
+    activation: Activation = "relu"
+    sigma: Literal["state", "free"] = "state"
+    sigma_min: float = 0.3
+    sigma_max: float = 2.0
+    mean_range: float = 3.0
+
+    def __post_init__(self) -> None:
+        require(all(width > 0 for width in self.hidden), "hidden", self.hidden, "integers > 0")
+        require(self.activation in _ACTIVATIONS, "activation", self.activation, ", ".join(_ACTIVATIONS))
+        require(self.sigma in ("state", "free"), "sigma", self.sigma, "state, free")
+        require(0 < self.sigma_min < 1, "sigma_min", self.sigma_min, "a number in (0, 1)")
+        require(1 < self.sigma_max < math.inf, "sigma_max", self.sigma_max, "a finite number > 1")
+        require(0 < self.mean_range < math.inf, "mean_range", self.mean_range, "a finite number > 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, mapping: Any) -> NetworkConfig:
+        """Raises InvalidFieldError with the path of the first bad field."""
+        return from_mapping(cls, mapping, "network")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Moments of the logged states and actions: networks see standardised states and give standardised actions.
+
+    Attributes:
+        state_mean, state_std: S numbers each; std > 0.
+        action_mean, action_std: M numbers each; std > 0.
+    """
+
+    state_mean: tuple[float, ...]
+    state_std: tuple[float, ...]
+    action_mean: tuple[float, ...]
+    action_std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for kind in ("state", "action"):
+            mean, std = getattr(self, f"{kind}_mean"), getattr(self, f"{kind}_std")
+            require(len(mean) == len(std) > 0, f"{kind}_std", len(std), f"{len(mean)} numbers")
+            require(all(map(math.isfinite, mean)), f"{kind}_mean", mean, "finite numbers")
+            require(all(math.isfinite(x) and x > 0 for x in std), f"{kind}_std", std, "finite numbers > 0")
+
+    @classmethod
+    def identity(cls, state_size: int, action_size: int) -> Normalisation:
+        """Leaves states and actions as they are."""
+        return cls((0.0,) * state_size, (1.0,) * state_size, (0.0,) * action_size, (1.0,) * action_size)
+
+    @property
+    def state_size(self) -> int:
+        return len(self.state_mean)
+
+    @property
+    def action_size(self) -> int:
+        return len(self.action_mean)
+
+
+class BatchedMLP(nn.Module):
+    """k multilayer perceptrons of one shape over the same input, computed together.
+
+    Args:
+        names: one per network. The initial parameters of a network depend on the seed and its name alone, so that
+            reordering the networks reorders the parameters and changes nothing else (FORMULAS P6).
+        sizes: widths of input, hidden layers, output.
+        activation: between layers.
+        seed: of the initial parameters.
+        last_gain: scales the initial parameters of the last layer.
+    """
+
+    def __init__(
+        self, names: Sequence[str], sizes: Sequence[int], activation: Activation, seed: int, last_gain: float = 1.0
+    ) -> None:
+        super().__init__()
+        self._activation = _ACTIVATIONS[activation]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        generators = [torch.Generator().manual_seed(_seed(seed, name)) for name in names]
+        for layer, (width_in, width_out) in enumerate(itertools.pairwise(sizes)):
+            gain = last_gain if layer == len(sizes) - 2 else 1.0
+            bound = gain * math.sqrt(3.0 / width_in)
+            draws = [torch.rand(width_in, width_out, generator=g, dtype=torch.float64) for g in generators]
+            weight = (torch.stack(draws) * 2.0 - 1.0) * bound
+            self.weights.append(nn.Parameter(weight.to(torch.get_default_dtype())))
+            self.biases.append(nn.Parameter(torch.zeros(len(names), 1, width_out)))
+
+    def forward(self, x: Tensor, members: slice | None = None) -> Tensor:
+        """[n, input] → [k, n, output]; `members` computes a run of the networks only."""
+        members = members or slice(None)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            w, b = weight[members], bias[members]
+            if layer == 0:
+                # One product with all first layers side by side: the input is the same for every network.
+                k, width_in, width_out = w.shape
+                flat = x @ w.transpose(0, 1).reshape(width_in, k * width_out)
+                x = flat.view(-1, k, width_out).transpose(0, 1) + b
+            else:
+                x = torch.baddbmm(b, self._activation(x), w)
+        return x
+
+
+class Critics(nn.Module):
+    """V_j(s) of m behaviours (FORMULAS 1.2).
+
+    Args:
+        names: of the behaviours.
+        config, normalisation: see there.
+        seed: of the initial parameters.
+        start: [m], about what the values are at first; a long horizon takes long to learn a constant.
+    """
+
+    state_mean: Tensor
+    state_std: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        config: NetworkConfig,
+        normalisation: Normalisation,
+        seed: int = 0,
+        start: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        _buffers(self, normalisation, "state")
+        sizes = (normalisation.state_size, *config.hidden, 1)
+        self.network = BatchedMLP(names, sizes, config.activation, seed, last_gain=0.1)
+        if start is not None:
+            require(len(start) == len(names), "start", len(start), f"{len(names)} numbers")
+            with torch.no_grad():
+                self.network.biases[-1].copy_(torch.tensor(start).reshape(-1, 1, 1))
+
+    def forward(self, state: Tensor, members: slice | None = None) -> Tensor:
+        """Values [n, m] of states [n, S]; `members` gives a run of the behaviours only."""
+        x = (state - self.state_mean) / self.state_std
+        return self.network(x, members).squeeze(-1).transpose(0, 1)
+
+
+class GaussianPolicies(nn.Module):
+    """k diagonal Gaussian policies π_j(a|s) = N(μ_j(s), diag σ_j(s)²) (FORMULAS 1.1).
+
+    A fresh one is close to the Gaussian with the moments of the logged actions.
+
+    Args:
+        names: one per policy.
+        config, normalisation: see there.
+        seed: of the initial parameters.
+    """
+
+    state_mean: Tensor
+    state_std: Tensor
+    action_mean: Tensor
+    action_std: Tensor
+
+    def __init__(
+        self, names: Sequence[str], config: NetworkConfig, normalisation: Normalisation, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.names, self.config = tuple(names), config
+        self.actions = normalisation.action_size
+        _buffers(self, normalisation, "state")
+        _buffers(self, normalisation, "action")
+        outputs = self.actions * (2 if config.sigma == "state" else 1)
+        sizes = (normalisation.state_size, *config.hidden, outputs)
+        self.network = BatchedMLP(names, sizes, config.activation, seed, last_gain=0.01)
+        if config.sigma == "free":
+            self.free = nn.Parameter(torch.zeros(len(self.names), self.actions))
+        # log σ = low + (high − low) · sigmoid(x + start), where `start` makes σ = 1 at x = 0.
+        self._low, self._high = math.log(config.sigma_min), math.log(config.sigma_max)
+        self._start = math.log(-self._low / self._high)
+
+    def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and log σ, [n, k, M] each, of states [n, S]."""
+        mean, log_std = self.standardised(state)
+        return self.action_mean + self.action_std * mean, self.action_std.log() + log_std
+
+    def standardised(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """μ and log σ in standard deviations of the logged actions."""
+        x = (state - self.state_mean) / self.state_std
+        out = self.network(x).transpose(0, 1)
+        reach = self.config.mean_range
+        mean = reach * torch.tanh(out[..., : self.actions] / reach)
+        raw = out[..., self.actions :] if self.config.sigma == "state" else self.free.expand_as(mean)
+        return mean, self._low + (self._high - self._low) * torch.sigmoid(raw + self._start)
+
+    def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
+        """log π_j(a|s), [n, k], of actions [n, M]."""
+        mu, log_sigma = self(state)
+        return log_density(action.unsqueeze(1), mu, log_sigma)
+
+
+def log_density(action: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    """log N(action; mu, diag exp(log_sigma)²), summed over the last dimension."""
+    z = (action - mu) * torch.exp(-log_sigma)
+    return -0.5 * (z.square() + LOG_2PI).sum(-1) - log_sigma.sum(-1)
+
+
+def gaussian_kl(mu: Tensor, log_sigma: Tensor, other_mu: Tensor, other_log_sigma: Tensor) -> Tensor:
+    """KL(N(mu, σ²) ‖ N(other)), summed over the last dimension."""
+    ratio = torch.exp(2.0 * (log_sigma - other_log_sigma))
+    shift = ((mu - other_mu) * torch.exp(-other_log_sigma)).square()
+    return (0.5 * (ratio + shift - 1.0) - log_sigma + other_log_sigma).sum(-1)
+
+
+def gaussian_entropy(log_sigma: Tensor) -> Tensor:
+    """Differential entropy in nats, summed over the last dimension."""
+    return (log_sigma + 0.5 * (1.0 + LOG_2PI)).sum(-1)
+
+
+def long_term_policy(
+    vocabulary: Vocabulary, config: NetworkConfig, normalisation: Normalisation, seed: int = 0
+) -> GaussianPolicies:
+    """The policy that serves: one network, sizes checked against the vocabulary."""
+    require(normalisation.state_size == vocabulary.state_size, "normalisation.state_mean", normalisation.state_size,
+            f"{vocabulary.state_size} numbers, the state_size of the vocabulary")
+    require(normalisation.action_size == vocabulary.action_size, "normalisation.action_mean", normalisation.action_size,
+            f"{vocabulary.action_size} numbers, one per fusion parameter")
+    return GaussianPolicies(("policy",), config, normalisation, seed)
+
+
+def _buffers(module: nn.Module, normalisation: Normalisation, kind: str) -> None:
+    for moment in ("mean", "std"):
+        values = getattr(normalisation, f"{kind}_{moment}")
+        module.register_buffer(f"{kind}_{moment}", torch.tensor(values, dtype=torch.get_default_dtype()))
+
+
+def _seed(seed: int, name: str) -> int:
+    return (seed * 0x9E3779B1 + zlib.crc32(name.encode())) % (1 << 63)

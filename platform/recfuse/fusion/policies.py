@@ -1,0 +1,79 @@
+"""What a fusion policy is to its callers: states in, a decision per state out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recfuse.errors import require
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer of a policy for a batch of states; what the session log keeps of it (DESIGN 3.1).
+
+    Attributes:
+        mu, sigma: float32[B, M], the Gaussian over fusion parameters.
+        action: float32[B, M], the fusion parameters to use: sampled with exploration, `mu` without.
+        action_logp: float64[B], log π(action | state) of the Gaussian, whichever way the action was taken.
+    """
+
+    mu: NDArray[np.float32]
+    sigma: NDArray[np.float32]
+    action: NDArray[np.float32]
+    action_logp: NDArray[np.float64]
+
+
+class Policy(Protocol):
+    """Anything that decides fusion parameters: the served actor, a declared behaviour policy, CEM's vector."""
+
+    def act(self, state: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:
+        """A decision for each row of `state` [B, S]; samples from `rng` where `explore`."""
+        ...
+
+
+def gaussian_log_density(action: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
+    """log N(action; mu, diag sigma²), float64[B], of actions [B, M] (FORMULAS 1.1)."""
+    action, mu, sigma = (np.asarray(x, np.float64) for x in (action, mu, sigma))
+    z = (action - mu) / sigma
+    return np.asarray(-0.5 * (z * z + LOG_2PI).sum(-1) - np.log(sigma).sum(-1), np.float64)
+
+
+def decide(mu: NDArray[np.float32], sigma: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:
+    """Takes or samples the action of the Gaussians mu, sigma [B, M], and states its density."""
+    action = mu
+    if explore:
+        action = (mu + sigma * rng.standard_normal(mu.shape, np.float32)).astype(np.float32)
+    return Decision(mu, sigma, action, gaussian_log_density(action, mu, sigma))
+
+
+class FixedGaussian:
+    """The same Gaussian in every state: a declared behaviour policy, or the one vector that CEM found.
+
+    Args:
+        mu: [M], finite.
+        sigma: [M] or one number for all, > 0; it is the exploration, and it is logged even where none takes place.
+
+    Raises:
+        InvalidFieldError: names the field, its value and what is allowed.
+    """
+
+    def __init__(self, mu: ArrayLike, sigma: ArrayLike) -> None:
+        self.mu = np.array(mu, np.float32)
+        require(self.mu.ndim == 1 and self.mu.size > 0, "mu", self.mu.shape, "a vector [M]")
+        require(bool(np.isfinite(self.mu).all()), "mu", self.mu.tolist(), "finite numbers")
+        given = np.array(sigma, np.float32)
+        require(given.shape in ((), self.mu.shape), "sigma", given.shape, f"a number or a vector {self.mu.shape}")
+        require(bool((np.isfinite(given) & (given > 0)).all()), "sigma", given.tolist(), "finite numbers > 0")
+        self.sigma = np.broadcast_to(given, self.mu.shape).copy()
+
+    def act(self, state: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:
+        """See `Policy.act`; of the state [B, S] only B is used."""
+        rows = (len(state), 1)
+        return decide(np.tile(self.mu, rows), np.tile(self.sigma, rows), explore, rng)

@@ -1,0 +1,148 @@
+"""A training run from samples to a bundle: progress lines, checkpoints, resume, history, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recfuse.console import Progress
+from recfuse.fusion.inference import export_policy
+from recfuse.learning.algorithm import TwoStage, TwoStageConfig
+from recfuse.learning.samples import SampleSet
+from recfuse.learning.settings import LearningSettings
+
+logger = logging.getLogger("recfuse")
+CHECKPOINT, HISTORY, METRICS = "checkpoint", "history.jsonl", "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFusionConfig:
+    """Attributes:
+        samples: directory of samples, as the ingest job writes them.
+        output: directory for the bundle, the metrics, the history and the checkpoint.
+        learning: algorithm, networks, rates, stopping rules.
+    """
+
+    samples: str = "runs/samples"
+    output: str = "runs/fusion"
+    learning: LearningSettings = field(default_factory=LearningSettings)
+
+
+@dataclass(frozen=True)
+class TrainFusionResult:
+    """Attributes:
+        bundle: directory of the exported policy.
+        metrics: per phase: the numbers of its last iteration, how many there were, and why it stopped.
+        history: JSON lines, one per iteration: phase, iteration, metrics.
+        resumed_at: iterations that an interrupted run had done before.
+    """
+
+    bundle: Path
+    metrics: dict[str, Any]
+    history: Path
+    resumed_at: int
+
+
+def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
+    """Trains on the current Ray and exports the policy. A rerun continues after the last complete iteration.
+
+    Raises:
+        InvalidFieldError: bad samples, or settings that do not fit them.
+    """
+    samples = SampleSet.open(config.samples)
+    logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s", f"{samples.rows:,}",
+                samples.vocabulary.state_size, samples.vocabulary.action_size,
+                ", ".join(samples.vocabulary.behaviour_names))
+    setup = TwoStageConfig().learn(config.learning, samples)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        algorithm = setup.build_algo()
+        try:
+            checkpoint = output / CHECKPOINT
+            resumed_at = _resume(algorithm, checkpoint, config, samples)
+            _run(algorithm, checkpoint)
+            metrics = summary(algorithm)
+            bundle = export_policy(output, algorithm.policy(), samples.vocabulary,
+                                   training=dataclasses.asdict(config.learning),
+                                   data_fingerprint=samples.fingerprint, metrics=metrics)
+            history = algorithm.progress.history
+        finally:
+            algorithm.stop()
+    _write(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
+    _write(output / METRICS, json.dumps(metrics, indent=1))
+    logger.info("train_fusion: wrote %s", bundle)
+    return TrainFusionResult(bundle, metrics, output / HISTORY, resumed_at)
+
+
+def summary(algorithm: TwoStage) -> dict[str, Any]:
+    """Per phase: the numbers of its last iteration, how many there were, and why it stopped."""
+    phases: dict[str, Any] = {}
+    for entry in algorithm.progress.history:
+        numbers = {name: value for name, value in entry.items() if name not in ("phase", "iteration")}
+        phases[entry["phase"]] = {**numbers, "iterations": entry["iteration"] + 1,
+                                  "stopped": algorithm.progress.stopped.get(entry["phase"], "")}
+    return phases
+
+
+def _resume(algorithm: TwoStage, checkpoint: Path, config: TrainFusionConfig, samples: SampleSet) -> int:
+    """Loads the checkpoint of the same run, if there is one; a checkpoint of another run is left to be overwritten."""
+    run = checkpoint / "run"
+    if run.exists() and run.read_text() == _identity(config, samples) and algorithm.has_checkpoint(checkpoint):
+        algorithm.load_checkpoint(str(checkpoint))
+        logger.info("train_fusion: resuming after %d iterations", len(algorithm.progress.history))
+        return len(algorithm.progress.history)
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    algorithm.discard_checkpoint(checkpoint)
+    _write(run, _identity(config, samples))
+    return 0
+
+
+def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
+    """Names a run by all that its result depends on; how many workers compute it is not part of that."""
+    settings = dataclasses.asdict(config.learning)
+    for name in ("num_learners", "gpus_per_learner", "threads", "memory_mib"):
+        del settings[name]
+    text = json.dumps([settings, samples.fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _run(algorithm: TwoStage, checkpoint: Path) -> None:
+    while not algorithm.finished:
+        phase = algorithm.phase
+        limit = algorithm.settings.rule(phase).iterations
+        progress = Progress(f"train_fusion {phase}", limit, "passes")
+        progress.advance(len(algorithm.progress.losses))
+        while not algorithm.finished and algorithm.phase == phase:
+            algorithm.train()
+            algorithm.save_checkpoint(str(checkpoint))
+            progress.advance(1, f"loss {algorithm.progress.history[-1]['loss']:.4f}")
+        progress.finish(f"loss {algorithm.progress.history[-1]['loss']:.4f}; {algorithm.progress.stopped[phase]}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out what Ray says about its own versions and every execution of a dataset; its errors stay."""
+    loggers = [logging.getLogger(name) for name in ("ray.rllib", "ray.tune", "ray.data", "ray._common.deprecation")]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".writing")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,167 @@
+"""Exposures as the model's inputs: small encoded tables of users and items, and rows that point into them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recfuse.errors import require
+from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
+from recfuse.scenes.features import Encoded, FeatureEncoder, align, row_histories
+from recfuse.scenes.registry import Pair, Registry
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows of registered scenes, encoded.
+
+    Attributes:
+        users, items: encoded once each, int32[U, F_u] and so on.
+        user, item: int32[N], positions in them.
+        context: of the rows themselves.
+        history: int32[N, L], ids into the embedding table, 0 pads.
+        scene: int64[N], scene index.
+        labels: int8[N, tasks], in the order of `Registry.task_names`.
+    """
+
+    users: Encoded
+    items: Encoded
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    context: Encoded
+    history: NDArray[np.int32]
+    scene: NDArray[np.int64]
+    labels: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    def take(self, index: NDArray[np.int64]) -> EncodedRows:
+        """The rows at the positions; users and items are shared."""
+        context = Encoded(self.context.ids[index], self.context.numbers[index])
+        return EncodedRows(self.users, self.items, self.user[index], self.item[index], context, self.history[index],
+                           self.scene[index], self.labels[index])
+
+    def ids(self) -> NDArray[np.int32]:
+        """int32[N, fields]."""
+        return np.concatenate([self.users.ids[self.user], self.items.ids[self.item], self.context.ids], axis=1)
+
+    def numbers(self) -> NDArray[np.float32]:
+        """float32[N, numeric]."""
+        parts = [self.users.numbers[self.user], self.items.numbers[self.item], self.context.numbers]
+        return np.concatenate(parts, axis=1)
+
+
+def scene_rows(exposures: Exposures, registry: Registry) -> Exposures:
+    """The rows of registered scenes; each task's labels must be there and be 0 or 1."""
+    inside = registry.scene_index(exposures.rows["scene"].to_numpy(zero_copy_only=False)) >= 0
+    kept = exposures.filter(inside)
+    require(kept.rows.num_rows > 0, "scenes", registry.scene_names, "scenes that the rows hold")
+    label_matrix(kept.rows, registry)
+    return kept
+
+
+def label_matrix(rows: pa.Table, registry: Registry) -> NDArray[np.int8]:
+    """int8[N, tasks].
+
+    Raises:
+        InvalidFieldError: a label column is missing, or a label is not 0 or 1 (names the pair).
+    """
+    columns = []
+    scenes = registry.scene_index(rows["scene"].to_numpy(zero_copy_only=False))
+    for task in registry.task_names:
+        require(task in rows.column_names, f"rows.{task}", rows.column_names, f"a label column {task}")
+        values = rows[task].to_numpy(zero_copy_only=False).astype(np.float64)
+        for index in np.flatnonzero((values != 0) & (values != 1))[:1]:
+            require(False, f"label of {Pair(registry.scene_names[scenes[index]], task)}, row {index}",
+                    values[index].item(), "0 or 1")
+        columns.append(values.astype(np.int8))
+    return np.stack(columns, axis=1)
+
+
+def count_pairs(rows: pa.Table, registry: Registry) -> tuple[dict[Pair, int], dict[Pair, int]]:
+    """Positives and negatives of every pair."""
+    labels = label_matrix(rows, registry)
+    scenes = registry.scene_index(rows["scene"].to_numpy(zero_copy_only=False))
+    positives, negatives = {}, {}
+    for pair, scene, task in zip(registry.pairs, registry.pair_scene, registry.pair_task, strict=True):
+        own = labels[scenes == scene, task]
+        positives[pair], negatives[pair] = int(own.sum()), int(len(own) - own.sum())
+    return positives, negatives
+
+
+def encode_exposures(exposures: Exposures, registry: Registry, encoder: FeatureEncoder) -> EncodedRows:
+    """Every row of the exposures, which all are of registered scenes; histories are looked up in all of them."""
+    histories = row_histories(exposures, encoder.history_length)
+    return encode_rows(exposures.rows, exposures.users, exposures.items, histories, registry, encoder,
+                       label_matrix(exposures.rows, registry))
+
+
+def encode_rows(rows: pa.Table, users: pa.Table, items: pa.Table, histories: NDArray[np.int64], registry: Registry,
+                encoder: FeatureEncoder, labels: NDArray[np.int8] | None = None) -> EncodedRows:
+    """Rows with their users and items; `labels` may be absent where they are only scored."""
+    scene = registry.scene_index(rows["scene"].to_numpy(zero_copy_only=False))
+    for index in np.flatnonzero(scene < 0)[:1]:
+        require(False, "scene", rows["scene"][int(index)].as_py(), ", ".join(registry.scene_names))
+    user_keys, user = np.unique(rows["user_id"].to_numpy(), return_inverse=True)
+    item_keys, item = np.unique(rows["item_id"].to_numpy(), return_inverse=True)
+    if labels is None:
+        labels = np.zeros((rows.num_rows, len(registry.task_names)), np.int8)
+    return EncodedRows(
+        users=encoder.encode("user", table_columns(align(users, "user_id", user_keys)), len(user_keys)),
+        items=encoder.encode("item", table_columns(align(items, "item_id", item_keys)), len(item_keys)),
+        user=user.reshape(-1).astype(np.int32), item=item.reshape(-1).astype(np.int32),
+        context=encoder.encode("context", table_columns(rows), rows.num_rows),
+        history=encoder.encode_history(histories), scene=scene, labels=labels)
+
+
+def table_columns(table: pa.Table) -> Mapping[str, pa.ChunkedArray]:
+    """Name → column."""
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Rows to train on and rows to test on.
+
+    Attributes:
+        training: bool[N], rows before the test day, of the scorer's share (`row_share` ≥ RESPONSE_SHARE; the others are
+            the response model's).
+        test: bool[N], rows of the last day.
+        test_day: yyyymmdd.
+    """
+
+    training: NDArray[np.bool_]
+    test: NDArray[np.bool_]
+    test_day: int
+
+
+def split_by_time(exposures: Exposures, share: float = RESPONSE_SHARE) -> TimeSplit:
+    """Tests on the last day, trains on the days before it.
+
+    Raises:
+        InvalidFieldError: there are fewer than two days, or no row of the scorer's share before the last.
+    """
+    days = exposures.column("day")
+    require(len(np.unique(days)) >= 2, "day", np.unique(days).tolist(), "at least two days")
+    last = int(days.max())
+    training = (days < last) & (row_share(exposures) >= share)
+    require(bool(training.any()), "day", int(training.sum()), f"training rows before {last}")
+    return TimeSplit(training, days == last, last)
+
+
+def fingerprint(exposures: Exposures) -> str:
+    """SHA-256 of the rows, users, items and histories: which data a bundle was trained on."""
+    digest = hashlib.sha256()
+    for table in (exposures.rows, exposures.users, exposures.items, exposures.history):
+        sink = pa.BufferOutputStream()
+        whole = table.combine_chunks()
+        with pa.ipc.new_stream(sink, whole.schema) as writer:
+            writer.write_table(whole)
+        digest.update(sink.getvalue())
+    return digest.hexdigest()

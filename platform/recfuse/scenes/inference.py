@@ -1,0 +1,205 @@
+"""Scores items from a scenes bundle: calibrated probabilities of every task of a scene, without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recfuse.behaviours import from_mapping
+from recfuse.bundle import Bundle, write_bundle
+from recfuse.errors import require
+from recfuse.logs.exposures import Exposures
+from recfuse.scenes.dataset import EncodedRows, encode_rows
+from recfuse.scenes.features import NO_ITEM, Feature, FeatureEncoder, FittedFeature, row_histories
+from recfuse.scenes.loss import calibrated
+from recfuse.scenes.model import ModelConfig, MultiSceneModel, extract_scene, scene_spans
+from recfuse.scenes.registry import Registry
+
+_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a scorer says of N items of one scene.
+
+    Attributes:
+        probabilities: task → float32[N], calibrated (FORMULAS 3.4).
+        unknown: feature → how many of its values were missing or not known from training.
+    """
+
+    probabilities: dict[str, NDArray[np.float32]]
+    unknown: dict[str, int]
+
+
+class SceneScorer:
+    """A trained model with its features and its calibration.
+
+    Args:
+        model: in evaluation mode.
+        registry: its scenes and tasks, in the order of its pairs.
+        encoder: fitted features.
+        positive_weight: p_t of every pair.
+        version: the bundle's name.
+    """
+
+    def __init__(self, model: MultiSceneModel, registry: Registry, encoder: FeatureEncoder, positive_weight: Tensor,
+                 version: str = "unsaved") -> None:
+        require(len(positive_weight) == len(registry.pairs), "positive_weight", len(positive_weight),
+                f"{len(registry.pairs)} values, one a pair")
+        self._model, self._registry, self._encoder = model.eval(), registry, encoder
+        self._positive_weight = positive_weight.float()
+        self.version = version
+        self.tasks: dict[str, tuple[str, ...]] = {scene: registry.tasks_of(scene) for scene in registry.scene_names}
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> SceneScorer:
+        """The scorer in a bundle of kind `scenes`.
+
+        Raises:
+            InvalidFieldError: the bundle is of another kind, or its manifest and tensors do not fit.
+        """
+        require(bundle.kind == "scenes", "kind", bundle.kind, "scenes")
+        manifest, tensors = bundle.manifest, bundle.tensors
+        registry = from_mapping(Registry, manifest["registry"], "manifest registry")
+        config = from_mapping(ModelConfig, manifest["model"], "manifest model")
+        model = MultiSceneModel(config, **manifest["shapes"], pair_scene=registry.pair_scene)
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors["model"].items()}
+        require(found == expected, "model.safetensors", found, f"tensors {expected}")
+        model.load_state_dict(tensors["model"])
+        encoder = _encoder_from(manifest["normalisation"], tensors["features"])
+        return cls(model, registry, encoder, tensors["calibration"]["positive_weight"], bundle.version)
+
+    def export(self, root: str | Path, *, training: Mapping[str, Any], data_fingerprint: str,
+               metrics: Mapping[str, Any]) -> Path:
+        """Writes a bundle of kind `scenes` and returns its directory."""
+        model = self._model
+        normalisation, columns = _encoder_to(self._encoder)
+        return write_bundle(root, kind="scenes", tensors={
+            "model": model.state_dict(), "features": columns, "calibration": {"positive_weight": self._positive_weight},
+        }, manifest={
+            "registry": self._registry.to_dict(), "model": dataclasses.asdict(model.config),
+            "shapes": {"table_rows": len(model.embedding), "fields": model.fields, "numeric": model.numeric,
+                       "item_field": model.item_field},
+            "normalisation": normalisation, "training": dict(training), "data_fingerprint": data_fingerprint,
+            "metrics": dict(metrics),
+        })
+
+    def only(self, scene: str) -> SceneScorer:
+        """The scorer of one scene: shared experts, that scene's gates and towers (property S3)."""
+        registry = self._registry.only(scene)
+        index = self._registry.scene_names.index(scene)
+        own = scene_spans(self._registry.pair_scene)[index]
+        return SceneScorer(extract_scene(self._model, index), registry, self._encoder, self._positive_weight[own],
+                           self.version)
+
+    def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores:
+        """Probabilities of every task of the scene for N items shown to one user.
+
+        Args:
+            user: the user's features by name, with `user_id`, `history` (item ids, oldest first) and context such as
+                `hour`; what is missing counts as unknown.
+            items: the items' features by name, with `item_id`; each [N].
+
+        Raises:
+            InvalidFieldError: an unknown scene, no item_id, columns of different lengths or of a wrong type.
+        """
+        require(scene in self.tasks, "scene", scene, ", ".join(self.tasks))
+        require("item_id" in items, "items.item_id", sorted(items), "a column item_id")
+        count = len(items["item_id"])
+        index = self._registry.scene_names.index(scene)
+        given = {name: [value] for name, value in user.items() if name != "history"}
+        now = {"hour": [datetime.datetime.now().hour]}
+        users = self._encoder.encode("user", given, 1)
+        context = self._encoder.encode("context", {**now, **given, "scene": [scene]}, 1)
+        encoded = self._encoder.encode("item", items, count)
+        history = self._encoder.encode_history(_last_items(user.get("history"), self._encoder.history_length))
+        ids = np.concatenate([_repeat(users.ids, count), encoded.ids, _repeat(context.ids, count)], axis=1)
+        numbers = np.concatenate([_repeat(users.numbers, count), encoded.numbers, _repeat(context.numbers, count)], 1)
+        probabilities = self._probabilities(ids, numbers, _repeat(history, count), np.full(count, index))
+        own = scene_spans(self._registry.pair_scene)[index]
+        columns = dict(zip(self.tasks[scene], probabilities[:, own].T, strict=True))
+        return Scores(columns, {**users.unknown, **context.unknown, **encoded.unknown})
+
+    def score_rows(self, rows: pa.Table, users: pa.Table, items: pa.Table,
+                   histories: NDArray[np.int64] | None = None) -> dict[str, NDArray[np.float32]]:
+        """Task → float32[N] of rows of many users and scenes; NaN where the row's scene lacks the task.
+
+        Args:
+            rows: `user_id`, `item_id`, `scene`, and context columns such as `hour` where they are known.
+            users, items: their features, as in Exposures.
+            histories: [N, L] item ids, newest last, −1 where there is none; absent, nobody has a history.
+        """
+        if histories is None:
+            histories = np.full((rows.num_rows, self._encoder.history_length), NO_ITEM, np.int64)
+        return self._by_task(encode_rows(rows, users, items, histories, self._registry, self._encoder))
+
+    def score_exposures(self, exposures: Exposures) -> dict[str, NDArray[np.float32]]:
+        """`score_rows` of exposures, each row with the history that its user had then."""
+        histories = row_histories(exposures, self._encoder.history_length)
+        return self.score_rows(exposures.rows, exposures.users, exposures.items, histories)
+
+    def _by_task(self, rows: EncodedRows) -> dict[str, NDArray[np.float32]]:
+        result = {task: np.full(len(rows), np.nan, np.float32) for task in self._registry.task_names}
+        for start in range(0, len(rows), _BATCH):
+            index = np.arange(start, min(start + _BATCH, len(rows)))
+            part = rows.take(index)
+            probabilities = self._probabilities(part.ids(), part.numbers(), part.history, part.scene)
+            for column, (pair, scene) in enumerate(zip(self._registry.pairs, self._registry.pair_scene, strict=True)):
+                own = part.scene == scene
+                result[pair.task][index[own]] = probabilities[own, column]
+        return result
+
+    def _probabilities(self, ids: np.ndarray, numbers: np.ndarray, history: np.ndarray,
+                       scene: np.ndarray) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits = self._model(torch.from_numpy(ids), torch.from_numpy(numbers), torch.from_numpy(history),
+                                 torch.from_numpy(scene))
+            return calibrated(logits, self._positive_weight).numpy()
+
+
+def _repeat(row: np.ndarray, count: int) -> np.ndarray:
+    return np.repeat(row, count, axis=0)
+
+
+def _last_items(history: Sequence[int] | None, length: int) -> NDArray[np.int64]:
+    """int64[1, length], padded in front."""
+    try:
+        items = np.asarray([] if history is None else history, dtype=np.int64).reshape(-1)
+    except (TypeError, ValueError, OverflowError):
+        require(False, "history", history, "a list of item ids, 64-bit integers")
+    items = items[len(items) - min(length, len(items)):]
+    return np.concatenate([np.full(length - len(items), NO_ITEM, np.int64), items])[None, :]
+
+
+def _encoder_to(encoder: FeatureEncoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """JSON values and tensors of the fitted features; strings go to the former, exact numbers to the latter."""
+    entries: list[dict[str, Any]] = []
+    columns = {"table_rows": torch.tensor([encoder.table_rows])}
+    for index, one in enumerate(encoder.fitted):
+        entry = {"feature": dataclasses.asdict(one.feature), "offset": one.offset, "mean": one.mean, "std": one.std}
+        if one.values.dtype.kind == "U":
+            entry["values"] = one.values.tolist()
+        else:
+            columns[str(index)] = torch.from_numpy(np.ascontiguousarray(one.values))
+        entries.append(entry)
+    return {"features": entries, "history_length": encoder.history_length}, columns
+
+
+def _encoder_from(normalisation: Mapping[str, Any], columns: Mapping[str, Tensor]) -> FeatureEncoder:
+    fitted = []
+    for index, entry in enumerate(normalisation["features"]):
+        values = np.array(entry["values"], dtype=str) if "values" in entry else columns[str(index)].numpy()
+        fitted.append(FittedFeature(from_mapping(Feature, entry["feature"], "manifest feature"), values,
+                                    entry["offset"], entry["mean"], entry["std"]))
+    return FeatureEncoder(tuple(fitted), normalisation["history_length"], int(columns["table_rows"][0]))

@@ -1,0 +1,131 @@
+"""Which scenes there are and which tasks each of them has: the order of the model's (scene, task) pairs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recfuse.errors import require
+
+logger = logging.getLogger("recfuse")
+
+
+class Pair(NamedTuple):
+    """One output of the model: a task in a scene."""
+
+    scene: str
+    task: str
+
+    def __str__(self) -> str:
+        return f"({self.scene}, {self.task})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One recommendation page.
+
+    Attributes:
+        name: its value in the column `scene`.
+        tasks: label columns to predict there; too few positives in training are an error.
+        optional_tasks: likewise, but left out (and logged) where the training rows hold too few positives.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    optional_tasks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(bool(self.name.strip()), "name", self.name, "a non-empty string")
+        every = self.tasks + self.optional_tasks
+        require(bool(every), "tasks", every, "at least one task")
+        require(len(set(every)) == len(every), "tasks", every, "distinct names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """The scenes of one model.
+
+    Attributes:
+        scenes: in the order of the scene index.
+    """
+
+    scenes: tuple[Scene, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.scenes), "scenes", self.scenes, "at least one scene")
+        require(len(set(self.scene_names)) == len(self.scenes), "scenes", self.scene_names, "distinct names")
+
+    @cached_property
+    def scene_names(self) -> tuple[str, ...]:
+        return tuple(scene.name for scene in self.scenes)
+
+    @cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Every (scene, task), scene by scene."""
+        return tuple(Pair(s.name, task) for s in self.scenes for task in s.tasks + s.optional_tasks)
+
+    @cached_property
+    def task_names(self) -> tuple[str, ...]:
+        """Every task that some scene has, in the order of first mention."""
+        return tuple(dict.fromkeys(pair.task for pair in self.pairs))
+
+    @cached_property
+    def pair_scene(self) -> tuple[int, ...]:
+        """Scene index of every pair."""
+        return tuple(self.scene_names.index(pair.scene) for pair in self.pairs)
+
+    @cached_property
+    def pair_task(self) -> tuple[int, ...]:
+        """Index into `task_names` of every pair."""
+        return tuple(self.task_names.index(pair.task) for pair in self.pairs)
+
+    def tasks_of(self, scene: str) -> tuple[str, ...]:
+        """Raises InvalidFieldError for an unknown scene."""
+        require(scene in self.scene_names, "scene", scene, ", ".join(self.scene_names))
+        return tuple(pair.task for pair in self.pairs if pair.scene == scene)
+
+    def only(self, scene: str) -> Registry:
+        """The registry of one scene."""
+        self.tasks_of(scene)
+        return Registry(scenes=tuple(entry for entry in self.scenes if entry.name == scene))
+
+    def scene_index(self, scenes: Sequence[str] | np.ndarray) -> np.ndarray:
+        """int64[N], the index of each row's scene; −1 where it is not registered."""
+        values, inverse = np.unique(np.asarray(scenes, dtype=str), return_inverse=True)
+        table = np.array([self.scene_names.index(v) if v in self.scene_names else -1 for v in values], np.int64)
+        return table[inverse.reshape(-1)] if len(values) else np.zeros(0, np.int64)
+
+    def supported(self, positives: Mapping[Pair, int], minimum: int) -> Registry:
+        """Without the optional pairs that have fewer than `minimum` positives; each is logged."""
+        def kept(scene: Scene) -> Scene:
+            dropped = [t for t in scene.optional_tasks if positives[Pair(scene.name, t)] < minimum]
+            for task in dropped:
+                pair = Pair(scene.name, task)
+                logger.info("pair %s is left out: %d positives in training, %d needed", pair, positives[pair], minimum)
+            optional = tuple(task for task in scene.optional_tasks if task not in dropped)
+            return Scene(name=scene.name, tasks=scene.tasks, optional_tasks=optional)
+        scenes = (kept(scene) for scene in self.scenes if self._has_pairs(scene, positives, minimum))
+        return Registry(scenes=tuple(scenes))
+
+    @staticmethod
+    def _has_pairs(scene: Scene, positives: Mapping[Pair, int], minimum: int) -> bool:
+        if scene.tasks or any(positives[Pair(scene.name, task)] >= minimum for task in scene.optional_tasks):
+            return True
+        logger.info("scene %s is left out: none of its optional tasks has %d positives", scene.name, minimum)
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; the optional tasks that are left are tasks."""
+        return {"scenes": [{"name": s, "tasks": list(self.tasks_of(s))} for s in self.scene_names]}
+
+
+# The five large pages of KuaiRand-Pure. The rare reactions are too few there on the small pages, so they are optional.
+KUAIRAND = Registry(scenes=tuple(
+    Scene(name=tab, tasks=("click", "long_view"), optional_tasks=("like", "comment", "forward", "follow"))
+    for tab in ("0", "1", "2", "4", "6")
+))

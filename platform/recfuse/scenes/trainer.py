@@ -1,0 +1,350 @@
+"""Trains the multi-scene model: in this process, or with Ray Train over Ray Data on one or more workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor
+
+from recfuse.console import Progress
+from recfuse.errors import require
+from recfuse.logs.exposures import Exposures
+from recfuse.scenes.dataset import EncodedRows, count_pairs, encode_exposures
+from recfuse.scenes.features import Encoded, Feature, FeatureEncoder, declared_features
+from recfuse.scenes.inference import SceneScorer
+from recfuse.scenes.loss import multi_scene_loss
+from recfuse.scenes.model import ModelConfig, MultiSceneModel
+from recfuse.scenes.registry import Registry
+from recfuse.scenes.weights import STRATEGIES, task_weights
+
+logger = logging.getLogger("recfuse")
+
+_CHECKPOINT = "checkpoint.pt"
+_BLOCK_ROWS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the model is fitted.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: rows of a step, over all workers.
+        embedding_rate: learning rate of Adagrad on the embedding table. Its accumulator starts at zero: with any
+            larger start, ids that come a few times in an epoch hardly move.
+        dense_rate: learning rate of Adam on everything else.
+        strategy: of the weights (FORMULAS 3.3).
+        largest_positive_weight: bound on p_t; None for none.
+        minimum_positives: an optional pair with fewer in training is left out.
+        seed: of initial weights and order of rows.
+        workers: of Ray Train; 0 trains in the calling process, without Ray.
+        threads: of torch in each worker. More than there are idle cores is far slower than one: the threads spin.
+        bfloat16: matmuls in bfloat16; None: where the processor has instructions for it.
+    """
+
+    epochs: int = 1
+    batch_size: int = 1024
+    embedding_rate: float = 0.05
+    dense_rate: float = 1e-3
+    strategy: Literal["balanced", "sqrt", "uniform"] = "uniform"
+    largest_positive_weight: float | None = 3.0
+    minimum_positives: int = 20
+    seed: int = 0
+    workers: int = 1
+    threads: int = 1
+    bfloat16: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "minimum_positives", "threads"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
+        require(self.workers >= 0, "workers", self.workers, "an integer ≥ 0")
+        for name in ("embedding_rate", "dense_rate"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
+        require(self.strategy in STRATEGIES, "strategy", self.strategy, ", ".join(STRATEGIES))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a training needs.
+
+    Attributes:
+        registry: the pairs that the training rows support.
+        encoder: features, fitted on the training rows.
+        rows: the training rows, encoded.
+        positive_weight, task_weight: p_t and ω_t [T].
+        prior_logits: log(p_t N_t⁺ / N_t⁻) [T], where the towers start.
+    """
+
+    registry: Registry
+    encoder: FeatureEncoder
+    rows: EncodedRows
+    positive_weight: Tensor
+    task_weight: Tensor
+    prior_logits: Tensor
+    model: ModelConfig
+    training: TrainingConfig
+
+
+def prepare(exposures: Exposures, training_rows: np.ndarray, registry: Registry, model: ModelConfig,
+            training: TrainingConfig, features: tuple[Feature, ...] = ()) -> Problem:
+    """Decides the pairs, fits features and weights, and encodes the training rows.
+
+    Args:
+        exposures: rows of registered scenes; those outside the training rows only lend their histories.
+        training_rows: bool[rows].
+        features: declared features; empty takes every column of users and items.
+
+    Raises:
+        InvalidFieldError: a pair without positives or negatives, a missing column, no training row.
+    """
+    chosen = exposures.filter(training_rows)
+    require(chosen.rows.num_rows > 0, "training rows", 0, "at least one")
+    registry = registry.supported(count_pairs(chosen.rows, registry)[0], training.minimum_positives)
+    positives, negatives = count_pairs(chosen.rows, registry)
+    plus, minus = (torch.tensor([float(counts[pair]) for pair in registry.pairs]) for counts in (positives, negatives))
+    positive_weight, task_weight = task_weights(
+        plus, minus, training.strategy, largest_positive_weight=training.largest_positive_weight, names=registry.pairs)
+    encoder = FeatureEncoder.fit(features or declared_features(exposures), exposures, training_rows,
+                                 model.history_length)
+    rows = encode_exposures(exposures, registry, encoder).take(np.flatnonzero(training_rows))
+    return Problem(registry, encoder, rows, positive_weight, task_weight, torch.log(positive_weight * plus / minus),
+                   model, training)
+
+
+def train(problem: Problem, storage: str | Path, name: str = "scenes") -> SceneScorer:
+    """Trains, with Ray Train unless `workers` is 0.
+
+    Args:
+        storage: where checkpoints go; a training of the same name that was cut off goes on from its last epoch.
+    """
+    if problem.training.workers == 0:
+        model = fit_in_process(problem)
+    else:
+        model = _fit_on_ray(problem, Path(storage).resolve(), name)
+    return SceneScorer(model, problem.registry, problem.encoder, problem.positive_weight)
+
+
+def build_model(problem: Problem) -> MultiSceneModel:
+    """The untrained network of a problem, from its seed."""
+    torch.manual_seed(problem.training.seed)
+    ids = [one.feature for one in problem.encoder.fitted if one.offset >= 0]
+    item = next((i for i, feature in enumerate(ids) if feature.source == "item" and feature.name == "item_id"), 0)
+    return MultiSceneModel(problem.model, table_rows=problem.encoder.table_rows, fields=problem.encoder.fields,
+                           numeric=problem.encoder.numeric, item_field=item, pair_scene=problem.registry.pair_scene,
+                           prior_logits=problem.prior_logits)
+
+
+class Stepper:
+    """One optimiser step at a time: Adagrad on the embedding table, Adam on the rest.
+
+    Args:
+        model: the network, or a DDP wrapper of it.
+    """
+
+    def __init__(self, model: torch.nn.Module, problem: Problem) -> None:
+        config = problem.training
+        self._model = model
+        self._weights = problem.positive_weight, problem.task_weight
+        self._pair_scene = torch.tensor(problem.registry.pair_scene)
+        self._pair_task = torch.tensor(problem.registry.pair_task)
+        table = [p for name, p in model.named_parameters() if name.endswith("embedding")]
+        dense = [p for name, p in model.named_parameters() if not name.endswith("embedding")]
+        # With the whole table in one fused step, rows without a gradient stay as they are: the same result as a
+        # sparse update, and faster up to a few hundred thousand rows.
+        self.optimizers = (torch.optim.Adagrad(table, lr=config.embedding_rate, fused=True),
+                           torch.optim.Adam(dense, lr=config.dense_rate, fused=True))
+        wanted = config.bfloat16
+        self._bfloat16 = _has_bfloat16() if wanted is None else wanted
+
+    def step(self, ids: Tensor, numbers: Tensor, history: Tensor, scene: Tensor, labels: Tensor) -> float:
+        """One step on a batch; returns the loss per row. `labels` is [B, tasks]."""
+        mask = scene[:, None] == self._pair_scene
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16):
+            logits = self._model(ids, numbers, history, scene)
+        loss = multi_scene_loss(logits, labels[:, self._pair_task], mask, *self._weights) / len(scene)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.item()
+
+
+def fit_in_process(problem: Problem) -> MultiSceneModel:
+    """Trains in the calling process, from memory."""
+    config = problem.training
+    model = build_model(problem)
+    stepper = Stepper(model, problem)
+    progress = Progress("scenes", config.epochs * len(problem.rows), "samples")
+    for epoch in range(config.epochs):
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(problem.rows))
+        for start in range(0, len(order), config.batch_size):
+            batch = problem.rows.take(order[start: start + config.batch_size])
+            progress.advance(len(batch), f"loss {stepper.step(*tensors(batch)):.4f}")
+    progress.finish()
+    return model
+
+
+def tensors(batch: EncodedRows) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """ids, numbers, history, scene, labels."""
+    return (torch.from_numpy(batch.ids()), torch.from_numpy(batch.numbers()), torch.from_numpy(batch.history),
+            torch.from_numpy(batch.scene), torch.from_numpy(batch.labels).float())
+
+
+def to_table(rows: EncodedRows) -> pa.Table:
+    """The rows as Arrow columns; matrices are fixed-size lists, so that a batch is viewed without a copy."""
+    matrices: dict[str, np.ndarray] = {
+        "context_ids": rows.context.ids, "context_numbers": rows.context.numbers, "history": rows.history,
+        "labels": rows.labels}
+    # Arrow has no fixed-size lists of no elements; `from_table` takes an absent column for an empty one.
+    lists = {name: pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+             for name, matrix in matrices.items() if matrix.shape[1]}
+    return pa.table({"user": rows.user, "item": rows.item, "scene": rows.scene, **lists})
+
+
+def from_table(table: pa.Table, users: Encoded, items: Encoded) -> EncodedRows:
+    """The inverse of `to_table`."""
+    def matrix(name: str, dtype: type) -> np.ndarray:
+        if name not in table.column_names:
+            return np.zeros((table.num_rows, 0), dtype)
+        column = table[name].combine_chunks()
+        return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    context = Encoded(matrix("context_ids", np.int32), matrix("context_numbers", np.float32))
+    return EncodedRows(users, items, table["user"].to_numpy(), table["item"].to_numpy(), context,
+                       matrix("history", np.int32), table["scene"].to_numpy(), matrix("labels", np.int8))
+
+
+def _has_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where the workers write how far they are, and the caller reads it."""
+
+    def __init__(self) -> None:
+        self._done, self._note = 0, ""
+
+    def write(self, done: int, note: str) -> None:
+        self._done, self._note = done, note
+
+    def read(self) -> tuple[int, str]:
+        return self._done, self._note
+
+
+def _fit_on_ray(problem: Problem, storage: Path, name: str) -> MultiSceneModel:
+    config = problem.training
+    order = np.random.default_rng([config.seed, 0]).permutation(len(problem.rows))
+    table = to_table(problem.rows.take(order))
+    blocks = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
+    # The rows travel as a dataset, everything else once through the object store.
+    shared = Problem(problem.registry, problem.encoder, problem.rows.take(np.zeros(0, np.int64)),
+                     problem.positive_weight, problem.task_weight, problem.prior_logits, problem.model, config)
+    board = _Board.remote()  # type: ignore[attr-defined]
+    trainer = ray.train.torch.TorchTrainer(
+        _worker, train_loop_config={"problem": ray.put(shared), "rows": len(problem.rows), "board": board},
+        scaling_config=ray.train.ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
+        datasets={"train": ray.data.from_arrow(blocks)})
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, config.epochs * len(problem.rows), stop), daemon=True)
+    watcher.start()
+    try:
+        result = trainer.fit()
+    finally:
+        stop.set()
+        watcher.join()
+        ray.kill(board)
+    model = build_model(problem)
+    with result.checkpoint.as_directory() as directory:
+        model.load_state_dict(torch.load(Path(directory) / _CHECKPOINT, weights_only=True)["model"])
+    return model
+
+
+def _watch(board: Any, total: int, stop: threading.Event) -> None:
+    """Logs the workers' progress in the caller's process, where somebody reads it."""
+    progress, seen = Progress("scenes, workers starting", total, "samples"), 0
+    ended = False
+    while not ended:
+        ended = stop.wait(0.5)
+        done, note = ray.get(board.read.remote())
+        if done and not seen:
+            progress = Progress("scenes", total, "samples")  # the rate is that of training, not of starting
+        progress.advance(done - seen, note)
+        seen = done
+    progress.finish(note)
+
+
+def _worker(loop: dict[str, Any]) -> None:
+    problem: Problem = ray.get(loop["problem"])
+    config = problem.training
+    torch.set_num_threads(config.threads)
+    context = ray.train.get_context()
+    workers, first = context.get_world_size(), context.get_world_rank() == 0
+    model = ray.train.torch.prepare_model(build_model(problem))
+    stepper = Stepper(model, problem)
+    epoch = _restore(model, stepper)
+    done = epoch * loop["rows"]
+    shard = ray.train.get_dataset_shard("train")
+    while epoch < config.epochs:
+        loss = 0.0
+        for step, batch in enumerate(_batches(shard, problem, max(1, config.batch_size // workers), epoch)):
+            loss = stepper.step(*tensors(batch))
+            done += len(batch) * workers
+            if first and step % 10 == 0:
+                loop["board"].write.remote(min(done, (epoch + 1) * loop["rows"]), f"loss {loss:.4f}")
+        epoch += 1
+        if first:
+            ray.get(loop["board"].write.remote(epoch * loop["rows"], f"loss {loss:.4f}"))
+        _report(model, stepper, epoch, loss, first)
+
+
+def _batches(shard: Any, problem: Problem, size: int, epoch: int) -> Iterator[EncodedRows]:
+    """Batches of one epoch; rows come shuffled, later epochs shuffle them again."""
+    again = {"local_shuffle_buffer_size": 8 * size, "local_shuffle_seed": problem.training.seed + epoch}
+    tables: Iterable[pa.Table] = shard.iter_batches(
+        batch_size=size, batch_format="pyarrow", prefetch_batches=2, **(again if epoch else {}))
+    for table in tables:
+        yield from_table(table, problem.rows.users, problem.rows.items)
+
+
+def _plain(model: torch.nn.Module) -> torch.nn.Module:
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def _restore(model: torch.nn.Module, stepper: Stepper) -> int:
+    """Epochs that an earlier attempt completed."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as directory:
+        state = torch.load(Path(directory) / _CHECKPOINT, weights_only=True)
+    _plain(model).load_state_dict(state["model"])
+    for optimizer, saved in zip(stepper.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["epoch"])
+
+
+def _report(model: torch.nn.Module, stepper: Stepper, epoch: int, loss: float, first: bool) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = None
+        if first:
+            torch.save({"model": _plain(model).state_dict(), "epoch": epoch,
+                        "optimizers": [optimizer.state_dict() for optimizer in stepper.optimizers]},
+                       os.path.join(directory, _CHECKPOINT))
+            checkpoint = ray.train.Checkpoint.from_directory(directory)
+        ray.train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)

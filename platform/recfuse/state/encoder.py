@@ -1,0 +1,136 @@
+"""The one state encoder: training and serving call the same code, so a context cannot mean two things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recfuse.behaviours import StateFeature, Vocabulary
+from recfuse.errors import InvalidFieldError, require
+
+Column = np.ndarray | Sequence[Any]
+
+
+class StateEncoder:
+    """Encodes contexts by `vocabulary.state_features`.
+
+    A numeric feature becomes (x − mean) / std, after log(1 + x) where the feature says so; a missing one takes its
+    default. A categorical feature becomes one-hot over its categories plus a last column for any other value, a missing
+    one included. Keys of a context that are no state feature are ignored: a request may say more than a model reads.
+
+    Args:
+        vocabulary: its `state_features` fix the columns and their order.
+
+    Raises:
+        InvalidFieldError: the vocabulary has no state features.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        features = vocabulary.state_features
+        require(len(features) > 0, "state_features", features, "at least one state feature to encode contexts with")
+        self.features = features
+        self.state_size = vocabulary.state_size
+        self.names = tuple(feature.name for feature in features)
+        self._index = {feature.name: {category: i for i, category in enumerate(feature.categories)}
+                       for feature in features if feature.categories}
+
+    def encode(self, contexts: Mapping[str, Column], rows: int | None = None) -> np.ndarray:
+        """States of B contexts given as columns.
+
+        Args:
+            contexts: feature name → column of B values; None within a column is a missing value.
+            rows: B; needed only where `contexts` may hold no state feature at all.
+
+        Returns:
+            float32[B, S].
+
+        Raises:
+            InvalidFieldError: columns of different lengths, or a value that its feature does not take.
+        """
+        rows = self._rows(contexts, rows)
+        states = np.zeros((rows, self.state_size), np.float32)
+        start = 0
+        for feature in self.features:
+            block = states[:, start:start + feature.width]
+            column = contexts.get(feature.name)
+            if feature.categories:
+                self._one_hot(feature, column, block)
+            else:
+                block[:, 0] = _normalise(feature, column)
+            start += feature.width
+        return states
+
+    def encode_one(self, context: Mapping[str, Any]) -> np.ndarray:
+        """The state of one context, float32[S]; same code and same numbers as `encode`."""
+        columns = {name: [context[name]] for name in self.names if name in context}
+        return self.encode(columns, rows=1)[0]
+
+    def _rows(self, contexts: Mapping[str, Column], rows: int | None) -> int:
+        for name in self.names:
+            if name in contexts:
+                length = len(contexts[name])
+                rows = length if rows is None else rows
+                require(length == rows, name, length, f"{rows} values, as in the other columns")
+        if rows is None:
+            raise InvalidFieldError("context", sorted(contexts), f"at least one of {', '.join(self.names)}")
+        return rows
+
+    def _one_hot(self, feature: StateFeature, column: Column | None, block: np.ndarray) -> None:
+        if column is None:
+            block[:, -1] = 1.0
+            return
+        index, other = self._index[feature.name], len(feature.categories)
+        values = column.tolist() if isinstance(column, np.ndarray) else column
+        try:
+            positions = [index.get(value if isinstance(value, str) else _category(feature, value), other)
+                         for value in values]
+        except TypeError:
+            raise InvalidFieldError(feature.name, values, "strings, integers or booleans") from None
+        block[np.arange(len(positions)), positions] = 1.0
+
+
+def _category(feature: StateFeature, value: Any) -> str:
+    # Logs hold integer codes where JSON clients send strings; both name the same category. None is no category.
+    if value is None or isinstance(value, (bool, int)):
+        return str(value)
+    raise InvalidFieldError(feature.name, value, "a string, an integer, a boolean or null")
+
+
+def _normalise(feature: StateFeature, column: Column | None) -> np.ndarray | float:
+    """(x − mean) / std in float64, so that a batch and a single context round alike; float64[B] or one number."""
+    numbers = np.asarray(feature.default, np.float64) if column is None else _numbers(feature, column)
+    finite = np.isfinite(numbers) & ((numbers >= 0) if feature.log else True)
+    if not finite.all():
+        bad = numbers if numbers.ndim == 0 else numbers[~finite][0]
+        raise InvalidFieldError(feature.name, float(bad), "a finite number ≥ 0" if feature.log else "a finite number")
+    if feature.log:
+        numbers = np.log1p(numbers)
+    with np.errstate(over="ignore"):  # what overflows is refused on the next line
+        encoded: np.ndarray = (numbers - feature.mean) / feature.std
+    if not (np.abs(encoded) <= np.finfo(np.float32).max).all():
+        raise InvalidFieldError(feature.name, float(np.max(np.abs(encoded))), "a number that fits float32 when encoded")
+    return encoded
+
+
+def _numbers(feature: StateFeature, column: Column) -> np.ndarray:
+    if isinstance(column, np.ndarray) and column.dtype.kind in "fiub":
+        return _flat(feature, column.astype(np.float64))
+    filled: list[Any] = []
+    for value in column:
+        if value is None:
+            filled.append(feature.default)
+        elif isinstance(value, (bool, int, float, np.number, np.bool_)):
+            filled.append(value)
+        else:
+            raise InvalidFieldError(feature.name, value, "a finite number")
+    try:
+        return np.array(filled, np.float64)
+    except OverflowError:
+        raise InvalidFieldError(feature.name, max(filled, key=abs), "a number that fits float64") from None
+
+
+def _flat(feature: StateFeature, numbers: np.ndarray) -> np.ndarray:
+    require(numbers.ndim == 1, feature.name, f"an array of shape {numbers.shape}", "one number a row")
+    return numbers

@@ -1,0 +1,200 @@
+"""The HTTP interface (DESIGN 3.4): paths, tokens, limits, one error shape, and the OpenAPI document."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import recfuse
+from serving.config import ServingConfig
+from serving.errors import Reply, refusal
+from serving.gateway import Gateway, UnavailableError, overloaded
+from serving.schemas import (
+    ErrorAnswer,
+    FeedbackAnswer,
+    FeedbackRequest,
+    FusionAnswer,
+    FusionRequest,
+    RecommendAnswer,
+    RecommendRequest,
+    SceneAnswer,
+    ScenesRequest,
+)
+
+_SCHEMAS: tuple[type[BaseModel], ...] = (
+    ErrorAnswer, FeedbackAnswer, FeedbackRequest, FusionAnswer, FusionRequest, RecommendAnswer, RecommendRequest,
+    SceneAnswer, ScenesRequest,
+)
+_REFUSALS = {400: "the body is no JSON object", 401: "no valid bearer token", 404: "unknown path, stage or scene",
+             413: "body or candidates too large", 422: "a bad field", 503: "overloaded; try again"}
+
+
+def create_api(gateway: Gateway, config: ServingConfig) -> FastAPI:
+    """The application of one ingress replica.
+
+    Bodies go to the deployments undecoded, so the endpoints take the bare request; their types are in the OpenAPI
+    document all the same.
+    """
+    api = FastAPI(title="Recfuse", version=recfuse.__version__, redoc_url=None)
+
+    @api.post("/v1/fusion/{stage}/rank", openapi_extra=_body(FusionRequest), responses=_answers(FusionAnswer))
+    async def rank_fusion(stage: str, request: Request) -> Response:
+        """Ranks candidates by a fusion of their predictions that the policy chooses for this state."""
+        return _response(await gateway.rank_fusion(stage, await request.body()))
+
+    @api.post("/v1/scenes/{scene}/rank", openapi_extra=_body(ScenesRequest), responses=_answers(SceneAnswer))
+    async def rank_scene(scene: str, request: Request) -> Response:
+        """Predicts every task of a scene and ranks by the operator's weights, or those of the request."""
+        return _response(await gateway.rank_scene(scene, await request.body()))
+
+    @api.post("/v1/recommend", openapi_extra=_body(RecommendRequest), responses=_answers(RecommendAnswer))
+    async def recommend(request: Request) -> Response:
+        """The scorer predicts, the fusion policy ranks."""
+        return _response(await gateway.recommend(await request.body()))
+
+    @api.post("/v1/feedback", status_code=202, openapi_extra=_body(FeedbackRequest),
+              responses=_answers(FeedbackAnswer, status=202))
+    async def feedback(request: Request) -> Response:
+        """Tells what the user did with an answer; from this the next policy learns."""
+        return _response(await gateway.feedback(await request.body()))
+
+    @api.get("/v1/models")
+    async def models() -> Response:
+        """Which bundles serve, what they can do, and why a newer one was refused."""
+        try:
+            return Response(orjson.dumps(await gateway.models()), media_type="application/json")
+        except UnavailableError as error:
+            return _response(overloaded(error))
+
+    @api.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether this process answers."""
+        return {"status": "ok"}
+
+    _refuse_in_one_shape(api)
+    api.add_middleware(Guard, tokens=config.tokens, max_body_bytes=config.max_body_bytes)
+    api.openapi = _documented(api.openapi)  # type: ignore[method-assign]
+    return api
+
+
+class Guard:
+    """Tokens and the limit on bodies, before anything is read.
+
+    Args:
+        tokens: any of them opens; none of them, and everything is open.
+        max_body_bytes: also counted while a body without a length comes in.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: tuple[str, ...], max_body_bytes: int) -> None:
+        self._app, self._max_body_bytes = app, max_body_bytes
+        self._tokens = [token.encode() for token in tokens]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        refused = self._refuse(scope["path"], headers)
+        if refused is not None:
+            await _response(refused)(scope, receive, send)
+            return
+        await self._app(scope, receive if b"content-length" in headers else self._counted(receive), send)
+
+    def _refuse(self, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
+        if self._tokens and path != "/healthz" and not self._admits(headers.get(b"authorization", b"")):
+            return refusal(401, "authorization", "(not shown)", "Bearer and a valid token")
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            return refusal(400, "content-length", length.decode("latin-1"), "a number of bytes")
+        if int(length) > self._max_body_bytes:
+            return self._too_large(int(length))
+        return None
+
+    def _admits(self, authorization: bytes) -> bool:
+        scheme, _, given = authorization.partition(b" ")
+        # Every token is compared, each in constant time, so that the time tells nothing about any of them.
+        matches = [hmac.compare_digest(given.strip(), token) for token in self._tokens]
+        return scheme.lower() == b"bearer" and any(matches)
+
+    def _too_large(self, length: int) -> Reply:
+        return refusal(413, "body", f"{length} bytes", f"at most {self._max_body_bytes} bytes")
+
+    def _counted(self, receive: Receive) -> Receive:
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._max_body_bytes:
+                raise HTTPException(413, "body")
+            return message
+        return counted
+
+
+def _refuse_in_one_shape(api: FastAPI) -> None:
+    @api.exception_handler(HTTPException)
+    async def of_starlette(request: Request, error: HTTPException) -> Response:
+        path, method = request.url.path, request.method
+        if error.status_code == 404:
+            return _response(refusal(404, "path", path, "a path of /docs"))
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "the methods of /docs")
+            return _response(refusal(405, "method", method, allowed), error.headers)
+        if error.status_code == 413:
+            return _response(refusal(413, "body", "more than allowed", "a smaller body"))
+        return _response(refusal(error.status_code, None, None, str(error.detail)))
+
+    @api.exception_handler(RequestValidationError)
+    async def of_fastapi(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        return _response(refusal(422, field, first.get("input"), first["msg"]))
+
+
+def _response(reply: Reply, headers: Mapping[str, str] | None = None) -> Response:
+    status, body, retry_after = reply
+    more = dict(headers or {})
+    if retry_after is not None:
+        more["Retry-After"] = str(retry_after)
+    if status == 401:
+        more["WWW-Authenticate"] = "Bearer"
+    return Response(body, status, more, media_type="application/json")
+
+
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": _reference(model)}}
+
+
+def _answers(model: type[BaseModel], status: int = 200) -> dict[int | str, dict[str, Any]]:
+    answers: dict[int | str, dict[str, Any]] = {status: {"description": "answered", "content": _reference(model)}}
+    for code, why in _REFUSALS.items():
+        answers[code] = {"description": why, "content": _reference(ErrorAnswer)}
+    return answers
+
+
+def _documented(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The document with the schemas of bodies that the endpoints do not declare to FastAPI."""
+    def document() -> dict[str, Any]:
+        whole = openapi()
+        _, schemas = models_json_schema([(model, "validation") for model in _SCHEMAS],
+                                        ref_template="#/components/schemas/{model}")
+        whole.setdefault("components", {})["schemas"] = schemas["$defs"]
+        return whole
+    return document
+
+

@@ -1,0 +1,103 @@
+"""The catalogue: what is known of each item; features for the scorer, and the entry that a client shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recfuse.errors import InvalidFieldError, require
+
+ENTRY_FIELDS = ("price", "price_before", "image")
+
+
+class Catalogue:
+    """Items in memory, looked up by id.
+
+    Args:
+        table: `item_id` (unique integers) and any columns of numbers, strings, booleans, timestamps or lists of them.
+            `price` (now), `price_before` and `image` have their own place in an entry, the others are its parameters.
+
+    Raises:
+        InvalidFieldError: names the column.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        require("item_id" in table.column_names, "catalogue", table.column_names, "a column item_id")
+        for field in table.schema:
+            require(_is_plain(field.type), f"catalogue.{field.name}", str(field.type),
+                    "numbers, strings, booleans, timestamps or lists of them")
+        kind = table.schema.field("item_id").type
+        good = pa.types.is_integer(kind) and table["item_id"].null_count == 0
+        require(good, "catalogue.item_id", str(kind), "integers, none missing")
+        self._table = table.sort_by("item_id").combine_chunks()
+        self._ids = pc.cast(self._table["item_id"], pa.int64()).to_numpy()
+        repeated = self._ids[1:][self._ids[1:] == self._ids[:-1]]
+        require(len(repeated) == 0, "catalogue.item_id", repeated[:3].tolist(), "each id once")
+        self._parameters = [name for name in table.column_names if name not in ("item_id", *ENTRY_FIELDS)]
+        self._features = {name: _feature(self._table[name]) for name in table.column_names
+                          if name != "item_id" and not pa.types.is_list(table.schema.field(name).type)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Catalogue:
+        """Reads a Parquet file."""
+        try:
+            return cls(pq.read_table(path))
+        except (OSError, pa.ArrowException) as error:
+            raise InvalidFieldError("catalogue", str(path), f"a Parquet file ({error})") from None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def positions(self, item_ids: np.ndarray) -> np.ndarray:
+        """int64[N]: where each id stands, −1 where it is unknown."""
+        if len(self._ids) == 0:
+            return np.full(len(item_ids), -1)
+        found = np.minimum(np.searchsorted(self._ids, item_ids), len(self._ids) - 1)
+        return np.where(self._ids[found] == item_ids, found, -1)
+
+    def features(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Every column but lists, one value a position; unknown items have NaN or None."""
+        known = positions >= 0
+        columns = {name: column[positions] if len(self) else np.full(len(positions), None)
+                   for name, column in self._features.items()}
+        if not known.all():
+            for name, column in columns.items():
+                number = column.dtype.kind == "f"
+                columns[name] = column if number else column.astype(object)
+                columns[name][~known] = np.nan if number else None
+        return columns
+
+    def entries(self, positions: Iterable[int]) -> list[dict[str, Any] | None]:
+        """{price, price_before, image, parameters} of each position; None where the item is unknown."""
+        positions = list(positions)
+        rows = iter(self._table.take(pa.array([p for p in positions if p >= 0], pa.int64())).to_pylist())
+        return [self._entry(next(rows)) if position >= 0 else None for position in positions]
+
+    def _entry(self, row: dict[str, Any]) -> dict[str, Any]:
+        entry = {name: row.get(name) for name in ENTRY_FIELDS}
+        entry["parameters"] = {name: row[name] for name in self._parameters}
+        return entry
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind):
+        return _is_plain(kind.value_type)
+    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_string,
+                                       pa.types.is_large_string, pa.types.is_boolean, pa.types.is_timestamp))
+
+
+def _feature(column: pa.ChunkedArray) -> np.ndarray:
+    """float64, int64 where none is missing; objects (Python values, None where missing) of all others."""
+    if pa.types.is_floating(column.type):
+        return np.array(column.cast(pa.float64()).to_numpy(), np.float64)
+    if pa.types.is_integer(column.type) and column.null_count == 0:
+        return np.array(column.to_numpy(), np.int64)
+    values = np.empty(len(column), object)
+    values[:] = column.to_pylist()
+    return values

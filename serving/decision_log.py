@@ -1,0 +1,276 @@
+"""Decisions and feedback on disk, before the client hears of them; and the way from there to a session log.
+
+Each replica appends JSON lines to a file of its own, so that replicas never wait for each other. Requests that arrive
+together share one write and one sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recfuse.behaviours import Vocabulary
+from recfuse.errors import InvalidFieldError
+from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+
+logger = logging.getLogger("recfuse.serving")
+SEGMENT_BYTES = 64 * 1024 * 1024
+DECISION, FEEDBACK = "decision", "feedback"
+Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+
+
+class DecisionLog:
+    """Appends rows to this replica's segment files.
+
+    Args:
+        directory: created where it is missing; shared by all replicas.
+        fsync: wait for the disk, not only for the operating system.
+
+    Raises:
+        OSError: the directory cannot be written to.
+    """
+
+    def __init__(self, directory: str | Path, fsync: bool = True, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self._directory, self._fsync, self._segment_bytes = Path(directory), fsync, segment_bytes
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._replica = uuid.uuid4().hex[:12]
+        self._segment = 0
+        self._file = self._open()
+        self._pending: list[tuple[bytes, Waiter]] = []
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_forever, name="decision-log", daemon=True)
+        self._thread.start()
+
+    async def append(self, kind: str, row: dict[str, Any]) -> None:
+        """Returns when the row is durable; raises OSError where it could not be written."""
+        line = orjson.dumps({"kind": kind, **row}, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        with self._wake:
+            if self._closed:
+                raise OSError("the decision log is closed")
+            self._pending.append((line, (loop, future)))
+            self._wake.notify()
+        await future
+
+    def close(self) -> None:
+        """Writes what is pending and closes the file."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join(timeout=10.0)
+        os.close(self._file)
+
+    def _open(self) -> int:
+        path = self._directory / f"{self._replica}-{self._segment:05d}.jsonl"
+        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY, 0o640)
+
+    def _write_forever(self) -> None:
+        while True:
+            with self._wake:
+                while not self._pending and not self._closed:
+                    self._wake.wait()
+                batch, self._pending = self._pending, []
+                if not batch and self._closed:
+                    return
+            error = self._write(b"".join(line for line, _ in batch))
+            _settle([waiter for _, waiter in batch], error)
+
+    def _write(self, payload: bytes) -> OSError | None:
+        try:
+            size = os.fstat(self._file).st_size
+            view = memoryview(payload)
+            while view:
+                view = view[os.write(self._file, view):]
+            if self._fsync:
+                os.fdatasync(self._file)
+            if size + len(payload) > self._segment_bytes:
+                os.close(self._file)
+                self._segment += 1
+                self._file = self._open()
+        except OSError as error:
+            logger.error("decision log: %s", error)
+            return error
+        return None
+
+
+def _settle(waiters: list[Waiter], error: OSError | None) -> None:
+    """Wakes the waiting requests, one call into each event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for loop, future in waiters:
+        loops.setdefault(loop, []).append(future)
+    for loop, futures in loops.items():
+        try:
+            loop.call_soon_threadsafe(_finish, futures, error)
+        except RuntimeError:  # The loop has ended, and with it everybody who waited.
+            logger.warning("decision log: %d rows written for a closed event loop", len(futures))
+
+
+def _finish(futures: list[asyncio.Future[None]], error: OSError | None) -> None:
+    for future in futures:
+        if not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+
+@dataclass(frozen=True)
+class JoinAccount:
+    """What became of the lines of a decision log.
+
+    Attributes:
+        decisions: distinct requests; written + open = decisions.
+        written: requests in the session log.
+        open: requests whose window for feedback has not passed yet.
+        without_feedback: of those written, the ones that nobody answered (all behaviours 0).
+        feedback: distinct feedback events; joined + late + orphan + waiting = feedback.
+        joined: events added to a written request.
+        late: events after the window of their request; kept in the log, not in the session log.
+        orphan: events without a decision.
+        waiting: events of open requests.
+        duplicates: repeated decisions and events, ignored.
+        torn: lines cut off by the death of a replica, before any client was answered.
+        misfits: requests whose lists do not fit the vocabulary (another model wrote them).
+    """
+
+    decisions: int = 0
+    written: int = 0
+    open: int = 0
+    without_feedback: int = 0
+    feedback: int = 0
+    joined: int = 0
+    late: int = 0
+    orphan: int = 0
+    waiting: int = 0
+    duplicates: int = 0
+    torn: int = 0
+    misfits: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:,}" for name, value in vars(self).items())
+
+
+def export_session_log(directory: str | Path, output: str | Path, vocabulary: Vocabulary, *,
+                       window_seconds: float = 3600.0, now: float | None = None) -> JoinAccount:
+    """Joins feedback to decisions by request id and writes a native session log (DESIGN 3.1) for `jobs/ingest.py`.
+
+    A request is written once its window for feedback has passed. Values of its events add up per behaviour; a behaviour
+    that nobody reported is 0. Running it again writes the whole log again, in one file that replaces the former.
+
+    Args:
+        directory: of the decision log.
+        output: directory of the session log; gets `serving.parquet` and `vocabulary.yaml`.
+        window_seconds: feedback that comes later than this after its request is late.
+        now: seconds since 1970; the clock where None.
+
+    Raises:
+        InvalidFieldError: the directory does not exist.
+    """
+    directory, output = Path(directory), Path(output)
+    if not directory.is_dir():
+        raise InvalidFieldError("decision_log", str(directory), "a directory that exists")
+    joined = _Join(vocabulary, window_seconds, time.time() if now is None else now)
+    for path in sorted(directory.glob("*.jsonl")):
+        joined.read(path)
+    table, account = joined.finish()
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = output / f".serving-{uuid.uuid4().hex}"
+    pq.write_table(table, temporary)
+    os.replace(temporary, output / "serving.parquet")
+    vocabulary.save(output / VOCABULARY_FILE)
+    return account
+
+
+class _Join:
+    def __init__(self, vocabulary: Vocabulary, window_seconds: float, now: float) -> None:
+        self._vocabulary, self._window, self._now = vocabulary, window_seconds, now
+        self._decisions: dict[str, dict[str, Any]] = {}
+        self._events: dict[tuple[str, str], dict[str, Any]] = {}
+        self._duplicates = self._torn = self._misfits = 0
+
+    def read(self, path: Path) -> None:
+        for row in self._lines(path):
+            if row["kind"] == DECISION:
+                self._keep(self._decisions, row["request_id"], row)
+            else:
+                self._keep(self._events, (row["request_id"], row["event_id"]), row)
+
+    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        with open(path, "rb") as file:
+            for line in file:
+                try:
+                    yield orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    self._torn += 1
+
+    def _keep(self, rows: dict[Any, dict[str, Any]], key: Any, row: dict[str, Any]) -> None:
+        known = rows.get(key)
+        if known is not None:
+            self._duplicates += 1
+        if known is None or row["ts"] < known["ts"]:
+            rows[key] = row
+
+    def finish(self) -> tuple[pa.Table, JoinAccount]:
+        misfits = {key for key, row in self._decisions.items() if not self._fits(row)}
+        closed = {key for key, row in self._decisions.items()
+                  if key not in misfits and row["ts"] + self._window <= self._now}
+        feedback = {key: dict.fromkeys(self._vocabulary.behaviour_names, 0.0) for key in closed}
+        ended: set[str] = set()
+        answered: set[str] = set()
+        joined = late = orphan = waiting = 0
+        for (key, _), event in self._events.items():
+            if key not in self._decisions or key in misfits:
+                orphan += 1
+            elif event["ts"] > self._decisions[key]["ts"] + self._window:
+                late += 1
+            elif key not in closed:
+                waiting += 1
+            else:
+                joined += 1
+                answered.add(key)
+                for name, value in event["feedback"].items():
+                    if name in feedback[key]:
+                        feedback[key][name] += value
+                if event["session_end"]:
+                    ended.add(key)
+        rows = sorted((self._decisions[key] for key in closed), key=lambda row: (row["ts"], row["request_id"]))
+        table = self._table(rows, feedback, ended)
+        return table, JoinAccount(
+            decisions=len(self._decisions), written=len(rows), open=len(self._decisions) - len(rows) - len(misfits),
+            without_feedback=len(closed - answered), feedback=len(self._events), joined=joined, late=late,
+            orphan=orphan, waiting=waiting, duplicates=self._duplicates, torn=self._torn, misfits=len(misfits))
+
+    def _fits(self, row: dict[str, Any]) -> bool:
+        vocabulary = self._vocabulary
+        return len(row["state"]) == vocabulary.state_size and all(
+            len(row[name]) == vocabulary.action_size for name in ("mu", "sigma", "action"))
+
+    def _table(self, rows: list[dict[str, Any]], feedback: dict[str, dict[str, float]], ended: set[str]) -> pa.Table:
+        schema = session_log_schema(self._vocabulary)
+        columns: dict[str, pa.Array] = {}
+        for field in schema:
+            if field.name == "feedback":
+                values: list[Any] = [feedback[row["request_id"]] for row in rows]
+            elif field.name == "last":
+                values = [row["request_id"] in ended for row in rows]
+            elif field.name == "ts":
+                values = (np.array([row["ts"] for row in rows], np.float64) * 1e6).round().astype(np.int64).tolist()
+            else:
+                values = [row[field.name] for row in rows]
+            columns[field.name] = pa.array(values, field.type)
+        return pa.table(columns, schema=schema)

@@ -1,0 +1,289 @@
+"""Fusion of one request: state, decision, scores, order, and the decision's row of the log (FORMULAS 1.1, 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+import torch
+
+from recfuse.behaviours import Vocabulary
+from recfuse.errors import InvalidFieldError
+from recfuse.fusion.policies import Decision
+from recfuse.fusion.ranking import fuse, rank
+from recfuse.state.encoder import StateEncoder
+from recfuse.state.store import UserState, UserStates
+from serving.catalogue import Catalogue
+from serving.config import ServingConfig
+from serving.decision_log import DECISION, FEEDBACK, DecisionLog
+from serving.errors import RefusedError, Reply
+from serving.meters import Meters, NoMeters, Stopwatch
+from serving.schemas import FeedbackRequest, FusionRequest, Order, decode
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class Actor(Protocol):
+    """What a fusion bundle gives (recfuse.fusion.inference.FusionActor)."""
+
+    version: str
+    vocabulary: Vocabulary
+
+    def act(self, state: np.ndarray, explore: bool, *, seed: int | None = None) -> Decision: ...
+
+
+class FusionModel:
+    """An actor with what its vocabulary fixes."""
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
+        self.version, self.vocabulary = actor.version, actor.vocabulary
+        self.encoder = StateEncoder(actor.vocabulary) if actor.vocabulary.state_features else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """One request for a decision, however its predictions came about.
+
+    Attributes:
+        item_ids: N of them.
+        predictions: name → float64[N] or a list of N numbers.
+        context_source: where the context came from, for the answer.
+        catalogue: answer with each item's catalogue entry.
+        explain: answer with each item's predictions.
+        fill: a fusion parameter without predictions (its task does not exist in the scene) is 0 for every candidate,
+            which moves no candidate past another; else it is refused.
+        extra: what the answer says besides the decision.
+    """
+
+    user_id: str
+    stage: str
+    scene: str | None
+    session_id: str | None
+    state: Sequence[float] | None
+    context: Mapping[str, Any] | None
+    item_ids: Sequence[int | str]
+    predictions: Mapping[str, Any]
+    explore: bool | None
+    top_n: int | None
+    order: Order
+    seed: int | None
+    context_source: str = "context"
+    catalogue: bool = False
+    explain: bool = False
+    fill: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FusionService:
+    """Answers fusion requests and takes feedback; one in each replica of the fusion deployment.
+
+    Args:
+        config: defaults and limits.
+        log: decisions and feedback are in it before they are answered.
+        users: None where nobody is remembered.
+        catalogue: None where items are known by their ids alone.
+        meters: what is measured goes there.
+    """
+
+    def __init__(self, config: ServingConfig, log: DecisionLog, users: UserStates | None = None,
+                 catalogue: Catalogue | None = None, meters: Meters | None = None) -> None:
+        self._config, self._log, self._users, self._catalogue = config, log, users, catalogue
+        self._meters = meters or NoMeters()
+
+    async def rank(self, model: FusionModel, stage: str, body: bytes) -> Reply:
+        """`POST /v1/fusion/{stage}/rank`."""
+        watch = Stopwatch(self._meters)
+        request = decode(FusionRequest, body)
+        candidates = request.candidates
+        _check_columns(candidates.item_id, candidates.predictions, self._config.max_candidates)
+        watch.lap("recfuse_decode_ms")
+        return await self.decide(model, Ranking(
+            user_id=str(request.user_id), stage=stage, scene=request.scene, session_id=request.session_id,
+            state=request.state, context=request.context, item_ids=candidates.item_id,
+            predictions=candidates.predictions, explore=request.explore, top_n=request.top_n, order=request.order,
+            seed=request.seed))
+
+    async def decide(self, model: FusionModel, ranking: Ranking) -> Reply:
+        """Ranks, logs, answers.
+
+        Raises:
+            InvalidFieldError, RefusedError: the request names something that the model does not have.
+        """
+        watch = Stopwatch(self._meters)
+        vocabulary = model.vocabulary
+        if ranking.stage not in vocabulary.stages:
+            raise RefusedError(404, "stage", ranking.stage, ", ".join(vocabulary.stages))
+        scene = _scene(ranking.scene, vocabulary)
+        predictions = _matrix(ranking, vocabulary)
+        state, source = self._state(model, ranking, scene)
+        explore = self._config.explore if ranking.explore is None else ranking.explore
+        decision = model.actor.act(state[None], explore, seed=ranking.seed)
+        scores, best = _rank(predictions, decision.action[0], vocabulary, ranking)
+        watch.lap("recfuse_model_ms")
+        request_id = os.urandom(16).hex()
+        shown = {"request_id": request_id, "model_version": model.version, "mu": decision.mu[0],
+                 "sigma": decision.sigma[0], "action": decision.action[0],
+                 "action_logp": float(decision.action_logp[0])}
+        await self._append(DECISION, {
+            **shown, "ts": time.time(), "user_id": ranking.user_id, "session_id": ranking.session_id,
+            "stage": ranking.stage, "scene": scene, "state": state, "state_source": source})
+        watch.lap("recfuse_log_ms")
+        self._measure(ranking, decision, source)
+        items = _items(ranking, predictions, scores, best, vocabulary)
+        if ranking.catalogue:
+            self._add_entries(items)
+        answer = {**shown, "state_source": source, **ranking.extra, "items": items}
+        return Reply(200, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
+
+    async def feedback(self, model: FusionModel, body: bytes) -> Reply:
+        """`POST /v1/feedback`."""
+        request = decode(FeedbackRequest, body)
+        _check_feedback(request.feedback, model.vocabulary)
+        if request.user_id is None and (request.items or request.features):
+            raise RefusedError(422, "user_id", None, "the user whose stored state `items` and `features` update")
+        event_id = request.event_id or hashlib.sha256(body).hexdigest()[:32]
+        if request.features and model.encoder is not None:
+            _check_features(model.encoder, request.features)
+        await self._append(FEEDBACK, {
+            "ts": time.time(), "request_id": request.request_id, "event_id": event_id, "feedback": request.feedback,
+            "session_end": request.session_end})
+        if request.user_id is not None and self._users is not None and (request.items or request.features):
+            self._users.record(str(request.user_id), request.items or (), request.features)
+        return Reply(202, orjson.dumps({"request_id": request.request_id, "accepted": True}))
+
+    def _measure(self, ranking: Ranking, decision: Decision, source: str) -> None:
+        meters = self._meters
+        meters.record("recfuse_candidates", len(ranking.item_ids), {"stage": ranking.stage})
+        meters.record("recfuse_sigma", float(decision.sigma.mean()))
+        distance = np.abs(decision.action - decision.mu) / decision.sigma
+        meters.record("recfuse_action_distance", float(distance.mean()))
+        if source == "default":
+            meters.record("recfuse_default_states", 1.0)
+
+    def _add_entries(self, items: list[dict[str, Any]]) -> None:
+        entries = catalogue_entries(self._catalogue, [item["item_id"] for item in items])
+        for item, entry in zip(items, entries, strict=True):
+            item["catalogue"] = entry
+
+    async def _append(self, kind: str, row: dict[str, Any]) -> None:
+        try:
+            await self._log.append(kind, row)
+        except OSError as error:
+            # Without the decision on disk the answer would be lost to learning; the client may try another replica.
+            raise RefusedError(503, "decision_log", str(error), "a log that can be written; try again") from None
+
+    def _state(self, model: FusionModel, ranking: Ranking, scene: str) -> tuple[np.ndarray, str]:
+        """The state float32[S] and where it came from: the request, its context, the store, or defaults alone."""
+        size = model.vocabulary.state_size
+        if ranking.state is not None:
+            given = np.array(ranking.state, np.float64)
+            if given.shape != (size,):
+                raise RefusedError(422, "state", f"{len(given)} numbers", f"{size} numbers")
+            if not (np.abs(given) <= FLOAT32_MAX).all():
+                raise RefusedError(422, "state", float(given[np.abs(given).argmax()]), "numbers that fit float32")
+            return given.astype(np.float32), "request"
+        if model.encoder is None:
+            raise RefusedError(422, "state", None, f"{size} numbers: the model declares no features to encode one from")
+        if ranking.context is not None:
+            known, source = ranking.context, ranking.context_source
+        else:
+            user = self._users.get(ranking.user_id) if self._users is not None else None
+            known, source = (UserState().features, "default") if user is None else (user.features, "store")
+        try:
+            return model.encoder.encode_one({"scene": scene, "stage": ranking.stage, **known}), source
+        except InvalidFieldError as error:
+            raise RefusedError(422, f"context.{error.field}", error.value, error.allowed) from None
+
+
+def catalogue_entries(catalogue: Catalogue | None, item_ids: Sequence[int]) -> list[dict[str, Any] | None]:
+    """The entry of each item, None where it is unknown or there is no catalogue."""
+    if catalogue is None:
+        return [None] * len(item_ids)
+    return catalogue.entries(catalogue.positions(np.array(item_ids, np.int64)).tolist())
+
+
+def _scene(scene: str | None, vocabulary: Vocabulary) -> str:
+    if scene is None:
+        return vocabulary.scenes[0] if vocabulary.scenes else "default"
+    if vocabulary.scenes and scene not in vocabulary.scenes:
+        raise RefusedError(422, "scene", scene, ", ".join(vocabulary.scenes))
+    return scene
+
+
+def _check_columns(item_ids: Sequence[Any], columns: Mapping[str, Sequence[Any]], limit: int) -> None:
+    check_count(item_ids, limit)
+    for name, column in columns.items():
+        if len(column) != len(item_ids):
+            raise RefusedError(422, f"candidates.predictions.{name}", f"{len(column)} numbers",
+                               f"{len(item_ids)} numbers, one for each item_id")
+
+
+def check_count(item_ids: Sequence[Any], limit: int) -> None:
+    """Refuses more candidates than the limit."""
+    if len(item_ids) > limit:
+        raise RefusedError(413, "candidates.item_id", f"{len(item_ids)} items", f"at most {limit} items")
+
+
+def _matrix(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
+    """float64[N, M] in the order of the fusion parameters; what else was sent is not read."""
+    missing = [name for name in vocabulary.fusion_parameters if name not in ranking.predictions]
+    if missing and (not ranking.fill or len(missing) == vocabulary.action_size):
+        field = "scene" if ranking.fill else f"candidates.predictions.{missing[0]}"
+        raise RefusedError(422, field, ranking.scene if ranking.fill else None,
+                           f"predictions of each of {', '.join(vocabulary.fusion_parameters)}")
+    matrix = np.zeros((len(ranking.item_ids), vocabulary.action_size))
+    for column, name in enumerate(vocabulary.fusion_parameters):
+        if name in ranking.predictions:
+            matrix[:, column] = ranking.predictions[name]
+    if vocabulary.formula != "linear" and (matrix <= -vocabulary.offset).any():
+        row, column = np.argwhere(matrix <= -vocabulary.offset)[0]
+        raise RefusedError(422, f"candidates.predictions.{vocabulary.fusion_parameters[column]}[{row}]",
+                           float(matrix[row, column]), f"numbers > −{vocabulary.offset} (formula {vocabulary.formula})")
+    return matrix
+
+
+def _rank(predictions: np.ndarray, action: np.ndarray, vocabulary: Vocabulary,
+          ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+    """Scores float64[N] and the positions of the best, in order."""
+    scores = fuse(torch.from_numpy(predictions), torch.from_numpy(action.astype(np.float64)), vocabulary.formula,
+                  vocabulary.offset)
+    if not bool(torch.isfinite(scores).all()):
+        largest = float(predictions.flat[np.abs(predictions).argmax()])
+        raise RefusedError(422, "candidates.predictions", largest, "numbers whose fused score is finite")
+    return scores.numpy(), rank(scores, ranking.order).numpy()[:ranking.top_n]
+
+
+def _items(ranking: Ranking, predictions: np.ndarray, scores: np.ndarray, best: np.ndarray,
+           vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    positions = best.tolist()
+    items: list[dict[str, Any]] = [{"item_id": ranking.item_ids[i], "score": score}
+                                   for i, score in zip(positions, scores[best].tolist(), strict=True)]
+    if ranking.explain:
+        for item, row in zip(items, predictions[best].tolist(), strict=True):
+            item["predictions"] = dict(zip(vocabulary.fusion_parameters, row, strict=True))
+    return items
+
+
+def _check_features(encoder: StateEncoder, features: Mapping[str, Any]) -> None:
+    """Refuses what no later request of the user could be encoded with."""
+    try:
+        encoder.encode_one(features)
+    except InvalidFieldError as error:
+        raise RefusedError(422, f"features.{error.field}", error.value, error.allowed) from None
+
+
+def _check_feedback(feedback: Mapping[str, float], vocabulary: Vocabulary) -> None:
+    behaviours = {behaviour.name: behaviour for behaviour in vocabulary.behaviours}
+    for name, value in feedback.items():
+        if name not in behaviours:
+            raise RefusedError(422, f"feedback.{name}", value, ", ".join(behaviours))
+        low = 0.0 if behaviours[name].transform == "log1p" else -FLOAT32_MAX
+        if not low <= value <= FLOAT32_MAX:
+            raise RefusedError(422, f"feedback.{name}", value, f"a number from {low:g} to {FLOAT32_MAX:g}")

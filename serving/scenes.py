@@ -1,0 +1,166 @@
+"""Scoring of one request within a scene: features, probabilities, and the operator's order (FORMULAS 3.5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+
+from recfuse.errors import InvalidFieldError
+from recfuse.state.store import UserState, UserStates
+from serving.catalogue import Catalogue
+from serving.config import ServingConfig
+from serving.errors import RefusedError, Reply
+from serving.fusion import Ranking, catalogue_entries, check_count
+from serving.meters import Meters, NoMeters, Stopwatch
+from serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User, decode
+
+RANK_OFFSET = 60.0  # the constant of reciprocal rank fusion (Cormack et al., SIGIR 2009)
+
+
+class Scores(Protocol):
+    """What a scorer says of N items (recfuse.scenes.inference.Scores)."""
+
+    @property
+    def probabilities(self) -> Mapping[str, np.ndarray]: ...
+
+    @property
+    def unknown(self) -> Mapping[str, int]: ...
+
+
+class Scorer(Protocol):
+    """What a scenes bundle gives (recfuse.scenes.inference.SceneScorer)."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def tasks(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores: ...
+
+
+def fuse_tasks(probabilities: Mapping[str, np.ndarray], weights: Mapping[str, float], how: TaskFusion) -> np.ndarray:
+    """Scores within a scene, float64[N] (FORMULAS 3.5).
+
+    Args:
+        probabilities: task → [N].
+        weights: task → α ≥ 0 with a sum > 0; tasks without one count nothing.
+        how: `mean` Σ α O / Σ α, `power` Π O^α, `rank` Σ α / (60 + place of the item by that task).
+    """
+    used = [(np.asarray(probabilities[task], np.float64), weight) for task, weight in weights.items() if weight > 0]
+    if how == "mean":
+        return sum((weight * column for column, weight in used), np.zeros(())) / sum(weight for _, weight in used)
+    if how == "power":
+        return np.exp(sum((weight * np.log(np.maximum(column, 1e-30)) for column, weight in used), np.zeros(())))
+    return sum((weight / (RANK_OFFSET + _places(column)) for column, weight in used), np.zeros(()))
+
+
+def _places(column: np.ndarray) -> np.ndarray:
+    """1 for the largest; equal values share a place."""
+    _, inverse, counts = np.unique(-column, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - counts + 1)[inverse]
+
+
+class ScenesService:
+    """Answers scene requests, and predicts for recommendations; one in each replica of the scorer's deployment."""
+
+    def __init__(self, config: ServingConfig, users: UserStates | None = None,
+                 catalogue: Catalogue | None = None, meters: Meters | None = None) -> None:
+        self._config, self._users, self._catalogue = config, users, catalogue
+        self._meters = meters or NoMeters()
+
+    def rank(self, scorer: Scorer, scene: str, body: bytes) -> Reply:
+        """`POST /v1/scenes/{scene}/rank`."""
+        if scene not in scorer.tasks:
+            raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks))
+        request = decode(ScenesRequest, body)
+        weights = self._weights(scene, scorer.tasks[scene], request.weights)
+        scores, _, _ = self._score(scorer, scene, request.user, request.candidates)
+        total = fuse_tasks(scores.probabilities, weights, request.fusion)
+        best = np.argsort(-total, kind="stable")[:request.top_n]
+        return Reply(200, orjson.dumps({
+            "request_id": os.urandom(16).hex(), "model_version": scorer.version, "weights": weights,
+            "unknown": dict(scores.unknown), "items": self._items(request.candidates.item_id, scores, total, best),
+        }, default=str))
+
+    def predict(self, scorer: Scorer, body: bytes) -> Ranking:
+        """The first half of `POST /v1/recommend`: what the fusion deployment is to rank."""
+        request = decode(RecommendRequest, body)
+        if request.scene not in scorer.tasks:
+            raise RefusedError(422, "scene", request.scene, ", ".join(scorer.tasks))
+        scores, features, known = self._score(scorer, request.scene, request.user, request.candidates)
+        context, source = (request.context, "context") if request.context is not None else (features, known)
+        return Ranking(
+            user_id=str(request.user.user_id), stage=request.stage, scene=request.scene, session_id=request.session_id,
+            state=request.state, context=context, context_source=source, item_ids=request.candidates.item_id,
+            predictions=dict(scores.probabilities), explore=request.explore, top_n=request.top_n, order=request.order,
+            seed=request.seed, explain=request.explain, catalogue=True, fill=True,
+            extra={"scenes_version": scorer.version, "unknown": dict(scores.unknown)})
+
+    def _score(self, scorer: Scorer, scene: str, user: User,
+               candidates: Candidates) -> tuple[Scores, Mapping[str, Any], str]:
+        """Scores, the user's features (sent over stored ones) and where these came from."""
+        watch = Stopwatch(self._meters)
+        check_count(candidates.item_id, self._config.max_candidates)
+        stored = self._users.get(str(user.user_id)) if self._users is not None else None
+        sent = user.model_extra or {}
+        features = {**(stored or UserState()).features, **sent}
+        history = user.history if user.history is not None else (stored or UserState()).history
+        try:
+            scores = scorer.score(scene, {**features, "user_id": user.user_id, "history": list(history)},
+                                  self._columns(candidates))
+        except InvalidFieldError as error:
+            raise RefusedError(422, error.field, error.value, error.allowed) from None
+        watch.lap("recfuse_model_ms")
+        unknown = scores.unknown.get("item_id", 0) / len(candidates.item_id)
+        self._meters.record("recfuse_unknown_share", unknown, {"scene": scene})
+        return scores, features, "context" if sent else "store" if stored is not None else "default"
+
+    def _columns(self, candidates: Candidates) -> dict[str, np.ndarray]:
+        """The items' features: the catalogue's, and over them what was sent."""
+        item_ids = np.array(candidates.item_id, np.int64)
+        columns: dict[str, np.ndarray] = {}
+        if self._catalogue is not None:
+            columns = self._catalogue.features(self._catalogue.positions(item_ids))
+        for name, values in (candidates.model_extra or {}).items():
+            if len(values) != len(item_ids):
+                raise RefusedError(422, f"candidates.{name}", f"{len(values)} values",
+                                   f"{len(item_ids)} values, one for each item_id")
+            columns[name] = _array(values)
+        return {**columns, "item_id": item_ids}
+
+    def _weights(self, scene: str, tasks: Sequence[str], sent: Mapping[str, float] | None) -> dict[str, float]:
+        weights = self._config.scene_weights.get(scene, dict.fromkeys(tasks, 1.0)) if sent is None else sent
+        for task, weight in weights.items():
+            if task not in tasks:
+                raise RefusedError(422, f"weights.{task}", weight, f"tasks of the scene: {', '.join(tasks)}")
+            if not 0 <= weight <= 1e6:
+                raise RefusedError(422, f"weights.{task}", weight, "a number from 0 to 1e6")
+        if sum(weights.values()) <= 0:
+            raise RefusedError(422, "weights", dict(weights), "weights with a sum > 0")
+        return dict(weights)
+
+    def _items(self, item_ids: Sequence[int], scores: Scores, total: np.ndarray,
+               best: np.ndarray) -> list[dict[str, Any]]:
+        chosen = [item_ids[i] for i in best.tolist()]
+        columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
+        entries = catalogue_entries(self._catalogue, chosen)
+        return [{"item_id": item_id, "score": score, "probabilities": {t: column[n] for t, column in columns.items()},
+                 "catalogue": entry}
+                for n, (item_id, score, entry) in enumerate(zip(chosen, total[best].tolist(), entries, strict=True))]
+
+
+def _array(values: Sequence[Any]) -> np.ndarray:
+    """int64 or float64 where all values are such numbers, else objects."""
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return np.array(values, np.int64)
+    if kinds <= {int, float}:
+        return np.array(values, np.float64)
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column

@@ -1,0 +1,24 @@
+"""One local Ray for all integration tests that do not start their own."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+# Workers import `recfuse` and unpickle functions of the test modules.
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(ROOT, part) for part in ("platform", "tests", ""))
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+                 logging_level=logging.WARNING, object_store_memory=512 << 20)
+    yield
+    ray.shutdown()

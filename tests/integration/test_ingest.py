@@ -1,0 +1,120 @@
+"""Ray Data ingest on real files: the account, the quarantine, independence of files and blocks, resume."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import session_logs
+from session_logs import loose_table, random_rows, row, table, vocabulary
+
+from recfuse.errors import InvalidFieldError
+from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.logs.sessions import to_samples
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def run(tmp_path, *tables, name="logs", **changes):
+    logs = session_logs.write(tmp_path / name, *tables)
+    return ingest(IngestConfig(logs=str(logs), output=str(tmp_path / f"{name}-samples"), **changes))
+
+
+def read(result) -> pa.Table:
+    content = pq.read_table(result.samples, schema=None)
+    return content.sort_by([("user_id", "ascending"), ("action_logp", "ascending")])
+
+
+def test_samples_equal_those_of_one_table_in_memory(tmp_path):
+    rows = random_rows(400)
+    result = run(tmp_path, table(rows[:150]), table(rows[150:]))
+    expected = to_samples(table(rows), vocabulary(), 1800.0)
+    found = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "logs-samples").glob("part-*")))
+    key = [("user_id", "ascending"), ("done", "ascending")]
+    states = [sorted(map(str, content.sort_by(key).to_pylist())) for content in (found, expected)]
+    assert states[0] == states[1]
+    assert result.account.rows_in == result.account.kept == 400
+    assert result.sessions == sum(expected["done"].to_pylist())
+
+
+def test_files_blocks_and_order_do_not_matter(tmp_path):
+    rows = random_rows(300, seed=1)
+    whole = run(tmp_path, table(rows), name="whole")
+    split = run(tmp_path, *(table(rows[::-1][k::8]) for k in range(8)), name="split")
+    assert whole.fingerprint == split.fingerprint
+
+
+def test_every_bad_row_and_file_is_accounted_for(tmp_path):
+    good = random_rows(50, seed=2)
+    bad = [row(1000, user="v", sigma=[0.0, 1.0]), row(1001, user="v", state=[1.0])]  # v's session has no good row
+    duplicates = [good[0], {**good[1], "user_id": "somebody else", "ts": session_logs.EPOCH.replace(year=2030)}]
+    logs = session_logs.write(tmp_path / "logs", table(good), loose_table(bad), table(duplicates),
+                              table([row(2000), row(2001)]).drop_columns("action"))
+    (logs / "notes.parquet").write_text("this is no Parquet file")
+    result = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples")))
+    account = result.account
+    assert (account.rows_in, account.kept) == (56, 50)
+    assert dict(account.quarantined) == {
+        "sigma (allowed: numbers > 0)": 1,
+        "state (allowed: a list of 3 numbers)": 1,
+        "request_id (allowed: unique: the first row of a request is kept)": 2,
+        "action (allowed: columns request_id, user_id, ts, stage, scene, state, action, feedback)": 2,
+    }
+    assert list(account.unreadable_files) == ["notes.parquet"]
+    assert "not a Parquet file" in account.unreadable_files["notes.parquet"]
+    quarantine = pq.read_table(tmp_path / "samples" / "quarantine")
+    assert quarantine.num_rows == 6
+    clean = run(tmp_path, table(good), name="clean")
+    assert result.fingerprint == clean.fingerprint, "the good rows are the samples that they are without the bad ones"
+
+
+def test_a_rerun_resumes_and_a_change_does_not(tmp_path):
+    rows = random_rows(200)
+    first = run(tmp_path, table(rows))
+    again = ingest(IngestConfig(logs=str(tmp_path / "logs"), output=first.samples))
+    assert again.resumed
+    assert (again.fingerprint, again.account, again.sessions) == (first.fingerprint, first.account, first.sessions)
+    wider = ingest(IngestConfig(logs=str(tmp_path / "logs"), output=first.samples, gap_minutes=1e9))
+    assert not wider.resumed
+    assert wider.sessions < first.sessions
+
+
+def test_an_interrupted_run_is_cleaned_up(tmp_path):
+    rows = random_rows(30)
+    first = run(tmp_path, table(rows))
+    (tmp_path / "logs-samples" / "account.json").unlink()
+    (tmp_path / "logs-samples" / "part-00000.parquet").write_bytes(b"half a file")
+    again = ingest(IngestConfig(logs=str(tmp_path / "logs"), output=first.samples))
+    assert (again.fingerprint, again.resumed) == (first.fingerprint, False)
+
+
+BAD_INPUT = [
+    (lambda logs: None, "logs", "a directory with at least one *.parquet file"),
+    (lambda logs: session_logs.write(logs, table([])), "logs", "the files are empty"),
+    (lambda logs: (logs / "a.parquet").write_text("no"), "logs", "not a Parquet file"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "field", "message"), BAD_INPUT, ids=["no file", "no row", "no Parquet"])
+def test_input_without_a_readable_row_is_an_error(tmp_path, prepare, field, message):
+    logs = session_logs.write(tmp_path / "logs")
+    prepare(logs)
+    with pytest.raises(InvalidFieldError) as error:
+        ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples")))
+    assert error.value.field == field
+    assert message in str(error.value)
+
+
+def test_a_foreign_directory_is_not_overwritten(tmp_path):
+    (tmp_path / "logs-samples").mkdir()
+    (tmp_path / "logs-samples" / "thesis.txt").write_text("dear")
+    with pytest.raises(InvalidFieldError, match=r"thesis.txt"):
+        run(tmp_path, table(random_rows(3)))
+    assert (tmp_path / "logs-samples" / "thesis.txt").exists()
+
+
+def test_a_missing_vocabulary_is_an_error(tmp_path):
+    logs = session_logs.write(tmp_path / "logs", table(random_rows(3)))
+    (logs / "vocabulary.yaml").unlink()
+    with pytest.raises(InvalidFieldError, match=r"vocabulary.*travels with the log"):
+        ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples")))

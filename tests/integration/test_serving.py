@@ -1,0 +1,261 @@
+"""The application on a real Ray with real HTTP: endpoints, bad input, parity with the policy, hot swap, the loop."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
+from recfuse.bundle import read_bundle
+from recfuse.bundle.pointer import Pointer, write_pointer
+from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.logs.exposures import Exposures
+from recfuse.logs.validation import check
+from recfuse.scenes.features import FeatureEncoder, declared_features
+from recfuse.scenes.inference import SceneScorer
+from recfuse.scenes.model import ModelConfig, MultiSceneModel
+from recfuse.scenes.registry import Registry, Scene
+from recfuse.simulation.exposures import generate
+from recfuse.state.encoder import StateEncoder
+from recfuse.state.store import UserState, UserStateStore
+from serving.config import ServingConfig
+from serving.decision_log import export_session_log
+
+TASKS = ("click", "long_view")
+TOKEN = "token-of-the-test"
+VOCABULARY = Vocabulary(
+    behaviours=(Behaviour(name="watch_time", kind="long_term", transform="log1p"),
+                Behaviour(name="like", kind="short_term")),
+    fusion_parameters=(*TASKS, "like"), state_size=5, formula="log_sum", scenes=("0", "1"),
+    state_features=(StateFeature(name="age", mean=30.0, std=10.0, default=30.0), StateFeature(name="seen", log=True),
+                    StateFeature(name="scene", categories=("0", "1"))),
+)
+
+
+@dataclass
+class Server:
+    client: httpx.Client
+    models: Path
+    log: Path
+    actors: list[FusionActor]
+    exposures: Exposures
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        if isinstance(body, bytes):
+            return self.client.post(path, content=body)
+        return self.client.post(path, json=body)
+
+
+def write_policy(root: Path, seed: int) -> Path:
+    policy = GaussianPolicies(("watch_time",), NetworkConfig(hidden=(16,)), Normalisation.identity(5, 3), seed=seed)
+    for parameter in policy.parameters():
+        parameter.data.mul_(5.0)  # so that the mean depends on the state
+    return export_policy(root, policy, VOCABULARY, training={}, data_fingerprint="none", metrics={})
+
+
+def write_scorer(root: Path, exposures: Exposures) -> Path:
+    registry = Registry(scenes=tuple(Scene(name=name, tasks=TASKS) for name in ("0", "1")))
+    config = ModelConfig(embedding_size=4, history_length=5, experts=2, expert_layers=(8,), tower_layers=(4,))
+    everything = np.ones(exposures.rows.num_rows, bool)
+    encoder = FeatureEncoder.fit(declared_features(exposures), exposures, everything, config.history_length)
+    item_field = [one.feature.name for one in encoder.fitted if one.offset >= 0].index("item_id")
+    torch.manual_seed(0)
+    model = MultiSceneModel(config, table_rows=encoder.table_rows, fields=encoder.fields, numeric=encoder.numeric,
+                            item_field=item_field, pair_scene=registry.pair_scene)
+    scorer = SceneScorer(model, registry, encoder, torch.ones(len(registry.pairs)))
+    return scorer.export(root, training={}, data_fingerprint="none", metrics={})
+
+
+@pytest.fixture(scope="module")
+def server(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from ray import serve
+
+    from serving.app import build_app
+
+    root, log = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("decisions")
+    exposures = generate(seed=0, users=50, items=40, rows=2_000)
+    policies = [write_policy(root, seed) for seed in (1, 2)]
+    pq.write_table(exposures.items, root / "catalogue.parquet")
+    with UserStateStore(root / "users.sqlite") as users:
+        users.put_many([("7", UserState(features={"age": 50, "seen": 3}, history=(1, 2)))])
+    write_pointer(root, Pointer(fusion=policies[0].name, scenes=write_scorer(root, exposures).name,
+                                catalogue="catalogue.parquet", users="users.sqlite"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    config = ServingConfig(models=str(root), decision_log=str(log), poll_seconds=0.2, tokens=(TOKEN,),
+                           max_body_bytes=100_000)
+    actors = [FusionActor.from_bundle(read_bundle(path)) for path in policies]
+    try:
+        serve.run(build_app(config), name="recfuse-test")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30,
+                          headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+            yield Server(client, root, log, actors, exposures)
+    finally:
+        serve.shutdown()
+
+
+def fusion_body(n: int = 3, **changes: Any) -> dict[str, Any]:
+    predictions = {name: [(i + k + 1) / (n + 3) for i in range(n)]
+                   for k, name in enumerate(VOCABULARY.fusion_parameters)}
+    return {"user_id": "u", "state": [0.5, 1, 1, 0, 0], **changes,
+            "candidates": {"item_id": list(range(n)), "predictions": predictions}}
+
+
+def test_endpoints(server: Server) -> None:
+    items = server.exposures.items["item_id"].to_pylist()
+    answer = server.post("/v1/fusion/fine/rank", fusion_body(explore=False, top_n=2))
+    assert answer.status_code == 200, answer.text
+    assert (len(answer.json()["items"]), answer.json()["action"]) == (2, answer.json()["mu"])
+    answer = server.post("/v1/scenes/1/rank", {
+        "user": {"user_id": 7}, "candidates": {"item_id": [*items[:15], 10**15]}, "weights": {"click": .8}})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert len(body["items"]) == 10
+    assert body["unknown"]["item_id"] == 1
+    assert all(set(item["probabilities"]) == set(TASKS) for item in body["items"])
+    known = next(item for item in body["items"] if item["catalogue"])
+    expected = server.exposures.items.to_pylist()[items.index(known["item_id"])]
+    assert known["catalogue"]["parameters"]["duration"] == pytest.approx(expected["duration"])
+    answer = server.post("/v1/recommend", {"user": {"user_id": 7}, "scene": "1", "explain": True, "explore": False,
+                                           "candidates": {"item_id": items[:20]}, "top_n": 5})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (len(body["items"]), body["state_source"]) == (5, "store")
+    state = StateEncoder(VOCABULARY).encode_one({"age": 50, "seen": 3, "scene": "1"})
+    np.testing.assert_allclose(body["mu"], server.actors[0].act(state[None], explore=False).mu[0], atol=1e-6)
+    # The scene has no task `like`, which so decides nothing.
+    assert {item["predictions"]["like"] for item in body["items"]} == {0.0}
+    models = server.client.get("/v1/models").json()
+    assert models["fusion"]["model_version"] == server.actors[0].version
+    assert models["scenes"]["tasks"] == {"0": list(TASKS), "1": list(TASKS)}
+    assert server.client.get("/healthz").status_code == 200
+    assert server.client.get("/docs").status_code == 200
+
+
+def test_probabilities_are_the_scorers(server: Server) -> None:
+    pointer = json.loads((server.models / "current.json").read_text())
+    scorer = SceneScorer.from_bundle(read_bundle(server.models / pointer["scenes"]))
+    table = server.exposures.items.slice(0, 12)
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    expected = scorer.score("0", {"user_id": 7, "age": 50, "seen": 3, "hour": 3, "history": [1, 2]}, columns)
+    answer = server.post("/v1/scenes/0/rank", {"user": {"user_id": 7, "hour": 3}, "top_n": 12,
+                                               "candidates": {"item_id": table["item_id"].to_pylist()}}).json()
+    for item in answer["items"]:
+        position = columns["item_id"].tolist().index(item["item_id"])
+        for task in TASKS:
+            assert item["probabilities"][task] == pytest.approx(float(expected.probabilities[task][position]), abs=1e-6)
+
+
+def test_served_mean_equals_the_policys_on_1000_states(server: Server) -> None:
+    states = np.random.default_rng(0).normal(size=(1_000, 5)).astype(np.float32)
+    expected = server.actors[0].act(states, explore=False).mu
+
+    def mean(state: np.ndarray) -> list[float]:
+        answer: dict[str, Any] = server.post("/v1/fusion/fine/rank", fusion_body(1, state=state.tolist())).json()
+        return list(answer["mu"])
+
+    with ThreadPoolExecutor(16) as clients:
+        served = list(clients.map(mean, states))
+    assert np.abs(np.array(served) - expected).max() <= 1e-6
+
+
+BAD: list[tuple[str, str, Any, int, str | None, str]] = [
+    ("POST", "/v1/fusion/best/rank", fusion_body(), 404, "stage", "coarse, fine, rerank, mix"),
+    ("POST", "/v1/fusion/fine/rank", b"{", 400, "body", "a JSON object"),
+    ("POST", "/v1/fusion/fine/rank", fusion_body(state=[1.0]), 422, "state", "5 numbers"),
+    ("POST", "/v1/fusion/fine/rank", b'{"user_id":"u","state":[NaN],"candidates":{"item_id":[1],"predictions":{}}}',
+     422, "state[0]", "a finite number"),
+    ("POST", "/v1/fusion/fine/rank", {**fusion_body(), "candidates": {"item_id": [], "predictions": {}}}, 422,
+     "candidates.item_id", "at least 1 item"),
+    ("POST", "/v1/fusion/fine/rank", {**fusion_body(), "candidates": {"item_id": [1], "predictions": {}}}, 422,
+     "candidates.predictions.click", "click, long_view, like"),
+    ("POST", "/v1/fusion/fine/rank", b" " * 100_001, 413, "body", "at most 100000 bytes"),
+    ("POST", "/v1/scenes/9/rank", {"user": {"user_id": 1}, "candidates": {"item_id": [1]}}, 404, "scene", "0, 1"),
+    ("POST", "/v1/scenes/1/rank", {"user": {"user_id": 1}, "candidates": {"item_id": ["x"]}}, 422,
+     "candidates.item_id[0]", "a valid integer"),
+    ("POST", "/v1/scenes/1/rank", {"user": {"user_id": 1}, "candidates": {"item_id": [1, 2], "duration": [1.0, "x"]}},
+     422, "item.duration", "values of one type"),
+    ("POST", "/v1/scenes/1/rank", {"user": {"user_id": 1}, "candidates": {"item_id": [1]}, "weights": {"order": 1}},
+     422, "weights.order", "click, long_view"),
+    ("POST", "/v1/recommend", {"user": {"user_id": 1}, "scene": "9", "candidates": {"item_id": [1]}}, 422, "scene",
+     "0, 1"),
+    ("POST", "/v1/feedback", {"request_id": "r", "feedback": {"joy": 1}}, 422, "feedback.joy", "watch_time, like"),
+    ("GET", "/v1/recommend", None, 405, "method", "POST"),
+    ("GET", "/nothing", None, 404, "path", "/docs"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "field", "allowed"), BAD)
+def test_bad_requests(
+    server: Server, method: str, path: str, body: Any, status: int, field: str | None, allowed: str
+) -> None:
+    response = server.post(path, body) if method == "POST" else server.client.get(path)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["field"] == field, error
+    assert allowed in error["allowed"]
+
+
+def test_without_a_token_only_health_answers(server: Server) -> None:
+    headers = {"Authorization": "Bearer something-else"}
+    assert server.client.get("/v1/models", headers=headers).status_code == 401
+    assert server.client.get("/healthz", headers=headers).status_code == 200
+
+
+def test_the_loop_closes(server: Server, tmp_path: Path) -> None:
+    """Decisions and feedback of this test become rows that ingest accepts."""
+    requests = {}
+    for number in range(5):
+        answer = server.post("/v1/fusion/mix/rank", fusion_body(user_id=f"loop{number}", scene="1", session_id="s"))
+        requests[answer.json()["request_id"]] = answer.json()
+    for request_id in requests:
+        body = {"request_id": request_id, "feedback": {"watch_time": 12.5}, "session_end": True}
+        assert server.post("/v1/feedback", body).status_code == 202
+    export_session_log(server.log, tmp_path, VOCABULARY, now=time.time() + 7_200)
+    table = pq.read_table(tmp_path / "serving.parquet")
+    checked = check(table, VOCABULARY, "serving.parquet")
+    assert checked.quarantine.num_rows == 0
+    rows = {row["request_id"]: row for row in checked.rows.to_pylist()}
+    assert set(requests) <= set(rows)
+    for request_id, answer in requests.items():
+        row = rows[request_id]
+        assert (row["stage"], row["scene"], row["last"], row["feedback"]["watch_time"]) == ("mix", "1", True, 12.5)
+        np.testing.assert_array_equal(np.array(row["action"], np.float32), np.array(answer["action"], np.float32))
+
+
+def test_the_pointer_swaps_bundles_and_a_bad_one_is_refused(server: Server) -> None:
+    pointer = json.loads((server.models / "current.json").read_text())
+
+    def versions_until(done: Any) -> set[str]:
+        seen = set()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            response = server.post("/v1/fusion/fine/rank", fusion_body())
+            assert response.status_code == 200
+            seen.add(response.json()["model_version"])
+            if done(response.json()):
+                return seen
+        raise AssertionError(f"nothing changed; versions {seen}")
+
+    write_pointer(server.models, Pointer(**{**pointer, "fusion": server.actors[1].version}))
+    versions_until(lambda answer: answer["model_version"] == server.actors[1].version)
+    write_pointer(server.models, Pointer(**{**pointer, "fusion": "fusion-missing"}))
+    versions = versions_until(lambda _: server.client.get("/v1/models").json()["fusion"]["error"])
+    assert versions == {server.actors[1].version}
+    write_pointer(server.models, Pointer(**pointer))
+    versions_until(lambda answer: answer["model_version"] == server.actors[0].version)

@@ -1,0 +1,133 @@
+"""The job on a real local Ray, on a logged bandit whose optimum is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import samples as toy
+import torch
+
+from jobs.train_fusion import main
+from recfuse.bundle import read_bundle
+from recfuse.errors import InvalidFieldError
+from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.fusion.networks import NetworkConfig
+from recfuse.learning import training
+from recfuse.learning.algorithm import TwoStageConfig
+from recfuse.learning.samples import SampleSet
+from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.training import CHECKPOINT, TrainFusionConfig
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SETTINGS = LearningSettings(
+    network=NetworkConfig(hidden=(32,), sigma_min=0.2),
+    critics=StoppingRule(iterations=10), cloning=StoppingRule(iterations=1), stage_one=StoppingRule(iterations=10),
+    stage_two=StoppingRule(iterations=25), minibatch_size=256, window_rows=2048,
+    critic_learning_rate=5e-3, auxiliary_learning_rate=2e-3, policy_learning_rate=5e-3,
+)
+QUICK = dataclasses.replace(
+    SETTINGS, critics=StoppingRule(iterations=2), stage_one=StoppingRule(iterations=2),
+    stage_two=StoppingRule(iterations=2),
+)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> Path:
+    return toy.write(tmp_path_factory.mktemp("samples"), toy.bandit(), files=1)
+
+
+def train(samples: Path, output: Path, settings: LearningSettings):
+    return main(TrainFusionConfig(samples=str(samples), output=str(output), learning=settings))
+
+
+def test_the_policy_moves_to_the_known_optimum(samples, tmp_path):
+    """With a small λ, towards the action that watch time prefers in each state."""
+    state = toy.bandit(500, seed=9)["state"]
+    best = toy.optimum(state)
+    result = train(samples, tmp_path, dataclasses.replace(SETTINGS, multipliers={"like": 0.02}))
+    mean = FusionActor.from_bundle(read_bundle(result.bundle)).act(state, explore=False).mu
+    assert np.sqrt(((mean - best) ** 2).sum(1)).mean() < 0.55 * np.sqrt((best**2).sum(1)).mean()
+
+
+def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(samples, tmp_path):
+    whole = train(samples, tmp_path / "whole", QUICK)
+    interrupted = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "resumed"), learning=QUICK)
+    for stop_after in (1, 4):  # within the critics, and within stage one
+        stop_early(interrupted, stop_after)
+    resumed = main(interrupted)
+    assert resumed.resumed_at == 5
+    # The name of a bundle is the hash of its content: parameters and metrics are the same to the last bit.
+    assert resumed.bundle.name == whole.bundle.name
+    assert resumed.history.read_text() == whole.history.read_text()
+    again = main(interrupted)
+    assert again.resumed_at == 7
+    assert again.bundle == resumed.bundle
+
+
+def stop_early(config: TrainFusionConfig, iterations: int) -> None:
+    """Runs a part of the job, as far as a killed one would have come."""
+    output = Path(config.output)
+    output.mkdir(exist_ok=True)
+    opened = SampleSet.open(config.samples)
+    algorithm = TwoStageConfig().learn(config.learning, opened).build_algo()
+    training._resume(algorithm, output / CHECKPOINT, config, opened)
+    for _ in range(iterations):
+        algorithm.train()
+        algorithm.save_checkpoint(str(output / CHECKPOINT))
+    algorithm.stop()
+
+
+def test_another_configuration_starts_anew(samples, tmp_path):
+    train(samples, tmp_path, QUICK)
+    assert train(samples, tmp_path, dataclasses.replace(QUICK, seed=1)).resumed_at == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_learners_changes_nothing_but_rounding(samples, tmp_path, workers):
+    local = train(samples, tmp_path / "0", QUICK)
+    remote = train(samples, tmp_path / str(workers), dataclasses.replace(QUICK, num_learners=workers))
+    mine, theirs = (read_bundle(result.bundle).tensors["policy"] for result in (local, remote))
+    for name, tensor in mine.items():
+        np.testing.assert_allclose(theirs[name].numpy(), tensor.numpy(), atol=1e-5, rtol=0, err_msg=name)
+
+
+def test_served_and_learned_policy_agree(samples, tmp_path):
+    """Train/serve parity: the served mean is that of the learner's module within 1e-6 on 1,000 states."""
+    opened = SampleSet.open(samples)
+    algorithm = TwoStageConfig().learn(QUICK, opened).build_algo()
+    for _ in range(7):
+        algorithm.train()
+    assert algorithm.finished
+    state = toy.bandit(1000, seed=3)["state"]
+    learner = next(iter(algorithm.learner_group.foreach_learner(lambda learner: learner))).get()
+    with torch.no_grad():
+        output = learner.fusion.forward_inference({"obs": torch.from_numpy(state)})["action_dist_inputs"].numpy()
+    bundle = export_policy(tmp_path, algorithm.policy(), opened.vocabulary, training={}, data_fingerprint="",
+                           metrics={})
+    algorithm.stop()
+    served = FusionActor.from_bundle(read_bundle(bundle)).act(state, explore=False)
+    np.testing.assert_allclose(served.mu, output[:, : toy.ACTIONS], atol=1e-6, rtol=0)
+
+
+def test_history_has_the_curves_of_every_phase(samples, tmp_path):
+    result = train(samples, tmp_path, QUICK)
+    history = [json.loads(line) for line in result.history.read_text().splitlines()]
+    phases = [entry["phase"] for entry in history]
+    assert phases == ["critics"] * 2 + ["cloning"] + ["stage_one"] * 2 + ["stage_two"] * 2
+    assert {"loss/watch_time", "explained_variance/like", "holdout_loss"} <= set(history[0])
+    assert {"clipped_share/like", "ess_share/like", "entropy/like", "gain/like"} <= set(history[3])
+    assert {"tau", "ess_share", "capped_share", "kl/like", "entropy"} <= set(history[-1])
+    assert result.metrics["stage_two"]["stopped"] == "iteration limit"
+    assert read_bundle(result.bundle).manifest["metrics"] == result.metrics
+
+
+def test_bad_input_ends_before_anything_is_written(samples, tmp_path):
+    with pytest.raises(InvalidFieldError, match=r"multipliers.share: got 1.0; allowed: short-term behaviours"):
+        train(samples, tmp_path / "out", dataclasses.replace(QUICK, multipliers={"share": 1.0}))
+    with pytest.raises(InvalidFieldError, match=r"samples: got .*; allowed: a directory of samples that exists"):
+        train(tmp_path / "none", tmp_path / "out", QUICK)

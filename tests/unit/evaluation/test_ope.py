@@ -1,0 +1,116 @@
+"""NCIS (FORMULAS 4.1): by hand, by a known truth, and refused where the log says nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from recfuse.errors import InvalidFieldError
+from recfuse.evaluation.ope import ncis
+
+
+def test_by_hand():
+    """Ratios 1/2, 2, 8 with cap 4: ρ = (1/2, 2, 4), Σρ = 6.5.
+
+    Behaviour 1, r = (10, 1, 0): (5 + 2 + 0) / 6.5 = 14/13. Behaviour 2, r = (0, 0, 1): 4 / 6.5 = 8/13.
+    ESS = 6.5² / (1/4 + 4 + 16) = 42.25 / 20.25. One of three weights is capped.
+    """
+    found = ncis(np.log([.1, .4, .8]), np.log([.2, .2, .1]), [[10, 0], [1, 0], [0, 1]], 4.0, ["a", "b", "c"], min_ess=1)
+    np.testing.assert_allclose(found.estimate, [14 / 13, 8 / 13], rtol=1e-12)
+    np.testing.assert_allclose(found.ess, 42.25 / 20.25, rtol=1e-12)
+    np.testing.assert_allclose(found.logged, [11 / 3, 1 / 3], rtol=1e-12)
+    assert found.capped_share == pytest.approx(1 / 3)
+    assert (found.requests, found.users, found.refused) == (3, 3, "")
+    low, high = found.interval
+    assert (low <= found.estimate).all()
+    assert (found.estimate <= high).all()
+
+
+def test_the_logging_policy_itself_gives_the_mean_of_the_log():
+    rng = np.random.default_rng(0)
+    log_prob, feedback = rng.normal(size=500), rng.random((500, 2))
+    found = ncis(log_prob, log_prob, feedback, 10.0, rng.integers(0, 50, 500))
+    np.testing.assert_allclose(found.estimate, feedback.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.ess, 500)
+
+
+def test_tensors_and_arrays_agree():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=200), rng.normal(size=200), rng.random((200, 3)), np.arange(200) % 20
+    arrays = ncis(*values[:3], 5.0, values[3])
+    tensors = ncis(*(torch.from_numpy(value) for value in values[:3]), 5.0, values[3])
+    np.testing.assert_array_equal(arrays.estimate, tensors.estimate)
+    np.testing.assert_array_equal(arrays.low, tensors.low)
+
+
+def test_it_finds_the_value_of_another_gaussian_policy():
+    """r = a + noise: the value of N(0.3, 1) is 0.3, estimated from a log of N(0, 1)."""
+    rng = np.random.default_rng(4)
+    action = rng.normal(size=20_000)
+    feedback = action + rng.normal(size=20_000)
+    found = ncis(-.5 * (action - .3) ** 2, -.5 * action**2, feedback[:, None], 50.0, np.arange(20_000) // 4)
+    assert found.low[0] < .3 < found.high[0]
+    assert found.high[0] - found.low[0] < .1
+
+
+def test_the_interval_is_over_users_not_requests():
+    """Each user's ten requests are alike, so that ten times the requests narrow nothing."""
+    rng = np.random.default_rng(5)
+    value = rng.normal(size=(200, 1))
+    once = ncis(np.zeros(200), np.zeros(200), value, 1.0, np.arange(200))
+    often = ncis(np.zeros(2_000), np.zeros(2_000), np.repeat(value, 10, 0), 1.0, np.repeat(np.arange(200), 10))
+    assert often.high[0] - often.low[0] == pytest.approx(once.high[0] - once.low[0], rel=.05)
+
+
+def test_extreme_ratios_do_not_overflow():
+    """Log-ratios of ±2000: the two huge ones share all the weight equally under a cap."""
+    log_prob = np.array([2_000., 2_000., -2_000., -np.inf])
+    found = ncis(log_prob, np.zeros(4), [[1.], [3.], [100.], [100.]], 10.0, list("abcd"), min_ess=1)
+    assert found.estimate[0] == pytest.approx(2.0)
+    assert found.ess[0] == pytest.approx(2.0)
+    uncapped = ncis(log_prob, np.zeros(4), [[1.], [3.], [100.], [100.]], np.inf, list("abcd"), min_ess=1)
+    assert uncapped.estimate[0] == pytest.approx(2.0)
+    assert uncapped.capped_share == 0
+
+
+def test_too_little_support_is_refused_with_the_reason():
+    log_prob = np.full(1_000, -50.0)
+    log_prob[0] = 0.0
+    found = ncis(log_prob, np.zeros(1_000), np.ones((1_000, 2)), 10.0, np.arange(1_000))
+    assert found.refused.startswith("effective sample size 1.0 of 1,000 requests is below 100")
+    assert np.isnan(found.estimate).all()
+    assert np.isnan(found.low).all()
+    np.testing.assert_array_equal(found.logged, 1)
+
+
+def test_one_user_has_no_interval():
+    found = ncis(np.zeros(500), np.zeros(500), np.ones((500, 1)), 10.0, np.zeros(500))
+    assert found.refused == "1 user: an interval over users needs at least 2"
+
+
+def test_a_policy_that_takes_none_of_the_actions_is_refused():
+    found = ncis(np.full(5, -np.inf), np.zeros(5), np.ones((5, 1)), np.inf, np.arange(5), min_ess=0)
+    assert "effective sample size 0.0" in found.refused
+
+
+GOOD = {"log_prob": np.zeros(3), "behaviour_log_prob": np.zeros(3), "feedback": np.ones((3, 2)), "cap": 2.0,
+        "user_id": np.arange(3)}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"log_prob": np.zeros((3, 1))}, r"log_prob: got \(3, 1\); allowed: an array \[n\]"),
+    ({"log_prob": np.array([0, np.nan, 0])}, "log_prob: got nan; allowed: numbers < inf"),
+    ({"behaviour_log_prob": np.zeros(2)}, "behaviour_log_prob: got 2; allowed: 3 values, as in log_prob"),
+    ({"behaviour_log_prob": np.array([0, -np.inf, 0])}, "behaviour_log_prob: got -inf; allowed: finite numbers"),
+    ({"feedback": np.ones(3)}, r"feedback: got \(3,\); allowed: an array \[n, m\]"),
+    ({"feedback": np.ones((2, 2))}, "feedback: got 2; allowed: 3 rows, as in log_prob"),
+    ({"feedback": np.full((3, 2), np.nan)}, "feedback: got nan; allowed: finite numbers"),
+    ({"cap": 0.0}, "cap: got 0.0; allowed: a number > 0"),
+    ({"cap": float("nan")}, "cap: got nan; allowed: a number > 0"),
+    ({"user_id": np.arange(2)}, "user_id: got 2; allowed: 3 ids, one a row"),
+    ({"min_ess": -1.0}, "min_ess: got -1.0; allowed: a number ≥ 0"),
+    ({"log_prob": np.zeros(0), "behaviour_log_prob": np.zeros(0), "feedback": np.ones((0, 2)), "user_id": []},
+     "log_prob: got 0; allowed: at least one request"),
+])
+def test_bad_input_is_refused(changes, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        ncis(**{**GOOD, **changes})

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+
+from recfuse.behaviours import Behaviour, Vocabulary, from_mapping
+from recfuse.console import load_config
+from recfuse.errors import InvalidFieldError
+from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.training import TrainFusionConfig
+
+LONG, SHORT = Behaviour(name="watch_time", kind="long_term"), Behaviour(name="like", kind="short_term")
+VOCABULARY = Vocabulary(behaviours=(LONG, SHORT), fusion_parameters=("a",), state_size=1)
+
+
+@pytest.mark.parametrize(("rule", "losses", "reason"), [
+    (StoppingRule(iterations=3), [3, 2], None),
+    (StoppingRule(iterations=3), [3, 2, 1], "iteration limit"),
+    (StoppingRule(iterations=9, loss_below=1.5), [3, 1], "loss below 1.5"),
+    (StoppingRule(iterations=9, change_below=0.1), [3], None),
+    (StoppingRule(iterations=9, change_below=0.1), [3, 2.95], "change below 0.1"),
+    (StoppingRule(iterations=9, change_below=0.0), [3, 3.5], "change below 0"),
+    (StoppingRule(iterations=9, change_below=0.1, patience=2), [3, 3.5], None),
+    (StoppingRule(iterations=9, change_below=0.1, patience=2), [3, 3.5, 2], None),
+    (StoppingRule(iterations=9, change_below=0.1, patience=2), [3, 3.5, 3.2], "change below 0.1"),
+    (StoppingRule(iterations=1, loss_below=9, change_below=9), [3], "loss below 9"),
+])
+def test_the_first_rule_that_holds_ends_a_fit(rule, losses, reason):
+    assert rule.reason_to_stop(losses) == reason
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"algorithm": "ppo"}, "algorithm: got 'ppo'; allowed: two_stage, behaviour_cloning"),
+    ({"critic_learning_rate": 0}, "critic_learning_rate: got 0; allowed: a finite number > 0"),
+    ({"rho_max": float("inf")}, "rho_max: got inf; allowed: a finite number > 0"),
+    ({"minibatch_size": 1001, "num_learners": 2},
+     r"minibatch_size: got 1001; allowed: a multiple of num_learners \(2\)"),
+    ({"ess_floor": 1.5}, r"ess_floor: got 1.5; allowed: a share in \[0, 1\]"),
+    ({"weight_cap": 0.5}, "weight_cap: got 0.5; allowed: a number ≥ 1, or nothing"),
+    ({"multipliers": {"like": 0.0}}, "multipliers: got {'like': 0.0}; allowed: finite numbers > 0"),
+    ({"holdout": 1.0}, r"holdout: got 1.0; allowed: a share in \[0, 1\)"),
+    ({"window_rows": 10}, r"window_rows: got 10; allowed: at least minibatch_size \(1024\)"),
+    ({"threads": 0}, "threads: got 0; allowed: an integer ≥ 1"),
+    ({"num_learners": -1}, "num_learners: got -1; allowed: an integer ≥ 0"),
+    ({"seed": -1}, r"seed: got -1; allowed: an integer in \[0, 2\^31\)"),
+])
+def test_bad_settings_are_named(change, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        LearningSettings(**change)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"iterations": 0}, "iterations: got 0; allowed: an integer ≥ 1"),
+    ({"iterations": 1, "change_below": -1.0}, "change_below: got -1.0; allowed: a finite number ≥ 0, or nothing"),
+    ({"iterations": 1, "loss_below": float("nan")}, "loss_below: got nan; allowed: a finite number, or nothing"),
+    ({"iterations": 1, "patience": 0}, "patience: got 0; allowed: an integer ≥ 1"),
+])
+def test_bad_rules_are_named(change, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        StoppingRule(**change)
+
+
+def test_a_bad_field_of_a_file_is_named_with_its_path():
+    with pytest.raises(InvalidFieldError, match=r"learning.critics.iterations: got 0; allowed"):
+        from_mapping(TrainFusionConfig, {"learning": {"critics": {"iterations": 0}}})
+    with pytest.raises(InvalidFieldError, match=r"learning.gamma"):
+        from_mapping(TrainFusionConfig, {"learning": {"gamma": 1}})
+
+
+def test_the_documented_file_holds_the_defaults():
+    assert load_config(TrainFusionConfig, "jobs/config/train_fusion.yaml") == TrainFusionConfig()
+
+
+def test_multipliers_override_the_vocabulary():
+    behaviours = LearningSettings(multipliers={"like": 5.0}).with_multipliers(VOCABULARY).behaviours
+    assert [behaviour.multiplier for behaviour in behaviours] == [1.0, 5.0]
+    with pytest.raises(InvalidFieldError, match=r"multipliers.watch_time: got 1.0; allowed: short-term beh.* \(like"):
+        LearningSettings(multipliers={"watch_time": 1.0}).with_multipliers(VOCABULARY)
+
+
+def test_two_stage_needs_a_short_term_behaviour():
+    alone = Vocabulary(behaviours=(LONG,), fusion_parameters=("a",), state_size=1)
+    with pytest.raises(InvalidFieldError, match="at least one short_term behaviour for the algorithm two_stage"):
+        LearningSettings().with_multipliers(alone)
+    LearningSettings(algorithm="behaviour_cloning").with_multipliers(alone)

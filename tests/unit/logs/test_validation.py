@@ -1,0 +1,113 @@
+"""Every row is kept or quarantined with a reason that names field, value and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from session_logs import loose_table, row, table, vocabulary
+
+from recfuse.logs.schema import session_log_schema
+from recfuse.logs.validation import check
+
+GOOD = [row(1), row(2), row(3)]
+
+
+def checked(content: pa.Table):
+    result = check(content, vocabulary(), "log.parquet[0]")
+    assert result.rows.num_rows + result.quarantine.num_rows == content.num_rows
+    assert result.rows.schema.equals(session_log_schema(vocabulary()))
+    return result
+
+
+def test_good_rows_pass_unchanged():
+    result = checked(table(GOOD))
+    assert result.quarantine.num_rows == 0
+    assert result.rows.equals(table(GOOD))
+
+
+BAD_ROWS = [
+    (dict(state=[1.0, 2.0]), "state", "[1.0, 2.0]", "a list of 3 numbers"),
+    (dict(action=[1.0, 2.0, 3.0]), "action", "[1.0, 2.0, 3.0]", "a list of 2 numbers"),
+    (dict(state=None), "state", "null", "a list of 3 numbers"),
+    (dict(state=[1.0, math.nan, 0.0]), "state", "[1.0, NaN, 0.0]", "finite numbers"),
+    (dict(action=[math.inf, 0.0]), "action", "[Infinity, 0.0]", "finite numbers"),
+    (dict(state=[1.0, None, 0.0]), "state", "[1.0, null, 0.0]", "finite numbers"),
+    (dict(sigma=[1.0, 0.0]), "sigma", "[1.0, 0.0]", "numbers > 0"),
+    (dict(sigma=[1.0, -0.1]), "sigma", "[1.0, -0.1]", "numbers > 0"),
+    (dict(action_logp=math.nan), "action_logp", "NaN", "a finite number"),
+    (dict(action_logp=None, mu=None), "action_logp", "null", "mu and sigma to compute it from"),
+    (dict(feedback={"watch_time": math.nan, "like": 0.0}), "feedback.watch_time", "NaN", "a finite number"),
+    (dict(feedback={"watch_time": None, "like": 0.0}), "feedback.watch_time", "null", "a finite number"),
+    (dict(feedback={"watch_time": -2.0, "like": 0.0}), "feedback.watch_time", "-2.0", "a number > −1"),
+    (dict(feedback=None), "feedback", "null", "values of watch_time, like"),
+    (dict(request_id=None), "request_id", "null", "a non-empty string"),
+    (dict(user_id=""), "user_id", '""', "a non-empty string"),
+    (dict(ts=None), "ts", "null", "a timestamp"),
+    (dict(stage="polish"), "stage", '"polish"', "coarse, fine, rerank, mix"),
+    (dict(scene="attic"), "scene", '"attic"', "feed, cart"),
+]
+
+
+@pytest.mark.parametrize(("change", "field", "value", "allowed"), BAD_ROWS, ids=[f"{b[1]}={b[2]}" for b in BAD_ROWS])
+def test_a_bad_row_is_quarantined_alone(change, field, value, allowed):
+    bad = row(4, **change)
+    result = checked(loose_table([*GOOD[:2], bad, GOOD[2]]))
+    assert result.rows["request_id"].to_pylist() == ["r1", "r2", "r3"]
+    [reason] = result.quarantine.to_pylist()
+    assert reason["source"] == "log.parquet[0]"
+    assert reason["field"] == field
+    assert reason["value"] == value
+    assert allowed in reason["allowed"]
+    kept = json.loads(reason["row"])
+    assert set(kept) == set(bad), "the row is kept as it came"
+
+
+def retyped(name: str, values: pa.Array) -> pa.Table:
+    content = table(GOOD)
+    return content.set_column(content.column_names.index(name), name, values)
+
+
+FLOATS = pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32(), 2))
+BAD_FILES = [
+    (lambda: table(GOOD).drop_columns("state"), "state", "missing column", "request_id, user_id, ts"),
+    (lambda: table(GOOD).drop_columns(["action_logp", "mu"]), "action_logp", "missing column", "both mu and sigma"),
+    (lambda: retyped("state", FLOATS), "state", "fixed_size_list[2]", "fixed_size_list<float32>[3]"),
+    (lambda: retyped("action", pa.array(["a", "b", "c"])), "action", "string", "fixed_size_list<float32>[2]"),
+    (lambda: retyped("ts", pa.array([1, 2, 3])), "ts", "int64", "timestamp[us, UTC]"),
+    (lambda: retyped("user_id", pa.array([1, 2, 3])), "user_id", "int64", "string"),
+    (lambda: retyped("feedback", pa.array([{"watch_time": 1.0, "like": 0.0, "hug": 1.0}] * 3)), "feedback.hug",
+     "unknown behaviour", "struct of watch_time, like"),
+    (lambda: retyped("feedback", pa.array([{"watch_time": 1.0}] * 3)), "feedback.like", "missing behaviour",
+     "struct of watch_time, like"),
+]
+
+
+@pytest.mark.parametrize(("make", "field", "value", "allowed"), BAD_FILES, ids=[f"{b[1]}:{b[2]}" for b in BAD_FILES])
+def test_a_file_that_cannot_carry_the_log_is_quarantined_whole(make, field, value, allowed):
+    result = checked(make())
+    assert result.rows.num_rows == 0
+    assert set(result.quarantine["field"].to_pylist()) == {field}
+    assert set(result.quarantine["value"].to_pylist()) == {value}
+    assert all(allowed in text for text in result.quarantine["allowed"].to_pylist())
+
+
+def test_missing_density_is_computed_from_mu_and_sigma():
+    # By hand: z = (0.5, −0.25), σ = (1, 2): −½(0.25 + 0.0625) − ln 1 − ln 2 − ln 2π = −2.6872743…
+    change = dict(action_logp=None, mu=[0.0, 0.0], sigma=[1.0, 2.0], action=[0.5, -0.5])
+    result = checked(table([row(1, **change)]))
+    expected = -0.5 * (0.25 + 0.0625) - math.log(2) - math.log(2 * math.pi)
+    np.testing.assert_allclose(result.rows["action_logp"].to_numpy(), [expected], rtol=1e-12)
+
+
+def test_a_logged_density_is_kept_even_without_mu_and_sigma():
+    result = checked(table([row(1, mu=None, sigma=None, action_logp=-1.25)]))
+    assert result.rows["action_logp"].to_pylist() == [-1.25]
+
+
+def test_optional_columns_may_be_absent():
+    bare = table(GOOD).drop_columns(["session_id", "model_version", "last", "mu", "sigma"])
+    assert checked(bare).rows["session_id"].null_count == 3

@@ -1,0 +1,124 @@
+"""The scorer: bundle round trip, one request against rows, extraction, bad requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recfuse.bundle import read_bundle, write_bundle
+from recfuse.errors import InvalidFieldError
+from recfuse.logs.exposures import Exposures
+from recfuse.scenes.inference import SceneScorer
+from recfuse.scenes.trainer import Problem, train
+
+
+@pytest.fixture(scope="module")
+def scorer(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> SceneScorer:
+    return train(problem, tmp_path_factory.mktemp("storage"))
+
+
+def export(scorer: SceneScorer, root: Path) -> Path:
+    return scorer.export(root, training={"epochs": 1}, data_fingerprint="f", metrics={"auc": 0.5})
+
+
+def request(exposures: Exposures, scorer: SceneScorer, row: int) -> tuple[str, dict, dict]:
+    """What a server would send for one row."""
+    from recfuse.scenes.features import NO_ITEM, row_histories
+
+    data = exposures.rows.slice(row, 1).to_pylist()[0]
+    user = next(u for u in exposures.users.to_pylist() if u["user_id"] == data["user_id"])
+    items = exposures.items.slice(0, 12)
+    history = [int(i) for i in row_histories(exposures, 5)[row] if i != NO_ITEM]
+    columns = {name: np.array(items[name].to_pylist()) for name in items.column_names}
+    return data["scene"], {**user, "hour": data["hour"], "history": history}, columns
+
+
+def test_bundle_gives_back_the_same_scores(scorer: SceneScorer, exposures: Exposures, tmp_path: Path) -> None:
+    path = export(scorer, tmp_path)
+    loaded = SceneScorer.from_bundle(read_bundle(path, "scenes"))
+    assert loaded.version == path.name
+    assert loaded.tasks == scorer.tasks
+    before, after = scorer.score_exposures(exposures), loaded.score_exposures(exposures)
+    for task, values in before.items():
+        np.testing.assert_array_equal(values, after[task])
+
+
+def test_export_is_deterministic(scorer: SceneScorer, tmp_path: Path) -> None:
+    assert export(scorer, tmp_path / "a").name == export(scorer, tmp_path / "b").name
+
+
+@pytest.mark.parametrize("row", [0, 700, 1300])
+def test_one_request_scores_as_rows_do(scorer: SceneScorer, exposures: Exposures, row: int) -> None:
+    """The served path and the columnar path are the same function: no skew between serving and training."""
+    import pyarrow as pa
+
+    from recfuse.scenes.features import row_histories
+
+    scene, user, items = request(exposures, scorer, row)
+    scores = scorer.score(scene, user, items)
+    count = len(items["item_id"])
+    rows = pa.table({"user_id": np.full(count, user["user_id"]), "item_id": items["item_id"], "scene": [scene] * count,
+                     "hour": np.full(count, user["hour"], np.int8)})
+    histories = np.repeat(row_histories(exposures, 5)[row:row + 1], count, axis=0)
+    expected = scorer.score_rows(rows, exposures.users, exposures.items, histories)
+    assert set(scores.probabilities) == set(scorer.tasks[scene])
+    for task, values in scores.probabilities.items():
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, expected[task], rtol=0, atol=1e-6)
+
+
+def test_s3_scene_alone_scores_as_the_whole(scorer: SceneScorer, exposures: Exposures, tmp_path: Path) -> None:
+    for scene in scorer.tasks:
+        alone = SceneScorer.from_bundle(read_bundle(export(scorer.only(scene), tmp_path)))
+        assert set(alone.tasks) == {scene}
+        own = exposures.filter(np.array([s == scene for s in exposures.rows["scene"].to_pylist()]))
+        whole = scorer.score_rows(own.rows, own.users, own.items)
+        for task, values in alone.score_rows(own.rows, own.users, own.items).items():
+            np.testing.assert_allclose(values, whole[task], rtol=0, atol=1e-6)
+
+
+def test_scenes_without_a_task_have_no_prediction_of_it(scorer: SceneScorer, exposures: Exposures) -> None:
+    predictions = scorer.score_exposures(exposures)
+    scene = np.array(exposures.rows["scene"].to_pylist())
+    assert np.isnan(predictions["long_view"][scene == "0"]).all()
+    assert np.isfinite(predictions["long_view"][scene != "0"]).all()
+    assert ((predictions["click"] > 0) & (predictions["click"] < 1)).all()
+
+
+def test_unknown_and_missing_values_are_counted_not_fatal(scorer: SceneScorer) -> None:
+    scores = scorer.score("1", {"user_id": "stranger"}, {"item_id": np.array([1, 10**15])})
+    assert scores.unknown["user_id"] == 1
+    assert scores.unknown["item_id"] >= 1
+    assert scores.unknown["duration"] == 2
+    assert np.isfinite(scores.probabilities["click"]).all()
+
+
+def test_no_items_give_no_scores(scorer: SceneScorer) -> None:
+    scores = scorer.score("1", {"user_id": 1}, {"item_id": np.array([], np.int64)})
+    assert scores.probabilities["click"].shape == (0,)
+
+
+@pytest.mark.parametrize(("scene", "user", "items", "message"), [
+    ("9", {}, {"item_id": [1]}, "scene: got '9'; allowed: 0, 1, 4"),
+    ("1", {}, {"tag": [1]}, r"items.item_id: got \['tag'\]; allowed: a column item_id"),
+    ("1", {}, {"item_id": [1, 2], "duration": [1.0]}, "item.duration: got 1; allowed: 2 values"),
+    ("1", {}, {"item_id": [1.5]}, "item.item_id: got 'double'; allowed: integers or strings"),
+    ("1", {}, {"item_id": [1], "duration": ["long"]}, "item.duration: got 'string'; allowed: numbers"),
+    ("1", {"history": ["x"]}, {"item_id": [1]}, "history: got .*a list of item ids"),
+])
+def test_bad_requests_are_named(scorer: SceneScorer, scene: str, user: dict, items: dict, message: str) -> None:
+    with pytest.raises(InvalidFieldError, match=message):
+        scorer.score(scene, user, items)
+
+
+def test_bundle_of_another_kind_or_shape_is_refused(scorer: SceneScorer, tmp_path: Path) -> None:
+    fusion = write_bundle(tmp_path, kind="fusion", tensors={"a": {"b": torch.zeros(1)}}, manifest={})
+    with pytest.raises(InvalidFieldError, match="kind: got 'fusion'; allowed: scenes"):
+        SceneScorer.from_bundle(read_bundle(fusion))
+    bundle = read_bundle(export(scorer, tmp_path))
+    bundle.tensors["model"].pop("first.bias")
+    with pytest.raises(InvalidFieldError, match=r"model\.safetensors: got "):
+        SceneScorer.from_bundle(bundle)

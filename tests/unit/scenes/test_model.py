@@ -1,0 +1,115 @@
+"""The mixture of experts: against a plain per-row rendering of FORMULAS 3.1, and the properties S1 and S3."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from recfuse.errors import InvalidFieldError
+from recfuse.scenes.loss import multi_scene_loss
+from recfuse.scenes.model import ModelConfig, MultiSceneModel, extract_scene
+
+PAIR_SCENE = (0, 0, 1, 2, 2, 2)
+
+
+def build(seed: int = 0, history: int = 4) -> MultiSceneModel:
+    torch.manual_seed(seed)
+    config = ModelConfig(embedding_size=3, history_length=history, experts=4, expert_layers=(7, 5), tower_layers=(6,))
+    return MultiSceneModel(config, table_rows=30, fields=4, numeric=2, item_field=1, pair_scene=PAIR_SCENE)
+
+
+def batch(seed: int, rows: int, scenes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scene = torch.randint(0, 3, (rows,), generator=generator) if scenes is None else scenes
+    return (torch.randint(1, 30, (rows, 4), generator=generator, dtype=torch.int32),
+            torch.randn(rows, 2, generator=generator),
+            torch.randint(0, 30, (rows, 4), generator=generator, dtype=torch.int32), scene)
+
+
+def by_the_formula(model: MultiSceneModel, ids: Tensor, numbers: Tensor, history: Tensor, pair: int) -> Tensor:
+    """Logit of one pair for one row, expert by expert (FORMULAS 3.1)."""
+    table, count, width = model.embedding, model.config.experts, model.config.expert_layers[0]
+    watched = [table[i] for i in history if i != 0]
+    pooled = torch.stack(watched).mean(0) if watched else torch.zeros(3)
+    x = torch.cat([table[i] for i in ids] + [numbers, pooled, pooled * table[ids[1]]])
+    experts = []
+    for k in range(count):
+        hidden = torch.relu(model.first.weight[k * width:(k + 1) * width] @ x
+                            + model.first.bias[k * width:(k + 1) * width])
+        experts.append(torch.relu(hidden @ model.experts[0].weight[k] + model.experts[0].bias[k, 0]))
+    own = slice(count * width + pair * count, count * width + (pair + 1) * count)
+    gate = torch.softmax(model.first.weight[own] @ x + model.first.bias[own], 0)
+    mixed = sum(gate[k] * experts[k] for k in range(count))
+    hidden = torch.relu(mixed @ model.towers[0].weight[pair] + model.towers[0].bias[pair, 0])
+    return (hidden @ model.towers[1].weight[pair] + model.towers[1].bias[pair, 0])[0]
+
+
+def test_logits_follow_the_formula() -> None:
+    model = build()
+    ids, numbers, history, scene = batch(1, 12)
+    history[0] = 0
+    logits = model(ids, numbers, history, scene)
+    for row in range(12):
+        for pair, owner in enumerate(PAIR_SCENE):
+            if owner == scene[row]:
+                expected = by_the_formula(model, ids[row], numbers[row], history[row], pair)
+                torch.testing.assert_close(logits[row, pair], expected, rtol=1e-4, atol=1e-6)
+            else:
+                assert logits[row, pair] == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 2))
+def test_s1_other_scenes_get_exactly_no_gradient(seed: int, scene: int) -> None:
+    """Property S1: rows of one scene leave gates and towers of every other scene alone."""
+    model = build(seed)
+    inputs = batch(seed, 8, torch.full((8,), scene))
+    logits = model(*inputs)
+    mask = torch.tensor(PAIR_SCENE)[None, :].expand(8, -1) == scene
+    multi_scene_loss(logits, torch.ones_like(logits), mask, torch.ones(6), torch.ones(6)).backward()
+    gates = model.first.weight.grad[4 * 7:].view(6, 4, -1)
+    towers = [layer.weight.grad for layer in model.towers] + [layer.bias.grad for layer in model.towers]
+    for pair, owner in enumerate(PAIR_SCENE):
+        if owner != scene:
+            assert (gates[pair] == 0).all()
+            assert all((grad[pair] == 0).all() for grad in towers)
+        else:
+            assert (model.towers[-1].bias.grad[pair] != 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 2), st.integers(0, 4))
+def test_s3_extracted_model_scores_as_the_whole(seed: int, scene: int, history: int) -> None:
+    """Property S3, for every scene, with and without histories."""
+    model = build(seed, history).eval()
+    ids, numbers, items, scenes = batch(seed + 1, 9, torch.full((9,), scene))
+    items = items[:, :history]
+    whole = model(ids, numbers, items, scenes)[:, [owner == scene for owner in PAIR_SCENE]]
+    alone = extract_scene(model, scene)(ids, numbers, items, torch.zeros(9, dtype=torch.int64))
+    torch.testing.assert_close(alone, whole, rtol=0, atol=1e-6)
+
+
+def test_rows_answer_alike_in_any_company() -> None:
+    model = build()
+    inputs = batch(3, 10)
+    alone = torch.cat([model(*(part[i:i + 1] for part in inputs)) for i in range(10)])
+    torch.testing.assert_close(model(*inputs), alone)
+
+
+def test_empty_history_is_pooled_to_zero_and_unknown_scene_is_named() -> None:
+    model = build()
+    x = model.features(*batch(0, 2)[:2], torch.zeros(2, 4, dtype=torch.int32))
+    assert (x[:, -6:] == 0).all()
+    with pytest.raises(InvalidFieldError, match=r"scene: got 7; allowed: one of \[0, 1, 2\]"):
+        extract_scene(model, 7)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("experts", 0), ("embedding_size", 0), ("history_length", -1), ("expert_layers", ()), ("tower_layers", (0,)),
+])
+def test_bad_sizes_are_named(field: str, value: object) -> None:
+    with pytest.raises(InvalidFieldError, match=f"{field}: got "):
+        ModelConfig(**{field: value})

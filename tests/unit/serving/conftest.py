@@ -1,0 +1,179 @@
+"""A models directory with untrained models, and the whole application in this process, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
+from recfuse.bundle import read_bundle
+from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
+from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.state.store import UserState, UserStateStore
+from serving.api import create_api
+from serving.catalogue import Catalogue
+from serving.config import ServingConfig
+from serving.decision_log import DecisionLog
+from serving.errors import Reply, answered
+from serving.fusion import FusionModel, FusionService, Ranking
+from serving.gateway import Gateway
+from serving.scenes import ScenesService
+
+TASKS = ("click", "long_view")
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    return Vocabulary(
+        behaviours=(Behaviour(name="watch_time", kind="long_term", transform="log1p"),
+                    Behaviour(name="like", kind="short_term")),
+        fusion_parameters=TASKS, state_size=4, formula="log_sum", scenes=("feed", "shop"),
+        state_features=(StateFeature(name="age", mean=30.0, std=10.0, default=30.0),
+                        StateFeature(name="scene", categories=("feed", "shop"))),
+    )
+
+
+def write_policy(root: Path, vocabulary: Vocabulary, seed: int) -> Path:
+    normalisation = Normalisation.identity(vocabulary.state_size, vocabulary.action_size)
+    policy = GaussianPolicies(("watch_time",), NetworkConfig(hidden=(8,)), normalisation, seed=seed)
+    for parameter in policy.parameters():
+        parameter.data.mul_(10.0)  # so that the mean depends on the state
+    return export_policy(root, policy, vocabulary, training={}, data_fingerprint="none", metrics={})
+
+
+@dataclass(frozen=True)
+class FakeScores:
+    probabilities: Mapping[str, np.ndarray]
+    unknown: Mapping[str, int]
+
+
+@dataclass
+class FakeScorer:
+    """click = 1 / (1 + item_id), long_view = duration / 100; ids above 1,000 are unknown."""
+
+    version: str = "scenes-fake"
+    tasks: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"feed": TASKS, "shop": TASKS, "wall": TASKS})
+    seen: list[tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]] = field(default_factory=list)
+
+    def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> FakeScores:
+        self.seen.append((scene, user, items))
+        item_id = np.asarray(items["item_id"], np.float64)
+        duration = np.nan_to_num(np.asarray(items["duration"], np.float64), nan=50.0) if "duration" in items else 50.0
+        return FakeScores({"click": (1 / (1 + np.abs(item_id))).astype(np.float32),
+                           "long_view": (np.zeros(len(item_id)) + duration / 100).astype(np.float32)},
+                          {"item_id": int((item_id > 1000).sum())})
+
+
+class LocalFusion:
+    def __init__(self, model: FusionModel, service: FusionService) -> None:
+        self.model, self.service = model, service
+
+    async def rank(self, stage: str, body: bytes) -> Reply:
+        return await answered(self.service.rank, self.model, stage, body)
+
+    async def decide(self, ranking: Ranking) -> Reply:
+        return await answered(self.service.decide, self.model, ranking)
+
+    async def feedback(self, body: bytes) -> Reply:
+        return await answered(self.service.feedback, self.model, body)
+
+    async def describe(self) -> dict[str, Any]:
+        return {"model_version": self.model.version}
+
+
+class LocalScenes:
+    def __init__(self, scorer: FakeScorer, service: ScenesService) -> None:
+        self.scorer, self.service = scorer, service
+
+    async def rank(self, scene: str, body: bytes) -> Reply:
+        async def act() -> Reply:
+            return self.service.rank(self.scorer, scene, body)
+        return await answered(act)
+
+    async def predict(self, body: bytes) -> Ranking | Reply:
+        async def act() -> Ranking | Reply:
+            return self.service.predict(self.scorer, body)
+        return await answered(act)
+
+    async def describe(self) -> dict[str, Any]:
+        return {"model_version": self.scorer.version}
+
+
+@dataclass
+class Application:
+    """The whole application; `post` and `get` go through the real HTTP layer."""
+
+    actor: FusionActor
+    scorer: FakeScorer
+    users: UserStateStore
+    log: DecisionLog
+    log_directory: Path
+    api: Any
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self.api)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **arguments)
+        return asyncio.run(send())
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        if isinstance(body, bytes):
+            return self.request("POST", path, content=body)
+        return self.request("POST", path, json=body)
+
+    def get(self, path: str) -> httpx.Response:
+        return self.request("GET", path)
+
+
+@pytest.fixture
+def models(tmp_path: Path, vocabulary: Vocabulary) -> Path:
+    """A models directory: fusion bundle, catalogue, users; no scenes bundle."""
+    root = tmp_path / "models"
+    bundle = write_policy(root, vocabulary, seed=1)
+    pq.write_table(pa.table({
+        "item_id": [1, 2, 3], "price": [10.0, None, 30.0], "price_before": [12.0, 20.0, 30.0],
+        "image": ["1.png", "2.png", None], "duration": [10.0, 90.0, 30.0], "brand": ["a", "b", "b"],
+    }), root / "catalogue.parquet")
+    with UserStateStore(root / "users.sqlite") as users:
+        users.put_many([("7", UserState(features={"age": 50}, history=(1, 2)))])
+    write_pointer(root, Pointer(fusion=bundle.name, catalogue="catalogue.parquet", users="users.sqlite"))
+    return root
+
+
+@pytest.fixture
+def start(tmp_path: Path, models: Path) -> Iterator[Callable[..., Application]]:
+    """Starts applications; keywords go to the config."""
+    started: list[Application] = []
+
+    def begin(**options: Any) -> Application:
+        config = ServingConfig(models=str(models), decision_log=str(tmp_path / "decisions"), **options)
+        pointer = read_pointer(models)
+        actor = FusionActor.from_bundle(read_bundle(models / str(pointer.fusion)))
+        users, catalogue = UserStateStore(models / "users.sqlite"), Catalogue.load(models / "catalogue.parquet")
+        log, scorer = DecisionLog(config.decision_log), FakeScorer()
+        fusion = LocalFusion(FusionModel(actor), FusionService(config, log, users, catalogue))
+        scenes = LocalScenes(scorer, ScenesService(config, users, catalogue))
+        api = create_api(Gateway(fusion, scenes), config)
+        started.append(Application(actor, scorer, users, log, tmp_path / "decisions", api))
+        return started[-1]
+
+    yield begin
+    for application in started:
+        application.log.close()
+        application.users.close()
+
+
+@pytest.fixture
+def application(start: Callable[..., Application]) -> Application:
+    return start()

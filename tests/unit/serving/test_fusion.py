@@ -1,0 +1,85 @@
+"""Fusion of one request, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from recfuse.behaviours import Behaviour, Formula, Vocabulary
+from recfuse.fusion.policies import Decision, FixedGaussian
+from serving.config import ServingConfig
+from serving.decision_log import DecisionLog
+from serving.errors import RefusedError
+from serving.fusion import FusionModel, FusionService
+
+
+class FixedActor:
+    """Always the worked example's vector (0.8, 0.5, 0.9)."""
+
+    version = "fusion-fixed"
+
+    def __init__(self, formula: Formula) -> None:
+        self.vocabulary = Vocabulary(behaviours=(Behaviour(name="watch_time", kind="long_term"),), state_size=1,
+                                     fusion_parameters=("play", "click", "like"), formula=formula)
+        self._policy = FixedGaussian([0.8, 0.5, 0.9], 0.1)
+
+    def act(self, state: Any, explore: bool, *, seed: int | None = None) -> Decision:
+        return self._policy.act(state, explore, np.random.default_rng(seed))
+
+
+def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **fields: Any) -> dict[str, Any]:
+    config = ServingConfig(decision_log=str(tmp_path), explore=False)
+    log = DecisionLog(tmp_path)
+    n = len(play)
+    body = {"user_id": "u", "state": [0.0], **fields, "candidates": {
+        "item_id": list(range(n)), "predictions": {"play": play, "click": [.5] * n, "like": [.3] * n}}}
+    try:
+        service = FusionService(config, log)
+        reply = asyncio.run(service.rank(FusionModel(FixedActor(formula)), "fine", orjson.dumps(body)))
+    finally:
+        log.close()
+    return dict(orjson.loads(reply.body))
+
+
+def test_worked_example(tmp_path: Path) -> None:
+    """FORMULAS 2.1: 0.8 · 60 + 0.5 · 0.5 + 0.9 · 0.3 = 48.52."""
+    assert rank(tmp_path, [60.0])["items"] == [{"item_id": 0, "score": pytest.approx(48.52, abs=1e-5)}]
+
+
+def test_ties_keep_the_candidates_order(tmp_path: Path) -> None:
+    for order in ("descending", "ascending"):
+        assert [item["item_id"] for item in rank(tmp_path, [1.0] * 50, order=order)["items"]] == list(range(50))
+
+
+def test_a_score_beyond_the_float_range_is_refused(tmp_path: Path) -> None:
+    """exp(0.8 · log(1.7e308) + …) is finite, 2 · 1.7e308 is not; JSON could not carry infinity."""
+    config = ServingConfig(decision_log=str(tmp_path))
+    log = DecisionLog(tmp_path)
+    body = {"user_id": "u", "state": [0.0], "candidates": {
+        "item_id": [1], "predictions": {"play": [1.7e308], "click": [1.7e308], "like": [1.7e308]}}}
+    try:
+        with pytest.raises(RefusedError, match="fused score is finite"):
+            asyncio.run(FusionService(config, log).rank(FusionModel(FixedActor("linear")), "fine", orjson.dumps(body)))
+    finally:
+        log.close()
+
+
+def test_without_declared_features_the_state_must_be_sent(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="declares no features"):
+        rank(tmp_path, [1.0], state=None, context={"age": 3})
+
+
+def test_a_log_that_cannot_be_written_gives_503(tmp_path: Path) -> None:
+    config = ServingConfig(decision_log=str(tmp_path))
+    log = DecisionLog(tmp_path)
+    log.close()
+    body = {"user_id": "u", "state": [0.0], "candidates": {
+        "item_id": [1], "predictions": {"play": [1.0], "click": [1.0], "like": [1.0]}}}
+    with pytest.raises(RefusedError, match="decision_log") as caught:
+        asyncio.run(FusionService(config, log).rank(FusionModel(FixedActor("linear")), "fine", orjson.dumps(body)))
+    assert caught.value.status == 503

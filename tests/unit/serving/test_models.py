@@ -1,0 +1,98 @@
+"""Which bundle serves, and its replacement."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recfuse.behaviours import Vocabulary
+from recfuse.bundle import Bundle, BundleError
+from recfuse.bundle.pointer import POINTER, Pointer, write_pointer
+from recfuse.fusion.inference import FusionActor
+from serving.models import ServedModel
+
+from .conftest import write_policy
+
+
+@pytest.fixture
+def bundles(tmp_path: Path, vocabulary: Vocabulary) -> list[Path]:
+    return [write_policy(tmp_path, vocabulary, seed) for seed in (1, 2)]
+
+
+@pytest.fixture
+def served(tmp_path: Path, bundles: list[Path]) -> Iterator[ServedModel[FusionActor]]:
+    write_pointer(tmp_path, Pointer(fusion=bundles[0].name))
+    model = ServedModel(tmp_path, "fusion", FusionActor.from_bundle, poll_seconds=0)
+    yield model
+    model.close()
+
+
+def flip_a_byte(bundle: Path) -> None:
+    path = bundle / "policy.safetensors"
+    payload = bytearray(path.read_bytes())
+    payload[-1] ^= 1
+    path.write_bytes(payload)
+
+
+def test_follows_the_pointer(tmp_path: Path, bundles: list[Path], served: ServedModel[FusionActor]) -> None:
+    first = served.current
+    assert first.version == bundles[0].name
+    assert served.refresh()
+    assert served.current is first
+    write_pointer(tmp_path, Pointer(fusion=bundles[1].name))
+    assert served.refresh()
+    assert (served.current.version, served.error) == (bundles[1].name, None)
+
+
+def test_a_flipped_byte_refuses_to_start(tmp_path: Path, bundles: list[Path]) -> None:
+    write_pointer(tmp_path, Pointer(fusion=bundles[0].name))
+    flip_a_byte(bundles[0])
+    with pytest.raises(BundleError, match=r"policy\.safetensors: SHA-256 is .*; expected"):
+        ServedModel(tmp_path, "fusion", FusionActor.from_bundle, poll_seconds=0)
+
+
+def test_a_bad_bundle_leaves_the_old_one_serving(
+    tmp_path: Path, bundles: list[Path], served: ServedModel[FusionActor]
+) -> None:
+    flip_a_byte(bundles[1])
+    bad = ((bundles[1].name, "SHA-256"), ("fusion-missing", "manifest.json"), (None, "fusion is null"))
+    for pointer, message in bad:
+        write_pointer(tmp_path, Pointer(fusion=pointer))
+        assert not served.refresh()
+        assert served.current.version == bundles[0].name
+        assert message in str(served.error)
+    (tmp_path / POINTER).write_text("{")
+    assert not served.refresh()
+    assert "JSON" in str(served.error)
+    write_pointer(tmp_path, Pointer(fusion=bundles[0].name))
+    assert served.refresh()
+    assert served.error is None
+
+
+def test_a_pinned_bundle_goes_before_the_pointer(
+    tmp_path: Path, bundles: list[Path], served: ServedModel[FusionActor]
+) -> None:
+    served.pin(str(bundles[1]))
+    assert served.current.version == bundles[1].name
+    served.refresh()
+    assert served.current.version == bundles[1].name
+    served.pin(None)
+    assert served.current.version == bundles[0].name
+
+
+def test_the_watcher_swaps_by_itself(tmp_path: Path, bundles: list[Path]) -> None:
+    swapped = threading.Event()
+
+    def build(bundle: Bundle) -> str:
+        if bundle.version == bundles[1].name:
+            swapped.set()
+        return bundle.version
+
+    write_pointer(tmp_path, Pointer(fusion=bundles[0].name))
+    model = ServedModel(tmp_path, "fusion", build, poll_seconds=0.02)
+    write_pointer(tmp_path, Pointer(fusion=bundles[1].name))
+    assert swapped.wait(5.0)
+    model.close()

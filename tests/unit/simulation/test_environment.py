@@ -1,0 +1,151 @@
+"""Sessions: pages ranked as fusion says, responses that make sense, long-term effects that can be switched off."""
+
+import dataclasses
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from recfuse.errors import InvalidFieldError
+from recfuse.fusion.policies import FixedGaussian
+from recfuse.fusion.ranking import fuse, rank
+from recfuse.simulation.environment import FusionEnv, FusionVectorEnv, SessionEngine, rewards
+from recfuse.simulation.rollout import rollout
+from recfuse.simulation.uniform import mix, uniform
+from recfuse.simulation.world import FEEDBACK
+from tests.unit.simulation import worlds
+
+
+def start(engine: SessionEngine, count: int = 64):
+    user = np.arange(count) % engine.world.users
+    return engine.first(user, np.arange(count))
+
+
+def test_uniform_numbers_are_uniform_and_independent_of_their_batch():
+    draws = uniform(3, np.arange(200_000), 1)
+    assert abs(draws.mean() - .5) < 4 / (12 * 200_000) ** .5
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < .01
+    np.testing.assert_array_equal(draws[500:510], uniform(3, np.arange(500, 510), 1))
+    assert mix(1, 2) != mix(2, 1)
+
+
+def test_pages_are_those_of_the_public_fusion_functions():
+    """The first page of every session, fused anew from the predictions by recfuse.fusion.ranking."""
+    world = worlds.world()
+    engine = SessionEngine(world, seed=4)
+    sessions = start(engine)
+    action = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    shown = engine.rank(sessions, action)
+    pool, candidates = world.config.pool, world.config.candidates
+    predictions = np.exp(world.terms) - world.vocabulary.offset
+    for row in range(64):
+        offset = int(uniform(mix(sessions.key[row], 16), 0) * pool)
+        window = (offset + np.arange(candidates)) % pool
+        of_pool = predictions[sessions.entry[row], :, window].astype(np.float64)
+        scores = fuse(torch.from_numpy(of_pool), torch.from_numpy(action[row].astype(np.float64)), "log_sum",
+                      world.vocabulary.offset)
+        np.testing.assert_array_equal(shown[row], window[rank(scores).numpy()[:world.config.page]])
+
+
+def test_nothing_is_shown_twice_in_a_session_until_the_pool_is_used_up():
+    engine = SessionEngine(worlds.world(), seed=4)
+    sessions = start(engine)
+    first = engine.step(sessions, np.ones((64, 6), np.float32)).shown
+    second = engine.step(sessions, np.ones((64, 6), np.float32)).shown
+    assert not any(set(a) & set(b) for a, b in zip(first.tolist(), second.tolist(), strict=True))
+
+
+def test_feedback_is_consistent():
+    engine = SessionEngine(worlds.world(), seed=4)
+    sessions = start(engine, 512)
+    page = engine.step(sessions, np.ones((512, 6), np.float32))
+    value = {name: page.feedback[:, index] for index, name in enumerate(FEEDBACK)}
+    looked = page.looked.sum(1)
+    assert page.looked[:, 0].all()
+    assert (value["click"] <= looked).all()
+    assert (value["long_view"] <= value["click"]).all()
+    assert (value["watch_time"] >= 0).all()
+    assert ((value["hate"] + value["like"]) <= 2 * looked).all()
+    np.testing.assert_array_equal(sessions.watch, value["watch_time"])
+    assert (sessions.request == 1).all()
+
+
+def test_better_pages_lengthen_sessions_unless_the_effect_is_off():
+    """Clicks and long views ranked first, or last; with the effect off the same luck ends the same sessions."""
+    def lengths(responsive, action):
+        world = worlds.world()
+        config = dataclasses.replace(world.config, responsive=responsive)
+        requests = rollout(world.replace(config=config), FixedGaussian(action, .5), seed=4, explore=False,
+                           persons=np.arange(3_000))
+        return np.bincount(requests.person[requests.number == 0], minlength=3_000)
+
+    good, bad = [2, 2, 0, 0, 0, 0], [-2, -2, 0, 0, 0, 0]
+    assert lengths(True, good).mean() > 1.02 * lengths(True, bad).mean()
+    np.testing.assert_array_equal(lengths(False, good), lengths(False, bad))
+
+
+def test_a_good_mood_shortens_the_return():
+    engine = SessionEngine(worlds.world(), seed=4)
+    sessions = start(engine, 200)
+    neutral = engine.next(sessions).clock
+    sessions.mood += 1.0
+    happy = engine.next(sessions).clock
+    factor = (happy - sessions.clock) / (neutral - sessions.clock)
+    np.testing.assert_allclose(factor, np.exp(-worlds.world().config.return_effect), rtol=1e-9)
+
+
+def test_gymnasium_accepts_the_environment():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it advises against unbounded spaces, which states and fusion vectors have
+        check_env(FusionEnv(worlds.world(), seed=2), skip_render_check=True)
+
+
+def test_the_vector_environment_runs_and_resets_itself():
+    world = worlds.world()
+    env = FusionVectorEnv(world, num_envs=32, seed=1)
+    assert isinstance(env, gymnasium.vector.VectorEnv)
+    states, _ = env.reset()
+    assert states.shape == env.observation_space.shape == (32, world.vocabulary.state_size)
+    ended = 0
+    for _ in range(20):
+        states, reward, terminated, truncated, info = env.step(np.ones((32, 6), np.float32))
+        assert np.isfinite(states).all()
+        assert states.dtype == np.float32
+        np.testing.assert_allclose(reward, rewards(world, info["feedback"]))
+        over = terminated | truncated
+        ended += int(over.sum())
+        if over.any():
+            np.testing.assert_array_equal(info["_final_obs"], over)
+    assert ended > 0
+
+
+def test_the_same_seed_gives_the_same_episodes():
+    def play(seed):
+        env = FusionVectorEnv(worlds.world(), num_envs=8, seed=seed)
+        env.reset()
+        return np.stack([env.step(np.ones((8, 6), np.float32))[4]["feedback"] for _ in range(10)])
+
+    np.testing.assert_array_equal(play(1), play(1))
+    assert not np.array_equal(play(1), play(2))
+
+
+def test_rewards_are_transformed_and_scaled():
+    """watch time is log1p and divided by its scale: ln(1 + e² − 1) = 2."""
+    world = worlds.world()
+    feedback = np.zeros((1, len(FEEDBACK)))
+    feedback[0, 0] = np.exp(2.0) - 1
+    assert rewards(world, feedback)[0] == pytest.approx(2.0 / world.vocabulary.long_term[0].scale)
+
+
+def test_bad_actions_are_refused():
+    env = FusionVectorEnv(worlds.world(), num_envs=2)
+    env.reset()
+    with pytest.raises(InvalidFieldError, match=r"actions: got \(2, 3\); allowed: an array \(2, 6\)"):
+        env.step(np.ones((2, 3)))
+    with pytest.raises(InvalidFieldError, match=r"actions: got \[nan\]; allowed: finite numbers"):
+        env.step(np.full((2, 6), np.nan))
+    with pytest.raises(InvalidFieldError, match="num_envs: got 0; allowed: an integer ≥ 1"):
+        FusionVectorEnv(worlds.world(), num_envs=0)

@@ -1,0 +1,74 @@
+"""A world: built from exposures, calibrated to them, saved and loaded."""
+
+import json
+
+import numpy as np
+import pytest
+
+from recfuse.errors import InvalidFieldError
+from recfuse.simulation.world import World, WorldConfig
+from tests.unit.simulation import worlds
+
+
+def test_the_world_looks_like_the_log_under_the_logged_policy():
+    _, calibration = worlds.world_and_calibration()
+    found = {(scene, measure): simulated / real for scene, measure, simulated, real in calibration.rows if real > 0}
+    for measure, tolerance in (("click", .1), ("long_view", .12), ("session_length", .12)):
+        assert found["1", measure] == pytest.approx(1, abs=tolerance), measure
+    hate = [simulated for _, measure, simulated, _ in calibration.rows if measure == "hate"]
+    assert max(hate) < .02
+
+
+def test_arrays_fit_together():
+    world = worlds.world()
+    entries = len(world.entry_user)
+    assert world.terms.shape == (entries, 6, 40 + 20)
+    np.testing.assert_array_equal(world.terms[:, :, :20], world.terms[:, :, 40:])
+    assert (np.sort(world.item, 1)[:, 1:] != np.sort(world.item, 1)[:, :-1]).all(), "an item is once in a pool"
+    last = world.first_entry[1:] - 1
+    np.testing.assert_allclose(world.entry_share[last], 1.0)
+    assert len(np.unique(world.user_ids)) == world.users == 150
+
+
+def test_a_task_that_a_scene_lacks_moves_nothing():
+    world = worlds.world()
+    lacking = world.terms[world.entry_scene == world.scenes.index("6")]
+    assert (lacking[:, 3:] == lacking[:, 3:, :1]).all()
+
+
+def test_a_saved_world_is_the_same(tmp_path):
+    world = worlds.world()
+    world.save(tmp_path)
+    again = World.load(tmp_path)
+    assert again.vocabulary == world.vocabulary
+    assert again.config == world.config
+    assert again.scenes == world.scenes
+    np.testing.assert_array_equal(again.terms, world.terms)
+    np.testing.assert_array_equal(again.logits, world.logits)
+    assert set(again.features) == set(world.features)
+
+
+def test_bad_worlds_are_refused(tmp_path):
+    with pytest.raises(InvalidFieldError, match=r"world: got .*; allowed: a directory with world.npz"):
+        World.load(tmp_path)
+    worlds.world().save(tmp_path)
+    (tmp_path / "world.npz").write_bytes(b"no archive")
+    with pytest.raises(InvalidFieldError, match="a world that `simulate` wrote"):
+        World.load(tmp_path)
+    worlds.world().save(tmp_path)
+    plain = json.loads((tmp_path / "world.json").read_text())
+    plain["config"]["attention"] = 2
+    (tmp_path / "world.json").write_text(json.dumps(plain))
+    with pytest.raises(InvalidFieldError, match=r"attention: got 2.*allowed: a number in \(0, 1\]"):
+        World.load(tmp_path)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"candidates": 200}, "candidates: got 200; allowed: at most pool = 100"),
+    ({"page": 60}, "page: got 60; allowed: at most candidates = 50"),
+    ({"users": 0}, "users: got 0; allowed: an integer ≥ 1"),
+    ({"mood_memory": 1.0}, r"mood_memory: got 1.0; allowed: a number in \[0, 1\)"),
+])
+def test_bad_configs_are_refused(values, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        WorldConfig(**values)

@@ -1,0 +1,64 @@
+"""A small world for tests: embedded exposures, a response model fitted to them, and a scorer that sees it in noise."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recfuse.fusion.policies import FixedGaussian
+from recfuse.logs.exposures import Exposures
+from recfuse.simulation.build import Calibration, build_world
+from recfuse.simulation.exposures import SCENES, Truth, generate_with_truth
+from recfuse.simulation.response import ResponseConfig, ResponseFit, fit_response
+from recfuse.simulation.world import World, WorldConfig
+
+TASKS = ("click", "long_view", "like", "comment", "forward", "follow")
+LOGGED = FixedGaussian([.5, .5, 1, 1, 1, 1], .5)
+
+
+class NoisyScorer:
+    """The response model's marginals with noise in their log-odds, in the form of a scorer."""
+
+    version = "scenes-noisy"
+
+    def __init__(self, fit: ResponseFit, noise: float = .5) -> None:
+        self._model, self._noise = fit.model, noise
+        self.tasks = {scene: TASKS if scene != "6" else TASKS[:3] for scene in fit.model.scenes}
+
+    def score_exposures(self, exposures: Exposures) -> dict[str, NDArray[np.float32]]:
+        model = self._model
+        scene = np.searchsorted(np.array(model.scenes), exposures.rows["scene"].to_numpy(zero_copy_only=False))
+        logits = model.logits(np.searchsorted(model.user_ids, exposures.column("user_id")),
+                              np.searchsorted(model.item_ids, exposures.column("item_id")), scene)
+        p = model.marginals(logits)
+        rng = np.random.default_rng(0)
+        odds = np.log(p / (1 - p)) + self._noise * rng.standard_normal(p.shape)
+        found = 1 / (1 + np.exp(-odds))
+        found[scene == model.scenes.index("6"), 3:] = np.nan
+        return {task: found[:, index].astype(np.float32) for index, task in enumerate(TASKS)}
+
+
+@functools.cache
+def exposures() -> tuple[Exposures, Truth]:
+    return generate_with_truth(seed=3, users=1_500, items=300, rows=12_000)
+
+
+@functools.cache
+def response() -> ResponseFit:
+    return fit_response(exposures()[0], tuple(SCENES), ResponseConfig(epochs=3))
+
+
+@functools.cache
+def world_and_calibration(responsive: bool = True) -> tuple[World, Calibration]:
+    from recfuse.simulation.predictions import predictor
+
+    source, fit = exposures()[0], response()
+    scorer = NoisyScorer(fit)
+    config = WorldConfig(users=150, pool=40, candidates=20, page=4, responsive=responsive)
+    return build_world(source, fit.model, predictor(scorer, source, fit.model.scenes), TASKS, LOGGED, config)
+
+
+def world(responsive: bool = True) -> World:
+    return world_and_calibration(responsive)[0]

@@ -1,0 +1,37 @@
+"""What keeps the layout from rotting unseen, beside the import contracts in pyproject.toml."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_platform_is_no_package():
+    """With `platform/__init__.py` our source root would hide Python's own `platform` module."""
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    assert platform.python_version()
+
+
+def test_python_keeps_its_platform_module_from_the_repository_root():
+    code = "import platform, uuid; print(platform.python_version())"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_room_says_what_comes_in_and_what_goes_out():
+    for init in (ROOT / "platform" / "recfuse").glob("*/__init__.py"):
+        text = init.read_text()
+        assert "In: " in text, f"{init.parent.name}: its docstring says what comes in"
+        assert "Out: " in text, f"{init.parent.name}: its docstring says what goes out"
+
+
+def test_importing_the_pure_rooms_starts_no_ray():
+    code = (
+        "import sys, recfuse.fusion.losses, recfuse.fusion.networks, recfuse.fusion.inference, recfuse.scenes.model, "
+        "recfuse.scenes.loss, recfuse.scenes.inference, recfuse.bundle, recfuse.evaluation.ope, recfuse.state.encoder; "
+        "assert 'ray' not in sys.modules, sorted(m for m in sys.modules if m.startswith('ray'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "platform", check=True)

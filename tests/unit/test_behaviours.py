@@ -1,0 +1,73 @@
+"""The vocabulary: defaults, the file, and an error for every bad field."""
+
+from __future__ import annotations
+
+import pytest
+
+from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
+from recfuse.errors import InvalidFieldError
+
+
+def plain(**changes):
+    values = {
+        "behaviours": [{"name": "watch_time", "kind": "long_term"}, {"name": "like", "kind": "short_term"}],
+        "fusion_parameters": ["click", "like"],
+        "state_size": 3,
+        "state_features": [{"name": "age"}, {"name": "scene", "categories": ["feed"]}],
+    }
+    return values | changes
+
+
+def test_discounts_default_by_kind():
+    vocabulary = Vocabulary.from_dict(plain())
+    assert [behaviour.gamma for behaviour in vocabulary.behaviours] == [0.95, 0.0]
+    assert [b.name for b in vocabulary.long_term] == ["watch_time"]
+    assert [b.name for b in vocabulary.short_term] == ["like"]
+    assert (vocabulary.action_size, vocabulary.state_size) == (2, 3)
+
+
+def test_file_round_trip(tmp_path):
+    vocabulary = Vocabulary.from_dict(plain(formula="log_sum", scenes=["feed", "cart"]))
+    vocabulary.save(tmp_path / "vocabulary.yaml")
+    assert Vocabulary.load(tmp_path / "vocabulary.yaml") == vocabulary
+    assert Vocabulary.from_dict(vocabulary.to_dict()) == vocabulary
+
+
+LONG = {"name": "w", "kind": "long_term"}
+BAD = [
+    (dict(behaviours=[]), "behaviours", "at least one behaviour"),
+    (dict(behaviours=[{"name": "like", "kind": "short_term"}]), "behaviours", "at least one long_term behaviour"),
+    (dict(behaviours=[LONG, LONG]), "behaviours", "distinct names"),
+    (dict(behaviours=[LONG | {"discount": 1.0}]), "behaviours.0.discount", "a number in [0, 1)"),
+    (dict(behaviours=[LONG | {"discount": float("nan")}]), "behaviours.0.discount", "a number in [0, 1)"),
+    (dict(behaviours=[LONG | {"multiplier": 0}]), "behaviours.0.multiplier", "a number > 0"),
+    (dict(behaviours=[LONG | {"scale": -1}]), "behaviours.0.scale", "a number > 0"),
+    (dict(behaviours=[LONG | {"kind": "medium_term"}]), "behaviours.0.kind", "long_term"),
+    (dict(behaviours=[LONG | {"gamma": 0.5}]), "behaviours.0.gamma", "Unexpected"),
+    (dict(fusion_parameters=["a", "a"]), "fusion_parameters", "distinct names"),
+    (dict(state_size=4), "state_size", "3, the width of state_features"),
+    (dict(state_features=[{"name": "age", "std": 0}]), "state_features.0.std", "a number > 0"),
+    (dict(formula="product"), "formula", "linear"),
+    (dict(offset=0), "offset", "a number > 0"),
+    (dict(stages=["polish"]), "stages", "coarse"),
+    (dict(colour="red"), "colour", "Unexpected"),
+]
+
+
+@pytest.mark.parametrize(("change", "field", "allowed"), BAD, ids=[f"{field}: {a}" for _, field, a in BAD])
+def test_a_bad_field_is_named(change, field, allowed):
+    with pytest.raises(InvalidFieldError) as error:
+        Vocabulary.from_dict(plain(**change))
+    assert field in error.value.field
+    assert allowed in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InvalidFieldError, match=r"vocabulary.*nowhere.yaml.*a YAML file that exists"):
+        Vocabulary.load(tmp_path / "nowhere.yaml")
+
+
+def test_widths():
+    assert StateFeature(name="age").width == 1
+    assert StateFeature(name="scene", categories=("a", "b")).width == 3
+    assert Behaviour(name="w", kind="long_term", discount=0.5).gamma == 0.5

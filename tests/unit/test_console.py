@@ -1,0 +1,75 @@
+"""Configs of jobs: file, overrides, and one line of error."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import pytest
+
+from recfuse.behaviours import Behaviour
+from recfuse.console import Progress, start
+from recfuse.errors import InvalidFieldError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A job's config."""
+
+    logs: str = "somewhere"
+    rate: float = 0.5
+    behaviours: tuple[Behaviour, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(0 <= self.rate <= 1, "rate", self.rate, "a number in [0, 1]")
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("logs: there\nrate: 0.25\nbehaviours: [{name: w, kind: long_term}]\n")
+    assert start(Config, []) == Config()
+    found = start(Config, ["--config", str(file), "--rate", "0.75"])
+    assert (found.logs, found.rate, found.behaviours[0].name) == ("there", 0.75, "w")
+    assert start(Config, [f"--config={file}"]).rate == 0.25
+
+
+BAD = [
+    ("rate: 2\n", "rate: got 2"),
+    ("speed: 2\n", "speed: got 2"),
+    ("rate: [\n", "a YAML file"),
+    ("behaviours: [{name: w, kind: no_term}]\n", "behaviours.0.kind: got 'no_term'"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_a_bad_file_ends_with_one_line(tmp_path, capsys, text, message):
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        start(Config, ["--config", str(file)])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_bad_override_ends_with_one_line(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        start(Config, ["--rate", "3"])
+    assert exit_.value.code == 2
+    assert "a number in [0, 1]" in capsys.readouterr().err
+
+
+def test_errors_cross_processes():
+    make, arguments = InvalidFieldError("field", 3, "4").__reduce__()
+    error = make(*arguments)
+    assert (error.field, error.value, error.allowed, str(error)) == ("field", 3, "4", "field: got 3; allowed: 4")
+
+
+def test_progress_counts(caplog, monkeypatch):
+    log = logging.getLogger("recfuse")
+    monkeypatch.setattr(log, "propagate", True)
+    with caplog.at_level(logging.INFO, logger="recfuse"):
+        progress = Progress("work", total=10, every=0.0)
+        progress.advance(4, note="loss 1")
+        progress.finish()
+    assert "work: 4 of 10 (40%) rows" in caplog.messages[0]
+    assert caplog.messages[0].endswith("; loss 1")
