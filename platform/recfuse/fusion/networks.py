@@ -219,6 +219,10 @@ class GaussianPolicies(nn.Module):
         raw = out[..., self.actions :] if self.config.sigma == "state" else self.free.expand_as(mean)
         return mean, self._low + (self._high - self._low) * torch.sigmoid(raw + self._start)
 
+    def standardise(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """States and actions in standard deviations from their logged means."""
+        return (state - self.state_mean) / self.state_std, (action - self.action_mean) / self.action_std
+
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log π_j(a|s), [n, k], of actions [n, M]."""
         mu, log_sigma = self(state)

@@ -20,6 +20,7 @@ from torch import Tensor
 from recfuse.behaviours import Vocabulary
 from recfuse.errors import require
 from recfuse.fusion import losses
+from recfuse.fusion.advantages import RegressedAdvantage, regress_advantage
 from recfuse.fusion.networks import gaussian_entropy, gaussian_kl
 from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.samples import Windows, is_held_out, minibatches
@@ -42,11 +43,15 @@ class _Frozen:
     """What the parts that no longer change say about every sample, by its position: computed once a phase.
 
     Attributes:
-        advantage: [n, m], each behaviour scaled to unit variance over the samples (FORMULAS 1.6); on the CPU.
+        sampled: [n, m], the advantages of FORMULAS 1.3, each behaviour scaled to unit variance over the samples
+            (FORMULAS 1.6); on the CPU.
+        advantage: what the policies learn from: `sampled`, or its regression on state and action, likewise scaled.
         weights: of stage two, over all samples.
     """
 
+    sampled: Tensor | None = None
     advantage: Tensor | None = None
+    regressed: RegressedAdvantage | None = None
     weights: losses.TargetWeights | None = None
 
 
@@ -236,7 +241,7 @@ class TwoStageLearner(TorchLearner):
     ) -> None:
         """Adds the loss on rows that are not learned from."""
         for start in range(0, len(rows), _CHUNK):
-            batch = self._gather(phase, window, position, rows[start : start + _CHUNK])
+            batch = self._gather(phase, window, position, rows[start : start + _CHUNK], held_out=True)
             loss, metrics = self._losses[phase](batch)
             loss = metrics.get("gain/", -loss).sum().neg()
             held.sums += torch.stack([loss * len(batch["state"]), loss.new_tensor(len(batch["state"]))])
@@ -249,7 +254,7 @@ class TwoStageLearner(TorchLearner):
                        settings.window_rows, settings.memory_mib << 20, self._device)
 
     def _gather(
-        self, phase: Phase, window: dict[str, Tensor], position: int, rows: NDArray[Any]
+        self, phase: Phase, window: dict[str, Tensor], position: int, rows: NDArray[Any], held_out: bool = False
     ) -> dict[str, Tensor]:
         names = {"critics": ("state", "next_state", "feedback", "done"), "cloning": ("state", "action"),
                  "stage_one": ("state", "action", "action_logp"), "stage_two": ("state", "action")}[phase]
@@ -257,8 +262,10 @@ class TwoStageLearner(TorchLearner):
         batch = {name: window[name].index_select(0, index) for name in names}
         places = torch.from_numpy(rows + position)
         if phase == "stage_one":
-            assert self._frozen.advantage is not None
-            batch["advantage"] = self._frozen.advantage[places][:, self._short].to(self._device)
+            # What a policy is worth is judged by samples, never by the model that it was fitted to.
+            source = self._frozen.sampled if held_out else self._frozen.advantage
+            assert source is not None
+            batch["advantage"] = source[places][:, self._short].to(self._device)
         if phase == "stage_two":
             assert self._frozen.weights is not None
             batch["weight"] = self._frozen.weights.weight[places].to(self._device)
@@ -271,11 +278,14 @@ class TwoStageLearner(TorchLearner):
             self._frozen = _Frozen()
             return
         if self._frozen.advantage is None:
-            self._frozen.advantage = self._advantages()
+            self._frozen.sampled = self._frozen.advantage = self._sampled_advantages()
+            if self._settings.advantage == "regressed":
+                self._frozen.regressed = self._regress(self._frozen.sampled)
+                self._frozen.advantage = self._regressed_advantages(self._frozen.regressed)
         if phase == "stage_two" and self._frozen.weights is None:
             self._frozen.weights = self._target_weights(self._frozen.advantage)
 
-    def _advantages(self) -> Tensor:
+    def _sampled_advantages(self) -> Tensor:
         """A of every sample and behaviour, [n, m], scaled to unit variance over the samples."""
         assert self._windows is not None
         parts = []
@@ -286,6 +296,23 @@ class TwoStageLearner(TorchLearner):
                 part = losses.advantage(value, next_value, chunk["feedback"], chunk["done"], self._discount)
                 parts.append(part.cpu())
         return _unit_variance(torch.cat(parts))
+
+    def _regress(self, sampled: Tensor) -> RegressedAdvantage:
+        return regress_advantage(
+            (first, *terms, sampled[first : first + len(terms[0])].to(self._device))
+            for first, terms in self._standardised_chunks())
+
+    def _regressed_advantages(self, model: RegressedAdvantage) -> Tensor:
+        """The regressed A of every sample and behaviour, [n, m], scaled to unit variance over the samples."""
+        return _unit_variance(torch.cat([model(*terms).cpu() for _, terms in self._standardised_chunks()]))
+
+    def _standardised_chunks(self) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Position, standardised states and actions of all samples."""
+        assert self._windows is not None
+        policy = self.fusion.policy
+        for position, window in self._windows:
+            for number, chunk in enumerate(_chunks(window)):
+                yield position + number * _CHUNK, policy.standardise(chunk["state"], chunk["action"])
 
     def _target_weights(self, advantage: Tensor) -> losses.TargetWeights:
         """Weights of every sample: the floor and the normalisation hold over all of them, not within a minibatch."""
@@ -318,6 +345,8 @@ class TwoStageLearner(TorchLearner):
         if phase == "stage_two" and self._frozen.weights is not None:
             weights = self._frozen.weights
             means |= {"tau": weights.tau, "ess_share": weights.ess_share, "capped_share": weights.capped_share}
+        if phase in ("stage_one", "stage_two") and self._frozen.regressed is not None:
+            means["advantage_explained/"] = self._frozen.regressed.explained_variance
         means |= self._diagnostics(phase)
         names = {name: self._names(name, phase) for name in means}
         for name, value in means.items():
@@ -329,7 +358,9 @@ class TwoStageLearner(TorchLearner):
         if not metric.endswith("/"):
             return ("",)
         names = self._vocabulary.behaviour_names
-        return names if phase == "critics" else tuple(names[index] for index in self._short)
+        if phase == "critics" or metric == "advantage_explained/":
+            return names
+        return tuple(names[index] for index in self._short)
 
     @torch.no_grad()
     def _diagnostics(self, phase: Phase) -> Metrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -14,6 +14,7 @@ from recfuse.errors import require
 from recfuse.fusion.networks import NetworkConfig
 
 AlgorithmName = Literal["two_stage", "behaviour_cloning"]
+AdvantageKind = Literal["regressed", "sampled"]
 Phase = Literal["critics", "cloning", "stage_one", "stage_two"]
 
 # What each algorithm fits, one after the other.
@@ -73,6 +74,8 @@ class LearningSettings:
             the loss on it, so that a fit ends where it begins to overfit. In stage one that is −mean(ρ A), the
             estimate of what the policy is for; the value of its surrogate J does not compare policies. 0 for none:
             the rules then look at the training loss.
+        advantage: `regressed` (the policies learn from the conditional expectation of the advantage given state and
+            action, see recfuse.fusion.advantages) or `sampled` (from the samples of FORMULAS 1.3 themselves).
         cloning: stopping rule of the fit to the logged policy, from which both stages start.
         critic_learning_rate, auxiliary_learning_rate, policy_learning_rate: of Adam.
         max_gradient_norm: gradients are scaled down to it.
@@ -91,6 +94,7 @@ class LearningSettings:
     """
 
     algorithm: AlgorithmName = "two_stage"
+    advantage: AdvantageKind = "regressed"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     critics: StoppingRule = StoppingRule(iterations=20, change_below=1e-3, patience=3)
     cloning: StoppingRule = StoppingRule(iterations=5, change_below=1e-3)
@@ -115,6 +119,8 @@ class LearningSettings:
 
     def __post_init__(self) -> None:
         require(self.algorithm in PHASES, "algorithm", self.algorithm, ", ".join(PHASES))
+        require(self.advantage in get_args(AdvantageKind), "advantage", self.advantage,
+                ", ".join(get_args(AdvantageKind)))
         for name in ("critic_learning_rate", "auxiliary_learning_rate", "policy_learning_rate", "max_gradient_norm",
                      "rho_max"):
             value = getattr(self, name)

@@ -203,7 +203,7 @@ class AbTestConfig:
     simulation: str = "runs/simulation"
     policies: tuple[str, ...] = ("logged", "cem", "two_stage=runs/fusion")
     output: str = "runs/ab_test"
-    persons: int = 30_000
+    persons: int = 60_000
     shares: tuple[float, ...] = ()
     paired: bool = False
     level: float = LEVEL

@@ -29,8 +29,8 @@ from recfuse.simulation.world import World, WorldConfig
 logger = logging.getLogger("recfuse")
 LOGS, HOLDOUT, WORLD, METRICS = "logs", "holdout", "world", "metrics.json"
 
-# Hand-tuned, as an operator would who fears clickbait: what people do with an item counts more than that they open it.
-HAND_TUNED = {"click": 0.5, "long_view": 0.5, "like": 1.0, "comment": 1.0, "forward": 1.0, "follow": 1.0}
+# Hand-tuned, as an operator would: that people open an item and stay counts most, what they do with it a third of that.
+HAND_TUNED = {"click": 1.0, "long_view": 1.0, "like": 0.3, "comment": 0.3, "forward": 0.3, "follow": 0.3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class SimulateConfig:
         logs: a directory with KuaiRand files, or `embedded` for the generator.
         scorer: a bundle of kind `scenes`, or a directory that holds one.
         output: gets `logs/`, `holdout/`, `world/` and `metrics.json`.
-        behaviour_mu: fusion parameter → mean of the declared behaviour policy; a parameter not named has 1.
+        behaviour_mu: fusion parameter → mean of the declared behaviour policy; a parameter not named has 0.3.
         behaviour_sigma: its standard deviation, of every parameter.
         world: what the world assumes; response: how the response model is fitted.
         persons: simulated people in the logs; person p has the tastes of the world's user p mod `world.users`.
@@ -53,10 +53,10 @@ class SimulateConfig:
     scorer: str = "runs/scenes/bundles"
     output: str = "runs/simulation"
     behaviour_mu: dict[str, float] = field(default_factory=lambda: dict(HAND_TUNED))
-    behaviour_sigma: float = 0.5
+    behaviour_sigma: float = 0.7
     world: WorldConfig = field(default_factory=WorldConfig)
     response: ResponseConfig = field(default_factory=ResponseConfig)
-    persons: int = 5_000
+    persons: int = 6_000
     holdout_persons: int = 2_000
     seed: int = 1
 
@@ -99,6 +99,11 @@ class SimulateResult:
                 for scene, name, simulated, real in self.metrics["calibration"]]
 
 
+def load_scorer(path: str | Path) -> Scorer:
+    """The scorer of a bundle, or of the newest in a directory."""
+    return SceneScorer.from_bundle(read_bundle(newest_bundle(path, "scenes"), "scenes"))
+
+
 def load_exposures(logs: str) -> Exposures:
     """The exposures of a directory, or of the embedded generator."""
     return embedded.generate() if logs == "embedded" else read_exposures(logs)
@@ -120,13 +125,7 @@ def newest_bundle(path: str | Path, kind: str) -> Path:
 
 def simulate(config: SimulateConfig) -> SimulateResult:
     """Builds the world, or takes up that of an earlier run of the same config, and writes the logs."""
-    scorer = SceneScorer.from_bundle(read_bundle(newest_bundle(config.scorer, "scenes"), "scenes"))
-    return simulate_with(config, scorer)
-
-
-def simulate_with(config: SimulateConfig, scorer: Scorer) -> SimulateResult:
-    """`simulate` with this scorer."""
-    output = Path(config.output)
+    scorer, output = load_scorer(config.scorer), Path(config.output)
     run = hashlib.sha256(repr((config, scorer.version)).encode()).hexdigest()[:16]
     metrics = _finished(output, run)
     reused = metrics is not None
@@ -167,7 +166,7 @@ def behaviour_policy(mu: dict[str, float], sigma: float, parameters: tuple[str, 
 
     A parameter that the scorer lacks is left out: which rare tasks it has depends on its data.
     """
-    return FixedGaussian(np.array([mu.get(name, 1.0) for name in parameters]), sigma)
+    return FixedGaussian(np.array([mu.get(name, 0.3) for name in parameters]), sigma)
 
 
 def _finished(output: Path, run: str) -> dict[str, Any] | None:

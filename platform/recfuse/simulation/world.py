@@ -53,9 +53,9 @@ class WorldConfig:
     candidates: int = 50
     page: int = 6
     attention: float = 0.85
-    stay_effect: float = 0.6
+    stay_effect: float = 1.5
     return_effect: float = 0.3
-    mood_memory: float = 0.8
+    mood_memory: float = 0.5
     responsive: bool = True
     return_days: float = 4.0
     horizon_days: float = 11.0
