@@ -23,7 +23,7 @@ demo: .venv/.installed ## the main job: logs → samples → scorer → policy �
 	@$(BIN)/python -m jobs.demo --output "$(OUT)" $(if $(LOGS),--logs "$(LOGS)")
 
 serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
-	@$(BIN)/serve run serving.app:app
+	@PYTHONPATH=platform env $$($(BIN)/python -m serving.environment) $(BIN)/serve run serving/config.yaml
 
 test: check unit integration
 
@@ -33,7 +33,7 @@ check: .venv/.installed
 	@$(BIN)/lint-imports --no-cache
 
 unit: .venv/.installed
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
 
 integration: .venv/.installed
 	@$(BIN)/python -m pytest tests/integration

@@ -58,7 +58,7 @@ def main(config: DemoConfig) -> Path:
         with step("5/8 A/B test in the simulator"):
             tested = ab_test.main(ab_test.AbTestConfig(
                 simulation=f"{out}/simulation", output=f"{out}/ab_test",
-                policies=("logged", "cem", f"two_stage={fusion.bundle}")))
+                policies=("logged", "logged_mean", "cem", f"two_stage={fusion.bundle}")))
         with step("6/8 publish the bundles"):
             export.main(export.ExportConfig(
                 logs=logs, fusion=str(fusion.bundle), scenes=str(scenes.bundle), world=str(world.world),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+from recfuse.bundle import newest_bundle
 from recfuse.bundle.pointer import Pointer
 from recfuse.console import start, table
-from recfuse.simulation.simulate import load_exposures, newest_bundle
+from recfuse.simulation.simulate import load_exposures
 from recfuse.simulation.world import World
+from recfuse.state.store import UserState
 from serving.publish import publish, user_states
+
+Part = Literal["fusion", "scenes", "catalogue", "users"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,7 @@ class ExportConfig:
         logs: the exposures whose items are the catalogue and whose users are known: a directory, or `embedded`.
         world: a simulated world whose users' state features are exported too; empty where states come with requests.
         models: the directory that serving watches.
+        parts: what to publish; `--parts fusion` moves the policy alone.
     """
 
     fusion: str = "runs/fusion"
@@ -27,23 +34,29 @@ class ExportConfig:
     logs: str = "embedded"
     world: str = ""
     models: str = "runs/demo/models"
+    parts: tuple[Part, ...] = get_args(Part)
 
 
 def main(config: ExportConfig) -> Pointer:
     """Publishes and returns the pointer."""
+    make: dict[Part, Callable[[], Any]] = {
+        "fusion": lambda: newest_bundle(config.fusion, "fusion"),
+        "scenes": lambda: newest_bundle(config.scenes, "scenes"),
+        "catalogue": lambda: load_exposures(config.logs).items,
+        "users": lambda: known_users(config),
+    }
+    pointer = publish(config.models, **{part: make[part]() for part in config.parts})
+    table(f"Published in {config.models}", ["part", "name"],
+          [(name, getattr(pointer, name)) for name in get_args(Part)])
+    return pointer
+
+
+def known_users(config: ExportConfig) -> dict[str, UserState]:
+    """What is known of users before their first request."""
     exposures = load_exposures(config.logs)
     world = World.load(config.world) if config.world else None
     contexts, ids = (world.features, world.user_ids) if world else ({}, exposures.users["user_id"].to_numpy()[:0])
-    pointer = publish(
-        config.models,
-        fusion=newest_bundle(config.fusion, "fusion"),
-        scenes=newest_bundle(config.scenes, "scenes"),
-        catalogue=exposures.items,
-        users=user_states(exposures.users, exposures.history, contexts, ids),
-    )
-    table(f"Published in {config.models}", ["part", "name"],
-          [(name, getattr(pointer, name)) for name in ("fusion", "scenes", "catalogue", "users")])
-    return pointer
+    return user_states(exposures.users, exposures.history, contexts, ids)
 
 
 if __name__ == "__main__":

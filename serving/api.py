@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import recfuse
 from serving.config import ServingConfig
 from serving.errors import Reply, refusal
+from serving.examples import with_examples
 from serving.gateway import Gateway, UnavailableError, overloaded
 from serving.schemas import (
     ErrorAnswer,
@@ -45,7 +47,7 @@ def create_api(gateway: Gateway, config: ServingConfig) -> FastAPI:
     Bodies go to the deployments undecoded, so the endpoints take the bare request; their types are in the OpenAPI
     document all the same.
     """
-    api = FastAPI(title="Recfuse", version=recfuse.__version__, redoc_url=None)
+    api = FastAPI(title="Recfuse", version=recfuse.__version__, openapi_url=None, docs_url=None, redoc_url=None)
 
     @api.post("/v1/fusion/{stage}/rank", openapi_extra=_body(FusionRequest), responses=_answers(FusionAnswer))
     async def rank_fusion(stage: str, request: Request) -> Response:
@@ -81,22 +83,38 @@ def create_api(gateway: Gateway, config: ServingConfig) -> FastAPI:
         """Whether this process answers."""
         return {"status": "ok"}
 
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        try:
+            url = str(request.base_url).rstrip("/")
+            document = with_examples(api.openapi(), await gateway.models(), url, bool(config.tokens))
+        except UnavailableError as error:
+            return _response(overloaded(error))
+        return Response(orjson.dumps(document), media_type="application/json")
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(openapi_url="openapi.json", title="Recfuse")
+
     _refuse_in_one_shape(api)
-    api.add_middleware(Guard, tokens=config.tokens, max_body_bytes=config.max_body_bytes)
+    api.add_middleware(Guard, tokens=config.tokens, max_body_bytes=config.max_body_bytes,
+                       max_concurrent=config.max_concurrent)
     api.openapi = _documented(api.openapi)  # type: ignore[method-assign]
     return api
 
 
 class Guard:
-    """Tokens and the limit on bodies, before anything is read.
+    """Tokens, the limit on bodies and the limit on requests at a time, before anything is read.
 
     Args:
         tokens: any of them opens; none of them, and everything is open.
         max_body_bytes: also counted while a body without a length comes in.
+        max_concurrent: refused at once is better than answered after the client has given up. /healthz is not counted.
     """
 
-    def __init__(self, app: ASGIApp, tokens: tuple[str, ...], max_body_bytes: int) -> None:
-        self._app, self._max_body_bytes = app, max_body_bytes
+    def __init__(self, app: ASGIApp, tokens: tuple[str, ...], max_body_bytes: int, max_concurrent: int) -> None:
+        self._app, self._max_body_bytes, self._max_concurrent = app, max_body_bytes, max_concurrent
+        self._ongoing = 0
         self._tokens = [token.encode() for token in tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +126,11 @@ class Guard:
         if refused is not None:
             await _response(refused)(scope, receive, send)
             return
-        await self._app(scope, receive if b"content-length" in headers else self._counted(receive), send)
+        self._ongoing += 1
+        try:
+            await self._app(scope, receive if b"content-length" in headers else self._counted(receive), send)
+        finally:
+            self._ongoing -= 1
 
     def _refuse(self, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
         if self._tokens and path != "/healthz" and not self._admits(headers.get(b"authorization", b"")):
@@ -118,6 +140,8 @@ class Guard:
             return refusal(400, "content-length", length.decode("latin-1"), "a number of bytes")
         if int(length) > self._max_body_bytes:
             return self._too_large(int(length))
+        if self._ongoing >= self._max_concurrent and path != "/healthz":
+            return overloaded(UnavailableError(f"{self._ongoing} requests at a time"))
         return None
 
     def _admits(self, authorization: bytes) -> bool:

@@ -1,6 +1,10 @@
 """The Serve application: `serve run serving.app:app`, or `serve deploy` with serving/config.yaml.
 
 `app` takes its config from the file that RECFUSE_SERVING names; `build_app` from Serve's own `args`.
+
+Two layouts. `together`: each replica is a whole application, ingress, policy and scorer in one process, so that nothing
+travels between processes on the way of a request; replicas are added as one. `apart`: the ingress, the policy and the
+scorer are deployments of their own, which scale by themselves or sit on other hardware, for a hop more.
 """
 
 from __future__ import annotations
@@ -8,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import click
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
@@ -16,6 +21,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from recfuse.behaviours import from_mapping
+from recfuse.bundle import BundleError, read_bundle
+from recfuse.bundle.bundle import KINDS
+from recfuse.bundle.pointer import read_pointer
+from recfuse.errors import InvalidFieldError, require
 from serving.api import create_api
 from serving.config import ServingConfig, config_from_environment, with_tokens_of_environment
 from serving.errors import Reply
@@ -66,21 +75,6 @@ class RemoteScenes(_Remote):
         return predicted if isinstance(predicted, Ranking) else Reply(*predicted)
 
 
-@serve.ingress()
-class Ingress:
-    """The one HTTP door."""
-
-    def __init__(self, config: ServingConfig, fusion: DeploymentHandle, scenes: DeploymentHandle) -> None:
-        self._config = config
-        self._gateway = Gateway(RemoteFusion(fusion), RemoteScenes(scenes))
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._gateway, self._config)
-
-
-IngressDeployment = serve.deployment(
-    Ingress, name="Ingress", ray_actor_options=_SMALL, max_ongoing_requests=100, max_queued_requests=200,
-    logging_config=_QUIET)
 class RayMeters:
     """Meters on Ray's own metrics, with the tags of the deployment and the replica."""
 
@@ -97,6 +91,39 @@ class RayMeters:
         meter.inc(value, whole) if isinstance(meter, metrics.Counter) else meter.observe(value, whole)
 
 
+@serve.ingress()
+class Together:
+    """The whole application in one process."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        meters = RayMeters()
+        self._config = config
+        self._fusion, self._scenes = FusionReplica(config, meters), ScenesReplica(config, meters)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(Gateway(self._fusion, self._scenes), self._config)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve's `user_config`: {"fusion": directory of a bundle or null, "scenes": likewise}; null follows the
+        pointer."""
+        unknown = sorted(set(user_config) - set(KINDS))
+        require(not unknown, "user_config", unknown, ", ".join(KINDS))
+        self._fusion.reconfigure({"bundle": user_config.get("fusion")})
+        self._scenes.reconfigure({"bundle": user_config.get("scenes")})
+
+
+@serve.ingress()
+class Ingress:
+    """The one HTTP door where policy and scorer are apart."""
+
+    def __init__(self, config: ServingConfig, fusion: DeploymentHandle, scenes: DeploymentHandle) -> None:
+        self._config = config
+        self._gateway = Gateway(RemoteFusion(fusion), RemoteScenes(scenes))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(self._gateway, self._config)
+
+
 class MeteredFusion(FusionReplica):
     def __init__(self, config: ServingConfig) -> None:
         super().__init__(config, RayMeters())
@@ -107,6 +134,12 @@ class MeteredScenes(ScenesReplica):
         super().__init__(config, RayMeters())
 
 
+# The doors of Serve are wider than our own (`max_concurrent`), which refuses at once and says when to come back.
+_DOOR = {"max_ongoing_requests": 1_000, "max_queued_requests": 1_000}
+TogetherDeployment = serve.deployment(
+    Together, name="Recfuse", ray_actor_options=_SMALL, logging_config=_QUIET, **_DOOR)
+IngressDeployment = serve.deployment(
+    Ingress, name="Ingress", ray_actor_options=_SMALL, logging_config=_QUIET, **_DOOR)
 FusionDeployment = serve.deployment(
     MeteredFusion, name="FusionActor", ray_actor_options=_SMALL, max_ongoing_requests=32, max_queued_requests=200,
     logging_config=_QUIET)
@@ -119,12 +152,41 @@ def build_app(config: ServingConfig | Mapping[str, Any]) -> serve.Application:
     """The application of a config, or of the `args` of Serve's YAML.
 
     Raises:
-        InvalidFieldError: names the first bad field.
+        InvalidFieldError: names the first bad field, or what the models directory lacks.
     """
     if not isinstance(config, ServingConfig):
         config = with_tokens_of_environment(from_mapping(ServingConfig, dict(config), source="args"))
     config = config.absolute()
+    check_models(config)
+    if config.layout == "together":
+        return TogetherDeployment.bind(config)
     return IngressDeployment.bind(config, FusionDeployment.bind(config), ScenesDeployment.bind(config))
 
 
-app = build_app(config_from_environment())
+def check_models(config: ServingConfig) -> None:
+    """Refuses here, with the cause, what every replica would refuse behind Serve's own message.
+
+    Raises:
+        InvalidFieldError: the models directory lacks something, or a bundle does not verify.
+    """
+    try:
+        pointer = read_pointer(config.models)
+        for kind in KINDS:
+            path = pointer.path(config.models, kind)
+            if path is None:
+                raise BundleError(f"current.json: {kind} is null")
+            read_bundle(path, kind=kind)  # type: ignore[arg-type]
+    except BundleError as error:
+        allowed = f"a directory that `make demo` or jobs/export.py wrote ({error})"
+        raise InvalidFieldError("models", config.models, allowed) from None
+
+
+def __getattr__(name: str) -> serve.Application:
+    # `app` is built when it is asked for: whoever imports this module for `build_app` needs no models.
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return build_app(config_from_environment())
+    except InvalidFieldError as error:
+        # Serve's commands show this as one line instead of a traceback.
+        raise click.ClickException(str(error)) from None

@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from recfuse.console import load_config
 from recfuse.errors import require
+from recfuse.state.redis import is_redis_url
 
 CONFIG_VARIABLE = "RECFUSE_SERVING"
 TOKENS_VARIABLE = "RECFUSE_TOKENS"
@@ -21,11 +23,15 @@ class ServingConfig:
     Attributes:
         models: directory with `current.json` (recfuse.bundle.pointer), its bundles, catalogue and users.
         decision_log: directory to which each replica appends its decisions and feedback.
+        layout: `together`, each replica a whole application; or `apart`, three deployments (serving.app).
+        users: URL of a Redis (redis://, rediss://, unix://) with the users' states, for more than one machine; empty
+            takes the SQLite file that `current.json` names.
         explore: whether a request that does not say gets a sample of the policy (true) or its mean.
         poll_seconds: how often a replica looks whether `current.json` points elsewhere; 0 never.
         fsync: the log is on the disk before the client has its answer; false leaves it to the operating system, which
             survives the death of a replica but not of the machine.
         max_body_bytes, max_candidates: larger requests are refused.
+        max_concurrent: requests that a replica answers at a time; one more gets 503 with Retry-After at once.
         scene_weights: scene → task → weight ≥ 0 of the order within a scene (FORMULAS 3.5); scenes that are not named
             weigh their tasks alike.
         tokens: bearer tokens, any of which opens everything but /healthz; empty asks for none. RECFUSE_TOKENS (commas
@@ -34,11 +40,14 @@ class ServingConfig:
 
     models: str = "runs/demo/models"
     decision_log: str = "runs/demo/decisions"
+    layout: Literal["together", "apart"] = "together"
+    users: str = ""
     explore: bool = True
     poll_seconds: float = 1.0
     fsync: bool = True
     max_body_bytes: int = 8 * 1024 * 1024
     max_candidates: int = 10_000
+    max_concurrent: int = 64
     scene_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tokens: tuple[str, ...] = ()
 
@@ -46,6 +55,8 @@ class ServingConfig:
         require(self.poll_seconds >= 0, "poll_seconds", self.poll_seconds, "a number ≥ 0")
         require(self.max_body_bytes > 0, "max_body_bytes", self.max_body_bytes, "an integer > 0")
         require(self.max_candidates > 0, "max_candidates", self.max_candidates, "an integer > 0")
+        require(not self.users or is_redis_url(self.users), "users", self.users, "a redis:// URL, or nothing")
+        require(self.max_concurrent > 0, "max_concurrent", self.max_concurrent, "an integer > 0")
         long = all(len(token) >= 8 for token in self.tokens)
         require(long, "tokens", "(not shown)", "tokens of 8 characters or more")
         for scene, weights in self.scene_weights.items():

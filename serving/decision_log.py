@@ -23,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recfuse.behaviours import Vocabulary
+from recfuse.bundle import BundleError, read_bundle
+from recfuse.bundle.pointer import read_pointer
 from recfuse.errors import InvalidFieldError
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
 
@@ -194,6 +196,21 @@ def export_session_log(directory: str | Path, output: str | Path, vocabulary: Vo
     os.replace(temporary, output / "serving.parquet")
     vocabulary.save(output / VOCABULARY_FILE)
     return account
+
+
+def served_vocabulary(models: str | Path) -> Vocabulary:
+    """The vocabulary of the fusion bundle that a models directory points to.
+
+    Raises:
+        InvalidFieldError: there is none that can be read.
+    """
+    try:
+        path = read_pointer(models).path(models, "fusion")
+        if path is None:
+            raise BundleError("current.json: fusion is null")
+        return Vocabulary.from_dict(read_bundle(path, kind="fusion").manifest["vocabulary"])
+    except BundleError as error:
+        raise InvalidFieldError("models", str(models), f"a directory with a fusion bundle ({error})") from None
 
 
 class _Join:

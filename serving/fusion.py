@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from recfuse.errors import InvalidFieldError
 from recfuse.fusion.policies import Decision
 from recfuse.fusion.ranking import fuse, rank
 from recfuse.state.encoder import StateEncoder
-from recfuse.state.store import UserState, UserStates
+from recfuse.state.store import UserStates
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.decision_log import DECISION, FEEDBACK, DecisionLog
@@ -88,12 +88,12 @@ class FusionService:
         config: defaults and limits.
         log: decisions and feedback are in it before they are answered.
         users: None where nobody is remembered.
-        catalogue: None where items are known by their ids alone.
+        catalogue: gives the present one; None where items are known by their ids alone.
         meters: what is measured goes there.
     """
 
     def __init__(self, config: ServingConfig, log: DecisionLog, users: UserStates | None = None,
-                 catalogue: Catalogue | None = None, meters: Meters | None = None) -> None:
+                 catalogue: Callable[[], Catalogue | None] = lambda: None, meters: Meters | None = None) -> None:
         self._config, self._log, self._users, self._catalogue = config, log, users, catalogue
         self._meters = meters or NoMeters()
 
@@ -164,11 +164,11 @@ class FusionService:
         meters.record("recfuse_sigma", float(decision.sigma.mean()))
         distance = np.abs(decision.action - decision.mu) / decision.sigma
         meters.record("recfuse_action_distance", float(distance.mean()))
-        if source == "default":
+        if source in ("default", "degraded"):
             meters.record("recfuse_default_states", 1.0)
 
     def _add_entries(self, items: list[dict[str, Any]]) -> None:
-        entries = catalogue_entries(self._catalogue, [item["item_id"] for item in items])
+        entries = catalogue_entries(self._catalogue(), [item["item_id"] for item in items])
         for item, entry in zip(items, entries, strict=True):
             item["catalogue"] = entry
 
@@ -195,11 +195,16 @@ class FusionService:
             known, source = ranking.context, ranking.context_source
         else:
             user = self._users.get(ranking.user_id) if self._users is not None else None
-            known, source = (UserState().features, "default") if user is None else (user.features, "store")
+            known, source = (user.features, "store") if user is not None else ({}, absence(self._users))
         try:
             return model.encoder.encode_one({"scene": scene, "stage": ranking.stage, **known}), source
         except InvalidFieldError as error:
             raise RefusedError(422, f"context.{error.field}", error.value, error.allowed) from None
+
+
+def absence(users: UserStates | None) -> str:
+    """Why nothing is known of a user: nobody has told (`default`), or the store does not answer (`degraded`)."""
+    return "degraded" if users is not None and users.degraded else "default"
 
 
 def catalogue_entries(catalogue: Catalogue | None, item_ids: Sequence[int]) -> list[dict[str, Any] | None]:

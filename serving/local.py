@@ -42,16 +42,20 @@ WARM_UP = 20
 @contextmanager
 def running(config: ServingConfig, port: int = 0) -> Iterator[str]:
     """Serves on loopback while the block runs; yields the base URL. Port 0 takes a free one."""
-    if port == 0:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    port = port or free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
         serve.run(build_app(config), name="recfuse", logging_config={"enable_access_log": False})
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def example_request(models: str, candidates: int, seed: int) -> dict[str, Any]:

@@ -12,9 +12,59 @@ from typing import Generic, TypeVar
 from recfuse.bundle import Bundle, BundleError, read_bundle
 from recfuse.bundle.bundle import BundleKind
 from recfuse.bundle.pointer import read_pointer
+from recfuse.errors import InvalidFieldError
+from serving.catalogue import Catalogue
 
 logger = logging.getLogger("recfuse.serving")
 M = TypeVar("M")
+
+
+class ServedCatalogue:
+    """Holds the catalogue of a models directory and follows the directory's pointer, as `ServedModel` does.
+
+    A request takes `current` once, so that positions and rows are of one catalogue. One that cannot be read leaves the
+    old one serving, and `error` says why.
+
+    Args:
+        models: the directory with the pointer.
+        poll_seconds: how often the pointer is looked at; 0 never.
+
+    Raises:
+        InvalidFieldError, BundleError: the catalogue or the pointer cannot be read at the start.
+    """
+
+    def __init__(self, models: str | Path, poll_seconds: float) -> None:
+        self._models = Path(models)
+        self.error: str | None = None
+        self._path = read_pointer(self._models).path(self._models, "catalogue")
+        self.current = None if self._path is None else Catalogue.load(self._path)
+        self._stop = threading.Event()
+        if poll_seconds > 0:
+            threading.Thread(target=self._watch, args=(poll_seconds,), name="watch-catalogue", daemon=True).start()
+
+    def refresh(self) -> bool:
+        """Takes the wanted catalogue where it is another one; False where it was refused (see `error`)."""
+        try:
+            wanted = read_pointer(self._models).path(self._models, "catalogue")
+            if wanted != self._path:
+                self.current = None if wanted is None else Catalogue.load(wanted)
+                self._path = wanted
+                logger.info("catalogue is now %s", wanted)
+        except (BundleError, InvalidFieldError) as error:
+            if str(error) != self.error:
+                logger.error("catalogue refused, %s goes on: %s", self._path, error)
+            self.error = str(error)
+            return False
+        self.error = None
+        return True
+
+    def close(self) -> None:
+        """Stops following the pointer."""
+        self._stop.set()
+
+    def _watch(self, seconds: float) -> None:
+        while not self._stop.wait(seconds):
+            self.refresh()
 
 
 class ServedModel(Generic[M]):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pyarrow.parquet as pq
 
 from recfuse.bundle import read_bundle
 from recfuse.bundle.bundle import BundleKind
-from recfuse.bundle.pointer import Pointer, write_pointer
+from recfuse.bundle.pointer import POINTER, Pointer, read_pointer, write_pointer
 from recfuse.state.store import UserState, UserStateStore
+from serving.catalogue import Catalogue
 
 logger = logging.getLogger("recfuse")
 
@@ -24,12 +27,14 @@ logger = logging.getLogger("recfuse")
 def publish(
     models: str | Path,
     *,
-    fusion: str | Path,
-    scenes: str | Path,
-    catalogue: pa.Table,
-    users: Mapping[str, UserState],
+    fusion: str | Path | None = None,
+    scenes: str | Path | None = None,
+    catalogue: pa.Table | None = None,
+    users: Mapping[str, UserState] | None = None,
 ) -> Pointer:
     """Copies verified bundles into the models directory, writes catalogue and user states, then moves the pointer.
+
+    What is not given stays as it is, so that a new policy is published alone.
 
     Args:
         models: the directory that serving watches.
@@ -38,15 +43,24 @@ def publish(
         users: user id → what is known of them before their first request.
 
     Raises:
-        BundleError: a bundle does not verify; the pointer then stays where it was.
+        BundleError: a bundle or the present pointer does not verify; the pointer then stays where it was.
+        InvalidFieldError: names what a catalogue must not hold.
     """
     models = Path(models)
     models.mkdir(parents=True, exist_ok=True)
-    pointer = Pointer(fusion=_copy(fusion, models, "fusion"), scenes=_copy(scenes, models, "scenes"),
-                      catalogue=_write_catalogue(models, catalogue), users=_write_users(models, users))
+    changed: dict[str, str] = {}
+    if fusion is not None:
+        changed["fusion"] = _copy(fusion, models, "fusion")
+    if scenes is not None:
+        changed["scenes"] = _copy(scenes, models, "scenes")
+    if catalogue is not None:
+        changed["catalogue"] = _write_catalogue(models, catalogue)
+    if users is not None:
+        changed["users"] = _write_users(models, users)
+    before = read_pointer(models) if (models / POINTER).exists() else Pointer()
+    pointer = replace(before, **changed)
     write_pointer(models, pointer)
-    logger.info("published %s and %s with %d items and %d users in %s", pointer.fusion, pointer.scenes,
-                catalogue.num_rows, len(users), models)
+    logger.info("published in %s: %s", models, ", ".join(f"{part} {name}" for part, name in changed.items()))
     return pointer
 
 
@@ -54,17 +68,20 @@ def _copy(bundle: str | Path, models: Path, kind: BundleKind) -> str:
     source = read_bundle(bundle, kind=kind)
     target = models / source.version
     if not target.exists():
-        temporary = models / f".copying-{source.version}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = models / f".copying-{uuid.uuid4().hex}"
         shutil.copytree(source.path, temporary)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:  # somebody else has just published the same bundle
+            shutil.rmtree(temporary)
     read_bundle(target, kind=kind)
     return target.name
 
 
 def _write_catalogue(models: Path, catalogue: pa.Table) -> str:
     """Named by its content: a serving replica that still reads the old one is not disturbed."""
-    temporary = models / ".catalogue.parquet"
+    Catalogue(catalogue)  # refuses here what serving would refuse
+    temporary = models / f".catalogue-{uuid.uuid4().hex}"
     pq.write_table(catalogue, temporary)
     name = f"catalogue-{hashlib.sha256(temporary.read_bytes()).hexdigest()[:12]}.parquet"
     temporary.rename(models / name)

@@ -9,19 +9,20 @@ from typing import Any, TypeVar
 
 import torch
 
+from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle
 from recfuse.bundle.pointer import read_pointer
 from recfuse.errors import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.scenes.inference import SceneScorer
-from recfuse.state.store import UserStateStore
-from serving.catalogue import Catalogue
+from recfuse.state.redis import RedisUserStates
+from recfuse.state.store import UserStates, UserStateStore
 from serving.config import ServingConfig
 from serving.decision_log import DecisionLog
 from serving.errors import Reply, answered
 from serving.fusion import FusionModel, FusionService, Ranking
 from serving.meters import Meters, NoMeters
-from serving.models import ServedModel
+from serving.models import ServedCatalogue, ServedModel
 from serving.scenes import ScenesService
 
 T = TypeVar("T")
@@ -42,7 +43,8 @@ class FusionReplica:
         torch.set_num_threads(1)
         self.served = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds)
         self.log = DecisionLog(config.decision_log, fsync=config.fsync)
-        self._service = FusionService(config, self.log, _users(config), _catalogue(config), meters)
+        self.catalogue = ServedCatalogue(config.models, config.poll_seconds)
+        self._service = FusionService(config, self.log, _users(config), lambda: self.catalogue.current, meters)
         self._meters = meters or NoMeters()
 
     async def rank(self, stage: str, body: bytes) -> Reply:
@@ -59,11 +61,9 @@ class FusionReplica:
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
-        vocabulary = self.served.current.vocabulary
-        return {**_described(self.served, self.served.current.version), "stages": vocabulary.stages,
-                "scenes": vocabulary.scenes, "fusion_parameters": vocabulary.fusion_parameters,
-                "behaviours": vocabulary.behaviour_names, "state_size": vocabulary.state_size,
-                "state_features": [feature.name for feature in vocabulary.state_features]}
+        current = self.served.current
+        return {**_loaded(self.served, current.version), "catalogue_error": self.catalogue.error,
+                **described(current.vocabulary)}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}; see `ServedModel.pin`."""
@@ -71,6 +71,7 @@ class FusionReplica:
 
     def close(self) -> None:
         self.served.close()
+        self.catalogue.close()
         self.log.close()
 
 
@@ -87,7 +88,8 @@ class ScenesReplica:
     def __init__(self, config: ServingConfig, meters: Meters | None = None) -> None:
         torch.set_num_threads(1)
         self.served = ServedModel(config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds)
-        self._service = ScenesService(config, _users(config), _catalogue(config), meters)
+        self.catalogue = ServedCatalogue(config.models, config.poll_seconds)
+        self._service = ScenesService(config, _users(config), lambda: self.catalogue.current, meters)
         self._meters = meters or NoMeters()
 
     async def rank(self, scene: str, body: bytes) -> Reply:
@@ -101,7 +103,7 @@ class ScenesReplica:
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
         scorer = self.served.current
-        return {**_described(self.served, scorer.version), "tasks": dict(scorer.tasks)}
+        return {**_loaded(self.served, scorer.version), "tasks": dict(scorer.tasks)}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}; see `ServedModel.pin`."""
@@ -109,6 +111,7 @@ class ScenesReplica:
 
     def close(self) -> None:
         self.served.close()
+        self.catalogue.close()
 
 
 async def counted(meters: Meters, act: Callable[..., Awaitable[T]], *arguments: Any) -> T | Reply:
@@ -129,14 +132,11 @@ def _fusion_model(bundle: Bundle) -> FusionModel:
     return FusionModel(FusionActor.from_bundle(bundle))
 
 
-def _users(config: ServingConfig) -> UserStateStore | None:
+def _users(config: ServingConfig) -> UserStates | None:
+    if config.users:
+        return RedisUserStates(config.users)
     path = read_pointer(config.models).path(config.models, "users")
     return None if path is None else UserStateStore(path)
-
-
-def _catalogue(config: ServingConfig) -> Catalogue | None:
-    path = read_pointer(config.models).path(config.models, "catalogue")
-    return None if path is None else Catalogue.load(path)
 
 
 def _bundle_of(user_config: dict[str, Any]) -> str | None:
@@ -147,6 +147,14 @@ def _bundle_of(user_config: dict[str, Any]) -> str | None:
     return bundle
 
 
-def _described(served: ServedModel[Any], version: str) -> dict[str, Any]:
+def described(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a client must know of a policy's vocabulary."""
+    return {"stages": vocabulary.stages, "scenes": vocabulary.scenes,
+            "fusion_parameters": vocabulary.fusion_parameters, "behaviours": vocabulary.behaviour_names,
+            "state_size": vocabulary.state_size,
+            "state_features": [feature.name for feature in vocabulary.state_features]}
+
+
+def _loaded(served: ServedModel[Any], version: str) -> dict[str, Any]:
     loaded = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(served.loaded_at))
     return {"model_version": version, "loaded_at": loaded, "error": served.error}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from recfuse.state.store import UserState, UserStates
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.errors import RefusedError, Reply
-from serving.fusion import Ranking, catalogue_entries, check_count
+from serving.fusion import Ranking, absence, catalogue_entries, check_count
 from serving.meters import Meters, NoMeters, Stopwatch
 from serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User, decode
 
@@ -69,7 +69,7 @@ class ScenesService:
     """Answers scene requests, and predicts for recommendations; one in each replica of the scorer's deployment."""
 
     def __init__(self, config: ServingConfig, users: UserStates | None = None,
-                 catalogue: Catalogue | None = None, meters: Meters | None = None) -> None:
+                 catalogue: Callable[[], Catalogue | None] = lambda: None, meters: Meters | None = None) -> None:
         self._config, self._users, self._catalogue = config, users, catalogue
         self._meters = meters or NoMeters()
 
@@ -118,14 +118,14 @@ class ScenesService:
         watch.lap("recfuse_model_ms")
         unknown = scores.unknown.get("item_id", 0) / len(candidates.item_id)
         self._meters.record("recfuse_unknown_share", unknown, {"scene": scene})
-        return scores, features, "context" if sent else "store" if stored is not None else "default"
+        return scores, features, "context" if sent else "store" if stored is not None else absence(self._users)
 
     def _columns(self, candidates: Candidates) -> dict[str, np.ndarray]:
         """The items' features: the catalogue's, and over them what was sent."""
         item_ids = np.array(candidates.item_id, np.int64)
         columns: dict[str, np.ndarray] = {}
-        if self._catalogue is not None:
-            columns = self._catalogue.features(self._catalogue.positions(item_ids))
+        if (catalogue := self._catalogue()) is not None:
+            columns = catalogue.features(catalogue.positions(item_ids))
         for name, values in (candidates.model_extra or {}).items():
             if len(values) != len(item_ids):
                 raise RefusedError(422, f"candidates.{name}", f"{len(values)} values",
@@ -148,7 +148,7 @@ class ScenesService:
                best: np.ndarray) -> list[dict[str, Any]]:
         chosen = [item_ids[i] for i in best.tolist()]
         columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
-        entries = catalogue_entries(self._catalogue, chosen)
+        entries = catalogue_entries(self._catalogue(), chosen)
         return [{"item_id": item_id, "score": score, "probabilities": {t: column[n] for t, column in columns.items()},
                  "catalogue": entry}
                 for n, (item_id, score, entry) in enumerate(zip(chosen, total[best].tolist(), entries, strict=True))]

@@ -117,7 +117,8 @@ class ScoredItem(BaseModel):
 class FusionAnswer(BaseModel):
     request_id: str
     model_version: str
-    state_source: Literal["request", "context", "store", "default"]
+    state_source: Literal["request", "context", "store", "default", "degraded"] = Field(
+        description="where the state came from; `degraded`: the store of user states does not answer")
     mu: list[float]
     sigma: list[float]
     action: list[float]

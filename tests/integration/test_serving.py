@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs import collect, ingest, train_fusion
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
 from recfuse.bundle import read_bundle
-from recfuse.bundle.pointer import Pointer, write_pointer
+from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.logs.exposures import Exposures
-from recfuse.logs.validation import check
 from recfuse.scenes.features import FeatureEncoder, declared_features
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig, MultiSceneModel
@@ -32,7 +36,7 @@ from recfuse.simulation.exposures import generate
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserState, UserStateStore
 from serving.config import ServingConfig
-from serving.decision_log import export_session_log
+from serving.publish import publish
 
 TASKS = ("click", "long_view")
 TOKEN = "token-of-the-test"
@@ -147,6 +151,18 @@ def test_endpoints(server: Server) -> None:
     assert server.client.get("/docs").status_code == 200
 
 
+def test_the_commands_of_the_documentation_work_in_a_shell(server: Server) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    document = server.client.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            command = operation["description"].split("```")[1].removeprefix("sh\n").strip()
+            done = subprocess.run(command + " -o /dev/null -w '%{http_code}'", shell=True, capture_output=True,
+                                  text=True, timeout=30, env={**os.environ, "TOKEN": TOKEN})
+            assert done.stdout in ("200", "202"), (path, command, done.stdout)
+
+
 def test_probabilities_are_the_scorers(server: Server) -> None:
     pointer = json.loads((server.models / "current.json").read_text())
     scorer = SceneScorer.from_bundle(read_bundle(server.models / pointer["scenes"]))
@@ -218,24 +234,49 @@ def test_without_a_token_only_health_answers(server: Server) -> None:
 
 
 def test_the_loop_closes(server: Server, tmp_path: Path) -> None:
-    """Decisions and feedback of this test become rows that ingest accepts."""
+    """Serve → feedback over HTTP → collect → ingest → train → publish → serve: the next policy answers."""
     requests = {}
-    for number in range(5):
-        answer = server.post("/v1/fusion/mix/rank", fusion_body(user_id=f"loop{number}", scene="1", session_id="s"))
-        requests[answer.json()["request_id"]] = answer.json()
-    for request_id in requests:
-        body = {"request_id": request_id, "feedback": {"watch_time": 12.5}, "session_end": True}
+    for number in range(60):
+        user, last = f"loop{number // 3}", number % 3 == 2
+        answer = server.post("/v1/fusion/mix/rank", fusion_body(user_id=user, scene="1", session_id=user)).json()
+        requests[answer["request_id"]] = answer
+        body = {"request_id": answer["request_id"], "session_end": last,
+                "feedback": {"watch_time": 10 + number % 7, "like": number % 2}}
         assert server.post("/v1/feedback", body).status_code == 202
-    export_session_log(server.log, tmp_path, VOCABULARY, now=time.time() + 7_200)
-    table = pq.read_table(tmp_path / "serving.parquet")
-    checked = check(table, VOCABULARY, "serving.parquet")
-    assert checked.quarantine.num_rows == 0
-    rows = {row["request_id"]: row for row in checked.rows.to_pylist()}
+    logs, samples = tmp_path / "logs", tmp_path / "samples"
+    account = collect.main(collect.CollectConfig(
+        decision_log=str(server.log), models=str(server.models), output=str(logs)), now=time.time() + 7_200)
+    assert account.joined >= 60
+    rows = {row["request_id"]: row for row in pq.read_table(logs / "serving.parquet").to_pylist()}
     assert set(requests) <= set(rows)
-    for request_id, answer in requests.items():
+    for number, (request_id, answer) in enumerate(requests.items()):
         row = rows[request_id]
-        assert (row["stage"], row["scene"], row["last"], row["feedback"]["watch_time"]) == ("mix", "1", True, 12.5)
+        assert (row["stage"], row["scene"], row["last"]) == ("mix", "1", number % 3 == 2)
+        assert row["feedback"] == {"watch_time": 10 + number % 7, "like": number % 2}
         np.testing.assert_array_equal(np.array(row["action"], np.float32), np.array(answer["action"], np.float32))
+    ingested = ingest.main(ingest.IngestConfig(logs=str(logs), output=str(samples)))
+    assert (ingested.account.kept, ingested.account.quarantined) == (account.written, {})
+    once = StoppingRule(iterations=1)
+    trained = train_fusion.main(train_fusion.TrainFusionConfig(
+        samples=str(samples), output=str(tmp_path / "fusion"),
+        learning=LearningSettings(network=NetworkConfig(hidden=(8,)), critics=once, cloning=once, stage_one=once,
+                                  stage_two=once, minibatch_size=32)))
+    before = read_pointer(server.models)
+    publish(server.models, fusion=trained.bundle)
+    wait_for_version(server, trained.bundle.name)
+    state = np.array([[0.5, 1, 1, 0, 0]], np.float32)
+    answer = server.post("/v1/fusion/fine/rank", fusion_body(explore=False)).json()
+    expected = FusionActor.from_bundle(read_bundle(trained.bundle)).act(state, explore=False).mu[0]
+    np.testing.assert_allclose(answer["mu"], expected, atol=1e-6)
+    write_pointer(server.models, before)
+    wait_for_version(server, str(before.fusion))
+
+
+def wait_for_version(server: Server, version: str) -> None:
+    deadline = time.monotonic() + 20
+    while (answer := server.post("/v1/fusion/fine/rank", fusion_body()).json())["model_version"] != version:
+        assert time.monotonic() < deadline, f"still {answer['model_version']}"
+        time.sleep(0.05)
 
 
 def test_the_pointer_swaps_bundles_and_a_bad_one_is_refused(server: Server) -> None:

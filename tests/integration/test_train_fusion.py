@@ -32,7 +32,7 @@ SETTINGS = LearningSettings(
 )
 QUICK = dataclasses.replace(
     SETTINGS, critics=StoppingRule(iterations=2), stage_one=StoppingRule(iterations=2),
-    stage_two=StoppingRule(iterations=2),
+    stage_two=StoppingRule(iterations=2), policy=StoppingRule(iterations=2),
 )
 
 
@@ -54,18 +54,23 @@ def test_the_policy_moves_to_the_known_optimum(samples, tmp_path):
     assert np.sqrt(((mean - best) ** 2).sum(1)).mean() < 0.55 * np.sqrt((best**2).sum(1)).mean()
 
 
-def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(samples, tmp_path):
-    whole = train(samples, tmp_path / "whole", QUICK)
-    interrupted = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "resumed"), learning=QUICK)
-    for stop_after in (1, 4):  # within the critics, and within stage one
+# Interrupted within the critics, and within a policy that climbs what the critics said.
+@pytest.mark.parametrize(("settings", "stops", "passes"), [
+    (QUICK, (1, 4), 7),
+    (dataclasses.replace(QUICK, algorithm="rcpo", rcpo_critic="mixed"), (1, 3), 5),
+], ids=["two_stage", "rcpo"])
+def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(samples, tmp_path, settings, stops, passes):
+    whole = train(samples, tmp_path / "whole", settings)
+    interrupted = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "resumed"), learning=settings)
+    for stop_after in stops:
         stop_early(interrupted, stop_after)
     resumed = main(interrupted)
-    assert resumed.resumed_at == 5
+    assert resumed.resumed_at == sum(stops)
     # The name of a bundle is the hash of its content: parameters and metrics are the same to the last bit.
     assert resumed.bundle.name == whole.bundle.name
     assert resumed.history.read_text() == whole.history.read_text()
     again = main(interrupted)
-    assert again.resumed_at == 7
+    assert again.resumed_at == passes
     assert again.bundle == resumed.bundle
 
 
@@ -87,10 +92,13 @@ def test_another_configuration_starts_anew(samples, tmp_path):
     assert train(samples, tmp_path, dataclasses.replace(QUICK, seed=1)).resumed_at == 0
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_number_of_learners_changes_nothing_but_rounding(samples, tmp_path, workers):
-    local = train(samples, tmp_path / "0", QUICK)
-    remote = train(samples, tmp_path / str(workers), dataclasses.replace(QUICK, num_learners=workers))
+@pytest.mark.parametrize(("workers", "settings"), [
+    (1, QUICK), (2, QUICK),
+    (2, dataclasses.replace(QUICK, algorithm="rcpo", rcpo_critic="mixed", floors={"like": 9.0})),
+], ids=["1", "2", "2-rcpo"])
+def test_the_number_of_learners_changes_nothing_but_rounding(samples, tmp_path, workers, settings):
+    local = train(samples, tmp_path / "0", settings)
+    remote = train(samples, tmp_path / str(workers), dataclasses.replace(settings, num_learners=workers))
     mine, theirs = (read_bundle(result.bundle).tensors["policy"] for result in (local, remote))
     for name, tensor in mine.items():
         np.testing.assert_allclose(theirs[name].numpy(), tensor.numpy(), atol=1e-5, rtol=0, err_msg=name)

@@ -136,6 +136,20 @@ def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
     return Bundle(path=path, manifest=manifest, tensors=tensors)
 
 
+def newest_bundle(path: str | Path, kind: BundleKind) -> Path:
+    """The bundle at the path, or the newest of this kind in it.
+
+    Raises:
+        InvalidFieldError: there is none.
+    """
+    path = Path(path)
+    if path.name.startswith(f"{kind}-"):
+        return path
+    found = sorted(path.glob(f"{kind}-*"), key=lambda bundle: bundle.stat().st_mtime)
+    require(bool(found), f"{kind} bundle", str(path), f"a bundle of kind {kind}, or a directory that holds one")
+    return found[-1]
+
+
 def _name(kind: str, manifest_text: bytes) -> str:
     # The manifest holds the hash of every file, so its own hash covers the whole bundle.
     return f"{kind}-{_sha256(manifest_text)[:20]}"

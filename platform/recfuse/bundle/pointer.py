@@ -45,7 +45,9 @@ def read_pointer(models: str | Path) -> Pointer:
     known = [field.name for field in dataclasses.fields(Pointer)]
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; expected a JSON object with {', '.join(known)}") from None
+    except ValueError as error:
         raise BundleError(f"{path}: {error}; expected a JSON object with {', '.join(known)}") from None
     if not isinstance(values, dict) or set(values) - set(known):
         raise BundleError(f"{path}: got {values!r}; expected a JSON object with {', '.join(known)}")

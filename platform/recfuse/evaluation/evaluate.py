@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from recfuse.behaviours import Vocabulary
-from recfuse.bundle import read_bundle
+from recfuse.bundle import newest_bundle, read_bundle
+from recfuse.density import gaussian_log_density
 from recfuse.errors import InvalidFieldError, require
 from recfuse.evaluation.intervals import LEVEL
 from recfuse.evaluation.ope import MIN_ESS, OffPolicyEstimate, ncis
 from recfuse.evaluation.report import ReportData, write_report
 from recfuse.fusion.inference import FusionActor
-from recfuse.fusion.policies import gaussian_log_density
 from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE
 
 logger = logging.getLogger("recfuse")
@@ -92,7 +92,7 @@ class HeldOut:
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Estimates the policy's value on held-out logs and writes the report."""
-    bundle = _bundle(Path(config.fusion))
+    bundle = newest_bundle(config.fusion, "fusion")
     actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
     names = actor.vocabulary.behaviour_names
     log = read_held_out(config.holdout, actor.vocabulary)
@@ -175,14 +175,6 @@ def collect(config: EvaluateConfig, off_policy: dict[str, Any], policy: str) -> 
         ab_test=_json(Path(config.ab_test) / METRICS), off_policy=off_policy, scorer=scorer,
         response=simulation.get("response"), calibration=simulation.get("calibration", ()),
         serving=_json(Path(config.serving)), subject=subject)
-
-
-def _bundle(path: Path) -> Path:
-    if path.name.startswith("fusion-"):
-        return path
-    found = sorted(path.glob("fusion-*"), key=lambda bundle: bundle.stat().st_mtime)
-    require(bool(found), "fusion", str(path), "a bundle of kind fusion, or a directory that holds one")
-    return found[-1]
 
 
 def _json(path: Path) -> Any:

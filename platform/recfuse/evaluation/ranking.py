@@ -1,4 +1,7 @@
-"""Metrics of predicted probabilities, vectorised: AUC, GAUC, log loss, calibration (FORMULAS 4.3)."""
+"""Metrics of predicted probabilities, vectorised: AUC, GAUC, log loss, calibration (FORMULAS 4.3).
+
+Intervals are a bootstrap over users: each draw weighs every user's rows by one Poisson(1) number.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +83,112 @@ def predicted_over_observed(labels: ArrayLike, probabilities: ArrayLike) -> floa
     """Sum of predictions over the number of positives; NaN without positives."""
     y, p = _checked(labels, probabilities)
     return float(p.sum() / y.sum()) if y.sum() else float("nan")
+
+
+@dataclass(frozen=True)
+class MetricIntervals:
+    """95% intervals (low, high) of the metrics of one set of rows; NaN where a metric has none."""
+
+    auc: tuple[float, float]
+    gauc: tuple[float, float]
+    log_loss: tuple[float, float]
+    calibration_error: tuple[float, float]
+    predicted_over_observed: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AucDifference:
+    """AUC of one model minus that of another on the same rows, with its 95% interval over users."""
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """`gain` or `loss` where the whole interval is on one side of 0, else `no difference shown`."""
+        if self.low > 0:
+            return "gain"
+        return "loss" if self.high < 0 else "no difference shown"
+
+
+def metric_intervals(labels: ArrayLike, probabilities: ArrayLike, users: ArrayLike, *, draws: int = 200, seed: int = 0,
+                     bins: int = 15) -> MetricIntervals:
+    """Intervals of every metric.
+
+    Args:
+        labels, probabilities, users: [N].
+        draws: of the bootstrap.
+
+    Raises:
+        InvalidFieldError: shapes or values that do not fit, or draws < 1.
+    """
+    y, p = _checked(labels, probabilities)
+    weights, group = _user_weights(users, len(y), draws, seed)
+    count = weights.shape[1]
+    rows = np.bincount(group, minlength=count)
+    areas = _grouped_auc(y, p, group, count)
+    counted = np.where(np.isnan(areas), 0.0, rows)
+    clipped = np.clip(p, 1e-7, 1 - 1e-7)
+    losses = np.bincount(group, -np.where(y == 1, np.log(clipped), np.log1p(-clipped)), minlength=count)
+    number = np.empty(len(y), np.int64)
+    number[np.argsort(p, kind="stable")] = np.arange(len(y)) * bins // max(len(y), 1)
+    gaps = np.bincount(group * bins + number, p - y, minlength=count * bins).reshape(count, bins)
+    drawn = weights @ rows
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return MetricIntervals(
+            auc=_interval(_weighted_auc(y, p, weights, group)),
+            gauc=_interval(weights @ (np.nan_to_num(areas) * counted) / (weights @ counted)),
+            log_loss=_interval(weights @ losses / drawn),
+            calibration_error=_interval(np.abs(weights @ gaps).sum(1) / drawn),
+            predicted_over_observed=_interval(
+                weights @ np.bincount(group, p, minlength=count) / (weights @ np.bincount(group, y, minlength=count))))
+
+
+def auc_difference(labels: ArrayLike, first: ArrayLike, second: ArrayLike, users: ArrayLike, *, draws: int = 200,
+                   seed: int = 0) -> AucDifference:
+    """AUC of `first` minus AUC of `second`, both [N]; the draws are shared, so what is common cancels."""
+    y, a = _checked(labels, first)
+    b = _checked(labels, second)[1]
+    weights, group = _user_weights(users, len(y), draws, seed)
+    low, high = _interval(_weighted_auc(y, a, weights, group) - _weighted_auc(y, b, weights, group))
+    return AucDifference(auc(y, a) - auc(y, b), low, high)
+
+
+def _user_weights(users: ArrayLike, rows: int, draws: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Poisson(1) weights [draws, U] and every row's user [N]."""
+    require(draws >= 1, "draws", draws, "an integer ≥ 1")
+    keys, group = np.unique(np.asarray(users), return_inverse=True)
+    require(len(group.reshape(-1)) == rows, "users", len(group.reshape(-1)), f"{rows} values")
+    weights = np.random.default_rng([seed, 0xA0C]).poisson(1.0, (draws, len(keys))).astype(np.float64)
+    return weights, group.reshape(-1)
+
+
+def _weighted_auc(y: NDArray[np.float64], s: NDArray[np.float64], weights: NDArray[np.float64],
+                  group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """AUC of every draw [draws], each row counting as often as its user; NaN where one class is missing."""
+    if not len(y):
+        return np.full(len(weights), np.nan)
+    order = np.argsort(s, kind="stable")
+    y, s, group = y[order], s[order], group[order]
+    starts = np.flatnonzero(np.append(True, s[1:] != s[:-1]))
+    result = np.empty(len(weights))
+    for draw, user_weight in enumerate(weights):
+        row = user_weight[group]
+        positives, negatives = np.add.reduceat(row * y, starts), np.add.reduceat(row * (1 - y), starts)
+        below = np.cumsum(negatives) - negatives / 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result[draw] = (positives * below).sum() / (positives.sum() * negatives.sum())
+    return result
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """2.5% and 97.5% quantiles; NaN where fewer than half of the draws have a value."""
+    known = values[np.isfinite(values)]
+    if len(known) * 2 <= len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def ranking_metrics(scene: str, task: str, labels: ArrayLike, probabilities: ArrayLike,

@@ -20,10 +20,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Plain = Mapping[str, Any]
-PHASES = {"critics": "Critics", "cloning": "Imitation of the logged policy", "stage_one": "Stage one: one policy a "
-          "short-term behaviour", "stage_two": "Stage two: the constrained long-term policy"}
+PHASES = {"critics": "Critics", "cloning": "Imitation of the logged policy",
+          "stage_one": "Stage one: short-term policies", "stage_two": "Stage two: the long-term policy"}
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 _STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": .3, "axes.spines.top": False, "axes.spines.right": False,
@@ -169,6 +170,7 @@ def _learning_curves(data: ReportData) -> Figure | None:
         passes = [entry["iteration"] + 1 for entry in entries]
         axes.plot(passes, _numbers([entry["loss"] for entry in entries]), "o-", color=COLOURS[0], ms=3)
         axes.set(title=PHASES[phase], xlabel="passes over the samples", ylabel="loss (no unit)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -185,7 +187,7 @@ def _explained_variance(data: ReportData) -> Figure | None:
         axes.plot([entry["iteration"] + 1 for entry in entries], values, "o-", ms=3,
                   color=COLOURS[index % len(COLOURS)], label=name)
     axes.axhline(0, color="#666", lw=.8)
-    axes.set(xlabel="passes over the samples", ylabel="explained variance of the target (share)")
+    axes.set(xlabel="passes over the samples", ylabel="explained variance (share)")
     axes.legend(ncols=3, frameon=False)
     return figure
 
@@ -209,6 +211,7 @@ def _ab_test(data: ReportData) -> Figure | None:
         axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", ms=4, capsize=2,
                       color=COLOURS[index % len(COLOURS)], label=f"{arm['name']} ({arm['users']:,} users)")
     axes.set_yticks(np.arange(len(measures))[::-1], data.ab_test["measures"])
+    axes.set_ylim(-.6, len(measures) - .4)
     axes.axvline(0, color="#666", lw=.8)
     axes.set_xlabel(f"difference to {data.ab_test['arms'][0]['name']} per user (%)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -245,6 +248,7 @@ def _off_policy(data: ReportData) -> Figure | None:
     place = np.arange(len(names))[::-1]
     axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", capsize=3, color=COLOURS[0])
     axes.set_yticks(place, names)
+    axes.set_ylim(-.6, len(names) - .4)
     axes.axvline(0, color="#666", lw=.8)
     size = _number(found["effective_sample_size"][0])
     axes.set(xlabel="difference to the log per request (%)",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from recfuse.behaviours import Vocabulary, from_mapping
+from recfuse.density import LOG_2PI
 from recfuse.errors import require
-from recfuse.fusion.policies import LOG_2PI
 
 Activation = Literal["relu", "tanh", "silu"]
 _ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": nn.functional.silu}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recfuse.density import gaussian_log_density
 from recfuse.errors import require
-
-LOG_2PI = math.log(2.0 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,6 @@ class Policy(Protocol):
     def act(self, state: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:
         """A decision for each row of `state` [B, S]; samples from `rng` where `explore`."""
         ...
-
-
-def gaussian_log_density(action: ArrayLike, mu: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
-    """log N(action; mu, diag sigma²), float64[B], of actions [B, M] (FORMULAS 1.1)."""
-    action, mu, sigma = (np.asarray(x, np.float64) for x in (action, mu, sigma))
-    z = (action - mu) / sigma
-    return np.asarray(-0.5 * (z * z + LOG_2PI).sum(-1) - np.log(sigma).sum(-1), np.float64)
 
 
 def decide(mu: NDArray[np.float32], sigma: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:

@@ -78,9 +78,14 @@ class TwoStageConfig(AlgorithmConfig):
         """What the module is built from, plain values."""
         assert self.settings is not None
         assert self.samples is not None
-        return {"vocabulary": self.samples.vocabulary.to_dict(), "network": self.settings.network.to_dict(),
+        vocabulary, values = self.samples.vocabulary, self.samples.mean_values
+        names = vocabulary.behaviour_names
+        if self.settings.mixed_critic:
+            weights = self.settings.scalarisation(vocabulary)
+            names, values = ("mixed",), (sum(w * value for w, value in zip(weights, values, strict=True)),)
+        return {"vocabulary": vocabulary.to_dict(), "network": self.settings.network.to_dict(),
                 "normalisation": asdict(self.samples.normalisation), "seed": self.settings.seed,
-                "values": self.samples.mean_values}
+                "critics": names, "values": values}
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.samples import Windows, is_held_out, minibatches
 from recfuse.learning.settings import LearningSettings, Phase
 
+logger = logging.getLogger("recfuse")
 Metrics = dict[str, Tensor]
 # The phase's name goes into the seed of the order of its samples.
-_PHASE_SEEDS: dict[Phase, int] = {"critics": 1, "cloning": 2, "stage_one": 3, "stage_two": 4}
+_PHASE_SEEDS: dict[Phase, int] = {"critics": 1, "cloning": 2, "stage_one": 3, "stage_two": 4, "policy": 5}
 _OPTIMIZERS: dict[Phase, str] = {
-    "critics": "critics", "cloning": "policy", "stage_one": "auxiliaries", "stage_two": "policy",
+    "critics": "critics", "cloning": "policy", "stage_one": "auxiliaries", "stage_two": "policy", "policy": "policy",
 }
 # Rows of one pass through frozen networks.
 _CHUNK = 1 << 15
@@ -47,12 +49,16 @@ class _Frozen:
             (FORMULAS 1.6); on the CPU.
         advantage: what the policies learn from: `sampled`, or its regression on state and action, likewise scaled.
         weights: of stage two, over all samples.
+        mixed, mixed_sampled: [n], what the rivals' policy climbs, from `advantage` and from `sampled`: mean 0, variance
+            1. The mean matters, because the clipped ratios do not cancel it.
     """
 
     sampled: Tensor | None = None
     advantage: Tensor | None = None
     regressed: RegressedAdvantage | None = None
     weights: losses.TargetWeights | None = None
+    mixed: Tensor | None = None
+    mixed_sampled: Tensor | None = None
 
 
 @dataclass
@@ -63,7 +69,8 @@ class _Held:
 
 
 class TwoStageLearner(TorchLearner):
-    """Fits critics, then auxiliary policies, then the long-term policy (FORMULAS 1.2 to 1.6).
+    """Fits critics, then auxiliary policies, then the long-term policy (FORMULAS 1.2 to 1.6); or, for the rivals of
+    `LearningSettings.algorithm`, critics and then the policy on one mixed advantage.
 
     One `update` is one pass over the samples. Gradients are summed over the workers in one collective a step, each
     worker having taken its share of the same global minibatch; so the number of workers changes nothing but rounding.
@@ -77,13 +84,18 @@ class TwoStageLearner(TorchLearner):
         behaviours = self._vocabulary.behaviours
         self._short = [index for index, b in enumerate(behaviours) if b.kind == "short_term"]
         self._long = [index for index, b in enumerate(behaviours) if b.kind == "long_term"]
-        self._discount = self._constant([b.gamma for b in behaviours])
+        self._discounts = [b.gamma for b in behaviours]
+        if self._settings.mixed_critic:
+            self._discounts = [max(behaviours[index].gamma for index in self._long)]
+        self._discount = self._constant(self._discounts)
         self._lambdas = self._constant([behaviours[index].multiplier for index in self._short])
         alpha = self._constant([behaviours[index].weight for index in self._long])
         self._alpha = alpha / alpha.sum()
         # Only a run of the critics needs the next state's value: those with a discount.
-        ahead = [index for index, b in enumerate(behaviours) if b.gamma > 0]
+        ahead = [index for index, gamma in enumerate(self._discounts) if gamma > 0]
         self._ahead = slice(ahead[0], ahead[-1] + 1) if ahead else slice(0, 0)
+        self._mixture = self._constant(list(self._settings.scalarisation(self._vocabulary)))
+        self._floors = self._constant([self._settings.floors.get(behaviours[index].name, 0.0) for index in self._short])
         self._windows: Windows | None = None
         self._frozen = _Frozen()
 
@@ -126,7 +138,9 @@ class TwoStageLearner(TorchLearner):
             self.fusion.start_auxiliaries_at_policy()
         self._prepare(phase)
         self._weights_seq_no += 1
-        optimizer = self.get_optimizer(DEFAULT_MODULE_ID, _OPTIMIZERS[phase])
+        optimizers = [self.get_optimizer(DEFAULT_MODULE_ID, _OPTIMIZERS[phase])]
+        if phase == "policy" and self._settings.mixed_critic:
+            optimizers.append(self.get_optimizer(DEFAULT_MODULE_ID, "critics"))
         seen: list[Metrics] = []
         held = _Held(self._constant([0.0, 0.0]))
         seed = (self._settings.seed, _PHASE_SEEDS[phase], iteration)
@@ -138,7 +152,7 @@ class TwoStageLearner(TorchLearner):
             learned = np.flatnonzero(~out)
             for places in minibatches(len(learned), size, (*seed, position), self._learner_index, workers):
                 batch = self._gather(phase, window, position, learned[places])
-                seen.append(self._step(batch, phase, optimizer, workers))
+                seen.append(self._step(batch, phase, optimizers, workers))
             self._hold(held, phase, window, position, np.flatnonzero(out)[self._learner_index :: workers])
         require(bool(seen), "holdout", self._settings.holdout, "a share that leaves at least one sample per learner")
         self._log(phase, seen, held, workers)
@@ -181,27 +195,30 @@ class TwoStageLearner(TorchLearner):
     # One step
 
     def _step(
-        self, batch: dict[str, Tensor], phase: Phase, optimizer: torch.optim.Optimizer, workers: int
+        self, batch: dict[str, Tensor], phase: Phase, optimizers: list[torch.optim.Optimizer], workers: int
     ) -> Metrics:
         fwd_out: dict[str, Any] = {"phase": phase}
         loss = self.compute_loss_for_module(module_id=DEFAULT_MODULE_ID, batch=batch, fwd_out=fwd_out)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+                      if p.grad is not None]
         if workers > 1:
             _average_gradients(parameters, workers)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_gradient_norm, foreach=True)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         metrics: Metrics = fwd_out["metrics"]
         return {**metrics, "loss": loss.detach(), "gradient_norm": norm}
 
     @property
     def _losses(self) -> dict[str, Callable[[dict[str, Tensor]], tuple[Tensor, Metrics]]]:
         return {"critics": self._critics_loss, "cloning": self._cloning_loss, "stage_one": self._stage_one_loss,
-                "stage_two": self._stage_two_loss}
+                "stage_two": self._stage_two_loss, "policy": self._policy_loss}
 
     def _critics_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
-        reward = batch["feedback"]
+        reward = self._rewards(batch["feedback"])
         value = self.fusion.critics(batch["state"])
         with torch.no_grad():
             next_value = self._next_values(batch["next_state"], like=value)
@@ -228,6 +245,32 @@ class TwoStageLearner(TorchLearner):
         log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"])[:, 0]
         return losses.weighted_likelihood_loss(log_prob, batch["weight"]), {}
 
+    def _policy_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+        """The off-policy gradient with clipped ratios on the mixed advantage, which is the form of stage one; with a
+        mixed critic, its loss too, on parameters of its own."""
+        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"])[:, 0]
+        rho_max = self._settings.rho_max
+        result = losses.auxiliary_policy_loss(log_prob, batch["action_logp"], batch["advantage"], rho_max)
+        ratio = (log_prob.detach() - batch["action_logp"]).clamp(max=math.log(rho_max)).exp()
+        metrics = {"clipped_share": result.clipped_share, "ess_share": result.ess_share,
+                   "gain": (ratio * batch["advantage"]).mean(), "ratio": ratio.mean(),
+                   "reward/": (ratio.unsqueeze(1) * batch["feedback"]).mean(0), "logged/": batch["feedback"].mean(0)}
+        if not self._settings.mixed_critic:
+            return result.loss, metrics
+        critics, of_critics = self._critics_loss(batch)
+        return result.loss + critics, {**metrics, "critic_loss": of_critics["loss/"].sum()}
+
+    def _rewards(self, feedback: Tensor) -> Tensor:
+        """What the critics predict: the reward of every behaviour [n, m], or their mixture [n, 1]."""
+        return (feedback @ self._weights()).unsqueeze(1) if self._settings.mixed_critic else feedback
+
+    def _weights(self) -> Tensor:
+        """[m], of the behaviours in the mixture, with the multipliers of RCPO as they stand."""
+        weights = self._mixture.clone()
+        if self._settings.algorithm == "rcpo":
+            weights[self._short] = self.fusion.multipliers
+        return weights
+
     def _next_values(self, next_state: Tensor, like: Tensor) -> Tensor:
         """V(s') of the behaviours with a discount, zero for the others, whose targets do not read it."""
         values = torch.zeros_like(like)
@@ -243,7 +286,7 @@ class TwoStageLearner(TorchLearner):
         for start in range(0, len(rows), _CHUNK):
             batch = self._gather(phase, window, position, rows[start : start + _CHUNK], held_out=True)
             loss, metrics = self._losses[phase](batch)
-            loss = metrics.get("gain/", -loss).sum().neg()
+            loss = metrics.get("gain/", metrics.get("gain", -loss)).sum().neg()
             held.sums += torch.stack([loss * len(batch["state"]), loss.new_tensor(len(batch["state"]))])
 
     # Samples of a phase
@@ -257,7 +300,10 @@ class TwoStageLearner(TorchLearner):
         self, phase: Phase, window: dict[str, Tensor], position: int, rows: NDArray[Any], held_out: bool = False
     ) -> dict[str, Tensor]:
         names = {"critics": ("state", "next_state", "feedback", "done"), "cloning": ("state", "action"),
-                 "stage_one": ("state", "action", "action_logp"), "stage_two": ("state", "action")}[phase]
+                 "stage_one": ("state", "action", "action_logp"), "stage_two": ("state", "action"),
+                 "policy": ("state", "action", "action_logp", "feedback")}[phase]
+        if phase == "policy" and self._settings.mixed_critic:
+            names = (*names, "next_state", "done")
         index = torch.from_numpy(rows).to(self._device)
         batch = {name: window[name].index_select(0, index) for name in names}
         places = torch.from_numpy(rows + position)
@@ -266,6 +312,10 @@ class TwoStageLearner(TorchLearner):
             source = self._frozen.sampled if held_out else self._frozen.advantage
             assert source is not None
             batch["advantage"] = source[places][:, self._short].to(self._device)
+        if phase == "policy":
+            source = self._frozen.mixed_sampled if held_out else self._frozen.mixed
+            assert source is not None
+            batch["advantage"] = source[places].to(self._device)
         if phase == "stage_two":
             assert self._frozen.weights is not None
             batch["weight"] = self._frozen.weights.weight[places].to(self._device)
@@ -277,6 +327,8 @@ class TwoStageLearner(TorchLearner):
         if phase in ("critics", "cloning"):
             self._frozen = _Frozen()
             return
+        if phase == "policy" and self._settings.mixed_critic:
+            self._frozen = _Frozen()  # the critic went on learning
         if self._frozen.advantage is None:
             self._frozen.sampled = self._frozen.advantage = self._sampled_advantages()
             if self._settings.advantage == "regressed":
@@ -284,6 +336,18 @@ class TwoStageLearner(TorchLearner):
                 self._frozen.advantage = self._regressed_advantages(self._frozen.regressed)
         if phase == "stage_two" and self._frozen.weights is None:
             self._frozen.weights = self._target_weights(self._frozen.advantage)
+        if phase == "policy" and (self._frozen.mixed is None or self._settings.algorithm == "rcpo"):
+            assert self._frozen.sampled is not None
+            self._frozen.mixed = self._mix(self._frozen.advantage)
+            if not bool(self._frozen.mixed.any()):
+                logger.warning("%s: the regressed advantage does not depend on the action, so the policy stays where "
+                               "the logged one is; more samples, or `advantage: sampled`", self._settings.algorithm)
+            self._frozen.mixed_sampled = self._mix(self._frozen.sampled)
+
+    def _mix(self, advantage: Tensor) -> Tensor:
+        """The mixed advantage [n] of advantages [n, m]: mean 0, variance 1."""
+        mixed = advantage if self._settings.mixed_critic else (advantage @ self._weights().cpu()).unsqueeze(1)
+        return _unit_variance(mixed - mixed.double().mean(0).to(mixed.dtype))[:, 0]
 
     def _sampled_advantages(self) -> Tensor:
         """A of every sample and behaviour, [n, m], scaled to unit variance over the samples."""
@@ -293,7 +357,8 @@ class TwoStageLearner(TorchLearner):
             for chunk in _chunks(window):
                 value = self.fusion.critics(chunk["state"])
                 next_value = self._next_values(chunk["next_state"], like=value)
-                part = losses.advantage(value, next_value, chunk["feedback"], chunk["done"], self._discount)
+                part = losses.advantage(value, next_value, self._rewards(chunk["feedback"]), chunk["done"],
+                                        self._discount)
                 parts.append(part.cpu())
         return _unit_variance(torch.cat(parts))
 
@@ -345,7 +410,9 @@ class TwoStageLearner(TorchLearner):
         if phase == "stage_two" and self._frozen.weights is not None:
             weights = self._frozen.weights
             means |= {"tau": weights.tau, "ess_share": weights.ess_share, "capped_share": weights.capped_share}
-        if phase in ("stage_one", "stage_two") and self._frozen.regressed is not None:
+        if phase == "policy":
+            means |= self._rewards_over_logged(means.pop("reward/") / means.pop("ratio"), means.pop("logged/"))
+        if phase in ("stage_one", "stage_two", "policy") and self._frozen.regressed is not None:
             means["advantage_explained/"] = self._frozen.regressed.explained_variance
         means |= self._diagnostics(phase)
         names = {name: self._names(name, phase) for name in means}
@@ -359,8 +426,23 @@ class TwoStageLearner(TorchLearner):
             return ("",)
         names = self._vocabulary.behaviour_names
         if phase == "critics" or metric == "advantage_explained/":
+            return self.fusion.critics.names
+        if metric == "change/":
             return names
         return tuple(names[index] for index in self._short)
+
+    def _rewards_over_logged(self, rewards: Tensor, logged: Tensor) -> Metrics:
+        """Relative change of every behaviour's mean reward per request, estimated by weighting the log with the clipped
+        ratios; with RCPO, each multiplier moves by its behaviour's shortfall, the same on every worker."""
+        scale = logged.abs()
+        change = (rewards - logged) / torch.where(scale > 1e-6, scale, torch.ones_like(scale))
+        if self._settings.algorithm != "rcpo":
+            return {"change/": change}
+        multipliers = self.fusion.multipliers
+        used = multipliers.clone()
+        multipliers += self._settings.dual_step * (self._floors - change[self._short])
+        multipliers.clamp_(0.0, self._settings.multiplier_max)
+        return {"change/": change, "multiplier/": used}
 
     @torch.no_grad()
     def _diagnostics(self, phase: Phase) -> Metrics:

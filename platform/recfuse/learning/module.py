@@ -16,18 +16,20 @@ from recfuse.fusion.networks import Critics, GaussianPolicies, NetworkConfig, No
 class FusionPolicyModule(TorchRLModule):
     """Networks of the two-stage learner (FORMULAS 1.1, 1.2, 1.4).
 
-    `model_config`: `vocabulary`, `network` and `normalisation` as plain values, `seed`, and `values` where
-    the critics start.
+    `model_config`: `vocabulary`, `network` and `normalisation` as plain values, `seed`, `critics` (their names) and
+    `values` where they start.
 
     Attributes:
         policy: the long-term policy, one network.
         auxiliaries: one policy per short-term behaviour, in the vocabulary's order; None where there is none.
-        critics: one per behaviour, in the vocabulary's order.
+        critics: one per behaviour, in the vocabulary's order; or one of their mixture.
+        multipliers: [|S|], those that RCPO has found so far; they travel with the parameters.
     """
 
     policy: GaussianPolicies
     auxiliaries: GaussianPolicies | None
     critics: Critics
+    multipliers: Tensor
 
     def setup(self) -> None:
         """Builds the networks; the same seed gives the same parameters in every worker."""
@@ -37,9 +39,10 @@ class FusionPolicyModule(TorchRLModule):
         normalisation = Normalisation(**config["normalisation"])
         seed = config["seed"]
         self.policy = long_term_policy(vocabulary, network, normalisation, seed)
-        self.critics = Critics(vocabulary.behaviour_names, network, normalisation, seed, config["values"])
+        self.critics = Critics(config["critics"], network, normalisation, seed, config["values"])
         names = tuple(behaviour.name for behaviour in vocabulary.short_term)
         self.auxiliaries = GaussianPolicies(names, network, normalisation, seed) if names else None
+        self.register_buffer("multipliers", torch.zeros(len(names)))
 
     def _forward(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """RLlib's interface to the policy that serves: parameters of its Gaussian, mean and log σ side by side."""

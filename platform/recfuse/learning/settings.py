@@ -13,15 +13,22 @@ from recfuse.behaviours import Vocabulary
 from recfuse.errors import require
 from recfuse.fusion.networks import NetworkConfig
 
-AlgorithmName = Literal["two_stage", "behaviour_cloning"]
+AlgorithmName = Literal["two_stage", "behaviour_cloning", "actor_critic", "interaction_only", "pareto", "rcpo"]
 AdvantageKind = Literal["regressed", "sampled"]
-Phase = Literal["critics", "cloning", "stage_one", "stage_two"]
+CriticKind = Literal["per_behaviour", "mixed"]
+Phase = Literal["critics", "cloning", "stage_one", "stage_two", "policy"]
 
 # What each algorithm fits, one after the other.
 PHASES: dict[str, tuple[Phase, ...]] = {
     "two_stage": ("critics", "cloning", "stage_one", "stage_two"),
     "behaviour_cloning": ("cloning",),
+    "actor_critic": ("critics", "cloning", "policy"),
+    "interaction_only": ("critics", "cloning", "policy"),
+    "pareto": ("critics", "cloning", "policy"),
+    "rcpo": ("critics", "cloning", "policy"),
 }
+# These read the short-term behaviours' advantages or rewards.
+_NEED_SHORT_TERM = ("two_stage", "interaction_only", "rcpo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +73,14 @@ class LearningSettings:
     """Everything about a training run but its samples.
 
     Attributes:
-        algorithm: `two_stage` (FORMULAS 1), or `behaviour_cloning` (the logged policy, imitated).
+        algorithm: `two_stage` (FORMULAS 1); or a rival, which shares networks, data and export with it:
+            `behaviour_cloning` imitates the logged policy. The others climb one advantage by the off-policy gradient
+            with clipped ratios (Degris et al., "Off-Policy Actor-Critic", ICML 2012): `actor_critic` that of the
+            long-term behaviours alone; `interaction_only` the weighted sum of the short-term ones; `pareto` the
+            weighted sum of all (linear scalarisation: Lin et al., "A Pareto-Efficient Algorithm for Multiple
+            Objective Optimization in E-Commerce Recommendation", RecSys 2019, with the weights fixed); `rcpo` the
+            Lagrangian of the long-term ones under a floor for each short-term one, its multipliers found by dual ascent
+            (Tessler et al., "Reward Constrained Policy Optimization", ICLR 2019).
         network: sizes and bounds of critics and policies.
         critics, stage_one, stage_two: stopping rules of the three fits. Rewards are divided by their standard
             deviation, so that a critic that knows nothing has a loss of about 1.
@@ -76,14 +90,24 @@ class LearningSettings:
             the rules then look at the training loss.
         advantage: `regressed` (the policies learn from the conditional expectation of the advantage given state and
             action, see recfuse.fusion.advantages) or `sampled` (from the samples of FORMULAS 1.3 themselves).
-        cloning: stopping rule of the fit to the logged policy, from which both stages start.
+        cloning: stopping rule of the fit to the logged policy, from which all others start.
+        policy: stopping rule of the rivals' policy; `rcpo`, whose objective moves with its multipliers, takes all of
+            its iterations.
         critic_learning_rate, auxiliary_learning_rate, policy_learning_rate: of Adam.
         max_gradient_norm: gradients are scaled down to it.
         minibatch_size: samples of one step, over all learners together.
-        rho_max: ρ̄ of the clipped ratio in stage one (FORMULAS 1.4).
+        rho_max: ρ̄ of the clipped ratio in stage one (FORMULAS 1.4) and in the rivals' gradient.
         ess_floor: least effective sample size in stage two, as a share of the samples (FORMULAS 1.6).
         weight_cap: largest weight of a sample in stage two, where the mean is 1; None for no cap.
-        multipliers: behaviour → λ, over those of the vocabulary.
+        multipliers: behaviour → λ, over those of the vocabulary; for `two_stage`.
+        weights: behaviour → weight ≥ 0 of its advantage, which has unit variance, in `interaction_only` (short-term
+            ones) and `pareto` (any); 1 where none is given.
+        floors: short-term behaviour → least relative change of its mean reward per request from the logged one, for
+            `rcpo`; 0, where none is given, allows no loss.
+        dual_step: of `rcpo`: after each pass a multiplier rises by so much times the relative shortfall.
+        multiplier_max: of `rcpo`; multipliers stay in [0, multiplier_max] and start at 0.
+        rcpo_critic: `per_behaviour` (advantages are learned once, and mixed by the multipliers) or `mixed` (the
+            paper's: one critic of the mixed reward, with the largest long-term discount, follows the multipliers).
         window_rows: samples are shuffled within windows of so many consecutive rows.
         memory_mib: samples up to this size stay in each learner's memory; larger ones are streamed in every pass.
         threads: of each learner's arithmetic. One is fastest where the cores are shared: threads that wait for each
@@ -100,6 +124,7 @@ class LearningSettings:
     cloning: StoppingRule = StoppingRule(iterations=5, change_below=1e-3)
     stage_one: StoppingRule = StoppingRule(iterations=10, change_below=0.0)
     stage_two: StoppingRule = StoppingRule(iterations=15, change_below=0.0)
+    policy: StoppingRule = StoppingRule(iterations=15, change_below=0.0, patience=2)
     holdout: float = 0.1
     critic_learning_rate: float = 1e-3
     auxiliary_learning_rate: float = 3e-4
@@ -110,6 +135,11 @@ class LearningSettings:
     ess_floor: float = 0.02
     weight_cap: float | None = None
     multipliers: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
+    dual_step: float = 1.0
+    multiplier_max: float = 10.0
+    rcpo_critic: CriticKind = "per_behaviour"
     window_rows: int = 262_144
     memory_mib: int = 512
     threads: int = 1
@@ -122,7 +152,7 @@ class LearningSettings:
         require(self.advantage in get_args(AdvantageKind), "advantage", self.advantage,
                 ", ".join(get_args(AdvantageKind)))
         for name in ("critic_learning_rate", "auxiliary_learning_rate", "policy_learning_rate", "max_gradient_norm",
-                     "rho_max"):
+                     "rho_max", "dual_step", "multiplier_max"):
             value = getattr(self, name)
             require(0 < value < math.inf, name, value, "a finite number > 0")
         require(self.num_learners >= 0, "num_learners", self.num_learners, "an integer ≥ 0")
@@ -134,6 +164,11 @@ class LearningSettings:
                 "a number ≥ 1, or nothing")
         require(all(0 < value < math.inf for value in self.multipliers.values()), "multipliers", self.multipliers,
                 "finite numbers > 0")
+        require(all(0 <= value < math.inf for value in self.weights.values()), "weights", self.weights,
+                "finite numbers ≥ 0")
+        require(all(math.isfinite(value) for value in self.floors.values()), "floors", self.floors, "finite numbers")
+        require(self.rcpo_critic in get_args(CriticKind), "rcpo_critic", self.rcpo_critic,
+                ", ".join(get_args(CriticKind)))
         require(self.window_rows >= self.minibatch_size, "window_rows", self.window_rows,
                 f"at least minibatch_size ({self.minibatch_size})")
         require(self.memory_mib >= 0, "memory_mib", self.memory_mib, "an integer ≥ 0")
@@ -149,8 +184,30 @@ class LearningSettings:
 
     def rule(self, phase: Phase) -> StoppingRule:
         """The stopping rule of a fit."""
+        if phase == "policy" and self.algorithm == "rcpo":
+            return StoppingRule(iterations=self.policy.iterations)
         return {"critics": self.critics, "cloning": self.cloning, "stage_one": self.stage_one,
-                "stage_two": self.stage_two}[phase]
+                "stage_two": self.stage_two, "policy": self.policy}[phase]
+
+    @property
+    def mixed_critic(self) -> bool:
+        """Whether there is one critic, of the mixed reward, in place of one per behaviour."""
+        return self.algorithm == "rcpo" and self.rcpo_critic == "mixed"
+
+    def scalarisation(self, vocabulary: Vocabulary) -> tuple[float, ...]:
+        """Weight of each behaviour's advantage in what the rivals' policy climbs, before multipliers.
+
+        The weights of the long-term ones sum to 1, except in `pareto`, where the config gives them all.
+        """
+        total = sum(behaviour.weight for behaviour in vocabulary.long_term)
+        weights = []
+        for behaviour in vocabulary.behaviours:
+            long_term = behaviour.kind == "long_term"
+            if self.algorithm == "pareto" or (self.algorithm == "interaction_only" and not long_term):
+                weights.append(self.weights.get(behaviour.name, 1.0))
+            else:
+                weights.append(behaviour.weight / total if long_term and self.algorithm != "interaction_only" else 0.0)
+        return tuple(weights)
 
     @property
     def gpus(self) -> float:
@@ -163,14 +220,20 @@ class LearningSettings:
         """The vocabulary with this run's λ.
 
         Raises:
-            InvalidFieldError: a behaviour is unknown or not short-term, or two_stage has no short-term behaviour.
+            InvalidFieldError: a behaviour is unknown or of the wrong kind, all weights are zero, or the algorithm needs
+                a short-term behaviour and there is none.
         """
         short_term = tuple(behaviour.name for behaviour in vocabulary.short_term)
-        require(self.algorithm != "two_stage" or bool(short_term), "behaviours", vocabulary.behaviour_names,
-                "at least one short_term behaviour for the algorithm two_stage")
-        for name in self.multipliers:
-            require(name in short_term, f"multipliers.{name}", self.multipliers[name],
-                    f"short-term behaviours ({', '.join(short_term)})")
+        require(self.algorithm not in _NEED_SHORT_TERM or bool(short_term), "behaviours", vocabulary.behaviour_names,
+                f"at least one short_term behaviour for the algorithm {self.algorithm}")
+        allowed = f"short-term behaviours ({', '.join(short_term)})"
+        for option, given in (("multipliers", self.multipliers), ("floors", self.floors)):
+            for name, value in given.items():
+                require(name in short_term, f"{option}.{name}", value, allowed)
+        for name, value in self.weights.items():
+            require(name in vocabulary.behaviour_names, f"weights.{name}", value,
+                    f"behaviours ({', '.join(vocabulary.behaviour_names)})")
+        require(sum(self.scalarisation(vocabulary)) > 0, "weights", self.weights, "at least one number > 0")
         behaviours = tuple(
             dataclasses.replace(behaviour, multiplier=self.multipliers.get(behaviour.name, behaviour.multiplier))
             for behaviour in vocabulary.behaviours

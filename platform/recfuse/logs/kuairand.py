@@ -8,6 +8,9 @@ The public release is CSV; the same columns as Parquet are read as well. Choices
   they would carry the future into the past.
 - The release gives no time for the single items of a user's earlier sequence, only that of the last one. Where that is
   not before the user's first row the sequence could hold the future, so it is left out.
+- What the sequences tell beyond their order becomes features of users and items: how much was watched before the logs,
+  and which share of it for long or with a like. Items count only sequences that end before the first row of all logs,
+  so that nothing of the logged days is in them.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ _USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register
 _ITEM_CATEGORIES = ("author_id", "video_type", "upload_dt", "upload_type", "music_id", "music_type")
 _ITEM_SIZES = ("server_width", "server_height")
 _SUFFIXES = (".parquet", ".csv")
+_PAST_LISTS = {"long_view": "long_watch_seq", "like": "like_seq"}
+# Ratios over few views are drawn to the pooled ratio by this many views' worth.
+_USER_PRIOR, _ITEM_PRIOR = 5.0, 20.0
 
 
 def read_exposures(path: str | Path) -> Exposures:
@@ -65,8 +71,11 @@ def read_exposures(path: str | Path) -> Exposures:
     rows = _rows(log, kept)
     items = _items(_read_files(directory, "video_features_basic", ("video_id", "video_duration", "tag")), log, kept)
     users = _users(_read_files(directory, "user_features", ("user_id",)))
+    sequences = _sequences(directory, rows)
+    if sequences.num_rows:
+        users, items = _past_of_users(users, sequences), _past_of_items(items, sequences, rows)
     logger.info("KuaiRand exposures of %s: %s", directory.name, account)
-    return Exposures(rows=rows, users=users, items=items, history=_history(directory, rows), account=account,
+    return Exposures(rows=rows, users=users, items=items, history=_history(sequences), account=account,
                      quarantine=quarantine)
 
 
@@ -205,7 +214,8 @@ def _items(raw: pa.Table, log: dict[str, np.ndarray], kept: np.ndarray) -> pa.Ta
     return items.append_column("duration", pa.array(seconds.astype(np.float32)))
 
 
-def _history(directory: Path, rows: pa.Table) -> pa.Table:
+def _sequences(directory: Path, rows: pa.Table) -> pa.Table:
+    """The users' sequences that end before the user's first row, one a user."""
     raw = _read_files(directory, "user_sequences", ("user_id", "last_time_ms", "watch_seq"), optional=True)
     first = rows.group_by("user_id").aggregate([("ts", "min")])
     first_ms = first["ts_min"].cast(pa.int64()).to_numpy() / 1000
@@ -214,9 +224,64 @@ def _history(directory: Path, rows: pa.Table) -> pa.Table:
     dropped = int((~earlier).sum())
     if dropped:
         logger.info("KuaiRand history: %d users' sequences reach into the logs and are left out", dropped)
-    lists = raw["watch_seq"] if raw.num_rows else pa.array([], pa.list_(pa.int64()))
-    table = pa.table({"user_id": raw["user_id"], "items": lists.cast(pa.list_(pa.int64()))})
-    return _unique(table.filter(pa.array(earlier)), "user_id")
+    return _unique(raw.filter(pa.array(earlier)), "user_id")
+
+
+def _history(sequences: pa.Table) -> pa.Table:
+    lists = sequences["watch_seq"] if sequences.num_rows else pa.array([], pa.list_(pa.int64()))
+    return pa.table({"user_id": sequences["user_id"], "items": lists.cast(pa.list_(pa.int64()))})
+
+
+def _past_of_users(users: pa.Table, sequences: pa.Table) -> pa.Table:
+    """`user_past_views` and the ratios that the sequences know; NaN for users without a sequence."""
+    keys = sequences["user_id"].to_numpy()
+    columns = _past({name: _lengths(sequences[name]) for name in _list_columns(sequences)}, _USER_PRIOR)
+    if "history_len" in sequences.column_names:  # the lists end at 50
+        columns["past_views"] = _floats(sequences["history_len"])
+    for name, values in columns.items():
+        aligned = _lookup(users["user_id"].to_numpy(), keys, values)
+        users = users.append_column(f"user_{name}", pa.array(aligned.astype(np.float32)))
+    return users
+
+
+def _past_of_items(items: pa.Table, sequences: pa.Table, rows: pa.Table) -> pa.Table:
+    """`item_past_views` and the ratios, over the sequences that end before the first of all rows."""
+    begin = rows["ts"].cast(pa.int64()).to_numpy().min(initial=np.iinfo(np.int64).max) / 1000
+    before = sequences.filter(pa.array(sequences["last_time_ms"].to_numpy() < begin))
+    keys = items["item_id"].to_numpy()
+    columns = _past({name: _occurrences(before[name], keys) for name in _list_columns(before)}, _ITEM_PRIOR)
+    for name, values in columns.items():
+        items = items.append_column(f"item_{name}", pa.array(values.astype(np.float32)))
+    return items
+
+
+def _list_columns(sequences: pa.Table) -> list[str]:
+    return ["watch_seq", *(name for name in _PAST_LISTS.values() if name in sequences.column_names)]
+
+
+def _past(counts: dict[str, np.ndarray], prior: float) -> dict[str, np.ndarray]:
+    """Views, and the ratio of each other list to them, smoothed: (count + prior · pooled ratio) / (views + prior).
+
+    The lists are cut one by one at the last 50, so a ratio may exceed 1.
+    """
+    views = counts["watch_seq"]
+    columns = {"past_views": views}
+    for label, name in _PAST_LISTS.items():
+        if name in counts:
+            pooled = counts[name].sum() / max(views.sum(), 1.0)
+            columns[f"past_{label}_ratio"] = (counts[name] + prior * pooled) / (views + prior)
+    return columns
+
+
+def _lengths(lists: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.float64)
+
+
+def _occurrences(lists: pa.ChunkedArray, keys: np.ndarray) -> np.ndarray:
+    """float64[len(keys)]: how often each of the sorted keys occurs in the lists."""
+    values = pc.list_flatten(lists).to_numpy()
+    place = np.searchsorted(keys, values).clip(max=len(keys) - 1)
+    return np.bincount(place[keys[place] == values], minlength=len(keys)).astype(np.float64)
 
 
 def _category(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recfuse.behaviours import Vocabulary
+from recfuse.density import gaussian_log_density
 from recfuse.logs.schema import session_log_schema
 
 # A quarantined row as it came, beside what was wrong with it.
@@ -228,7 +229,7 @@ class _Checker:
         mu, sigma, action = matrices["mu"], matrices["sigma"], matrices["action"]
         if mu is not None and sigma is not None and action is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
-                computed = diagonal_gaussian_logp(action, mu, sigma)
+                computed = gaussian_log_density(action, mu, sigma)
             logged = np.where(given, logged, computed)
         missing = ~given & ~np.isfinite(logged)
         self._refuse(missing, "action_logp", "a finite number, or mu and sigma to compute it from")
@@ -256,13 +257,6 @@ class _Checker:
             raw = self._raw(name)
             kind = self._schema.field(name).type
             self._columns[name] = pa.nulls(self._table.num_rows, kind) if raw is None else pc.cast(raw, kind)
-
-
-def diagonal_gaussian_logp(action: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """log N(action; mu, diag sigma²) in float64; `[n, M]` each → `[n]`."""
-    action, mu, sigma = (array.astype(np.float64) for array in (action, mu, sigma))
-    standard = (action - mu) / sigma
-    return -0.5 * (standard**2).sum(1) - np.log(sigma).sum(1) - 0.5 * action.shape[1] * np.log(2 * np.pi)
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

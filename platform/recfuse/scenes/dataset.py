@@ -132,7 +132,7 @@ class TimeSplit:
     Attributes:
         training: bool[N], rows before the test day, of the scorer's share (`row_share` ≥ RESPONSE_SHARE; the others are
             the response model's).
-        test: bool[N], rows of the last day.
+        test: bool[N], rows of the test day.
         test_day: yyyymmdd.
     """
 
@@ -141,18 +141,24 @@ class TimeSplit:
     test_day: int
 
 
-def split_by_time(exposures: Exposures, share: float = RESPONSE_SHARE) -> TimeSplit:
-    """Tests on the last day, trains on the days before it.
+def split_by_time(exposures: Exposures, share: float = RESPONSE_SHARE, test_day: int | None = None) -> TimeSplit:
+    """Tests on one day, trains on the days before it.
+
+    Args:
+        test_day: yyyymmdd; absent, the last day. A day before the last is for choosing hyper-parameters: what comes
+            after it is in neither part.
 
     Raises:
-        InvalidFieldError: there are fewer than two days, or no row of the scorer's share before the last.
+        InvalidFieldError: there is no such day, or no row of the scorer's share before it.
     """
     days = exposures.column("day")
-    require(len(np.unique(days)) >= 2, "day", np.unique(days).tolist(), "at least two days")
-    last = int(days.max())
-    training = (days < last) & (row_share(exposures) >= share)
-    require(bool(training.any()), "day", int(training.sum()), f"training rows before {last}")
-    return TimeSplit(training, days == last, last)
+    known = np.unique(days).tolist()
+    require(len(known) >= 2, "day", known, "at least two days")
+    test_day = known[-1] if test_day is None else test_day
+    require(test_day in known[1:], "test_day", test_day, f"a day of the rows with a day before it: {known[1:]}")
+    training = (days < test_day) & (row_share(exposures) >= share)
+    require(bool(training.any()), "day", int(training.sum()), f"training rows before {test_day}")
+    return TimeSplit(training, days == test_day, test_day)
 
 
 def fingerprint(exposures: Exposures) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,13 @@ from recfuse.bundle import Bundle, write_bundle
 from recfuse.errors import require
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import EncodedRows, encode_rows
-from recfuse.scenes.features import NO_ITEM, Feature, FeatureEncoder, FittedFeature, row_histories
+from recfuse.scenes.features import NO_ITEM, Encoded, Feature, FeatureEncoder, FittedFeature, row_histories
 from recfuse.scenes.loss import calibrated
-from recfuse.scenes.model import ModelConfig, MultiSceneModel, extract_scene, scene_spans
-from recfuse.scenes.registry import Registry
+from recfuse.scenes.model import ModelConfig, MultiSceneModel, SceneModel, scene_spans, with_pairs
+from recfuse.scenes.registry import Pair, Registry
+from recfuse.scenes.rivals import build_model
+
+logger = logging.getLogger("recfuse")
 
 _BATCH = 8192
 
@@ -41,6 +45,30 @@ class Scores:
     unknown: dict[str, int]
 
 
+@dataclass(frozen=True)
+class ExpertHealth:
+    """How one pair's gate uses the experts.
+
+    Attributes:
+        use: [K], mean share of each expert over the scene's rows.
+        entropy: mean entropy of the gate by row, over log K: 1 mixes all experts alike, 0 takes one.
+    """
+
+    scene: str
+    task: str
+    use: tuple[float, ...]
+    entropy: float
+
+
+def collapsed(health: Sequence[ExpertHealth], share: float = 0.95) -> list[str]:
+    """In words: each pair with an expert of at least this share, and each expert used below 1/20 of an even share."""
+    problems = [f"({one.scene}, {one.task}) takes {max(one.use):.0%} from expert {int(np.argmax(one.use))}"
+                for one in health if len(one.use) > 1 and max(one.use) >= share]
+    most = np.max([one.use for one in health], axis=0) if health else np.zeros(0)
+    return problems + [f"no pair takes more than {most[expert]:.2%} from expert {expert}"
+                       for expert in np.flatnonzero(most < 0.05 / max(len(most), 1))]
+
+
 class SceneScorer:
     """A trained model with its features and its calibration.
 
@@ -50,14 +78,16 @@ class SceneScorer:
         encoder: fitted features.
         positive_weight: p_t of every pair.
         version: the bundle's name.
+        shift: log-odds added to every pair's calibrated prediction (`recent_shift`); absent, none.
     """
 
-    def __init__(self, model: MultiSceneModel, registry: Registry, encoder: FeatureEncoder, positive_weight: Tensor,
-                 version: str = "unsaved") -> None:
-        require(len(positive_weight) == len(registry.pairs), "positive_weight", len(positive_weight),
-                f"{len(registry.pairs)} values, one a pair")
+    def __init__(self, model: SceneModel, registry: Registry, encoder: FeatureEncoder, positive_weight: Tensor,
+                 version: str = "unsaved", shift: Tensor | None = None) -> None:
+        shift = torch.zeros(len(registry.pairs)) if shift is None else shift
+        for name, values in (("positive_weight", positive_weight), ("shift", shift)):
+            require(len(values) == len(registry.pairs), name, len(values), f"{len(registry.pairs)} values, one a pair")
         self._model, self._registry, self._encoder = model.eval(), registry, encoder
-        self._positive_weight = positive_weight.float()
+        self._positive_weight, self._shift = positive_weight.float(), shift.float()
         self.version = version
         self.tasks: dict[str, tuple[str, ...]] = {scene: registry.tasks_of(scene) for scene in registry.scene_names}
 
@@ -72,13 +102,16 @@ class SceneScorer:
         manifest, tensors = bundle.manifest, bundle.tensors
         registry = from_mapping(Registry, manifest["registry"], "manifest registry")
         config = from_mapping(ModelConfig, manifest["model"], "manifest model")
-        model = MultiSceneModel(config, **manifest["shapes"], pair_scene=registry.pair_scene)
+        model = build_model(config, **manifest["shapes"], pair_scene=registry.pair_scene,
+                            pair_task=registry.pair_task)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors["model"].items()}
         require(found == expected, "model.safetensors", found, f"tensors {expected}")
         model.load_state_dict(tensors["model"])
         encoder = _encoder_from(manifest["normalisation"], tensors["features"])
-        return cls(model, registry, encoder, tensors["calibration"]["positive_weight"], bundle.version)
+        calibration = tensors["calibration"]
+        return cls(model, registry, encoder, calibration["positive_weight"], bundle.version,
+                   shift=calibration.get("shift"))
 
     def export(self, root: str | Path, *, training: Mapping[str, Any], data_fingerprint: str,
                metrics: Mapping[str, Any]) -> Path:
@@ -86,7 +119,8 @@ class SceneScorer:
         model = self._model
         normalisation, columns = _encoder_to(self._encoder)
         return write_bundle(root, kind="scenes", tensors={
-            "model": model.state_dict(), "features": columns, "calibration": {"positive_weight": self._positive_weight},
+            "model": model.state_dict(), "features": columns,
+            "calibration": {"positive_weight": self._positive_weight, "shift": self._shift},
         }, manifest={
             "registry": self._registry.to_dict(), "model": dataclasses.asdict(model.config),
             "shapes": {"table_rows": len(model.embedding), "fields": model.fields, "numeric": model.numeric,
@@ -97,11 +131,31 @@ class SceneScorer:
 
     def only(self, scene: str) -> SceneScorer:
         """The scorer of one scene: shared experts, that scene's gates and towers (property S3)."""
-        registry = self._registry.only(scene)
-        index = self._registry.scene_names.index(scene)
-        own = scene_spans(self._registry.pair_scene)[index]
-        return SceneScorer(extract_scene(self._model, index), registry, self._encoder, self._positive_weight[own],
-                           self.version)
+        return self._of(self._registry.only(scene), {})
+
+    def without_scene(self, scene: str) -> SceneScorer:
+        """The scorer with a scene retired; the others' predictions stay as they are.
+
+        Raises:
+            InvalidFieldError: the scene is unknown, or the only one.
+        """
+        return self._of(self._registry.without(scene), {})
+
+    def with_scene(self, scene: str, like: str) -> SceneScorer:
+        """The scorer with a new scene, whose gates, towers and calibration start as copies of those of `like`.
+
+        Raises:
+            InvalidFieldError: the new scene exists already, or `like` does not.
+        """
+        return self._of(self._registry.with_copy(scene, like), {scene: like})
+
+    def _of(self, registry: Registry, copied: Mapping[str, str]) -> SceneScorer:
+        """The scorer of another registry; scenes in `copied` take the pairs of the scene they name."""
+        before = self._registry.pairs
+        chosen = [before.index(Pair(copied.get(pair.scene, pair.scene), pair.task)) for pair in registry.pairs]
+        model = with_pairs(self._model, chosen, registry.pair_scene, registry.pair_task)
+        return SceneScorer(model, registry, self._encoder, self._positive_weight[chosen], self.version,
+                           self._shift[chosen])
 
     def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores:
         """Probabilities of every task of the scene for N items shown to one user.
@@ -124,48 +178,106 @@ class SceneScorer:
         context = self._encoder.encode("context", {**now, **given, "scene": [scene]}, 1)
         encoded = self._encoder.encode("item", items, count)
         history = self._encoder.encode_history(_last_items(user.get("history"), self._encoder.history_length))
-        ids = np.concatenate([_repeat(users.ids, count), encoded.ids, _repeat(context.ids, count)], axis=1)
-        numbers = np.concatenate([_repeat(users.numbers, count), encoded.numbers, _repeat(context.numbers, count)], 1)
-        probabilities = self._probabilities(ids, numbers, _repeat(history, count), np.full(count, index))
         own = scene_spans(self._registry.pair_scene)[index]
-        columns = dict(zip(self.tasks[scene], probabilities[:, own].T, strict=True))
+        if isinstance(self._model, MultiSceneModel):
+            probabilities = self._request(self._model, users, encoded, context, history, index)
+        else:
+            ids = np.concatenate([_repeat(users.ids, count), encoded.ids, _repeat(context.ids, count)], axis=1)
+            numbers = np.concatenate(
+                [_repeat(users.numbers, count), encoded.numbers, _repeat(context.numbers, count)], axis=1)
+            probabilities = self._probabilities(ids, numbers, _repeat(history, count), np.full(count, index))[:, own]
+        columns = dict(zip(self.tasks[scene], probabilities.T, strict=True))
         return Scores(columns, {**users.unknown, **context.unknown, **encoded.unknown})
 
+    @property
+    def history_length(self) -> int:
+        """How many of a user's last items are read."""
+        return self._encoder.history_length
+
     def score_rows(self, rows: pa.Table, users: pa.Table, items: pa.Table,
-                   histories: NDArray[np.int64] | None = None) -> dict[str, NDArray[np.float32]]:
+                   histories: NDArray[np.int64] | None = None,
+                   corrected: bool = True) -> dict[str, NDArray[np.float32]]:
         """Task → float32[N] of rows of many users and scenes; NaN where the row's scene lacks the task.
 
         Args:
             rows: `user_id`, `item_id`, `scene`, and context columns such as `hour` where they are known.
             users, items: their features, as in Exposures.
             histories: [N, L] item ids, newest last, −1 where there is none; absent, nobody has a history.
+            corrected: False gives `σ(z)`, what training with weights predicts (FORMULAS 3.4): for evaluation only.
         """
         if histories is None:
             histories = np.full((rows.num_rows, self._encoder.history_length), NO_ITEM, np.int64)
-        return self._by_task(encode_rows(rows, users, items, histories, self._registry, self._encoder))
+        return self._by_task(encode_rows(rows, users, items, histories, self._registry, self._encoder), corrected)
 
     def score_exposures(self, exposures: Exposures) -> dict[str, NDArray[np.float32]]:
         """`score_rows` of exposures, each row with the history that its user had then."""
         histories = row_histories(exposures, self._encoder.history_length)
         return self.score_rows(exposures.rows, exposures.users, exposures.items, histories)
 
-    def _by_task(self, rows: EncodedRows) -> dict[str, NDArray[np.float32]]:
+    def expert_health(self, rows: pa.Table, users: pa.Table, items: pa.Table,
+                      histories: NDArray[np.int64]) -> list[ExpertHealth]:
+        """How each pair's gate uses the experts on its scene's rows; empty for architectures without such gates.
+
+        Logs a warning where experts have collapsed: a pair that lives on one expert, or an expert that no pair uses.
+        """
+        health = [ExpertHealth(pair.scene, pair.task, tuple(shares.mean(0).tolist()), _entropy(shares))
+                  for pair, shares in self._gates(rows, users, items, histories).items() if len(shares)]
+        for problem in collapsed(health):
+            logger.warning("experts have collapsed: %s", problem)
+        return health
+
+    def _gates(self, rows: pa.Table, users: pa.Table, items: pa.Table,
+               histories: NDArray[np.int64]) -> dict[Pair, NDArray[np.float64]]:
+        if not isinstance(self._model, MultiSceneModel):
+            return {}
+        encoded = encode_rows(rows, users, items, histories, self._registry, self._encoder)
+        with torch.inference_mode():
+            parts = []
+            for start in range(0, len(encoded), _BATCH):
+                part = encoded.take(np.arange(start, min(start + _BATCH, len(encoded))))
+                parts.append(self._model.gates(*(torch.from_numpy(x) for x in (part.ids(), part.numbers(),
+                                                                               part.history))))
+        shares = torch.cat(parts).double().numpy()
+        return {pair: shares[encoded.scene == scene, index] for index, (pair, scene) in enumerate(
+            zip(self._registry.pairs, self._registry.pair_scene, strict=True))}
+
+    def _by_task(self, rows: EncodedRows, corrected: bool) -> dict[str, NDArray[np.float32]]:
         result = {task: np.full(len(rows), np.nan, np.float32) for task in self._registry.task_names}
         for start in range(0, len(rows), _BATCH):
             index = np.arange(start, min(start + _BATCH, len(rows)))
             part = rows.take(index)
-            probabilities = self._probabilities(part.ids(), part.numbers(), part.history, part.scene)
+            probabilities = self._probabilities(part.ids(), part.numbers(), part.history, part.scene, corrected)
             for column, (pair, scene) in enumerate(zip(self._registry.pairs, self._registry.pair_scene, strict=True)):
                 own = part.scene == scene
                 result[pair.task][index[own]] = probabilities[own, column]
         return result
 
+    def _request(self, model: MultiSceneModel, users: Encoded, items: Encoded, context: Encoded, history: np.ndarray,
+                 scene: int) -> NDArray[np.float32]:
+        """Calibrated probabilities [N, T_s] of one user's items."""
+        own = scene_spans(self._registry.pair_scene)[scene]
+        with torch.inference_mode():
+            user, item, around = ((torch.from_numpy(part.ids), torch.from_numpy(part.numbers))
+                                  for part in (users, items, context))
+            logits = model.request_logits(user, item, around, torch.from_numpy(history), scene)
+            return calibrated(logits + self._shift[own], self._positive_weight[own]).numpy()
+
     def _probabilities(self, ids: np.ndarray, numbers: np.ndarray, history: np.ndarray,
-                       scene: np.ndarray) -> NDArray[np.float32]:
+                       scene: np.ndarray, corrected: bool = True) -> NDArray[np.float32]:
         with torch.inference_mode():
             logits = self._model(torch.from_numpy(ids), torch.from_numpy(numbers), torch.from_numpy(history),
                                  torch.from_numpy(scene))
-            return calibrated(logits, self._positive_weight).numpy()
+            if not corrected:
+                return torch.sigmoid(logits).numpy()
+            return calibrated(logits + self._shift, self._positive_weight).numpy()
+
+
+def _entropy(shares: NDArray[np.float64]) -> float:
+    """Mean over rows [N, K] of the entropy, over log K."""
+    if shares.shape[1] == 1:
+        return 1.0
+    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum(1).mean()
+    return float(entropy / np.log(shares.shape[1]))
 
 
 def _repeat(row: np.ndarray, count: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,18 @@ class Registry:
         """The registry of one scene."""
         self.tasks_of(scene)
         return Registry(scenes=tuple(entry for entry in self.scenes if entry.name == scene))
+
+    def without(self, scene: str) -> Registry:
+        """The registry with a scene retired; it must not be the only one."""
+        self.tasks_of(scene)
+        return Registry(scenes=tuple(entry for entry in self.scenes if entry.name != scene))
+
+    def with_copy(self, scene: str, like: str) -> Registry:
+        """The registry with a new scene at its end that has the tasks of `like`."""
+        self.tasks_of(like)
+        require(scene not in self.scene_names, "scene", scene, f"a new name, none of {', '.join(self.scene_names)}")
+        pattern = self.scenes[self.scene_names.index(like)]
+        return Registry(scenes=(*self.scenes, dataclasses.replace(pattern, name=scene)))
 
     def scene_index(self, scenes: Sequence[str] | np.ndarray) -> np.ndarray:
         """int64[N], the index of each row's scene; −1 where it is not registered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import tempfile
@@ -27,8 +28,9 @@ from recfuse.scenes.dataset import EncodedRows, count_pairs, encode_exposures
 from recfuse.scenes.features import Encoded, Feature, FeatureEncoder, declared_features
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.loss import multi_scene_loss
-from recfuse.scenes.model import ModelConfig, MultiSceneModel
+from recfuse.scenes.model import ModelConfig, SceneModel
 from recfuse.scenes.registry import Registry
+from recfuse.scenes.rivals import build_model
 from recfuse.scenes.weights import STRATEGIES, task_weights
 
 logger = logging.getLogger("recfuse")
@@ -47,9 +49,13 @@ class TrainingConfig:
         embedding_rate: learning rate of Adagrad on the embedding table. Its accumulator starts at zero: with any
             larger start, ids that come a few times in an epoch hardly move.
         dense_rate: learning rate of Adam on everything else.
+        final_rate: both rates fall linearly to this share of themselves; the last steps then average over more rows.
         strategy: of the weights (FORMULAS 3.3).
         largest_positive_weight: bound on p_t; None for none.
         minimum_positives: an optional pair with fewer in training is left out.
+        patience: stops after so many epochs without a lower loss on the last training day, which then does not train,
+            and takes the best epoch; 0 trains every epoch on every day.
+        calibration_days: the last training days whose rates the predictions are shifted to; 0 for no shift.
         seed: of initial weights and order of rows.
         workers: of Ray Train; 0 trains in the calling process, without Ray.
         threads: of torch in each worker. More than there are idle cores is far slower than one: the threads spin.
@@ -57,12 +63,15 @@ class TrainingConfig:
     """
 
     epochs: int = 1
-    batch_size: int = 1024
+    batch_size: int = 512
     embedding_rate: float = 0.05
     dense_rate: float = 1e-3
+    final_rate: float = 1.0
     strategy: Literal["balanced", "sqrt", "uniform"] = "uniform"
     largest_positive_weight: float | None = 3.0
     minimum_positives: int = 20
+    patience: int = 0
+    calibration_days: int = 1
     seed: int = 0
     workers: int = 1
     threads: int = 1
@@ -71,7 +80,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "minimum_positives", "threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
-        require(self.workers >= 0, "workers", self.workers, "an integer ≥ 0")
+        for name in ("workers", "patience", "calibration_days"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "an integer ≥ 0")
+        require(0 < self.final_rate <= 1, "final_rate", self.final_rate, "a number in (0, 1]")
         for name in ("embedding_rate", "dense_rate"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
         require(self.strategy in STRATEGIES, "strategy", self.strategy, ", ".join(STRATEGIES))
@@ -87,6 +98,8 @@ class Problem:
         rows: the training rows, encoded.
         positive_weight, task_weight: p_t and ω_t [T].
         prior_logits: log(p_t N_t⁺ / N_t⁻) [T], where the towers start.
+        recent: positions in `rows` of the last training days, whose rates the predictions are shifted to.
+        validation: the rows that early stopping watches; empty without it.
     """
 
     registry: Registry
@@ -95,8 +108,15 @@ class Problem:
     positive_weight: Tensor
     task_weight: Tensor
     prior_logits: Tensor
+    recent: np.ndarray
+    validation: EncodedRows
     model: ModelConfig
     training: TrainingConfig
+
+    @property
+    def steps(self) -> int:
+        """Of one epoch."""
+        return -(-len(self.rows) // self.training.batch_size)
 
 
 def prepare(exposures: Exposures, training_rows: np.ndarray, registry: Registry, model: ModelConfig,
@@ -111,18 +131,36 @@ def prepare(exposures: Exposures, training_rows: np.ndarray, registry: Registry,
     Raises:
         InvalidFieldError: a pair without positives or negatives, a missing column, no training row.
     """
+    training_rows, validation_rows = _hold_out(exposures, training_rows, training)
     chosen = exposures.filter(training_rows)
     require(chosen.rows.num_rows > 0, "training rows", 0, "at least one")
     registry = registry.supported(count_pairs(chosen.rows, registry)[0], training.minimum_positives)
     positives, negatives = count_pairs(chosen.rows, registry)
     plus, minus = (torch.tensor([float(counts[pair]) for pair in registry.pairs]) for counts in (positives, negatives))
+    # A product of probabilities (ESMM) has no room for weights of positives.
+    largest = 1.0 if model.architecture == "esmm" else training.largest_positive_weight
     positive_weight, task_weight = task_weights(
-        plus, minus, training.strategy, largest_positive_weight=training.largest_positive_weight, names=registry.pairs)
+        plus, minus, training.strategy, largest_positive_weight=largest, names=registry.pairs)
+    positive_weight = torch.ones_like(positive_weight) if model.architecture == "esmm" else positive_weight
     encoder = FeatureEncoder.fit(features or declared_features(exposures), exposures, training_rows,
                                  model.history_length)
-    rows = encode_exposures(exposures, registry, encoder).take(np.flatnonzero(training_rows))
-    return Problem(registry, encoder, rows, positive_weight, task_weight, torch.log(positive_weight * plus / minus),
+    encoded = encode_exposures(exposures, registry, encoder)
+    days = exposures.column("day")[training_rows]
+    recent = np.flatnonzero(np.isin(days, np.unique(days)[len(np.unique(days)) - training.calibration_days:])
+                            & (training.calibration_days > 0))
+    return Problem(registry, encoder, encoded.take(np.flatnonzero(training_rows)), positive_weight, task_weight,
+                   torch.log(positive_weight * plus / minus), recent, encoded.take(np.flatnonzero(validation_rows)),
                    model, training)
+
+
+def _hold_out(exposures: Exposures, training_rows: np.ndarray,
+              training: TrainingConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation rows, bool[rows] each: with patience the last training day validates."""
+    days = exposures.column("day")
+    if not training.patience or not training_rows.any():
+        return training_rows, np.zeros_like(training_rows)
+    last = days[training_rows].max()
+    return training_rows & (days < last), training_rows & (days == last)
 
 
 def train(problem: Problem, storage: str | Path, name: str = "scenes") -> SceneScorer:
@@ -132,20 +170,53 @@ def train(problem: Problem, storage: str | Path, name: str = "scenes") -> SceneS
         storage: where checkpoints go; a training of the same name that was cut off goes on from its last epoch.
     """
     if problem.training.workers == 0:
-        model = fit_in_process(problem)
+        model = fit_in_process(problem, Path(storage).resolve() / name)
     else:
         model = _fit_on_ray(problem, Path(storage).resolve(), name)
-    return SceneScorer(model, problem.registry, problem.encoder, problem.positive_weight)
+    return SceneScorer(model, problem.registry, problem.encoder, problem.positive_weight,
+                       shift=recent_shift(model, problem))
 
 
-def build_model(problem: Problem) -> MultiSceneModel:
+def untrained(problem: Problem) -> SceneModel:
     """The untrained network of a problem, from its seed."""
     torch.manual_seed(problem.training.seed)
     ids = [one.feature for one in problem.encoder.fitted if one.offset >= 0]
     item = next((i for i, feature in enumerate(ids) if feature.source == "item" and feature.name == "item_id"), 0)
-    return MultiSceneModel(problem.model, table_rows=problem.encoder.table_rows, fields=problem.encoder.fields,
-                           numeric=problem.encoder.numeric, item_field=item, pair_scene=problem.registry.pair_scene,
-                           prior_logits=problem.prior_logits)
+    return build_model(problem.model, table_rows=problem.encoder.table_rows, fields=problem.encoder.fields,
+                       numeric=problem.encoder.numeric, item_field=item, pair_scene=problem.registry.pair_scene,
+                       pair_task=problem.registry.pair_task, prior_logits=problem.prior_logits)
+
+
+def recent_shift(model: SceneModel, problem: Problem, deviation: float = 0.1) -> Tensor:
+    """Log-odds [T] to add to a pair's predictions, so that they sum to the positives of the last training days.
+
+    The last steps of a training leave a bias of their own, and rates drift from day to day. The maximum of the
+    likelihood with a normal prior of this deviation on the shift: pairs with few rows stay where they are.
+    """
+    shift = torch.zeros(len(problem.registry.pairs), dtype=torch.float64)
+    if not len(problem.recent):
+        return shift
+    rows = problem.rows.take(problem.recent)
+    logits = predict_logits(model, rows).double() - problem.positive_weight.log().double()
+    for index, (scene, task) in enumerate(zip(problem.registry.pair_scene, problem.registry.pair_task, strict=True)):
+        own = torch.from_numpy(rows.scene == scene)
+        z, positives = logits[own, index], float(rows.labels[own.numpy(), task].sum())
+        for _ in range(20):  # Newton's method; the function is concave
+            p = torch.sigmoid(z + shift[index])
+            slope = positives - p.sum() - shift[index] / deviation**2
+            shift[index] += slope / ((p * (1 - p)).sum() + 1 / deviation**2)
+    return shift
+
+
+def predict_logits(model: SceneModel, rows: EncodedRows, batch: int = 8192) -> Tensor:
+    """float32 [N, T], without gradients."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        parts = [model(*tensors(rows.take(np.arange(start, min(start + batch, len(rows)))))[:4])
+                 for start in range(0, len(rows), batch)]
+    model.train(was_training)
+    return torch.cat(parts) if parts else torch.zeros(0, len(model.pair_scene))
 
 
 class Stepper:
@@ -153,11 +224,14 @@ class Stepper:
 
     Args:
         model: the network, or a DDP wrapper of it.
+        steps: of one epoch.
     """
 
-    def __init__(self, model: torch.nn.Module, problem: Problem) -> None:
+    def __init__(self, model: torch.nn.Module, problem: Problem, steps: int) -> None:
         config = problem.training
         self._model = model
+        self._total, self._final_rate = config.epochs * steps, config.final_rate
+        self.taken = 0
         self._weights = problem.positive_weight, problem.task_weight
         self._pair_scene = torch.tensor(problem.registry.pair_scene)
         self._pair_task = torch.tensor(problem.registry.pair_task)
@@ -167,6 +241,7 @@ class Stepper:
         # sparse update, and faster up to a few hundred thousand rows.
         self.optimizers = (torch.optim.Adagrad(table, lr=config.embedding_rate, fused=True),
                            torch.optim.Adam(dense, lr=config.dense_rate, fused=True))
+        self._rates = config.embedding_rate, config.dense_rate
         wanted = config.bfloat16
         self._bfloat16 = _has_bfloat16() if wanted is None else wanted
 
@@ -176,7 +251,10 @@ class Stepper:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16):
             logits = self._model(ids, numbers, history, scene)
         loss = multi_scene_loss(logits, labels[:, self._pair_task], mask, *self._weights) / len(scene)
-        for optimizer in self.optimizers:
+        done = min(self.taken / max(self._total, 1), 1.0)
+        self.taken += 1
+        for optimizer, rate in zip(self.optimizers, self._rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * (1 - done * (1 - self._final_rate))
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for optimizer in self.optimizers:
@@ -184,19 +262,78 @@ class Stepper:
         return loss.item()
 
 
-def fit_in_process(problem: Problem) -> MultiSceneModel:
-    """Trains in the calling process, from memory."""
+class Best:
+    """The parameters of the best epoch on the validation rows; without such rows, of the last one."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.loss, self.waited = float("inf"), 0
+        self.parameters: dict[str, Tensor] = {}
+
+    def update(self, model: SceneModel) -> bool:
+        """Looks at the model after an epoch; True where training is to end."""
+        patience = self._problem.training.patience
+        loss = validation_loss(model, self._problem) if patience else -float("inf")
+        self.waited = 0 if loss < self.loss or not patience else self.waited + 1
+        if not self.waited:
+            self.loss = loss
+            self.parameters = {name: value.clone() for name, value in model.state_dict().items()}
+        if patience:
+            logger.info("scenes: loss %.4f on the validation day, best %.4f", loss, self.loss)
+        return bool(patience and self.waited >= patience)
+
+
+def validation_loss(model: SceneModel, problem: Problem) -> float:
+    """The training loss per validation row."""
+    rows, registry = problem.validation, problem.registry
+    mask = torch.from_numpy(rows.scene)[:, None] == torch.tensor(registry.pair_scene)
+    labels = torch.from_numpy(rows.labels).float()[:, torch.tensor(registry.pair_task)]
+    logits = predict_logits(model, rows)
+    loss = multi_scene_loss(logits, labels, mask, problem.positive_weight, problem.task_weight)
+    return loss.item() / max(len(rows), 1)
+
+
+def fit_in_process(problem: Problem, directory: Path) -> SceneModel:
+    """Trains in the calling process, from memory; goes on from the checkpoint in the directory, if there is one."""
     config = problem.training
-    model = build_model(problem)
-    stepper = Stepper(model, problem)
+    model = untrained(problem)
+    stepper, best = Stepper(model, problem, problem.steps), Best(problem)
     progress = Progress("scenes", config.epochs * len(problem.rows), "samples")
-    for epoch in range(config.epochs):
+    epoch, ended = load_checkpoint(directory, model, stepper, best)
+    while epoch < config.epochs and not ended:
         order = np.random.default_rng([config.seed, epoch]).permutation(len(problem.rows))
         for start in range(0, len(order), config.batch_size):
             batch = problem.rows.take(order[start: start + config.batch_size])
             progress.advance(len(batch), f"loss {stepper.step(*tensors(batch)):.4f}")
+        epoch, ended = epoch + 1, best.update(model)
+        save_checkpoint(directory, model, stepper, best, epoch, ended)
     progress.finish()
+    model.load_state_dict(best.parameters)
     return model
+
+
+def save_checkpoint(directory: Path, model: SceneModel, stepper: Stepper, best: Best, epoch: int, ended: bool) -> None:
+    """Writes what `load_checkpoint` reads, under a temporary name first."""
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".{_CHECKPOINT}.{os.getpid()}"
+    torch.save({"model": model.state_dict(), "best": best.parameters, "best_loss": best.loss, "waited": best.waited,
+                "epoch": epoch, "ended": ended, "taken": stepper.taken,
+                "optimizers": [optimizer.state_dict() for optimizer in stepper.optimizers]}, temporary)
+    temporary.replace(directory / _CHECKPOINT)
+
+
+def load_checkpoint(directory: Path, model: SceneModel, stepper: Stepper, best: Best) -> tuple[int, bool]:
+    """Epochs that an earlier attempt completed, and whether it had ended; (0, False) without a checkpoint."""
+    path = directory / _CHECKPOINT
+    if not path.is_file():
+        return 0, False
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(stepper.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    best.parameters, best.loss, best.waited = state["best"], state["best_loss"], state["waited"]
+    stepper.taken = state["taken"]
+    return int(state["epoch"]), bool(state["ended"])
 
 
 def tensors(batch: EncodedRows) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -246,17 +383,18 @@ class _Board:
         return self._done, self._note
 
 
-def _fit_on_ray(problem: Problem, storage: Path, name: str) -> MultiSceneModel:
+def _fit_on_ray(problem: Problem, storage: Path, name: str) -> SceneModel:
     config = problem.training
     order = np.random.default_rng([config.seed, 0]).permutation(len(problem.rows))
     table = to_table(problem.rows.take(order))
     blocks = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
     # The rows travel as a dataset, everything else once through the object store.
-    shared = Problem(problem.registry, problem.encoder, problem.rows.take(np.zeros(0, np.int64)),
-                     problem.positive_weight, problem.task_weight, problem.prior_logits, problem.model, config)
+    nothing = np.zeros(0, np.int64)
+    shared = dataclasses.replace(problem, rows=problem.rows.take(nothing), recent=nothing)
     board = _Board.remote()  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(
-        _worker, train_loop_config={"problem": ray.put(shared), "rows": len(problem.rows), "board": board},
+        _worker, train_loop_config={"problem": ray.put(shared), "rows": len(problem.rows), "steps": problem.steps,
+                                    "board": board},
         scaling_config=ray.train.ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
         datasets={"train": ray.data.from_arrow(blocks)})
@@ -269,9 +407,9 @@ def _fit_on_ray(problem: Problem, storage: Path, name: str) -> MultiSceneModel:
         stop.set()
         watcher.join()
         ray.kill(board)
-    model = build_model(problem)
+    model = untrained(problem)
     with result.checkpoint.as_directory() as directory:
-        model.load_state_dict(torch.load(Path(directory) / _CHECKPOINT, weights_only=True)["model"])
+        model.load_state_dict(torch.load(Path(directory) / _CHECKPOINT, weights_only=True)["best"])
     return model
 
 
@@ -295,12 +433,12 @@ def _worker(loop: dict[str, Any]) -> None:
     torch.set_num_threads(config.threads)
     context = ray.train.get_context()
     workers, first = context.get_world_size(), context.get_world_rank() == 0
-    model = ray.train.torch.prepare_model(build_model(problem))
-    stepper = Stepper(model, problem)
-    epoch = _restore(model, stepper)
+    model = ray.train.torch.prepare_model(untrained(problem))
+    stepper, best = Stepper(model, problem, loop["steps"]), Best(problem)
+    epoch, ended = _restore(model, stepper, best)
     done = epoch * loop["rows"]
     shard = ray.train.get_dataset_shard("train")
-    while epoch < config.epochs:
+    while epoch < config.epochs and not ended:
         loss = 0.0
         for step, batch in enumerate(_batches(shard, problem, max(1, config.batch_size // workers), epoch)):
             loss = stepper.step(*tensors(batch))
@@ -310,7 +448,8 @@ def _worker(loop: dict[str, Any]) -> None:
         epoch += 1
         if first:
             ray.get(loop["board"].write.remote(epoch * loop["rows"], f"loss {loss:.4f}"))
-        _report(model, stepper, epoch, loss, first)
+        ended = _agreed(best.update(_plain(model)), workers)
+        _report(model, stepper, best, epoch, ended, first)
 
 
 def _batches(shard: Any, problem: Problem, size: int, epoch: int) -> Iterator[EncodedRows]:
@@ -322,29 +461,32 @@ def _batches(shard: Any, problem: Problem, size: int, epoch: int) -> Iterator[En
         yield from_table(table, problem.rows.users, problem.rows.items)
 
 
-def _plain(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+def _plain(model: torch.nn.Module) -> SceneModel:
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model  # type: ignore[return-value]
 
 
-def _restore(model: torch.nn.Module, stepper: Stepper) -> int:
-    """Epochs that an earlier attempt completed."""
+def _agreed(ended: bool, workers: int) -> bool:
+    """What the first worker says: a worker that went on alone would wait for the others for ever."""
+    if workers == 1:
+        return ended
+    said = torch.tensor([float(ended)])
+    torch.distributed.broadcast(said, src=0)
+    return bool(said.item())
+
+
+def _restore(model: torch.nn.Module, stepper: Stepper, best: Best) -> tuple[int, bool]:
+    """`load_checkpoint` of this worker's training."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return 0, False
     with checkpoint.as_directory() as directory:
-        state = torch.load(Path(directory) / _CHECKPOINT, weights_only=True)
-    _plain(model).load_state_dict(state["model"])
-    for optimizer, saved in zip(stepper.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["epoch"])
+        return load_checkpoint(Path(directory), _plain(model), stepper, best)
 
 
-def _report(model: torch.nn.Module, stepper: Stepper, epoch: int, loss: float, first: bool) -> None:
+def _report(model: torch.nn.Module, stepper: Stepper, best: Best, epoch: int, ended: bool, first: bool) -> None:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = None
         if first:
-            torch.save({"model": _plain(model).state_dict(), "epoch": epoch,
-                        "optimizers": [optimizer.state_dict() for optimizer in stepper.optimizers]},
-                       os.path.join(directory, _CHECKPOINT))
+            save_checkpoint(Path(directory), _plain(model), stepper, best, epoch, ended)
             checkpoint = ray.train.Checkpoint.from_directory(directory)
-        ray.train.report({"epoch": epoch, "loss": loss}, checkpoint=checkpoint)
+        ray.train.report({"epoch": epoch}, checkpoint=checkpoint)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recfuse.bundle import read_bundle
+from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.errors import require
 from recfuse.evaluation.intervals import DRAWS, LEVEL, Interval, paired_difference, relative_difference
 from recfuse.fusion.inference import FusionActor, export_policy
@@ -22,7 +22,7 @@ from recfuse.learning.cem import CemResult, cem
 from recfuse.simulation.environment import SessionEngine
 from recfuse.simulation.rollout import collect, policy_act, steps
 from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
-from recfuse.simulation.simulate import behaviour_policy, newest_bundle
+from recfuse.simulation.simulate import behaviour_policy
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import FEEDBACK, World
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recfuse.bundle import read_bundle
+from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.errors import require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import Exposures
@@ -107,20 +107,6 @@ def load_scorer(path: str | Path) -> Scorer:
 def load_exposures(logs: str) -> Exposures:
     """The exposures of a directory, or of the embedded generator."""
     return embedded.generate() if logs == "embedded" else read_exposures(logs)
-
-
-def newest_bundle(path: str | Path, kind: str) -> Path:
-    """The bundle at the path, or the newest of this kind in it.
-
-    Raises:
-        InvalidFieldError: there is none.
-    """
-    path = Path(path)
-    if path.name.startswith(f"{kind}-"):
-        return path
-    found = sorted(path.glob(f"{kind}-*"), key=lambda bundle: bundle.stat().st_mtime)
-    require(bool(found), f"{kind} bundle", str(path), f"a bundle of kind {kind}, or a directory that holds one")
-    return found[-1]
 
 
 def simulate(config: SimulateConfig) -> SimulateResult:

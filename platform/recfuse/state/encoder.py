@@ -11,6 +11,7 @@ from recfuse.behaviours import StateFeature, Vocabulary
 from recfuse.errors import InvalidFieldError, require
 
 Column = np.ndarray | Sequence[Any]
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class StateEncoder:
@@ -35,6 +36,15 @@ class StateEncoder:
         self.names = tuple(feature.name for feature in features)
         self._index = {feature.name: {category: i for i, category in enumerate(feature.categories)}
                        for feature in features if feature.categories}
+        starts = np.cumsum([0, *(feature.width for feature in features)])[:-1].tolist()
+        self._one_hots = [(feature, start) for feature, start in zip(features, starts, strict=True)
+                          if feature.categories]
+        # Numeric features are normalised together, a row of numbers each: a request has one number a feature.
+        self._numeric = tuple(feature for feature in features if not feature.categories)
+        self._places = [start for feature, start in zip(features, starts, strict=True) if not feature.categories]
+        self._mean = np.array([[feature.mean] for feature in self._numeric], np.float64).reshape(-1, 1)
+        self._std = np.array([[feature.std] for feature in self._numeric], np.float64).reshape(-1, 1)
+        self._log = [k for k, feature in enumerate(self._numeric) if feature.log]
 
     def encode(self, contexts: Mapping[str, Column], rows: int | None = None) -> np.ndarray:
         """States of B contexts given as columns.
@@ -51,15 +61,10 @@ class StateEncoder:
         """
         rows = self._rows(contexts, rows)
         states = np.zeros((rows, self.state_size), np.float32)
-        start = 0
-        for feature in self.features:
-            block = states[:, start:start + feature.width]
-            column = contexts.get(feature.name)
-            if feature.categories:
-                self._one_hot(feature, column, block)
-            else:
-                block[:, 0] = _normalise(feature, column)
-            start += feature.width
+        if self._numeric:
+            states[:, self._places] = self._normalised(contexts, rows).T
+        for feature, start in self._one_hots:
+            self._one_hot(feature, contexts.get(feature.name), states[:, start:start + feature.width])
         return states
 
     def encode_one(self, context: Mapping[str, Any]) -> np.ndarray:
@@ -76,6 +81,34 @@ class StateEncoder:
         if rows is None:
             raise InvalidFieldError("context", sorted(contexts), f"at least one of {', '.join(self.names)}")
         return rows
+
+    def _normalised(self, contexts: Mapping[str, Column], rows: int) -> np.ndarray:
+        """(x − mean) / std of every numeric feature, float64[features, B]."""
+        numbers = np.empty((len(self._numeric), rows))
+        for k, feature in enumerate(self._numeric):
+            column = contexts.get(feature.name)
+            numbers[k] = feature.default if column is None else _numbers(feature, column)
+        if not np.isfinite(numbers).all():
+            self._refuse(numbers, ~np.isfinite(numbers))
+        if self._log:
+            logged = numbers[self._log]
+            if (logged < 0).any():
+                self._refuse(logged, logged < 0, self._log)
+            numbers[self._log] = np.log1p(logged)
+        with np.errstate(over="ignore"):  # what overflows is refused on the next line
+            encoded: np.ndarray = (numbers - self._mean) / self._std
+        fits = np.abs(encoded) <= _FLOAT32_MAX
+        if not fits.all():
+            k, row = np.argwhere(~fits)[0]
+            raise InvalidFieldError(self._numeric[k].name, float(numbers[k, row]),
+                                    "a number that fits float32 when encoded")
+        return encoded
+
+    def _refuse(self, numbers: np.ndarray, bad: np.ndarray, features: Sequence[int] | None = None) -> None:
+        k, row = np.argwhere(bad)[0]
+        feature = self._numeric[k if features is None else features[k]]
+        raise InvalidFieldError(feature.name, float(numbers[k, row]),
+                                "a finite number ≥ 0" if feature.log else "a finite number")
 
     def _one_hot(self, feature: StateFeature, column: Column | None, block: np.ndarray) -> None:
         if column is None:
@@ -98,28 +131,14 @@ def _category(feature: StateFeature, value: Any) -> str:
     raise InvalidFieldError(feature.name, value, "a string, an integer, a boolean or null")
 
 
-def _normalise(feature: StateFeature, column: Column | None) -> np.ndarray | float:
-    """(x − mean) / std in float64, so that a batch and a single context round alike; float64[B] or one number."""
-    numbers = np.asarray(feature.default, np.float64) if column is None else _numbers(feature, column)
-    finite = np.isfinite(numbers) & ((numbers >= 0) if feature.log else True)
-    if not finite.all():
-        bad = numbers if numbers.ndim == 0 else numbers[~finite][0]
-        raise InvalidFieldError(feature.name, float(bad), "a finite number ≥ 0" if feature.log else "a finite number")
-    if feature.log:
-        numbers = np.log1p(numbers)
-    with np.errstate(over="ignore"):  # what overflows is refused on the next line
-        encoded: np.ndarray = (numbers - feature.mean) / feature.std
-    if not (np.abs(encoded) <= np.finfo(np.float32).max).all():
-        raise InvalidFieldError(feature.name, float(np.max(np.abs(encoded))), "a number that fits float32 when encoded")
-    return encoded
-
-
 def _numbers(feature: StateFeature, column: Column) -> np.ndarray:
     if isinstance(column, np.ndarray) and column.dtype.kind in "fiub":
         return _flat(feature, column.astype(np.float64))
     filled: list[Any] = []
     for value in column:
-        if value is None:
+        if type(value) is float:
+            filled.append(value)
+        elif value is None:
             filled.append(feature.default)
         elif isinstance(value, (bool, int, float, np.number, np.bool_)):
             filled.append(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,12 @@ class UserState:
 
 
 class UserStates(Protocol):
-    """A store of user states; SQLite here, another one where several machines serve."""
+    """A store of user states; SQLite here, Redis (recfuse.state.redis) where several machines serve."""
+
+    @property
+    def degraded(self) -> bool:
+        """Whether it does not answer, so that users are unknown."""
+        ...
 
     def get(self, user_id: str) -> UserState | None: ...
 
@@ -66,6 +72,11 @@ class UserStateStore:
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise InvalidFieldError("users", str(path), f"a SQLite file ({error})") from None
+
+    @property
+    def degraded(self) -> bool:
+        """Never: a file answers or raises."""
+        return False
 
     def __enter__(self) -> UserStateStore:
         return self
@@ -132,15 +143,23 @@ class UserStateStore:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def _serialise(self, user_id: str, user: UserState) -> tuple[str, str]:
-        require(bool(user_id), "user_id", user_id, "a non-empty string")
-        for name, value in user.features.items():
-            plain = value is None or isinstance(value, (str, bool, int, float))
-            require(plain, f"features.{name}", value, "a number, a string, a boolean or null")
+        check_features(user_id, user.features)
         history = user.history[-self._history_size:]
-        try:
-            return _text(dict(user.features)), _text([int(item) for item in history])
-        except ValueError:
-            raise InvalidFieldError("features", dict(user.features), "finite numbers") from None
+        return _text(dict(user.features)), _text([int(item) for item in history])
+
+
+def check_features(user_id: str, features: Mapping[str, Any]) -> None:
+    """Refuses what a store cannot give back.
+
+    Raises:
+        InvalidFieldError: an empty id, or a value that is no number, string, boolean or null.
+    """
+    require(bool(user_id), "user_id", user_id, "a non-empty string")
+    for name, value in features.items():
+        plain = value is None or isinstance(value, (str, bool, int, float))
+        require(plain, f"features.{name}", value, "a number, a string, a boolean or null")
+        finite = not isinstance(value, float) or math.isfinite(value)
+        require(finite, f"features.{name}", value, "finite numbers")
 
 
 def _text(value: Any) -> str:

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from recfuse.errors import InvalidFieldError
+from recfuse.evaluation import ranking
 from recfuse.evaluation.ranking import (
     auc,
+    auc_difference,
     calibration_error,
     evaluate_scenes,
     gauc,
     log_loss,
+    metric_intervals,
     predicted_over_observed,
 )
 
@@ -99,3 +102,55 @@ def test_empty_sets_have_no_metrics() -> None:
 def test_bad_inputs_are_named(labels: list, scores: list, message: str) -> None:
     with pytest.raises(InvalidFieldError, match=message):
         auc(labels, scores)
+
+
+def test_intervals_hold_the_estimates_and_shrink_with_users() -> None:
+    rng = np.random.default_rng(2)
+    widths = []
+    for users in (40, 1_000):
+        user = np.repeat(np.arange(users), 8)
+        p = rng.random(len(user))
+        y = (rng.random(len(user)) < p).astype(int)
+        found = metric_intervals(y, p, user, draws=200)
+        for name, value in (("auc", auc(y, p)), ("gauc", gauc(y, p, user)[0]), ("log_loss", log_loss(y, p)),
+                            ("predicted_over_observed", predicted_over_observed(y, p))):
+            low, high = getattr(found, name)
+            assert low < value < high
+        assert found.calibration_error[0] >= 0
+        widths.append(found.auc[1] - found.auc[0])
+    assert widths[1] < widths[0] / 3  # by √25 in the limit
+
+
+def test_weights_of_users_act_as_repetition_does() -> None:
+    """A draw that counts one user twice gives the AUC of rows in which that user's rows come twice, ties included."""
+    user, y, s = np.array([0, 0, 1, 1, 2]), np.array([1.0, 0, 1, 0, 1]), np.array([.2, .2, .7, .4, .1])
+    weights = np.array([[1.0, 2.0, 1.0], [0.0, 1.0, 3.0]])
+    again = [0, 1, 2, 2, 3, 3, 4], [2, 3, 4, 4, 4]
+    expected = [sk.roc_auc_score(y[rows], s[rows]) for rows in map(list, again)]
+    np.testing.assert_allclose(ranking._weighted_auc(y, s, weights, user), expected)
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.0, "no difference shown"), (1.0, "gain"), (-1.0, "loss")])
+def test_difference_of_two_models(noise: float, verdict: str) -> None:
+    rng = np.random.default_rng(3)
+    user, p = np.repeat(np.arange(400), 5), rng.random(2_000)
+    y = (rng.random(2_000) < p).astype(int)
+    worse = p + abs(noise) * rng.random(2_000)
+    first, second = (p, worse) if noise >= 0 else (worse, p)
+    found = auc_difference(y, first, second, user)
+    assert found.verdict == verdict
+    assert found.difference == pytest.approx(auc(y, first) - auc(y, second))
+    assert found.low <= found.difference <= found.high
+
+
+def test_one_class_has_no_interval_of_auc() -> None:
+    found = metric_intervals([0, 0, 0], [.1, .2, .3], [1, 2, 3])
+    assert all(math.isnan(bound) for bound in (*found.auc, *found.gauc, *found.predicted_over_observed))
+
+
+@pytest.mark.parametrize(("users", "draws", "message"), [
+    ([1, 2], 10, "users: got 2; allowed: 3 values"), ([1, 2, 3], 0, "draws: got 0; allowed: an integer ≥ 1"),
+])
+def test_bad_bootstraps_are_named(users: list[int], draws: int, message: str) -> None:
+    with pytest.raises(InvalidFieldError, match=message):
+        metric_intervals([0, 1, 0], [.1, .2, .3], users, draws=draws)

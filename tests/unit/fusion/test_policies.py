@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from recfuse.density import gaussian_log_density
 from recfuse.errors import InvalidFieldError
-from recfuse.fusion.policies import FixedGaussian, gaussian_log_density
+from recfuse.fusion.policies import FixedGaussian
 
 STATE = np.zeros((5, 3), np.float32)
 

@@ -29,7 +29,11 @@ def test_the_first_rule_that_holds_ends_a_fit(rule, losses, reason):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"algorithm": "ppo"}, "algorithm: got 'ppo'; allowed: two_stage, behaviour_cloning"),
+    ({"algorithm": "ppo"}, "algorithm: got 'ppo'; allowed: two_stage, behaviour_cloning, actor_critic, .*, rcpo"),
+    ({"rcpo_critic": "both"}, "rcpo_critic: got 'both'; allowed: per_behaviour, mixed"),
+    ({"weights": {"like": -1.0}}, "weights: got {'like': -1.0}; allowed: finite numbers ≥ 0"),
+    ({"floors": {"like": float("nan")}}, "floors: got {'like': nan}; allowed: finite numbers"),
+    ({"dual_step": 0}, "dual_step: got 0; allowed: a finite number > 0"),
     ({"critic_learning_rate": 0}, "critic_learning_rate: got 0; allowed: a finite number > 0"),
     ({"rho_max": float("inf")}, "rho_max: got inf; allowed: a finite number > 0"),
     ({"minibatch_size": 1001, "num_learners": 2},
@@ -75,6 +79,25 @@ def test_multipliers_override_the_vocabulary():
     assert [behaviour.multiplier for behaviour in behaviours] == [1.0, 5.0]
     with pytest.raises(InvalidFieldError, match=r"multipliers.watch_time: got 1.0; allowed: short-term beh.* \(like"):
         LearningSettings(multipliers={"watch_time": 1.0}).with_multipliers(VOCABULARY)
+
+
+@pytest.mark.parametrize(("algorithm", "weights", "expected"), [
+    ("actor_critic", {}, (1.0, 0.0)), ("interaction_only", {}, (0.0, 1.0)), ("rcpo", {}, (1.0, 0.0)),
+    ("pareto", {}, (1.0, 1.0)), ("pareto", {"watch_time": 0.2}, (0.2, 1.0)),
+    ("interaction_only", {"like": 3.0}, (0.0, 3.0)),
+])
+def test_scalarisation_weighs_what_the_algorithm_is_for(algorithm, weights, expected):
+    assert LearningSettings(algorithm=algorithm, weights=weights).scalarisation(VOCABULARY) == expected
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"floors": {"watch_time": 0.1}}, r"floors.watch_time: got 0.1; allowed: short-term behaviours \(like\)"),
+    ({"weights": {"share": 1.0}}, r"weights.share: got 1.0; allowed: behaviours \(watch_time, like\)"),
+    ({"algorithm": "interaction_only", "weights": {"like": 0.0}}, "weights: got {'like': 0.0}; allowed: at least one"),
+])
+def test_what_does_not_fit_the_vocabulary_is_named(change, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        LearningSettings(**change).with_multipliers(VOCABULARY)
 
 
 def test_two_stage_needs_a_short_term_behaviour():

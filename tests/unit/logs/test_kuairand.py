@@ -127,6 +127,33 @@ def test_history_that_reaches_into_the_logs_is_left_out(tmp_path: Path) -> None:
     assert history.to_pylist() == [{"user_id": BIG, "items": [11, 10]}]
 
 
+def test_past_of_users_and_items_is_counted_before_the_logs(tmp_path: Path) -> None:
+    """Pooled: 2 long views of 3 views. User 1: 1 of 2, drawn by 5: (1 + 10/3) / 7. Item 11: (2 + 40/3) / 22."""
+    start = FINE["time_ms"]
+    sequences = [
+        {"user_id": 1, "last_time_ms": start - 1, "watch_seq": [11, 10], "long_watch_seq": [11], "history_len": 70},
+        {"user_id": BIG, "last_time_ms": start - 2, "watch_seq": [11], "long_watch_seq": [11], "history_len": 1}]
+    rows = [FINE, FINE | {"user_id": BIG, "time_ms": start + 9}]
+    exposures = read_exposures(write_logs(tmp_path / "logs", rows, sequences=sequences))
+    users = {row["user_id"]: row for row in exposures.users.to_pylist()}
+    items = {row["item_id"]: row for row in exposures.items.to_pylist()}
+    assert users[1]["user_past_views"] == 70
+    assert users[1]["user_past_long_view_ratio"] == pytest.approx((1 + 10 / 3) / 7)
+    assert items[11]["item_past_views"] == 2
+    assert items[11]["item_past_long_view_ratio"] == pytest.approx((2 + 40 / 3) / 22)
+    assert "user_past_like_ratio" not in users[1]
+
+
+def test_past_of_items_holds_nothing_of_the_logged_days(tmp_path: Path) -> None:
+    """A sequence that ends before its own user's first row, but after the first of all rows, would leak into items."""
+    start = FINE["time_ms"]
+    sequences = [{"user_id": 1, "last_time_ms": start - 1, "watch_seq": [10]},
+                 {"user_id": BIG, "last_time_ms": start + 1, "watch_seq": [11]}]
+    rows = [FINE, FINE | {"user_id": BIG, "time_ms": start + 9}]
+    items = read_exposures(write_logs(tmp_path / "logs", rows, sequences=sequences)).items
+    assert dict(zip(items["item_id"].to_pylist(), items["item_past_views"].to_pylist(), strict=True)) == {10: 1, 11: 0}
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     directory = write_logs(tmp_path / "logs", [FINE])
     (directory / "user_features_pure.parquet").unlink()

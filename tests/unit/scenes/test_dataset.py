@@ -36,6 +36,15 @@ def test_split_needs_two_days(exposures: Exposures) -> None:
         split_by_time(one_day)
 
 
+def test_split_on_an_earlier_day_leaves_the_later_ones_out(exposures: Exposures) -> None:
+    days = np.unique(exposures.column("day"))
+    split = split_by_time(exposures, test_day=int(days[-2]))
+    used = exposures.column("day")[split.training | split.test]
+    assert split.test_day == used.max() == days[-2]
+    with pytest.raises(InvalidFieldError, match=r"test_day: got 19000101; allowed: a day of the rows"):
+        split_by_time(exposures, test_day=19000101)
+
+
 def test_counts_by_pair(exposures: Exposures) -> None:
     registry = Registry(scenes=(Scene(name="4", tasks=("click",)),))
     positives, negatives = count_pairs(exposures.rows, registry)

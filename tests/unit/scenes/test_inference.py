@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,49 @@ def test_s3_scene_alone_scores_as_the_whole(scorer: SceneScorer, exposures: Expo
         whole = scorer.score_rows(own.rows, own.users, own.items)
         for task, values in alone.score_rows(own.rows, own.users, own.items).items():
             np.testing.assert_allclose(values, whole[task], rtol=0, atol=1e-6)
+
+
+def test_retired_scene_is_gone_and_the_others_stay(scorer: SceneScorer, exposures: Exposures, tmp_path: Path) -> None:
+    path = export(scorer.without_scene("1"), tmp_path)
+    fewer = SceneScorer.from_bundle(read_bundle(path))
+    assert set(fewer.tasks) == {"0", "4"}
+    own = exposures.filter(np.isin(exposures.rows["scene"].to_pylist(), ["0", "4"]))
+    whole = scorer.score_exposures(own)
+    for task, values in fewer.score_exposures(own).items():
+        np.testing.assert_allclose(values, whole[task], rtol=0, atol=1e-6)
+
+
+def test_new_scene_starts_as_the_one_it_is_made_from(scorer: SceneScorer, exposures: Exposures) -> None:
+    """Only the scene's own id differs, which the model has never seen: with it given alike, so are the predictions."""
+    more = scorer.with_scene("checkout", like="1")
+    assert more.tasks["checkout"] == scorer.tasks["1"]
+    user = {"user_id": 1, "hour": 12}
+    items = {"item_id": np.arange(8)}
+    for scene in scorer.tasks:
+        old, new = scorer.score(scene, user, items), more.score(scene, user, items)
+        for task, values in old.probabilities.items():
+            np.testing.assert_allclose(new.probabilities[task], values, rtol=0, atol=1e-6)
+    copy = more.score("checkout", user, items)
+    assert copy.unknown["scene"] == 1
+    rows, old_model, new_model = 16, scorer._model, more._model
+    inputs = (torch.zeros(rows, old_model.fields, dtype=torch.int32), torch.zeros(rows, old_model.numeric),
+              torch.zeros(rows, 5, dtype=torch.int32))
+    with torch.inference_mode():
+        first = old_model(*inputs, torch.full((rows,), 1))[:, [p == 1 for p in old_model.pair_scene]]
+        second = new_model(*inputs, torch.full((rows,), 3))[:, [p == 3 for p in new_model.pair_scene]]
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda scorer: scorer.without_scene("9"), "scene: got '9'; allowed: 0, 1, 4"),
+    (lambda scorer: scorer.with_scene("4", like="1"), "scene: got '4'; allowed: a new name, none of 0, 1, 4"),
+    (lambda scorer: scorer.with_scene("5", like="9"), "scene: got '9'; allowed: 0, 1, 4"),
+    (lambda scorer: scorer.only("0").without_scene("0"), "scenes: got .*; allowed: at least one scene"),
+])
+def test_bad_changes_of_scenes_are_named(scorer: SceneScorer, change: Callable[[SceneScorer], SceneScorer],
+                                         message: str) -> None:
+    with pytest.raises(InvalidFieldError, match=message):
+        change(scorer)
 
 
 def test_scenes_without_a_task_have_no_prediction_of_it(scorer: SceneScorer, exposures: Exposures) -> None:

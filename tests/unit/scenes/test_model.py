@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -113,3 +115,38 @@ def test_empty_history_is_pooled_to_zero_and_unknown_scene_is_named() -> None:
 def test_bad_sizes_are_named(field: str, value: object) -> None:
     with pytest.raises(InvalidFieldError, match=f"{field}: got "):
         ModelConfig(**{field: value})
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("length", [0, 4])
+def test_request_is_forward_with_the_common_part_done_once(pooling: str, length: int) -> None:
+    """Property of the first layer: W [u, i, c] = W_u u + W_i i + W_c c. Fields: two of the user, two of items, one."""
+    torch.manual_seed(0)
+    config = ModelConfig(embedding_size=4, history_length=length, history_pooling=pooling, experts=3,  # type: ignore[arg-type]
+                         expert_layers=(8, 6), tower_layers=(5,))
+    model = MultiSceneModel(config, table_rows=30, fields=5, numeric=3, item_field=2, pair_scene=[0, 1, 1, 2]).double()
+    count = 7
+    user, context = torch.randint(1, 30, (1, 2)), torch.randint(1, 30, (1, 1))
+    items, history = torch.randint(1, 30, (count, 2)), torch.tensor([[0, 3, 9, 9]])[:, :length]
+    u, i, c = torch.randn(1, 1).double(), torch.randn(count, 1).double(), torch.randn(1, 1).double()
+    ids = torch.cat([user.expand(count, -1), items, context.expand(count, -1)], 1)
+    numbers = torch.cat([u.expand(count, -1), i, c.expand(count, -1)], 1)
+    whole = model(ids, numbers, history.expand(count, -1), torch.full((count,), 1))[:, 1:3]
+    once = model.request_logits((user, u), (items, i), (context, c), history, 1)
+    torch.testing.assert_close(once.double(), whole.double(), rtol=0, atol=1e-6)
+
+
+def test_attention_by_hand() -> None:
+    """Query = the item's embedding (1, 0); watched (2, 0) and (0, 2): weights e² and 1, over e² + 1."""
+    config = ModelConfig(embedding_size=2, history_length=3, history_pooling="attention", experts=1,
+                         expert_layers=(2,), tower_layers=())
+    model = MultiSceneModel(config, table_rows=4, fields=1, numeric=0, item_field=0, pair_scene=[0])
+    with torch.no_grad():
+        model.embedding.copy_(torch.tensor([[0.0, 0], [1, 0], [2, 0], [0, 2]]))
+        model.query.weight.copy_(torch.eye(2))
+    x = model.features(torch.tensor([[1], [1]]), torch.zeros(2, 0), torch.tensor([[0, 2, 3], [0, 0, 0]]))
+    share = math.e**2 / (math.e**2 + 1)
+    expected = torch.tensor([2 * share, 2 * (1 - share)])
+    torch.testing.assert_close(x[0, 2:4], expected)
+    torch.testing.assert_close(x[0, 4:6], expected * torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(x[1, 2:], torch.zeros(4))

@@ -6,11 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from recfuse.errors import InvalidFieldError
 from recfuse.evaluation.ranking import auc
 from recfuse.logs.exposures import Exposures
+from recfuse.scenes import trainer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.trainer import Problem, TrainingConfig, prepare, train
@@ -18,8 +21,8 @@ from recfuse.scenes.trainer import Problem, TrainingConfig, prepare, train
 
 def test_training_learns_and_the_seed_decides(problem: Problem, exposures: Exposures, training_rows: np.ndarray,
                                               tmp_path: Path) -> None:
-    longer = dataclasses.replace(problem, training=dataclasses.replace(problem.training, epochs=4))
-    first, again = (train(longer, tmp_path).score_exposures(exposures) for _ in range(2))
+    longer = dataclasses.replace(problem, training=dataclasses.replace(problem.training, epochs=8))
+    first, again = (train(longer, tmp_path, name).score_exposures(exposures) for name in ("a", "b"))
     np.testing.assert_array_equal(first["click"], again["click"])
     assert auc(exposures.column("click")[training_rows], first["click"][training_rows]) > 0.75
 
@@ -38,9 +41,84 @@ def test_required_pair_without_positives_is_named(exposures: Exposures, training
         prepare(exposures.filter(inside), quiet[inside], registry, ModelConfig(experts=2), TrainingConfig(workers=0))
 
 
+def test_patience_stops_on_a_later_day_and_keeps_the_best_epoch(
+    problem: Problem, exposures: Exposures, training_rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The losses on the validation day are 3, 2, 4, 5: with a patience of 2 the fourth epoch is the last one."""
+    base = problem
+    training = dataclasses.replace(base.training, epochs=9, patience=2, batch_size=256)
+    problem = prepare(exposures, training_rows, base.registry, base.model, training)
+    days = exposures.column("day")
+    held_out = days[training_rows].max()
+    assert len(problem.validation) == (training_rows & (days == held_out)).sum()
+    assert len(problem.rows) == (training_rows & (days < held_out)).sum()
+    losses, seen = iter([3.0, 2.0, 4.0, 5.0]), []
+
+    def loss(model: torch.nn.Module, _: Problem) -> float:
+        seen.append(model.embedding.detach().clone())
+        return next(losses)
+
+    monkeypatch.setattr(trainer, "validation_loss", loss)
+    model = trainer.fit_in_process(problem, tmp_path)
+    assert len(seen) == 4
+    torch.testing.assert_close(model.embedding, seen[1], rtol=0, atol=0)
+
+
+def test_validation_loss_is_the_training_loss_of_other_rows(problem: Problem, exposures: Exposures,
+                                                           training_rows: np.ndarray) -> None:
+    problem = prepare(exposures, training_rows, problem.registry, problem.model,
+                    dataclasses.replace(problem.training, patience=1))
+    model = trainer.untrained(problem)
+    frozen = dataclasses.replace(problem.training, embedding_rate=1e-12, dense_rate=1e-12)
+    stepper = trainer.Stepper(model, dataclasses.replace(problem, training=frozen), 1)
+    expected = stepper.step(*trainer.tensors(problem.validation))
+    assert trainer.validation_loss(model, problem) == pytest.approx(expected, rel=1e-5)
+
+
+def test_predictions_are_shifted_to_the_last_training_day(problem: Problem) -> None:
+    """A model that says one half of everything is moved towards the rate of the last day, the more rows the nearer."""
+    model = trainer.untrained(problem)
+    logits = torch.zeros(len(problem.recent), len(problem.registry.pairs)) + problem.positive_weight.log()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "predict_logits", lambda *_: logits)
+        weak, strong = (trainer.recent_shift(model, problem, deviation) for deviation in (1e-6, 1e3))
+    rows = problem.rows.take(problem.recent)
+    torch.testing.assert_close(weak, torch.zeros_like(weak), rtol=0, atol=1e-6)
+    pair = problem.registry.pairs.index(("1", "click"))
+    own = rows.scene == problem.registry.pair_scene[pair]
+    rate = rows.labels[own, problem.registry.pair_task[pair]].mean()
+    assert torch.sigmoid(strong[pair]).item() == pytest.approx(rate, abs=1e-4)
+
+
+def test_nothing_of_later_days_reaches_the_model(problem: Problem, exposures: Exposures) -> None:
+    """Vocabularies, quantiles, normalisation, weights, priors and training histories: all from earlier rows alone."""
+    registry = Registry(scenes=(Scene(name="1", tasks=("click", "long_view")),))
+    inside = exposures.filter(np.array(exposures.rows["scene"].to_pylist()) == "1")
+    rows = inside.column("day") < inside.column("day").max()
+    # Other labels and other items on the test day.
+    labels = [np.where(rows, inside.column(name), 1 - inside.column(name)) for name in ("click", "long_view")]
+    changed = inside.rows
+    for name, values in (*zip(("click", "long_view"), labels, strict=True),
+                         ("item_id", np.where(rows, inside.column("item_id"), 7))):
+        index = changed.column_names.index(name)
+        changed = changed.set_column(index, changed.schema.field(name),
+                                     pa.array(values).cast(changed.schema.field(name).type))
+    first, second = (prepare(source, rows, registry, problem.model, problem.training)
+                     for source in (inside, dataclasses.replace(inside, rows=changed)))
+    for name in ("positive_weight", "task_weight", "prior_logits"):
+        torch.testing.assert_close(getattr(first, name), getattr(second, name), rtol=0, atol=0)
+    assert first.encoder.table_rows == second.encoder.table_rows
+    for a, b in zip(first.encoder.fitted, second.encoder.fitted, strict=True):
+        np.testing.assert_array_equal(a.values, b.values)
+        assert (a.mean, a.std) == (b.mean, b.std)
+    np.testing.assert_array_equal(first.rows.ids(), second.rows.ids())
+    np.testing.assert_array_equal(first.rows.history, second.rows.history)
+
+
 @pytest.mark.parametrize(("field", "value"), [
     ("epochs", 0), ("batch_size", 0), ("embedding_rate", 0.0), ("dense_rate", -1.0), ("strategy", "none"),
-    ("workers", -1), ("threads", 0), ("minimum_positives", 0),
+    ("patience", -1), ("calibration_days", -1), ("final_rate", 0.0), ("workers", -1), ("threads", 0),
+    ("minimum_positives", 0),
 ])
 def test_bad_configs_are_named(field: str, value: object) -> None:
     with pytest.raises(InvalidFieldError, match=f"{field}: got "):

@@ -27,6 +27,7 @@ from serving.decision_log import DecisionLog
 from serving.errors import Reply, answered
 from serving.fusion import FusionModel, FusionService, Ranking
 from serving.gateway import Gateway
+from serving.replicas import described
 from serving.scenes import ScenesService
 
 TASKS = ("click", "long_view")
@@ -88,7 +89,7 @@ class LocalFusion:
         return await answered(self.service.feedback, self.model, body)
 
     async def describe(self) -> dict[str, Any]:
-        return {"model_version": self.model.version}
+        return {"model_version": self.model.version, **described(self.model.vocabulary)}
 
 
 class LocalScenes:
@@ -106,7 +107,7 @@ class LocalScenes:
         return await answered(act)
 
     async def describe(self) -> dict[str, Any]:
-        return {"model_version": self.scorer.version}
+        return {"model_version": self.scorer.version, "tasks": dict(self.scorer.tasks)}
 
 
 @dataclass
@@ -162,8 +163,8 @@ def start(tmp_path: Path, models: Path) -> Iterator[Callable[..., Application]]:
         actor = FusionActor.from_bundle(read_bundle(models / str(pointer.fusion)))
         users, catalogue = UserStateStore(models / "users.sqlite"), Catalogue.load(models / "catalogue.parquet")
         log, scorer = DecisionLog(config.decision_log), FakeScorer()
-        fusion = LocalFusion(FusionModel(actor), FusionService(config, log, users, catalogue))
-        scenes = LocalScenes(scorer, ScenesService(config, users, catalogue))
+        fusion = LocalFusion(FusionModel(actor), FusionService(config, log, users, lambda: catalogue))
+        scenes = LocalScenes(scorer, ScenesService(config, users, lambda: catalogue))
         api = create_api(Gateway(fusion, scenes), config)
         started.append(Application(actor, scorer, users, log, tmp_path / "decisions", api))
         return started[-1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import numpy as np
 import orjson
 import pytest
@@ -94,6 +96,17 @@ def test_state_from_context_store_or_defaults(
     assert answer["state_source"] == source
 
 
+def test_answers_go_on_while_the_store_of_users_is_down(
+    application: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(application.users), "degraded", property(lambda _: True))
+    monkeypatch.setattr(application.users, "get", lambda _: None)
+    body = with_(FUSION_BODY, state=None, user_id=7)
+    assert application.post(FUSION, body).json()["state_source"] == "degraded"
+    assert application.post(FUSION, {**body, "context": {"age": 5}}).json()["state_source"] == "context"
+    assert application.post(RECOMMEND, RECOMMEND_BODY).json()["state_source"] == "degraded"
+
+
 def test_scenes_by_hand(application: Any) -> None:
     """click 1/2, 1/3, 1/4 and long view .1, .9, .3 of items 1, 2, 3; means .3, .617, .275 at equal weights."""
     answer = application.post(SCENES, SCENES_BODY).json()
@@ -159,6 +172,25 @@ def test_models_health_and_documentation(application: Any) -> None:
     assert {"/v1/fusion/{stage}/rank", "/v1/scenes/{scene}/rank", "/v1/recommend", "/v1/feedback", "/v1/models",
             "/healthz"} <= set(document["paths"])
     assert _dangling(document, document["components"]["schemas"]) == set()
+
+
+def test_every_operation_of_the_document_has_an_example_that_is_answered(application: Any) -> None:
+    document = application.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            target = path.format(**{one["name"]: one["example"] for one in operation.get("parameters", ())})
+            body = operation.get("requestBody")
+            example = body["content"]["application/json"]["example"] if body else None
+            answer = application.request(method.upper(), target, json=example)
+            assert answer.status_code in (200, 202), (path, answer.text)
+            assert f"curl -s http://test{target}" in operation["description"]
+
+
+def test_the_commands_of_the_document_name_a_token_where_one_is_needed(start: Callable[..., Any]) -> None:
+    headers = {"Authorization": "Bearer first-token"}
+    document = start(tokens=("first-token",)).request("GET", "/openapi.json", headers=headers).json()
+    assert '"Authorization: Bearer $TOKEN"' in document["paths"]["/v1/recommend"]["post"]["description"]
+    assert "first-token" not in str(document)
 
 
 def _dangling(node: Any, schemas: dict[str, Any]) -> set[str]:
@@ -291,6 +323,31 @@ def test_limits(start: Callable[..., Any]) -> None:
     for path, body in ((FUSION, FUSION_BODY), (SCENES, SCENES_BODY), (RECOMMEND, RECOMMEND_BODY)):
         response = small.post(path, body)
         assert (response.status_code, response.json()["error"]["field"]) == (413, "candidates.item_id")
+
+
+def test_more_than_the_limit_at_a_time_is_refused_at_once(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = start(max_concurrent=2)
+
+    async def slow(*_: Any) -> None:
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr(narrow.log, "append", slow)
+
+    async def send() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=narrow.api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            posts = [client.post(FUSION, json=FUSION_BODY) for _ in range(5)]
+            return await asyncio.gather(*posts, client.get("/healthz"))
+
+    *answers, health = asyncio.run(send())
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503]
+    assert health.status_code == 200
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert all(answer.headers["retry-after"] == "1" for answer in refused)
+    assert "2 requests at a time" in refused[0].json()["error"]["reason"]
+    assert narrow.post(FUSION, FUSION_BODY).status_code == 200  # what has been answered makes room
 
 
 def test_tokens(start: Callable[..., Any]) -> None:

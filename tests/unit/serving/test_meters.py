@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,3 +46,11 @@ def test_names_and_descriptions_are_what_ray_takes() -> None:
         assert description.isascii()
         assert (kind == "histogram") == bool(boundaries) == (len(boundaries) > 0)
         assert list(boundaries) == sorted(b for b in boundaries if b > 0)
+
+
+def test_the_board_shows_every_meter() -> None:
+    """And no metric of ours that does not exist."""
+    board = orjson.loads((Path(__file__).parents[3] / "serving" / "grafana.json").read_bytes())
+    queries = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    shown = set(re.findall(r"ray_(recfuse_[a-z_]+?)(?:_bucket|_total)\b", queries))
+    assert shown == set(METERS)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError
 from recfuse.bundle.pointer import POINTER, Pointer, write_pointer
 from recfuse.fusion.inference import FusionActor
-from serving.models import ServedModel
+from serving.models import ServedCatalogue, ServedModel
+from serving.publish import publish
 
 from .conftest import write_policy
 
@@ -81,6 +84,27 @@ def test_a_pinned_bundle_goes_before_the_pointer(
     assert served.current.version == bundles[1].name
     served.pin(None)
     assert served.current.version == bundles[0].name
+
+
+def test_the_catalogue_follows_the_pointer_and_a_bad_one_is_refused(tmp_path: Path) -> None:
+    write_pointer(tmp_path, Pointer())
+    served = ServedCatalogue(tmp_path, poll_seconds=0.01)
+    assert served.current is None
+    first = publish(tmp_path, catalogue=pa.table({"item_id": [1]}))
+    publish(tmp_path, catalogue=pa.table({"item_id": [1, 2]}))
+    deadline = time.monotonic() + 5
+    while served.current is None or len(served.current) != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    served.close()
+    (tmp_path / "bad.parquet").write_text("no")
+    write_pointer(tmp_path, Pointer(catalogue="bad.parquet"))
+    assert not served.refresh()
+    assert "bad.parquet" in str(served.error)
+    assert len(served.current) == 2
+    write_pointer(tmp_path, first)
+    assert served.refresh()
+    assert (len(served.current), served.error) == (1, None)
 
 
 def test_the_watcher_swaps_by_itself(tmp_path: Path, bundles: list[Path]) -> None:

@@ -1,0 +1,99 @@
+"""Fusion policies beside each other in the simulator: fresh seeds of world, logs, learner and test.
+
+Prints, per policy and behaviour, the relative difference per user to the logged policy as mean and range over the
+seeds, and how often its 95% interval lay above and below zero. `logged_mean` is the logged policy without exploration:
+what a learned policy gains beyond it is what it has learned.
+
+    python -m benchmarks.policies --logs DIR --scorer BUNDLE --seeds 3
+    python -m benchmarks.policies --world.stay-effect 0       # what is shown has no consequences beyond its page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from recfuse.cluster import cluster
+from recfuse.console import start, table
+from recfuse.learning.settings import LearningSettings
+from recfuse.learning.training import TrainFusionConfig, train_fusion
+from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.simulation.ab_test import MEASURES, AbResult, AbTestConfig, CemConfig, run_ab_test
+from recfuse.simulation.simulate import SimulateConfig, simulate
+from recfuse.simulation.world import WorldConfig
+
+SHOWN = ("watch_time", "click", "long_view", "like", "comment", "forward", "follow", "hate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoliciesConfig:
+    """Attributes:
+        logs: KuaiRand files, or `embedded`.
+        scorer: bundle whose predictions are fused, or a directory of bundles.
+        output: everything made lies beneath it.
+        seeds: repetitions, each with a seed of its own for everything.
+        first_seed: of the first repetition.
+        persons: in each A/B test.
+        world: what the simulator assumes.
+    """
+
+    logs: str = "embedded"
+    scorer: str = "runs/demo/scenes/bundles"
+    output: str = "runs/policies"
+    seeds: int = 3
+    first_seed: int = 100
+    persons: int = 50_000
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+
+def main(config: PoliciesConfig) -> list[AbResult]:
+    """Runs the repetitions and prints the table."""
+    results = []
+    with cluster():
+        for seed in range(config.first_seed, config.first_seed + config.seeds):
+            results.append(once(config, seed))
+            show(f"after seed {seed}", results)
+    print(f"{os.cpu_count()} cores; {config}")
+    return results
+
+
+def once(config: PoliciesConfig, seed: int) -> AbResult:
+    """World, logs, samples, policies and test of one seed."""
+    out = Path(config.output) / f"seed-{seed}"
+    world = dataclasses.replace(config.world, seed=seed)
+    simulated = simulate(SimulateConfig(logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", world=world,
+                                        holdout_persons=0, seed=seed))
+    samples = ingest(IngestConfig(logs=str(simulated.logs), output=f"{out}/samples")).samples
+    policies = []
+    for advantage in ("regressed", "sampled"):
+        settings = LearningSettings(advantage=advantage, seed=seed)
+        trained = train_fusion(TrainFusionConfig(samples=samples, output=f"{out}/{advantage}", learning=settings))
+        policies.append(f"two_stage_{advantage}={trained.bundle}")
+    return run_ab_test(AbTestConfig(
+        simulation=f"{out}/simulation", output=f"{out}/ab_test", persons=config.persons, seed=seed,
+        policies=("logged", "logged_mean", "cem", *policies), cem=CemConfig(seed=seed))).result
+
+
+def show(title: str, results: list[AbResult]) -> None:
+    """Mean and range over the seeds, and how often the interval excluded zero."""
+    arms = [arm.name for arm in results[0].arms[1:]]
+    rows = []
+    for measure in SHOWN:
+        cells = []
+        for arm in arms:
+            effects = np.array([result.effect(arm, measure) for result in results])
+            mean, low, high = effects[:, 0].mean(), effects[:, 0].min(), effects[:, 0].max()
+            above, below = int((effects[:, 1] > 0).sum()), int((effects[:, 2] < 0).sum())
+            cells.append(f"{mean:+.1%} [{low:+.1%}, {high:+.1%}] {above}↑{below}↓")
+        rows.append([measure, *cells])
+    assert set(SHOWN) <= set(MEASURES)
+    table(f"{title}: difference to the logged policy, mean [range] over {len(results)} seeds, "
+          "intervals above↑ and below↓ zero", ["behaviour", *arms], rows)
+
+
+if __name__ == "__main__":
+    main(start(PoliciesConfig, description=__doc__))

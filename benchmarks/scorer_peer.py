@@ -1,0 +1,82 @@
+"""One training of a peer in its own environment; needs numpy, torch and the peer, nothing of ours.
+
+    python scorer_peer.py LIBRARY DATA.npz PREDICTIONS.npy BATCH THREADS SEED
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+TASKS = ["click", "long_view"]
+Trained = tuple[float, Callable[[np.ndarray], np.ndarray]]
+
+
+def deepctr_torch(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch: int) -> Trained:
+    """deepctr-torch's MMOE with its own `fit`."""
+    from deepctr_torch.inputs import SparseFeat
+    from deepctr_torch.models import MMOE
+
+    columns = [SparseFeat(f"f{i}", size, embedding_dim=16) for i, size in enumerate(sizes)]
+    model = MMOE(columns, num_experts=8, expert_dnn_hidden_units=(128, 64), gate_dnn_hidden_units=(),
+                 tower_dnn_hidden_units=(32,), task_types=("binary",) * 2, task_names=TASKS, device="cpu")
+    model.compile("adam", loss=["binary_crossentropy"] * 2, metrics=[])
+
+    def inputs(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {f"f{i}": rows[:, i] for i in range(len(sizes))}
+
+    begin = time.perf_counter()
+    model.fit(inputs(codes), labels.astype(np.float32), batch_size=batch, epochs=1, verbose=0)
+    return time.perf_counter() - begin, lambda rows: model.predict(inputs(rows), 8192)
+
+
+def torch_rechub(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch: int) -> Trained:
+    """torch-rechub's MMOE with its own MTLTrainer and DataLoader."""
+    from torch.utils.data import DataLoader
+    from torch_rechub.basic.features import SparseFeature
+    from torch_rechub.models.multi_task import MMOE
+    from torch_rechub.trainers import MTLTrainer
+    from torch_rechub.utils.data import PredictDataset, TorchDataset
+
+    features = [SparseFeature(f"f{i}", vocab_size=size, embed_dim=16) for i, size in enumerate(sizes)]
+    model = MMOE(features, ["classification"] * 2, 8, expert_params={"dims": [128, 64]},
+                 tower_params_list=[{"dims": [32]}] * 2)
+    trainer = MTLTrainer(model, task_types=["classification"] * 2, n_epoch=1, device="cpu")
+
+    def inputs(rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {f"f{i}": rows[:, i] for i in range(len(sizes))}
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(trainer.predict(model, DataLoader(PredictDataset(inputs(rows)), 8192)))
+
+    loader = DataLoader(TorchDataset(inputs(codes), labels.astype(np.float32)), batch, shuffle=True)
+    begin = time.perf_counter()
+    trainer.train_one_epoch(loader)
+    return time.perf_counter() - begin, predict
+
+
+LIBRARIES = {"deepctr-torch": deepctr_torch, "torch-rechub": torch_rechub}
+
+
+def main(library: str, data: str, predictions: str, batch: str, threads: str, seed: str) -> None:
+    """Trains, writes the predictions of the test rows, prints seconds and versions."""
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(int(seed))
+    np.random.seed(int(seed))  # noqa: NPY002  (the libraries draw from it)
+    with np.load(data) as shared:
+        codes, labels, training = shared["codes"].astype(np.int64), shared["labels"], shared["training"]
+        sizes = shared["sizes"].tolist()
+    seconds, predict = LIBRARIES[library](codes[training], labels[training], sizes, int(batch))
+    np.save(predictions, predict(codes[~training]))
+    print(json.dumps({"seconds": seconds, "versions":
+                      f"{library} {importlib.metadata.version(library)}, torch {torch.__version__}"}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

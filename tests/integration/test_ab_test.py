@@ -1,0 +1,56 @@
+"""The job `ab_test`: logged policy, CEM and a bundle against each other in one world."""
+
+import json
+
+import pytest
+
+from jobs import ab_test as job
+from recfuse.errors import InvalidFieldError
+from recfuse.fusion.inference import export_policy
+from recfuse.fusion.policies import FixedGaussian
+from recfuse.simulation.ab_test import AbTestConfig, CemConfig
+from tests.unit.simulation import worlds
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("simulation")
+    worlds.world().save(directory / "world")
+    declared = {"mu": dict.fromkeys(worlds.TASKS, 1.0), "sigma": .5}
+    (directory / "metrics.json").write_text(json.dumps({"run": "r1", "behaviour_policy": declared}))
+    return directory
+
+
+def config(simulation, output, *policies):
+    return AbTestConfig(simulation=str(simulation), output=str(output), policies=policies, persons=600,
+                        cem=CemConfig(persons=50, population=6, iterations=2))
+
+
+def test_three_policies(simulation, tmp_path, capsys):
+    good = export_policy(tmp_path / "fusion", FixedGaussian([2, 2, 0, 0, 0, 0], .5), worlds.world().vocabulary,
+                         training={}, data_fingerprint="none", metrics={})
+    found = job.main(config(simulation, tmp_path, "logged", "cem", f"two_stage={good.parent}"))
+    assert [arm.name for arm in found.result.arms] == ["logged", "cem", "two_stage"]
+    written = json.loads(found.metrics.read_text())
+    assert [arm["name"] for arm in written["arms"]] == ["logged", "cem", "two_stage"]
+    assert sum(arm["users"] for arm in written["arms"]) == 600
+    assert "Relative difference to logged per user" in capsys.readouterr().out
+
+
+def test_cem_is_searched_once(simulation, tmp_path, monkeypatch):
+    first = job.main(config(simulation, tmp_path, "logged", "cem"))
+    monkeypatch.setattr("recfuse.simulation.ab_test.search", lambda *arguments: pytest.fail("searched again"))
+    assert job.main(config(simulation, tmp_path, "logged", "cem")).cem_bundle == first.cem_bundle
+
+
+def test_a_policy_of_another_world_is_refused(simulation, tmp_path):
+    import dataclasses
+
+    vocabulary = worlds.world().vocabulary
+    other = dataclasses.replace(vocabulary, fusion_parameters=("a", "b", "c", "d", "e", "f"))
+    path = export_policy(tmp_path / "fusion", FixedGaussian([1] * 6, .5), other, training={}, data_fingerprint="none",
+                         metrics={})
+    with pytest.raises(InvalidFieldError, match=r"policies\[two_stage\].*the world's state features"):
+        job.main(config(simulation, tmp_path, "logged", f"two_stage={path}"))
+    with pytest.raises(InvalidFieldError, match=r"fusion bundle: got .*a directory that holds one"):
+        job.main(config(simulation, tmp_path, "logged", str(tmp_path / "nowhere")))

@@ -1,0 +1,65 @@
+"""The main job as a user runs it: to its end, and interrupted; either way no process is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import left_behind, marked_environment
+
+from recfuse.bundle import read_bundle
+from recfuse.bundle.pointer import read_pointer
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc to find the processes that are left")
+
+
+def demo(output: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-u", "-m", "jobs.demo", "--output", str(output), *arguments]
+
+
+def test_the_main_job_runs_to_its_end(tmp_path):
+    mark, environment = marked_environment()
+    done = subprocess.run(demo(tmp_path, "--requests", "20"), cwd=ROOT, env=environment, text=True,
+                          capture_output=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert left_behind(mark) == []
+    for line in ("In the simulator: per user", "Scorer on the last day", "Serving, 20 requests", "report: "):
+        assert line in done.stdout
+    report = (tmp_path / "report" / "report.html").read_text()
+    assert "Not measured in this run" not in report
+    pointer = read_pointer(tmp_path / "models")
+    for kind in ("fusion", "scenes"):
+        assert read_bundle(pointer.path(tmp_path / "models", kind), kind=kind).version
+    account = json.loads((tmp_path / "samples" / "account.json").read_text())["account"]
+    assert account["rows_in"] == account["kept"] + sum(account["quarantined"].values())
+
+
+@pytest.mark.parametrize("when", ["config of", "training"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, when):
+    mark, environment = marked_environment()
+    process = subprocess.Popen(demo(tmp_path / "demo"), cwd=ROOT, text=True, env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, start_new_session=True)
+    assert process.stdout is not None
+    seen = []
+    try:
+        for line in process.stdout:
+            seen.append(line)
+            if when in line:
+                break
+        time.sleep(1.0)
+        # As a terminal does: to every process of the foreground group.
+        os.killpg(process.pid, signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, "".join(seen) + rest
+    assert "interrupted" in rest
+    assert left_behind(mark) == []

@@ -1,0 +1,64 @@
+"""The job `simulate`: from the embedded exposures to a world and its logs, resumed where it stopped."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import simulate as job
+from recfuse.behaviours import Vocabulary
+from recfuse.errors import InvalidFieldError
+from recfuse.logs.schema import session_log_schema
+from recfuse.simulation.response import ResponseConfig
+from recfuse.simulation.simulate import SimulateConfig
+from recfuse.simulation.world import World, WorldConfig
+from tests.unit.simulation import worlds
+
+SMALL = WorldConfig(users=100, pool=30, candidates=15, page=3)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A small run whose scorer is the tests' own."""
+    scorer = worlds.NoisyScorer(worlds.response())
+    monkeypatch.setattr("recfuse.simulation.simulate.load_exposures", lambda logs: worlds.exposures()[0])
+    monkeypatch.setattr("recfuse.simulation.simulate.load_scorer", lambda path: scorer)
+    return SimulateConfig(output=str(tmp_path), world=SMALL, response=ResponseConfig(epochs=1), persons=200,
+                          holdout_persons=50)
+
+
+def test_logs_world_and_metrics(config, tmp_path, capsys):
+    result = job.main(config)
+    vocabulary = Vocabulary.load(tmp_path / "logs" / "vocabulary.yaml")
+    log = pq.read_table(sorted((tmp_path / "logs").glob("*.parquet")))
+    assert log.schema.equals(session_log_schema(vocabulary))
+    assert log.num_rows == result.requests
+    assert pq.read_table(sorted((tmp_path / "holdout").glob("*.parquet"))).num_rows > 0
+    assert World.load(tmp_path / "world").vocabulary == vocabulary
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics["response"]["auc"]) == {"click", "long_view", *("like", "comment", "forward", "follow", "hate")}
+    mu = np.array(log["mu"].to_pylist()[0])
+    np.testing.assert_allclose(mu, [config.behaviour_mu[name] for name in vocabulary.fusion_parameters], rtol=1e-6)
+    shown = capsys.readouterr().out
+    assert "World under the logged policy" in shown
+
+
+def test_a_rerun_takes_up_the_world_and_another_config_starts_anew(config, tmp_path):
+    import dataclasses
+
+    first = job.main(config)
+    (tmp_path / "logs" / "part-00000.parquet").unlink()
+    again = job.main(config)
+    assert again.reused
+    assert again.requests == first.requests
+    other = job.main(dataclasses.replace(config, seed=7))
+    assert not other.reused
+    assert other.requests != first.requests
+
+
+def test_bad_configs_are_refused(tmp_path):
+    with pytest.raises(InvalidFieldError, match=r"behaviour_sigma: got 0.*allowed: a number > 0"):
+        SimulateConfig(behaviour_sigma=0.0)
+    with pytest.raises(InvalidFieldError, match=r"scenes bundle: got .*allowed: a bundle of kind scenes"):
+        job.main(SimulateConfig(scorer=str(tmp_path), output=str(tmp_path)))

@@ -1,0 +1,84 @@
+"""One test drives every architecture: fit, resume, export, score after the bundle's round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from recfuse.bundle import read_bundle
+from recfuse.errors import InvalidFieldError
+from recfuse.logs.exposures import Exposures
+from recfuse.scenes.inference import SceneScorer
+from recfuse.scenes.model import Architecture, ModelConfig
+from recfuse.scenes.rivals import build_model
+from recfuse.scenes.trainer import Problem, Stepper, train
+
+ARCHITECTURES = get_args(Architecture)
+
+
+def of(problem: Problem, architecture: str) -> Problem:
+    weight = torch.ones_like(problem.positive_weight) if architecture == "esmm" else problem.positive_weight
+    return dataclasses.replace(problem, positive_weight=weight,
+                               model=dataclasses.replace(problem.model, architecture=architecture),
+                               training=dataclasses.replace(problem.training, epochs=2, batch_size=128))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fit_resume_export_score(problem: Problem, exposures: Exposures, tmp_path: Path, architecture: str,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = of(problem, architecture)
+    whole = train(mine, tmp_path, "whole").score_exposures(exposures)
+
+    step, first_epoch = Stepper.step, mine.steps
+
+    def cut_off(stepper: Stepper, *batch: torch.Tensor) -> float:
+        if stepper.taken > first_epoch:
+            raise KeyboardInterrupt
+        return step(stepper, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            train(mine, tmp_path, "cut")
+    resumed = train(mine, tmp_path, "cut")
+
+    path = resumed.export(tmp_path / "bundles", training={}, data_fingerprint="f", metrics={})
+    scores = SceneScorer.from_bundle(read_bundle(path, "scenes")).score_exposures(exposures)
+    for task, values in scores.items():
+        np.testing.assert_allclose(values, whole[task], rtol=0, atol=1e-6)
+        known = values[np.isfinite(values)]
+        assert ((known > 0) & (known < 1)).all()
+        assert known.std() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pairs_start_at_their_prior(problem: Problem, architecture: str) -> None:
+    """Averaged over rows, an untrained model predicts about the base rate of every pair."""
+    mine = of(problem, architecture)
+    registry, rows = mine.registry, mine.rows.take(np.arange(400))
+    torch.manual_seed(0)
+    model = build_model(mine.model, table_rows=mine.encoder.table_rows, fields=mine.encoder.fields,
+                        numeric=mine.encoder.numeric, item_field=0, pair_scene=registry.pair_scene,
+                        pair_task=registry.pair_task, prior_logits=torch.full((len(registry.pairs),), -2.0))
+    with torch.inference_mode():
+        logits = model(*(torch.from_numpy(part) for part in (rows.ids(), rows.numbers(), rows.history, rows.scene)))
+    for pair, scene in enumerate(registry.pair_scene):
+        own = logits[torch.from_numpy(rows.scene == scene), pair]
+        assert abs(own.mean().item() + 2.0) < 1.0
+
+
+def test_unknown_architecture_is_named() -> None:
+    with pytest.raises(InvalidFieldError, match="architecture: got 'transformer'; allowed: multi_scene, single_task"):
+        ModelConfig(architecture="transformer")  # type: ignore[arg-type]
+
+
+def test_esmm_never_predicts_more_than_its_first_task(problem: Problem, exposures: Exposures, tmp_path: Path) -> None:
+    mine = dataclasses.replace(of(problem, "esmm"), recent=np.zeros(0, np.int64))  # a shift acts on each task alone
+    scores = train(mine, tmp_path).score_exposures(exposures)
+    scene = np.array(exposures.rows["scene"].to_pylist())
+    assert (scores["long_view"][scene == "1"] <= scores["click"][scene == "1"] + 1e-6).all()

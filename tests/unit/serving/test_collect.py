@@ -1,0 +1,41 @@
+"""The job from the decision log to a session log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.collect import CollectConfig, main
+from recfuse.behaviours import Vocabulary
+from recfuse.bundle.pointer import Pointer, write_pointer
+from recfuse.errors import InvalidFieldError
+
+
+def config(application: Any, models: Path, output: Path) -> CollectConfig:
+    return CollectConfig(decision_log=str(application.log_directory), models=str(models), output=str(output))
+
+
+def test_the_vocabulary_is_that_of_the_served_bundle(
+    application: Any, models: Path, tmp_path: Path, vocabulary: Vocabulary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {"user_id": 7, "candidates": {"item_id": [1], "predictions": {"click": [.1], "long_view": [.3]}}}
+    answer = application.post("/v1/fusion/fine/rank", body).json()
+    application.post("/v1/feedback", {"request_id": answer["request_id"], "feedback": {"like": 1}})
+    waiting = main(config(application, models, tmp_path / "out"))
+    assert (waiting.open, waiting.waiting, waiting.written) == (1, 1, 0)
+    account = main(config(application, models, tmp_path / "out"), now=4e9)
+    assert (account.written, account.joined) == (1, 1)
+    assert Vocabulary.load(tmp_path / "out" / "vocabulary.yaml") == vocabulary
+    assert pq.read_table(tmp_path / "out" / "serving.parquet")["feedback"].to_pylist() == [
+        {"watch_time": 0.0, "like": 1.0}]
+    assert "joined" in capsys.readouterr().out
+
+
+def test_models_without_a_policy_are_named(application: Any, tmp_path: Path) -> None:
+    write_pointer(tmp_path / "empty", Pointer())
+    for models in ("empty", "nowhere"):
+        with pytest.raises(InvalidFieldError, match="fusion bundle"):
+            main(config(application, tmp_path / models, tmp_path / "out"))

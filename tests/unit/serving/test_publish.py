@@ -1,0 +1,79 @@
+"""Publication: verified copies, what is not given stays, and what must not be served moves no pointer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recfuse.behaviours import Vocabulary
+from recfuse.bundle import BundleError
+from recfuse.bundle.pointer import Pointer, read_pointer
+from recfuse.errors import InvalidFieldError
+from recfuse.state.store import UserState, UserStateStore
+from serving.publish import publish, user_states
+
+from .conftest import write_policy
+
+ITEMS = pa.table({"item_id": [1, 2], "price": [1.0, 2.0]})
+
+
+@pytest.fixture
+def bundles(tmp_path: Path, vocabulary: Vocabulary) -> list[Path]:
+    return [write_policy(tmp_path / "trained", vocabulary, seed) for seed in (1, 2)]
+
+
+def test_everything_then_a_policy_alone(tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    first = publish(models, fusion=bundles[0], catalogue=ITEMS, users={"7": UserState(features={"age": 50})})
+    assert first == read_pointer(models)
+    assert first.catalogue is not None
+    assert pq.read_table(models / first.catalogue).equals(ITEMS)
+    shutil.rmtree(bundles[0])  # serving needs nothing from where it was trained
+    second = publish(models, fusion=bundles[1])
+    assert second == Pointer(fusion=bundles[1].name, catalogue=first.catalogue, users="users.sqlite")
+    assert read_pointer(models) == second
+    assert not [path for path in models.iterdir() if path.name.startswith(".")]
+
+
+def test_the_same_again_changes_nothing(tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    pointers = {publish(models, fusion=bundles[0], catalogue=ITEMS) for _ in range(2)}
+    assert len(pointers) == 1
+    assert len(list(models.glob("catalogue-*"))) == 1
+
+
+def test_states_that_feedback_updated_survive(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    publish(models, users={"7": UserState(features={"age": 50})})
+    with UserStateStore(models / "users.sqlite") as users:
+        users.record("7", items=[3], features={"age": 51})
+    publish(models, users={"7": UserState(features={"age": 1}), "8": UserState(features={"age": 2})})
+    with UserStateStore(models / "users.sqlite") as users:
+        assert users.get("7") == UserState(features={"age": 51}, history=(3,))
+        assert users.get("8") == UserState(features={"age": 2})
+
+
+def test_a_bad_bundle_moves_no_pointer(tmp_path: Path, bundles: list[Path]) -> None:
+    models = tmp_path / "models"
+    before = publish(models, fusion=bundles[0])
+    (bundles[1] / "policy.safetensors").write_bytes(b"")
+    for bundle, kind in ((bundles[1], "fusion"), (tmp_path / "nowhere", "fusion"), (bundles[0], "scenes")):
+        with pytest.raises(BundleError):
+            publish(models, **{kind: bundle})  # type: ignore[arg-type]
+    with pytest.raises(InvalidFieldError, match="each id once"):
+        publish(models, catalogue=pa.table({"item_id": [1, 1]}))
+    assert read_pointer(models) == before
+
+
+def test_user_states_by_hand() -> None:
+    """Features of the logs, over them those of the state; NaN is no JSON and becomes null."""
+    users = pa.table({"user_id": [1, 2], "age": [30.0, float("nan")], "city": ["a", None]})
+    history = pa.table({"user_id": [2], "items": pa.array([[5, 6]])})
+    states = user_states(users, history, {"seen": np.array([4])}, np.array([1]))
+    assert states == {"1": UserState(features={"age": 30.0, "city": "a", "seen": 4}),
+                      "2": UserState(features={"age": None, "city": None}, history=(5, 6))}

@@ -1,0 +1,96 @@
+"""The Redis store, against a real server of its own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from recfuse.errors import InvalidFieldError
+from recfuse.state.redis import RedisUserStates, is_redis_url
+from recfuse.state.store import UserState
+
+redis = pytest.importorskip("redis", reason="the package redis is not installed")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts a Redis on a socket in the test's directory; called again, after a stop, with the same data."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            ["redis-server", "--port", "0", "--unixsocket", str(tmp_path / "redis.sock"), "--dir", str(tmp_path),
+             "--appendonly", "yes", "--appendfsync", "always"], stdout=subprocess.DEVNULL)
+        started.append(process)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                redis.Redis(unix_socket_path=str(tmp_path / "redis.sock")).ping()
+                return process
+            except redis.RedisError:
+                time.sleep(0.02)
+        raise AssertionError("redis-server did not start")
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def store(tmp_path: Path, **options: float) -> RedisUserStates:
+    return RedisUserStates(f"unix://{tmp_path}/redis.sock", timeout_seconds=2.0, **options)  # type: ignore[arg-type]
+
+
+def test_states_come_back(tmp_path: Path, server: Callable[[], object]) -> None:
+    server()
+    users = store(tmp_path, history_size=3)
+    assert users.get("7") is None
+    state = UserState(features={"age": 50, "city": "a:b", "new": True, "none": None, "x": 0.1}, history=(1, 2, 3))
+    assert users.put_many([("7", state), ("8", UserState(history=(9,)))]) == 2
+    assert users.get("7") == state
+    assert users.get("8") == UserState(history=(9,))
+    users.record("7", items=[4, 5], features={"age": 51})
+    found = users.get("7")
+    assert found is not None
+    assert (found.features["age"], found.features["city"], found.history) == (51, "a:b", (3, 4, 5))
+    assert users.put_many([("7", UserState())]) == 1
+    assert users.get("7") is None
+    users.close()
+
+
+def test_without_redis_users_are_unknown_and_it_recovers_by_itself(
+    tmp_path: Path, server: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    process = server()
+    users = store(tmp_path, retry_seconds=0.05)
+    users.record("7", items=[1])
+    process.kill()
+    process.wait()
+    assert (users.get("7"), users.degraded) == (None, True)
+    begin = time.monotonic()
+    for _ in range(100):
+        users.record("7", items=[2])  # lost, without waiting
+    assert time.monotonic() - begin < 2.0
+    assert users.failures == 101
+    server()
+    time.sleep(0.1)
+    assert users.get("7") == UserState(history=(1,))
+    assert not users.degraded
+
+
+def test_bad_values_are_refused_before_they_are_sent() -> None:
+    users = RedisUserStates("redis://127.0.0.1:1")
+    with pytest.raises(InvalidFieldError, match=r"features\.age"):
+        users.record("7", features={"age": [1]})
+    with pytest.raises(InvalidFieldError, match="finite"):
+        users.record("7", features={"age": float("nan")})
+    with pytest.raises(InvalidFieldError, match="redis://"):
+        RedisUserStates("http://127.0.0.1")
+    assert [is_redis_url(url) for url in ("rediss://x", "users.sqlite")] == [True, False]
