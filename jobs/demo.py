@@ -88,7 +88,8 @@ def step(title: str) -> Iterator[None]:
 
 def serve_and_ask(models: str, decisions: str, requests: int) -> list[Latency]:
     """Serves on loopback, shows one answer, times the endpoints."""
-    with running(ServingConfig(models=models, decision_log=decisions)) as url:
+    # Each model in a deployment of its own, as on a cluster; `make serve` takes the faster layout in one process.
+    with running(ServingConfig(models=models, decision_log=decisions, layout="apart")) as url:
         print(f"serving on {url} (loopback)")
         body = example_request(models, candidates=50, seed=0) | {"scene": SCENE, "stage": "fine", "top_n": 5}
         answer = httpx.post(f"{url}/v1/recommend", json=body | {"explore": False}, timeout=30).raise_for_status().json()

@@ -12,7 +12,8 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 import ray
 
 # They announce at every start what we chose on purpose.
-_CHATTY = ("ray.rllib", "ray.data", "ray.tune", "ray.train", "ray._common.deprecation")
+_CHATTY = ("ray.rllib", "ray.data", "ray.tune", "ray.train", "ray._common.deprecation",
+           "ray._private.authentication.authentication_token_setup")
 
 
 @contextmanager

@@ -6,7 +6,10 @@ import logging
 import os
 
 import pytest
+import torch
 
+# On small matrices two threads spend more time waiting for each other than they save.
+torch.set_num_threads(1)
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 # Workers import `recfuse` and unpickle functions of the test modules.
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.train_scenes import TrainScenesConfig, main, read_logs
+from jobs.train_scenes import TrainScenesConfig, main
 from recfuse.bundle import read_bundle
 from recfuse.evaluation.ranking import auc
 from recfuse.logs.exposures import Exposures
@@ -18,6 +18,7 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.simulation.simulate import load_exposures
 
 SMALL = ModelConfig(embedding_size=8, history_length=5, experts=2, expert_layers=(16, 8), tower_layers=(8,))
 
@@ -90,7 +91,7 @@ def test_details_of_the_job(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
 
 
 def small(config: TrainScenesConfig) -> tuple[Exposures, TimeSplit]:
-    exposures = scene_rows(read_logs("embedded"), config.registry)
+    exposures = scene_rows(load_exposures("embedded"), config.registry)
     exposures = exposures.filter(np.arange(exposures.rows.num_rows) % 6 == 0)
     return exposures, split_by_time(exposures)
 

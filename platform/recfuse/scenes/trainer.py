@@ -422,9 +422,13 @@ def _watch(board: Any, total: int, stop: threading.Event) -> None:
         done, note = ray.get(board.read.remote())
         if done and not seen:
             progress = Progress("scenes", total, "samples")  # the rate is that of training, not of starting
-        progress.advance(done - seen, note)
+        if seen < total:
+            progress.advance(done - seen, note)
+            if done >= total:
+                progress.finish(f"{note}; Ray Train takes some seconds to close")
         seen = done
-    progress.finish(note)
+    if seen < total:  # early stopping
+        progress.finish(note)
 
 
 def _worker(loop: dict[str, Any]) -> None:
