@@ -29,7 +29,9 @@ def cluster() -> Iterator[None]:
     if address:
         ray.init(address=address, logging_level=logging.WARNING)
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        # With another address Ray's own servers listen on every interface.
+        ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False,
+                 logging_level=logging.WARNING)
     try:
         yield
     finally:

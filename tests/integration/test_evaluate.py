@@ -53,7 +53,7 @@ def test_bad_input_is_refused(run, tmp_path):
     good = config(run, tmp_path, worlds.LOGGED)
     with pytest.raises(InvalidFieldError, match=r"holdout: got .*nowhere.*a directory of session logs or samples"):
         job.main(dataclasses.replace(good, holdout=str(tmp_path / "nowhere")))
-    with pytest.raises(InvalidFieldError, match=r"fusion: got .*a bundle of kind fusion, or a directory"):
+    with pytest.raises(InvalidFieldError, match=r"fusion bundle: got .*a bundle of kind fusion, or a directory"):
         job.main(dataclasses.replace(good, fusion=str(tmp_path / "nowhere")))
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InvalidFieldError, match=r"broken\.json: got .*a JSON file"):

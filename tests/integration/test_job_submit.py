@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -22,8 +24,13 @@ ROOT = Path(__file__).parents[2]
 # A cluster of its own: `ray start` and `ray stop` would act on every Ray of the machine.
 HEAD = """
 import ray, signal, sys
-context = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1",
-                   dashboard_port=int(sys.argv[1]), log_to_driver=False, object_store_memory=256 << 20)
+from ray._private.utils import write_ray_address
+port, temporary = int(sys.argv[1]), sys.argv[2]
+context = ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=2, include_dashboard=True,
+                   dashboard_host="127.0.0.1", dashboard_port=port, log_to_driver=False,
+                   object_store_memory=256 << 20, _temp_dir=temporary)
+# As `ray start` does: without it a submitted job looks for whatever other Ray runs on this machine.
+write_ray_address(context.address_info["gcs_address"], temporary)
 print("ready", context.address_info["webui_url"], flush=True)
 signal.sigwait([signal.SIGTERM, signal.SIGINT])
 ray.shutdown()
@@ -51,8 +58,9 @@ def free_port() -> int:
 
 @pytest.fixture
 def dashboard(environment):
-    process = subprocess.Popen([sys.executable, "-c", HEAD, str(free_port())], stdout=subprocess.PIPE, text=True,
-                               env=environment, start_new_session=True)
+    temporary = tempfile.mkdtemp(prefix="ray-")  # short: the paths of Ray's sockets have a limit
+    process = subprocess.Popen([sys.executable, "-c", HEAD, str(free_port()), temporary], text=True,
+                               stdout=subprocess.PIPE, env=environment, start_new_session=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline().split()
@@ -64,6 +72,7 @@ def dashboard(environment):
             process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def submit(address: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

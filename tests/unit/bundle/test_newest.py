@@ -18,5 +18,5 @@ def test_the_newest_of_its_kind_is_found(tmp_path):
         os.utime(path, (1000 - age, 1000 - age))
     assert newest_bundle(tmp_path, "fusion") == paths[0]
     assert newest_bundle(paths[2], "fusion") == paths[2], "a bundle is itself"
-    with pytest.raises(InvalidFieldError, match=r"scenes bundle: .*a directory that holds one"):
+    with pytest.raises(InvalidFieldError, match=r"scenes bundle: got .*a directory that holds one"):
         newest_bundle(tmp_path, "scenes")
