@@ -1,4 +1,4 @@
-"""One local Ray for all integration tests that do not start their own."""
+"""One local Ray for each module of integration tests that does not start its own: two at a time share fixed ports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(ROOT, part) for part in ("platform", "tests", ""))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray():
     import ray
 
