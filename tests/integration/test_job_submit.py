@@ -21,6 +21,7 @@ import session_logs
 from session_logs import loose_table, random_rows, row, table
 
 ROOT = Path(__file__).parents[2]
+AGENT_PORT = 52365
 # A cluster of its own: `ray start` and `ray stop` would act on every Ray of the machine.
 HEAD = """
 import ray, signal, sys
@@ -50,6 +51,20 @@ def environment(tmp_path) -> dict[str, str]:
     return kept | auth | {"PATH": path}
 
 
+def agent_port_is_free(seconds: float = 15.0) -> bool:
+    """Whether another Ray has left the agent's port by then; `ray.init` cannot choose another one."""
+    for _ in range(int(seconds * 2)):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", AGENT_PORT))
+            except OSError:
+                time.sleep(0.5)
+            else:
+                return True
+    return False
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -58,6 +73,8 @@ def free_port() -> int:
 
 @pytest.fixture
 def dashboard(environment):
+    if not agent_port_is_free():
+        pytest.skip(f"port {AGENT_PORT} of Ray's job agent is taken by another Ray on this machine")
     temporary = tempfile.mkdtemp(prefix="ray-")  # short: the paths of Ray's sockets have a limit
     process = subprocess.Popen([sys.executable, "-c", HEAD, str(free_port()), temporary], text=True,
                                stdout=subprocess.PIPE, env=environment, start_new_session=True)
