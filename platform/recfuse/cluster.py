@@ -10,10 +10,34 @@ from contextlib import contextmanager
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray
+from ray._private import ray_constants
 
 # They announce at every start what we chose on purpose.
 _CHATTY = ("ray.rllib", "ray.data", "ray.tune", "ray.train", "ray._common.deprecation",
            "ray._private.authentication.authentication_token_setup")
+
+LOOPBACK = "127.0.0.1"
+# Its name says where Ray itself uses it: there the servers of a local Ray listen on loopback alone.
+_LOCAL_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Inside, a Ray that is started with `_node_ip_address=LOOPBACK` listens on loopback alone.
+
+    On Linux Ray 2.60 takes the machine's own address where it is given loopback, and then its servers, which run the
+    code that they are sent, listen on every interface.
+    """
+    before, enabled = os.environ.get(_LOCAL_ONLY), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[_LOCAL_ONLY], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        if before is None:
+            del os.environ[_LOCAL_ONLY]
+        else:
+            os.environ[_LOCAL_ONLY] = before
 
 
 @contextmanager
@@ -29,9 +53,9 @@ def cluster() -> Iterator[None]:
     if address:
         ray.init(address=address, logging_level=logging.WARNING)
     else:
-        # With another address Ray's own servers listen on every interface.
-        ray.init(address="local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False,
-                 logging_level=logging.WARNING)
+        with on_loopback():
+            ray.init(address="local", _node_ip_address=LOOPBACK, include_dashboard=False, log_to_driver=False,
+                     logging_level=logging.WARNING)
     try:
         yield
     finally:

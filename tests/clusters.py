@@ -1,0 +1,156 @@
+"""A cluster of its own for tests: a head and workers, each a real raylet, with dashboard and Jobs API, all on loopback.
+
+`ray start` and `ray stop` would act on every Ray of the machine and share its ports; here every port is a free one.
+Run as a program, the module is such a cluster: `python clusters.py TEMPORARY HEAD_CPUS WORKERS CPUS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LOOPBACK = "127.0.0.1"
+_MEMORY = 192 << 20
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A running cluster.
+
+    Attributes:
+        gcs: address for `ray.init` and RAY_ADDRESS; dashboard: URL of the Jobs API.
+        raylets: process ids, the head's first.
+        environment: for programs that use the cluster: its token among others.
+        process: of the program that holds it.
+    """
+
+    gcs: str
+    dashboard: str
+    raylets: tuple[int, ...]
+    environment: dict[str, str]
+    process: int
+
+
+def token_environment(directory: Path) -> dict[str, str]:
+    """With a dashboard Ray 2.60 asks for a token. It lies in a file: RAY_AUTH_TOKEN itself does not reach a job."""
+    token = directory / "token"
+    token.write_text(uuid.uuid4().hex)
+    token.chmod(0o600)
+    kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH", "RAY_AUTH_TOKEN")}
+    # As in an activated environment: the job's `python` is the cluster's.
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path,
+                   # See recfuse.cluster.on_loopback.
+                   "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def running(head_cpus: int = 1, workers: int = 2, cpus: int = 1) -> Iterator[LocalCluster]:
+    """Starts the cluster and ends it, with everything in it."""
+    temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the paths of Ray's sockets have a limit
+    environment = token_environment(temporary)
+    process = subprocess.Popen([sys.executable, __file__, str(temporary), *map(str, (head_cpus, workers, cpus))],
+                               text=True, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("{"), f"the cluster did not start: {line}"
+        started = json.loads(line)
+        yield LocalCluster(started["gcs"], started["dashboard"], tuple(started["raylets"]), environment, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def submit(cluster: LocalCluster, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    """`ray job submit … -- python ARGUMENTS` by the CLI, waiting for its end."""
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "job", "submit", "--address", cluster.dashboard, "--working-dir", ".",
+               "--runtime-env", "runtime_env.yaml", "--", "python", *arguments]
+    for _ in range(30):
+        done = subprocess.run(command, cwd=ROOT, env=cluster.environment, text=True, capture_output=True,
+                              timeout=seconds)
+        # The node's job agent comes up some seconds after the dashboard.
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(1)
+    return done
+
+
+def workers_of(raylet: int) -> list[int]:
+    """Process ids of the task and actor processes of a node."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError, ValueError):
+            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
+            line = (path.parent / "cmdline").read_bytes()
+            # Ray titles its workers `ray::NAME`; the raylet's two agents carry titles of their own.
+            if parent == raylet and line.startswith(b"ray::") and b"Agent" not in line:
+                found.append(int(path.parent.name))
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind((LOOPBACK, 0))
+        return int(sock.getsockname()[1])
+
+
+def listening(process: int) -> set[str]:
+    """Addresses, in hexadecimal as in /proc/net/tcp, that a process listens on."""
+    sockets = set()
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):
+            sockets.add(os.readlink(link))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+def _hold(temporary: str, head_cpus: int, workers: int, cpus: int) -> None:
+    import ray._private.utils
+    from ray.cluster_utils import Cluster
+
+    # Cluster writes its address where every Ray of the machine looks for one; a job looks in the cluster's own place.
+    write = functools.partial(ray._private.utils.write_ray_address, temp_dir=temporary)
+    ray._private.utils.write_ray_address = write
+    common = {"node_ip_address": LOOPBACK, "temp_dir": temporary, "object_store_memory": _MEMORY}
+    cluster = Cluster()
+    nodes = [cluster.add_node(num_cpus=head_cpus, include_dashboard=True, dashboard_host=LOOPBACK,
+                              dashboard_port=free_port(), dashboard_agent_listen_port=0, **common)]
+    nodes += [cluster.add_node(num_cpus=cpus, **common) for _ in range(workers)]
+    sys.stdout.write(json.dumps({
+        "gcs": cluster.gcs_address, "dashboard": f"http://{cluster.webui_url}",
+        "raylets": [node.all_processes["raylet"][0].process.pid for node in nodes]}) + "\n")
+    sys.stdout.flush()
+    signal.sigwait([signal.SIGTERM, signal.SIGINT])
+    for node in reversed(nodes):
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+if __name__ == "__main__":
+    # Blocked before Ray starts threads and processes, so that `sigwait` is the one who gets it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    _hold(sys.argv[1], *map(int, sys.argv[2:]))
