@@ -9,10 +9,12 @@ from recfuse.simulation.simulate import SimulateConfig, SimulateResult, simulate
 def main(config: SimulateConfig) -> SimulateResult:
     """Runs the job. It needs no Ray; a finished run of the same config is taken up."""
     result = simulate(config)
-    table("Response model on the last day", ["behaviour", "AUC", "predicted rate", "observed rate"],
-          result.response_rows)
-    table("World under the logged policy beside the log", ["scene", "measure", "simulated", "real"],
+    table("Response model on the last day; published: of models on the whole public data", [
+        "behaviour", "positives", "AUC", "95% interval", "published", "predicted rate", "observed rate"],
+        result.response_rows)
+    table("World under the logged policy beside the log", ["scene", "measure", "simulated", "real", "ratio", "close"],
           result.calibration_rows)
+    print(result.verdict)
     table(f"Session logs{' (world taken up)' if result.reused else ''}", ["", ""], [
         ("requests", f"{result.requests:,}"), ("logs", result.logs), ("holdout", result.holdout),
         ("world", result.world)])

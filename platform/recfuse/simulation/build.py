@@ -2,7 +2,8 @@
 
 Calibration answers one question: with the logged policy, does the world look like the log? Ranking picks the better of
 50 candidates, so the response model alone would answer too well; per scene and behaviour a shift of the log-odds sets
-the mean right, and per scene a log-odds of leaving sets the mean length of sessions.
+the mean right, per scene and outcome a monotone map sets the distribution of watch time, and per scene a log-odds of
+leaving sets the mean length of sessions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from recfuse.errors import require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 from recfuse.simulation.environment import SessionEngine
-from recfuse.simulation.response import HEADS, INTERACTIONS, ResponseModel, sigmoid, solve_shift
+from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES, ResponseModel, marginals, sigmoid, solve_shift
 from recfuse.simulation.world import FEEDBACK, SESSION_FEATURES, World, WorldConfig
 
 logger = logging.getLogger("recfuse")
@@ -37,26 +38,45 @@ BEHAVIOURS = (
 )
 _USER_CATEGORIES, _USER_NUMBERS = 5, 4
 _MOST_VALUES = 8
+TOLERANCE = 0.1  # relative; of watch time also this many seconds, since small deciles are fractions of one
+DECILES = tuple(range(10, 100, 10))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the world under the logged policy compares with the log; rows of (scene, measure, simulated, real)."""
+    """How the world under the logged policy compares with the log; rows of (scene, measure, simulated, real).
+
+    Rates and watch time are per exposure looked at. Simulated rates are means of the probabilities that the responses
+    were drawn with, because a simulation of any size has too few draws of a behaviour of 0.1% in a small scene.
+    """
 
     rows: tuple[tuple[str, str, float, float], ...]
 
-    def worst(self, measures: tuple[str, ...]) -> float:
-        """The largest relative deviation of these measures over the scenes."""
-        return max((abs(simulated / real - 1) for _, measure, simulated, real in self.rows
-                    if measure in measures and real > 0), default=0.0)
+    @property
+    def off(self) -> tuple[tuple[str, str, float, float], ...]:
+        """The rows that are further from the log than TOLERANCE; what the log never has is left out."""
+        return tuple(row for row in self.rows if not within_tolerance(*row[1:]))
+
+
+def within_tolerance(measure: str, simulated: float, real: float) -> bool:
+    """Whether a measure of the world is close enough to the log's."""
+    slack = TOLERANCE if measure.startswith("watch_time") else 0.0
+    return abs(simulated - real) <= max(TOLERANCE * abs(real), slack) or (real == 0 and not slack)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the log says per scene: rates float64[S, heads], mean watch time of an exposure, requests per session."""
+    """What the log says per scene.
+
+    Attributes:
+        rates: float64[S, heads], what the world is set to: drawn a little to the pooled rate; observed: as they are.
+        watch_time: per scene and outcome, seconds of every exposure, ascending.
+        length: float64[S], requests per session.
+    """
 
     rates: np.ndarray
-    watch_time: np.ndarray
+    observed: np.ndarray
+    watch_time: tuple[tuple[np.ndarray, ...], ...]
     length: np.ndarray
 
 
@@ -108,14 +128,14 @@ def build_world(
     targets = measure(exposures, response.scenes)
     world = calibrate(world, logged, targets)
     world, calibration = _finish(world, logged, targets)
-    logger.info("world: %s users in %s entries, %s predictions; worst deviation of a rate from the log %.1f%%",
+    logger.info("world: %s users in %s entries, %s predictions; %d of %d measures within %.0f%% of the log",
                 f"{world.users:,}", f"{len(entry_user):,}", f"{pools.size:,}",
-                100 * calibration.worst(("click", "long_view", "watch_time", "session_length")))
+                len(calibration.rows) - len(calibration.off), len(calibration.rows), 100 * TOLERANCE)
     return world, calibration
 
 
-def measure(exposures: Exposures, scenes: tuple[str, ...], shrinkage: float = 2_000.0) -> Targets:
-    """What the log says; rates of rare behaviours in small scenes are drawn to the pooled rate."""
+def measure(exposures: Exposures, scenes: tuple[str, ...], shrinkage: float = 100.0) -> Targets:
+    """What the log says; rates of interactions are drawn to the pooled rate by so many rows, so that none is 0."""
     scene = pc.index_in(exposures.rows["scene"], pa.array(scenes)).fill_null(-1).to_numpy()
     long_view = exposures.column("long_view") > 0
     labels = np.stack([(exposures.column("click") > 0) | long_view, long_view,
@@ -123,21 +143,24 @@ def measure(exposures: Exposures, scenes: tuple[str, ...], shrinkage: float = 2_
     pooled = labels[scene >= 0].mean(0)
     weight = np.where(np.arange(len(HEADS)) < 2, 1e-9, shrinkage)
     user, watch = exposures.column("user_id"), exposures.column("watch_time")
-    rates, watch_time, length = [], [], []
+    outcome = labels[:, :2].sum(1).astype(np.int64)
+    rates, observed, watch_time, length = [], [], [], []
     for index in range(len(scenes)):
         mine = scene == index
+        observed.append(labels[mine].mean(0))
         rates.append((labels[mine].sum(0) + weight * pooled) / (mine.sum() + weight))
-        watch_time.append(watch[mine].mean())
+        watch_time.append(tuple(np.sort(watch[mine & (outcome == one)]) for one in range(len(OUTCOMES))))
         length.append(max(mine.sum() / max(len(np.unique(user[mine])), 1), 1.05))
-    return Targets(np.stack(rates), np.array(watch_time), np.array(length))
+    return Targets(np.stack(rates), np.stack(observed), tuple(watch_time), np.array(length))
 
 
 def calibrate(world: World, logged: FixedGaussian, targets: Targets, rounds: int = 6) -> World:
-    """Sets page statistics, leaving and response shifts by simulating the logged policy."""
+    """Sets page statistics, leaving, response shifts and watch times by simulating the logged policy."""
     for number in range(rounds):
-        look = _look(world, logged, 1_000 + number, 1_500)
+        # The last rounds decide, so that they look at more.
+        look = _look(world, logged, 1_000 + number, 1_500 if number < rounds - 2 else 4_500)
         stats = look.columns
-        shifted = world.logits.copy()
+        shifted, watch_time = world.logits.copy(), world.watch_time.copy()
         page_std, leave = world.page_std.copy(), world.leave.copy()
         for scene in range(len(world.scenes)):
             mine = stats["scene"] == scene
@@ -149,9 +172,25 @@ def calibrate(world: World, logged: FixedGaussian, targets: Targets, rounds: int
             found = _leaving(stats["mood"][mine], world.config, 1 / targets.length[scene])
             # Half a step after the first: whom a lower chance of leaving keeps is in a better mood; whole ones swing.
             leave[scene] = found if number == 0 else (leave[scene] + found) / 2
-        world = world.replace(logits=shifted, page_std=page_std, leave=leave)
+            for outcome, real in enumerate(targets.watch_time[scene]):
+                simulated = look.watch_time[scene][look.outcome[scene] == outcome]
+                watch_time[scene, outcome] = _as_distributed(watch_time[scene, outcome], simulated, real)
+        world = world.replace(logits=shifted, page_std=page_std, leave=leave, watch_time=watch_time)
         world = world.replace(page_mean=_expected_pages(world, logged, seed=3_000 + number))
     return world
+
+
+def _as_distributed(values: np.ndarray, simulated: np.ndarray, real: np.ndarray, least: int = 30) -> np.ndarray:
+    """Values mapped from their place in the simulated distribution to the same place in the real one.
+
+    The policy ranks other durations than the log shows, and with them other watch times.
+    """
+    if len(simulated) < least or len(real) < least:
+        return values
+    simulated = np.sort(simulated)
+    # Mid-ranks, so that ties (no watch time at all) stay together.
+    rank = (np.searchsorted(simulated, values, "left") + np.searchsorted(simulated, values, "right")) / 2
+    return np.quantile(real, rank / len(simulated)).astype(np.float32)
 
 
 def _expected_pages(world: World, logged: FixedGaussian, seed: int, pages: int = 12) -> np.ndarray:
@@ -170,11 +209,13 @@ def _expected_pages(world: World, logged: FixedGaussian, seed: int, pages: int =
 
 @dataclass(frozen=True)
 class _Look:
-    """Sessions under the logged policy, as many in every scene: columns of their requests `[N]`, and the response
-    logits of the places looked at, per scene."""
+    """Sessions under the logged policy, as many in every scene: columns of their requests `[N]`, and of the places
+    looked at, per scene, the response logits, the outcome and the watch time."""
 
     columns: dict[str, np.ndarray]
     logits: list[np.ndarray]
+    outcome: list[np.ndarray]
+    watch_time: list[np.ndarray]
 
 
 def _look(world: World, logged: FixedGaussian, seed: int, sessions_per_scene: int) -> _Look:
@@ -185,7 +226,7 @@ def _look(world: World, logged: FixedGaussian, seed: int, sessions_per_scene: in
                             rng.random(count) * world.config.horizon_days, np.zeros(count))
     sessions.entry[:] = entry
     parts: list[dict[str, np.ndarray]] = []
-    logits: list[list[np.ndarray]] = [[] for _ in world.scenes]
+    places: list[list[tuple[np.ndarray, ...]]] = [[] for _ in world.scenes]
     while len(sessions.user):
         context = engine.context(sessions)
         seen = {name: context[name].copy() for name in SESSION_FEATURES}
@@ -195,11 +236,13 @@ def _look(world: World, logged: FixedGaussian, seed: int, sessions_per_scene: in
         parts.append({"scene": scene, "entry": sessions.entry, "satisfaction": page.satisfaction, "mood": page.mood,
                       "feedback": page.feedback, "looked": page.looked.sum(1), "last": last, **seen})
         answered = world.logits[sessions.entry[:, None], page.shown]
-        for index, one in enumerate(logits):
-            one.append(answered[(scene == index)[:, None] & page.looked])
+        for index, one in enumerate(places):
+            seen_there = (scene == index)[:, None] & page.looked
+            one.append((answered[seen_there], page.outcome[seen_there], page.watch_time[seen_there]))
         sessions = sessions.take(np.flatnonzero(~last))
+    of_places = [[np.concatenate(column) for column in zip(*one, strict=True)] for one in places]
     return _Look({name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
-                 [np.concatenate(one) for one in logits])
+                 *(list(column) for column in zip(*of_places, strict=True)))
 
 
 def _sample_entries(world: World, per_scene: int, rng: np.random.Generator) -> np.ndarray:
@@ -224,7 +267,7 @@ def _leaving(mood: np.ndarray, config: WorldConfig, hazard: float) -> float:
 
 def _finish(world: World, logged: FixedGaussian, targets: Targets) -> tuple[World, Calibration]:
     """Compares a fresh simulation with the log; normalises session features and behaviours by it."""
-    look = _look(world, logged, 2_000, 3_000)
+    look = _look(world, logged, 2_000, 5_000)
     columns, vocabulary = look.columns, world.vocabulary
     weight = _scene_weights(world)[columns["scene"]]
     features = tuple(_fitted(feature, columns[feature.name], weight) if feature.name in SESSION_FEATURES else feature
@@ -242,14 +285,16 @@ def _finish(world: World, logged: FixedGaussian, targets: Targets) -> tuple[Worl
 
 
 def _compare(world: World, look: _Look, targets: Targets) -> Calibration:
-    rows = []
+    rows: list[tuple[str, str, float, float]] = []
     for index, scene in enumerate(world.scenes):
         mine = look.columns["scene"] == index
-        looked = max(int(look.columns["looked"][mine].sum()), 1)
-        simulated = look.columns["feedback"][mine].astype(np.float64).sum(0) / looked
-        rows.append((scene, "watch_time", float(simulated[0]), float(targets.watch_time[index])))
-        rows += [(scene, name, float(simulated[1 + head]), float(targets.rates[index, head]))
+        rates = marginals(look.logits[index].astype(np.float64), world.outcome).mean(0)
+        rows += [(scene, name, float(rates[head]), float(targets.observed[index, head]))
                  for head, name in enumerate(HEADS)]
+        watch, real = look.watch_time[index], np.concatenate(targets.watch_time[index])
+        rows.append((scene, "watch_time", float(watch.mean()), float(real.mean())))
+        rows += [(scene, f"watch_time p{level}", float(np.percentile(watch, level)), float(np.percentile(real, level)))
+                 for level in DECILES]
         sessions = max(int(look.columns["last"][mine].sum()), 1)
         rows.append((scene, "session_length", float(mine.sum() / sessions), float(targets.length[index])))
     return Calibration(tuple(rows))

@@ -66,6 +66,7 @@ class Page:
     Attributes:
         feedback: float32[B, len(FEEDBACK)], sums over the places looked at.
         shown: int64[B, page], positions in the pool, best place first; looked: bool[B, page].
+        outcome: int64[B, page], in the order of OUTCOMES; watch_time: float32[B, page], seconds; 0 where not looked.
         left: bool[B], the user left by choice; cut: bool[B], the session reached its greatest length.
         satisfaction: float64[B], raw: before standardisation; mood: float64[B], the user's after it.
     """
@@ -73,6 +74,8 @@ class Page:
     feedback: np.ndarray
     shown: np.ndarray
     looked: np.ndarray
+    outcome: np.ndarray
+    watch_time: np.ndarray
     left: np.ndarray
     cut: np.ndarray
     satisfaction: np.ndarray
@@ -189,7 +192,7 @@ class SessionEngine:
         effect = self.config.stay_effect if self.config.responsive else 0.0
         left = uniform(base, _LEAVE) < sigmoid(self.world.leave[scene] - effect * sessions.mood)
         cut = ~left & (sessions.request >= self.config.max_requests)
-        return Page(feedback, shown, looked, left, cut, satisfaction, sessions.mood.copy())
+        return Page(feedback, shown, looked, outcome, watch, left, cut, satisfaction, sessions.mood.copy())
 
     def _choose_entry(self, user: np.ndarray, u: np.ndarray) -> np.ndarray:
         entry, last = self._first[user].copy(), self._first[user + 1] - 1

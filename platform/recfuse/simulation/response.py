@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recfuse.errors import require
-from recfuse.evaluation.ranking import auc
+from recfuse.evaluation.ranking import auc, metric_intervals
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 
 logger = logging.getLogger("recfuse")
@@ -126,13 +126,16 @@ class ResponseFit:
     """A fit and what it is worth.
 
     Attributes:
-        auc: behaviour → AUC of its marginal probability on the last day's rows; NaN where a class is absent.
+        auc: behaviour → AUC of its marginal probability on all rows of the last day, none of which was fitted to; NaN
+            where a class is absent. interval: its 95% interval, a bootstrap over users. positives: on the last day.
         rates: behaviour → (mean predicted, observed) on the rows of the fit.
         rows: rows of the fit; test_rows: rows of the last day.
     """
 
     model: ResponseModel
     auc: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    positives: dict[str, int]
     rates: dict[str, tuple[float, float]]
     rows: int
     test_rows: int
@@ -152,22 +155,27 @@ def fit_response(exposures: Exposures, scenes: tuple[str, ...], config: Response
     known = exposures.column("scene")
     for name in scenes:
         require(bool((known == name).any()), "scenes", name, f"scenes that occur: {', '.join(sorted(set(known)))}")
-    mine = (row_share(exposures) < RESPONSE_SHARE) & np.isin(known, scenes)
+    there = np.isin(known, scenes)
+    mine = (row_share(exposures) < RESPONSE_SHARE) & there
     day = exposures.column("day")
     rows = _Rows.read(exposures.filter(mine & (day < day.max())), scenes)
-    test = _Rows.read(exposures.filter(mine & (day == day.max())), scenes)
+    test = _Rows.read(exposures.filter(there & (day == day.max())), scenes)
     require(len(rows.user) >= 100, "exposures", len(rows.user), "at least 100 rows with row_share below "
             f"{RESPONSE_SHARE} before the last day, in scenes {', '.join(scenes)}")
     network = _train(exposures, rows, len(scenes), config)
     model = _export(network, exposures, rows, scenes)
     model = _calibrate(model, rows, config.shrinkage)
     predicted = model.marginals(model.logits(test.user, test.item, test.scene))
-    areas = {name: _auc(test.label(name), predicted[:, index]) for index, name in enumerate(HEADS)}
+    labels = {name: test.label(name).astype(np.float64) for name in HEADS}
+    areas = {name: _auc(labels[name], predicted[:, index]) for index, name in enumerate(HEADS)}
+    intervals = {name: metric_intervals(labels[name], predicted[:, index], test.user, draws=100).auc
+                 for index, name in enumerate(HEADS)}
     on_fit = model.marginals(model.logits(rows.user, rows.item, rows.scene)).mean(0)
     rates = {name: (float(on_fit[index]), float(rows.label(name).mean())) for index, name in enumerate(HEADS)}
     logger.info("response model: %s rows; AUC on the last day: %s", f"{len(rows.user):,}",
                 ", ".join(f"{name} {area:.3f}" for name, area in areas.items()))
-    return ResponseFit(model=model, auc=areas, rates=rates, rows=len(rows.user), test_rows=len(test.user))
+    return ResponseFit(model=model, auc=areas, interval=intervals, rates=rates, rows=len(rows.user),
+                       test_rows=len(test.user), positives={name: int(label.sum()) for name, label in labels.items()})
 
 
 def _auc(labels: np.ndarray, scores: np.ndarray) -> float:

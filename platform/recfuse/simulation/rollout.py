@@ -177,9 +177,12 @@ def _lists(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def write_logs(world: World, policy: Policy, directory: str | Path, *, persons: int, seed: int,
+def write_logs(world: World, policy: Policy, directory: str | Path, *, persons: int | np.ndarray, seed: int,
                model_version: str) -> int:
-    """Rolls persons 0..persons − 1 with exploration on and writes `part-*.parquet` and `vocabulary.yaml`.
+    """Rolls persons with exploration on and writes `part-*.parquet` and `vocabulary.yaml`.
+
+    Args:
+        persons: which, as in `rollout`; a number n for persons 0..n − 1.
 
     A part holds PERSONS_PER_PART persons. A part that is there already is kept, so a rerun of an interrupted call goes
     on where it stopped.
@@ -190,10 +193,10 @@ def write_logs(world: World, policy: Policy, directory: str | Path, *, persons: 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     world.vocabulary.save(directory / VOCABULARY_FILE)
-    starts = range(0, persons, PERSONS_PER_PART)
-    progress, rows = Progress("simulating", persons, "persons"), 0
-    for part, start in enumerate(starts):
-        some = np.arange(start, min(start + PERSONS_PER_PART, persons))
+    everyone = np.arange(persons) if isinstance(persons, int) else persons
+    progress, rows = Progress("simulating", len(everyone), "persons"), 0
+    for part, start in enumerate(range(0, len(everyone), PERSONS_PER_PART)):
+        some = everyone[start:start + PERSONS_PER_PART]
         target = directory / f"part-{part:05d}.parquet"
         if not target.exists():
             requests = rollout(world, policy, seed=seed, persons=some)

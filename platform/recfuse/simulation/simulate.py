@@ -20,14 +20,19 @@ from recfuse.logs.exposures import Exposures
 from recfuse.logs.kuairand import read_exposures
 from recfuse.scenes.inference import SceneScorer
 from recfuse.simulation import exposures as embedded
-from recfuse.simulation.build import Calibration, build_world
+from recfuse.simulation.build import TOLERANCE, Calibration, build_world, within_tolerance
 from recfuse.simulation.predictions import Scorer, predictor, task_names
 from recfuse.simulation.response import ResponseConfig, ResponseFit, fit_response
 from recfuse.simulation.rollout import write_logs
+from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import World, WorldConfig
 
 logger = logging.getLogger("recfuse")
 LOGS, HOLDOUT, WORLD, METRICS = "logs", "holdout", "world", "metrics.json"
+
+# AUC of response models as published by others for KuaiRand-Pure, with splits of their own; for orientation.
+PUBLISHED_AUC = {"click": ".673", "long_view": ".712", "like": ".81", "comment": ".81", "forward": ".79",
+                 "follow": ".79", "hate": ".75"}
 
 # Hand-tuned, as an operator would: that people open an item and stay counts most, what they do with it a third of that.
 HAND_TUNED = {"click": 1.0, "long_view": 1.0, "like": 0.3, "comment": 0.3, "forward": 0.3, "follow": 0.3}
@@ -45,7 +50,9 @@ class SimulateConfig:
         behaviour_sigma: its standard deviation, of every parameter.
         world: what the world assumes; response: how the response model is fitted.
         persons: simulated people in the logs; person p has the tastes of the world's user p mod `world.users`.
-        holdout_persons: of a second log with other luck, for evaluation: nothing is fitted to it; 0 for none.
+        held_out_users: share of the world's users who never occur in the logs.
+        holdout_persons: of a second log with other luck, of the users held out where there are any, for evaluation:
+            nothing is fitted to it; 0 for none.
         seed: of the logs.
     """
 
@@ -57,12 +64,14 @@ class SimulateConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
     response: ResponseConfig = field(default_factory=ResponseConfig)
     persons: int = 6_000
+    held_out_users: float = 0.2
     holdout_persons: int = 2_000
     seed: int = 1
 
     def __post_init__(self) -> None:
         require(self.behaviour_sigma > 0, "behaviour_sigma", self.behaviour_sigma, "a number > 0")
         require(self.persons >= 1, "persons", self.persons, "an integer ≥ 1")
+        require(0 <= self.held_out_users < 1, "held_out_users", self.held_out_users, "a share in [0, 1)")
         require(self.holdout_persons >= 0, "holdout_persons", self.holdout_persons, "an integer ≥ 0")
         require(self.seed >= 0, "seed", self.seed, "an integer ≥ 0")
 
@@ -86,17 +95,30 @@ class SimulateResult:
     reused: bool
 
     @property
-    def response_rows(self) -> list[tuple[str, str, str, str]]:
-        """behaviour, AUC on the last day, mean predicted and observed rate; as text."""
+    def response_rows(self) -> list[tuple[str, ...]]:
+        """behaviour, positives and AUC on the last day with its interval, the AUC published for models on the whole
+        public data, mean predicted and observed rate; as text."""
         response = self.metrics["response"]
-        return [(name, "–" if area is None else f"{area:.3f}", *(f"{rate:.5f}" for rate in response["rates"][name]))
+        interval = {name: "–" if None in ends else "[{:.3f}, {:.3f}]".format(*ends)
+                    for name, ends in response["interval"].items()}
+        return [(name, f"{response['positives'][name]:,}", "–" if area is None else f"{area:.3f}", interval[name],
+                 PUBLISHED_AUC[name], *(f"{rate:.5f}" for rate in response["rates"][name]))
                 for name, area in response["auc"].items()]
 
     @property
-    def calibration_rows(self) -> list[tuple[str, str, str, str]]:
-        """scene, measure, simulated, real; as text."""
-        return [(scene, name, f"{simulated:.5g}", f"{real:.5g}")
+    def calibration_rows(self) -> list[tuple[str, str, str, str, str, str]]:
+        """scene, measure, simulated, real, their ratio, and whether it is within tolerance; as text."""
+        return [(scene, name, f"{simulated:.5g}", f"{real:.5g}", f"{simulated / real:.3f}" if real else "–",
+                 "yes" if within_tolerance(name, simulated, real) else "NO")
                 for scene, name, simulated, real in self.metrics["calibration"]]
+
+    @property
+    def verdict(self) -> str:
+        """How much of the calibration holds, in a sentence."""
+        rows = self.metrics["calibration"]
+        off = [f"{scene} {name}" for scene, name, *values in rows if not within_tolerance(name, *values)]
+        return (f"{len(rows) - len(off)} of {len(rows)} measures within {TOLERANCE:.0%} of the log (watch time also "
+                f"within {TOLERANCE:g} s)" + (f"; outside: {', '.join(off)}" if off else ""))
 
 
 def load_scorer(path: str | Path) -> Scorer:
@@ -128,11 +150,13 @@ def simulate(config: SimulateConfig) -> SimulateResult:
         world = World.load(output / WORLD)
     policy = behaviour_policy(config.behaviour_mu, config.behaviour_sigma, world.vocabulary.fusion_parameters)
     version = f"declared-{run}"
-    rows = write_logs(world, policy, output / LOGS, persons=config.persons, seed=config.seed, model_version=version)
+    out = held_out(world, config.held_out_users)
+    rows = write_logs(world, policy, output / LOGS, persons=persons_of(~out, config.persons), seed=config.seed,
+                      model_version=version)
     holdout = output / HOLDOUT if config.holdout_persons else None
     if holdout:
-        write_logs(world, policy, holdout, persons=config.holdout_persons, seed=config.seed + 1_000_003,
-                   model_version=version)
+        write_logs(world, policy, holdout, persons=persons_of(out if out.any() else ~out, config.holdout_persons),
+                   seed=config.seed + 1_000_003, model_version=version)
     return SimulateResult(output / LOGS, holdout, output / WORLD, rows, metrics, reused)
 
 
@@ -145,6 +169,20 @@ def make_world(config: SimulateConfig, scorer: Scorer,
     world, calibration = build_world(exposures, fit.model, predictor(scorer, exposures, scenes), parameters, logged,
                                      config.world)
     return world, fit, calibration
+
+
+def held_out(world: World, share: float) -> np.ndarray:
+    """bool[U]: the users who are held out of the logs, by a hash of their ids: the same in every run and world."""
+    return uniform(mix(0x4E1D0, world.user_ids)) < share
+
+
+def persons_of(users: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` persons with the tastes of the users in the mask bool[U], int64[count]; see `rollout`."""
+    chosen = np.flatnonzero(users)
+    require(len(chosen) > 0, "users", 0, "a mask with at least one user")
+    number = np.arange(count)
+    persons: np.ndarray = chosen[number % len(chosen)] + len(users) * (number // len(chosen))
+    return persons
 
 
 def behaviour_policy(mu: dict[str, float], sigma: float, parameters: tuple[str, ...]) -> FixedGaussian:
@@ -168,8 +206,11 @@ def _report(config: SimulateConfig, fit: ResponseFit, calibration: Calibration) 
     return {
         "response": {"rows": fit.rows, "test_rows": fit.test_rows,
                      "auc": {name: None if np.isnan(area) else area for name, area in fit.auc.items()},
+                     "positives": fit.positives,
+                     "interval": {name: [None if np.isnan(end) else end for end in ends]
+                                  for name, ends in fit.interval.items()},
                      "rates": {name: list(pair) for name, pair in fit.rates.items()}},
         "calibration": [list(row) for row in calibration.rows],
         "behaviour_policy": {"mu": config.behaviour_mu, "sigma": config.behaviour_sigma},
-        "world": dataclasses.asdict(config.world),
+        "world": dataclasses.asdict(config.world), "held_out_users": config.held_out_users,
     }
