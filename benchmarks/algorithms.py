@@ -5,7 +5,12 @@ test. Prints, per algorithm and behaviour, the relative difference per user to C
 the source's figures beside it, and the two questions that the table answers: is two-stage best or tied on watch time,
 and how much of the interaction-only gain does it have.
 
+As in the source, the logs that everything is learned from are those of the base: CEM's vector, explored around. With
+`--logged hand_tuned` they are those of the declared hand-tuned policy, which CEM, searching in the simulator itself,
+leaves further behind than any log around that policy has support for.
+
     python -m benchmarks.algorithms --logs DIR --scorer BUNDLE --seeds 5
+    python -m benchmarks.algorithms --logged hand_tuned
     python -m benchmarks.algorithms --world.stay-effect 0          # what is shown has no consequences beyond its page
     python -m benchmarks.algorithms --users held_out               # tested on users whom the logs never held
     python -m benchmarks.algorithms --algorithms two_stage --seeds 20    # the literature's fusion benchmark
@@ -19,17 +24,30 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from recfuse.bundle import read_bundle
 from recfuse.cluster import cluster
 from recfuse.console import start, table
+from recfuse.fusion.inference import FusionActor
+from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
-from recfuse.simulation.ab_test import MEASURES, AbTestConfig, CemConfig, Who, run_ab_test
-from recfuse.simulation.simulate import SimulateConfig, simulate
-from recfuse.simulation.world import WorldConfig
+from recfuse.simulation.ab_test import MEASURES, AbTestConfig, CemConfig, Who, cem_bundle, run_ab_test
+from recfuse.simulation.rollout import write_logs
+from recfuse.simulation.simulate import (
+    HAND_TUNED,
+    WORLD,
+    SimulateConfig,
+    behaviour_policy,
+    held_out,
+    persons_of,
+    simulate,
+)
+from recfuse.simulation.world import World, WorldConfig
 
 SHOWN = ("watch_time", "forward", "follow", "comment", "like")
 # The live test of the source, per cent over CEM. It had no follow and no like; its downloads stand for our follows.
@@ -48,6 +66,8 @@ class AlgorithmsConfig:
         output: everything made lies beneath it; a finished seed is taken up.
         algorithms: buckets beside CEM's.
         seeds: repetitions, each with a seed of its own for everything; first_seed: of the first.
+        logged: whose logs are learned from; sigma: exploration around CEM's vector, whose length is set to that of the
+            hand-tuned one (the length changes no ranking, but how far exploration turns it).
         log_persons: simulated people in the logs.
         persons: in each test; base_share: of them, CEM's bucket.
         users: whose tastes occur in the test.
@@ -61,6 +81,8 @@ class AlgorithmsConfig:
     algorithms: tuple[str, ...] = tuple(SOURCE)
     seeds: int = 5
     first_seed: int = 300
+    logged: Literal["cem", "hand_tuned"] = "cem"
+    sigma: float = 0.7
     log_persons: int = 6_000
     persons: int = 150_000
     base_share: float = 0.8
@@ -91,7 +113,8 @@ def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
     simulated = simulate(SimulateConfig(
         logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", seed=seed, persons=config.log_persons,
         world=dataclasses.replace(config.world, seed=seed), holdout_persons=0))
-    samples = ingest(IngestConfig(logs=str(simulated.logs), output=f"{out}/samples")).samples
+    logs = simulated.logs if config.logged == "hand_tuned" else base_logs(config, out, seed)
+    samples = ingest(IngestConfig(logs=str(logs), output=f"{out}/samples")).samples
     policies = []
     for name in config.algorithms:
         settings = dataclasses.replace(config.learning, algorithm=name, seed=seed)  # type: ignore[arg-type]
@@ -104,6 +127,20 @@ def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
     effects = [[tested.result.effect(name, measure)[0] for measure in SHOWN] for name in config.algorithms]
     done.write_text(json.dumps({"identity": identity, "effects": effects}))
     return np.array(effects)
+
+
+def base_logs(config: AlgorithmsConfig, out: Path, seed: int) -> Path:
+    """Session logs of CEM's vector, explored around."""
+    world, directory = World.load(out / "simulation" / WORLD), out / "logs"
+    (out / "ab_test").mkdir(parents=True, exist_ok=True)
+    bundle = cem_bundle(world, out / "simulation", CemConfig(seed=seed), out / "ab_test")
+    vector = FusionActor.from_bundle(read_bundle(bundle, "fusion")).act(
+        np.zeros((1, world.vocabulary.state_size), np.float32), explore=False).mu[0]
+    tuned = behaviour_policy(HAND_TUNED, config.sigma, world.vocabulary.fusion_parameters)
+    policy = FixedGaussian(vector * np.linalg.norm(tuned.mu) / np.linalg.norm(vector), config.sigma)
+    users = ~held_out(world, SimulateConfig().held_out_users)
+    write_logs(world, policy, directory, persons=persons_of(users, config.log_persons), seed=seed, model_version="cem")
+    return directory
 
 
 def show(config: AlgorithmsConfig, effects: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,11 +57,24 @@ def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, *, draws: int = 
     top, bottom = _columns(numerator, "numerator"), _columns(denominator, "denominator")
     require(len(bottom) == len(top) and bottom.shape[1] in (1, top.shape[1]), "denominator", bottom.shape,
             f"[{len(top)}] or {top.shape}")
+    width = top.shape[1]
+    return of_sums(np.concatenate([top, bottom], 1), lambda sums: sums[:, :width] / sums[:, width:], draws=draws,
+                   level=level, seed=seed)
+
+
+def of_sums(values: ArrayLike, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], *, draws: int = DRAWS,
+            level: float = LEVEL, seed: int = 0) -> Interval:
+    """A function of sums over users, with a bootstrap interval over users.
+
+    Args:
+        values: [U, k], one row a user.
+        statistic: sums [B, k] → values [B, m], row by row; a denominator of 0 gives no value.
+    """
+    array = _columns(values, "values")
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = top.sum(0) / bottom.sum(0)
-        sums = _bootstrap_sums(np.concatenate([top, bottom], 1), draws, seed)
-        ratios = sums[:, :top.shape[1]] / sums[:, top.shape[1]:]
-    return _percentiles(estimate, ratios, level)
+        estimate = statistic(array.sum(0)[None])[0]
+        found = statistic(_bootstrap_sums(array, draws, seed))
+    return _percentiles(estimate, found, level)
 
 
 def relative_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,

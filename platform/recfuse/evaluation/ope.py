@@ -1,52 +1,28 @@
-"""Off-policy evaluation from logs (FORMULAS 4.1)."""
+"""Off-policy evaluation of single requests from logs (FORMULAS 4.1): what a request would have brought.
+
+States come as they were logged: what the policy would do to later states is the matter of `sequential`.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from recfuse.errors import require
-from recfuse.evaluation.intervals import DRAWS, LEVEL, ratio_of_sums, sum_per_user
+from recfuse.evaluation.intervals import DRAWS, LEVEL, of_sums, sum_per_user
+from recfuse.evaluation.support import (
+    MIN_ESS,
+    OffPolicyEstimate,
+    Ratios,
+    effective_sample_size,
+    feedback_array,
+    nothing,
+    refusal,
+)
 
-# Below it an estimate says more about a few requests than about the policy.
-MIN_ESS = 100.0
-
-
-@dataclass(frozen=True)
-class OffPolicyEstimate:
-    """What a log says about another policy; float64[m] each, one a behaviour.
-
-    Attributes:
-        estimate, low, high: value per request and its bootstrap interval over users; NaN where refused.
-        logged: the mean in the log, for comparison.
-        effective_sample_size: (Σρ)² / Σρ², the same for every behaviour as the weights are.
-        requests, users: rows and distinct users of the log; capped_share: of the weights.
-        refused: why no number is given, "" where one is.
-    """
-
-    estimate: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    logged: NDArray[np.float64]
-    effective_sample_size: NDArray[np.float64]
-    requests: int
-    users: int
-    capped_share: float
-    refused: str = ""
-
-    @property
-    def interval(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(low, high)"""
-        return self.low, self.high
-
-    @property
-    def ess(self) -> NDArray[np.float64]:
-        """Short for `effective_sample_size`."""
-        return self.effective_sample_size
+__all__ = ["MIN_ESS", "OffPolicyEstimate", "direct_method", "doubly_robust", "importance_sampling", "ncis"]
 
 
 def ncis(
@@ -78,61 +54,113 @@ def ncis(
     References:
         FORMULAS 4.1; Swaminathan & Joachims, "The Self-Normalized Estimator for Counterfactual Learning", NIPS 2015.
     """
-    log_prob, behaviour = _vector(log_prob, "log_prob"), _vector(behaviour_log_prob, "behaviour_log_prob")
-    values = _array(feedback)
-    require(values.ndim == 2, "feedback", values.shape, "an array [n, m]")
-    rows = len(log_prob)
-    require(rows > 0, "log_prob", rows, "at least one request")
-    require(len(behaviour) == rows, "behaviour_log_prob", len(behaviour), f"{rows} values, as in log_prob")
-    require(len(values) == rows, "feedback", len(values), f"{rows} rows, as in log_prob")
-    require(bool((log_prob < np.inf).all()), "log_prob", _first(log_prob, ~(log_prob < np.inf)), "numbers < inf")
-    require(bool(np.isfinite(behaviour).all()), "behaviour_log_prob", _first(behaviour, ~np.isfinite(behaviour)),
-            "finite numbers")
-    require(bool(np.isfinite(values).all()), "feedback", _first(values, ~np.isfinite(values)), "finite numbers")
-    require(cap > 0, "cap", cap, "a number > 0")
-    require(min_ess >= 0, "min_ess", min_ess, "a number ≥ 0")
-    log_ratio = log_prob - behaviour
-    # Capped before the exponential, which then cannot overflow. With no cap the largest is taken out: it cancels.
-    limit = math.log(cap)
-    shift = limit if math.isfinite(limit) else float(log_ratio.max())
-    shift = shift if math.isfinite(shift) else 0.0
-    weight = np.exp(np.minimum(log_ratio, limit) - shift)
-    per_user = sum_per_user(np.column_stack([weight[:, None] * values, weight]), user_id)
-    size = _effective_sample_size(weight)
-    common = {
-        "logged": values.mean(0), "effective_sample_size": np.full(values.shape[1], size), "requests": rows,
-        "users": len(per_user), "capped_share": float((log_ratio > limit).mean())}
-    if reason := _refusal(size, min_ess, rows, len(per_user)):
-        nothing = np.full(values.shape[1], np.nan)
-        return OffPolicyEstimate(nothing, nothing.copy(), nothing.copy(), refused=reason, **common)
-    found = ratio_of_sums(per_user[:, :-1], per_user[:, -1], draws=draws, level=level, seed=seed)
-    return OffPolicyEstimate(found.estimate, found.low, found.high, **common)
+    return importance_sampling(log_prob, behaviour_log_prob, feedback, cap, user_id, normalise=True, min_ess=min_ess,
+                               draws=draws, level=level, seed=seed)
 
 
-def _effective_sample_size(weight: NDArray[np.float64]) -> float:
-    squares = float((weight**2).sum())
-    return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
+def importance_sampling(
+    log_prob: ArrayLike,
+    behaviour_log_prob: ArrayLike,
+    feedback: ArrayLike,
+    cap: float,
+    user_id: ArrayLike,
+    *,
+    normalise: bool = False,
+    min_ess: float = MIN_ESS,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> OffPolicyEstimate:
+    """`Σ ρ_t r_{t,j} / n`, unbiased without a cap; over `Σ ρ_t` where `normalise` (see `ncis`, whose arguments it has).
+
+    References:
+        Horvitz & Thompson, "A Generalization of Sampling Without Replacement From a Finite Universe", 1952; the cap:
+        Ionides, "Truncated Importance Sampling", 2008.
+    """
+    ratios = Ratios.of(log_prob, behaviour_log_prob, cap)
+    rows = len(ratios.log)
+    values = feedback_array(feedback, rows)
+    weight = ratios.scaled if normalise else ratios.weights
+    bottom = weight if normalise else np.ones(rows)
+    per_user = sum_per_user(np.column_stack([weight[:, None] * values, bottom]), user_id)
+    return _estimate("NCIS" if normalise else "IS", ratios, values, per_user,
+                     lambda sums: sums[:, :-1] / sums[:, -1:], min_ess, draws, level, seed)
 
 
-def _refusal(size: float, least: float, rows: int, users: int) -> str:
-    if users < 2:
-        return f"{users} user: an interval over users needs at least 2"
-    if size < least or size == 0:
-        return (f"effective sample size {size:.1f} of {rows:,} requests is below {least:g}: the log holds too few "
-                "actions that this policy would take")
-    return ""
+def doubly_robust(
+    log_prob: ArrayLike,
+    behaviour_log_prob: ArrayLike,
+    feedback: ArrayLike,
+    cap: float,
+    user_id: ArrayLike,
+    predicted: ArrayLike,
+    expected: ArrayLike,
+    *,
+    normalise: bool = False,
+    min_ess: float = MIN_ESS,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> OffPolicyEstimate:
+    """`mean(v(s_t)) + mean(ρ_t (r_t − q(s_t, a_t)))`; the second mean over `Σ ρ_t` where `normalise`.
+
+    Right where the ratios are, whatever the critic; and where the critic is, whatever the ratios.
+
+    Args:
+        predicted: [n, m], q(s_t, a_t) of a critic that was fitted to other rows.
+        expected: [n, m], v(s_t) = E q(s_t, a) over the actions of the policy in question.
+        others: as of `ncis`.
+
+    References:
+        Dudík, Langford & Li, "Doubly Robust Policy Evaluation and Learning", ICML 2011.
+    """
+    ratios = Ratios.of(log_prob, behaviour_log_prob, cap)
+    rows = len(ratios.log)
+    values = feedback_array(feedback, rows)
+    q, v = _critic(predicted, "predicted", values), _critic(expected, "expected", values)
+    weight = ratios.scaled if normalise else ratios.weights
+    bottom = weight if normalise else np.ones(rows)
+    width = values.shape[1]
+    per_user = sum_per_user(np.column_stack([v, weight[:, None] * (values - q), np.ones(rows), bottom]), user_id)
+    return _estimate(
+        "SN-DR" if normalise else "DR", ratios, values, per_user,
+        lambda sums: sums[:, :width] / sums[:, -2:-1] + sums[:, width:-2] / sums[:, -1:], min_ess, draws, level, seed)
 
 
-def _array(values: Any) -> NDArray[np.float64]:
-    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-    return np.asarray(values, np.float64)
+def direct_method(
+    expected: ArrayLike,
+    feedback: ArrayLike,
+    user_id: ArrayLike,
+    *,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> OffPolicyEstimate:
+    """`mean(v(s_t))` of a critic that was fitted to other rows: no ratios, and as wrong as the critic.
+
+    Its interval speaks of the users, not of the critic's error. Arguments as of `doubly_robust`.
+    """
+    rows = len(np.asarray(user_id))
+    values = feedback_array(feedback, rows)
+    per_user = sum_per_user(np.column_stack([_critic(expected, "expected", values), np.ones(rows)]), user_id)
+    return _estimate("DM", Ratios(np.zeros(rows), math.inf), values, per_user,
+                     lambda sums: sums[:, :-1] / sums[:, -1:], 0.0, draws, level, seed)
 
 
-def _vector(values: Any, field: str) -> NDArray[np.float64]:
-    array = _array(values)
-    require(array.ndim == 1, field, array.shape, "an array [n]")
-    return array
+def _critic(values: ArrayLike, field: str, feedback: np.ndarray) -> np.ndarray:
+    found = np.asarray(values, np.float64)
+    require(found.shape == feedback.shape, field, found.shape, f"{feedback.shape}, as feedback")
+    require(bool(np.isfinite(found).all()), field, "not finite", "finite numbers")
+    return found
 
 
-def _first(values: NDArray[np.float64], bad: NDArray[np.bool_]) -> float:
-    return float(values[bad][0]) if bad.any() else math.nan
+def _estimate(name, ratios, values, per_user, statistic, min_ess, draws, level, seed) -> OffPolicyEstimate:  # type: ignore[no-untyped-def]
+    size, width = effective_sample_size(ratios.scaled), values.shape[1]
+    mean_ratio = float(ratios.weights.mean())
+    reason = refusal(size, min_ess, len(values), len(per_user), mean_ratio)
+    found = None if reason else of_sums(per_user, statistic, draws=draws, level=level, seed=seed)
+    return OffPolicyEstimate(
+        found.estimate if found else nothing(width), found.low if found else nothing(width),
+        found.high if found else nothing(width), logged=values.mean(0),
+        effective_sample_size=np.full(width, size), requests=len(values), users=len(per_user),
+        capped_share=ratios.capped_share, mean_ratio=mean_ratio, estimator=name, refused=reason)

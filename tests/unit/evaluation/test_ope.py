@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.ope import ncis
+from recfuse.evaluation.ope import direct_method, doubly_robust, importance_sampling, ncis
 
 
 def test_by_hand():
@@ -114,3 +114,81 @@ GOOD = {"log_prob": np.zeros(3), "behaviour_log_prob": np.zeros(3), "feedback": 
 def test_bad_input_is_refused(changes, message):
     with pytest.raises(InvalidFieldError, match=message):
         ncis(**{**GOOD, **changes})
+
+
+# Ratios 1/2, 2, 8 and r = 10, 1, 0 as above; q = 8, 2, 1; v = 6, 3, 0.
+HAND = (np.log([.1, .4, .8]), np.log([.2, .2, .1]), [[10.], [1.], [0.]], np.inf, ["a", "b", "c"])
+CRITIC = ([[8.], [2.], [1.]], [[6.], [3.], [0.]])
+
+
+def test_plain_importance_sampling_by_hand():
+    """(½·10 + 2·1 + 8·0) / 3 = 7/3; with cap 1 (½·10 + 1·1) / 3 = 2. The mean ratio is 10.5 / 3."""
+    found = importance_sampling(*HAND, min_ess=1, draws=20)
+    assert found.estimate[0] == pytest.approx(7 / 3)
+    assert found.mean_ratio == pytest.approx(3.5)
+    assert found.estimator == "IS"
+    capped = importance_sampling(*HAND[:3], 1.0, HAND[4], min_ess=1, draws=20)
+    assert capped.estimate[0] == pytest.approx(2.0)
+
+
+def test_doubly_robust_by_hand():
+    """mean v = 3; (½·(10 − 8) + 2·(1 − 2) + 8·(0 − 1)) / 3 = −3; normalised −9 / 10.5."""
+    assert doubly_robust(*HAND, *CRITIC, min_ess=1, draws=20).estimate[0] == pytest.approx(0.0)
+    normalised = doubly_robust(*HAND, *CRITIC, normalise=True, min_ess=1, draws=20)
+    assert normalised.estimate[0] == pytest.approx(3 - 9 / 10.5)
+    assert direct_method(CRITIC[1], HAND[2], HAND[4], draws=20).estimate[0] == pytest.approx(3.0)
+
+
+def test_doubly_robust_needs_only_one_to_be_right():
+    """r = a + noise, π = N(0.3, 1) on a log of N(0, 1), whose value is 0.3: wrong critics with right ratios, and the
+    right critic with wrong ratios."""
+    rng = np.random.default_rng(4)
+    action = rng.normal(size=20_000)
+    feedback, users = (action + rng.normal(size=20_000))[:, None], np.arange(20_000)
+    right, behaviour = -.5 * (action - .3)**2, -.5 * action**2
+    wrong = doubly_robust(right, behaviour, feedback, 50.0, users, np.full_like(feedback, 7.0),
+                          np.full_like(feedback, 7.0))
+    exact = doubly_robust(behaviour, behaviour, feedback, 50.0, users, action[:, None], np.full_like(feedback, .3))
+    for found in (wrong, exact):
+        assert abs(found.estimate[0] - .3) < 4 * (found.high[0] - found.low[0]) / 3.92
+    assert exact.high[0] - exact.low[0] < .04
+
+
+def test_missing_support_that_the_sample_size_hides_is_refused():
+    """The log never takes what the policy does nine times in ten: ratios of .1 everywhere, a full effective sample."""
+    found = ncis(np.full(1_000, np.log(.1)), np.zeros(1_000), np.ones((1_000, 1)), 10.0, np.arange(1_000))
+    assert found.ess[0] == pytest.approx(1_000)
+    assert found.refused == ("the mean ratio is 0.10, where 1 is expected: 90% of what this policy does has no "
+                             "counterpart in the log, or is capped")
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 1)])
+def test_critics_of_another_shape_are_refused(shape):
+    with pytest.raises(InvalidFieldError, match=rf"predicted: got \({shape[0]}, {shape[1]}\); allowed: \(3, 1\)"):
+        doubly_robust(*HAND, np.ones(shape), np.ones((3, 1)))
+
+
+def test_zr_obp_computes_the_same():
+    """IPW, SNIPW, DM, DR and SNDR of zr-obp on random bandit feedback."""
+    obp = pytest.importorskip("obp.ope", reason="zr-obp is not installed")
+    rng = np.random.default_rng(0)
+    rounds, actions = 2_000, 5
+    policy, logged = (rng.dirichlet(np.ones(actions), rounds) for _ in range(2))
+    action = np.array([rng.choice(actions, p=p) for p in logged])
+    reward, model = rng.random(rounds), rng.random((rounds, actions))
+    rows = np.arange(rounds)
+    chosen, pscore = policy[rows, action], logged[rows, action]
+    ours = dict(log_prob=np.log(chosen), behaviour_log_prob=np.log(pscore), feedback=reward[:, None], cap=np.inf,
+                user_id=rows, min_ess=1, draws=2)
+    critic = dict(predicted=model[rows, action][:, None], expected=(policy * model).sum(1)[:, None])
+    theirs = dict(reward=reward, action=action, pscore=pscore, action_dist=policy[..., None],
+                  estimated_rewards_by_reg_model=model[..., None], position=np.zeros(rounds, int))
+    pairs = [
+        (importance_sampling(**ours), obp.InverseProbabilityWeighting()),
+        (ncis(**ours), obp.SelfNormalizedInverseProbabilityWeighting()),
+        (doubly_robust(**ours, **critic), obp.DoublyRobust()),
+        (doubly_robust(**ours, **critic, normalise=True), obp.SelfNormalizedDoublyRobust()),
+        (direct_method(critic["expected"], ours["feedback"], rows, draws=2), obp.DirectMethod()),
+    ]
+    for found, estimator in pairs:
+        assert found.estimate[0] == pytest.approx(estimator.estimate_policy_value(**theirs), abs=1e-9), found.estimator

@@ -1,0 +1,195 @@
+"""Off-policy estimators: speed, coverage of their intervals, and a real bandit whose truth is known.
+
+Speed: NCIS of 1,000,000 requests × 7 behaviours with its bootstrap, on one core. Coverage: how often the 95% interval
+holds the truth, over fresh logs of sessions in the simulator, where the truth is the mean over a large simulation of
+the policy in question. Open Bandit: from the log of the uniform policy the click rate of Bernoulli Thompson sampling,
+whose truth is in its own log; its propensities move with time, so the policy in question is its average: how often its
+log has each item at each place.
+
+    python -m benchmarks.ope                                             # speed
+    python -m benchmarks.ope --coverage 200 --world runs/demo/simulation/world
+    python -m benchmarks.ope --open-bandit ../shared/data/open_bandit
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recfuse.console import Progress, start, table
+from recfuse.density import gaussian_log_density
+from recfuse.evaluation.fitted_q import ActionMoments, LinearCritics, Transitions, fit_critics
+from recfuse.evaluation.intervals import ratio_of_sums
+from recfuse.evaluation.ope import OffPolicyEstimate, direct_method, doubly_robust, importance_sampling, ncis
+from recfuse.evaluation.sequential import (
+    Sessions,
+    fitted_q_estimate,
+    per_decision,
+    sequential_doubly_robust,
+    trajectory_importance_sampling,
+)
+from recfuse.fusion.policies import FixedGaussian
+from recfuse.simulation.rollout import Requests, rollout
+from recfuse.simulation.world import FEEDBACK, World
+
+WATCHED = ("watch_time", "click", "like")
+COLUMNS = [FEEDBACK.index(name) for name in WATCHED]
+HORIZON = 3  # requests that the sequential ratios go over
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpeConfig:
+    """Attributes:
+        requests, users: of the log that the speed is measured on; 0 leaves it out.
+        coverage: fresh logs to estimate from; 0 leaves it out.
+        persons: simulated people in each of them; truth_persons: in the simulation that the truth is read off.
+        world: as the job `simulate` writes it, for coverage.
+        open_bandit: directory of the data; empty leaves it out.
+    """
+
+    requests: int = 1_000_000
+    users: int = 50_000
+    coverage: int = 0
+    persons: int = 1_500
+    truth_persons: int = 200_000
+    world: str = "runs/demo/simulation/world"
+    open_bandit: str = ""
+
+
+def main(config: OpeConfig) -> None:
+    if config.requests:
+        speed(config)
+    if config.coverage:
+        covered = measured(World.load(config.world), config.coverage, config.persons, config.truth_persons)
+        table(f"How often the 95% interval held the truth, {config.coverage} logs of {config.persons} sessions",
+              ["estimator", *WATCHED], [(name, *(f"{one:.1%}" for one in share)) for name, share in covered.items()])
+    if config.open_bandit:
+        truth, found = open_bandit(Path(config.open_bandit))
+        low, high = truth[1:]
+        table(f"Open Bandit, men: click rate of Thompson sampling from the uniform policy's log; truth in its own log "
+              f"{truth[0]:.4f} [{low:.4f}, {high:.4f}]", ["estimator", "estimate", "95% interval", "ESS", "off by"], [
+                  (one.estimator, f"{one.estimate[0]:.4f}", f"[{one.low[0]:.4f}, {one.high[0]:.4f}]",
+                   f"{one.ess[0]:,.0f}", f"{one.estimate[0] / truth[0] - 1:+.1%}") for one in found])
+
+
+def speed(config: OpeConfig) -> None:
+    """Prints seconds of NCIS, the best of three."""
+    rng = np.random.default_rng(0)
+    behaviour = rng.normal(size=config.requests)
+    target = behaviour + .3 * rng.normal(size=config.requests)
+    feedback = rng.random((config.requests, 7))
+    user = rng.integers(0, config.users, config.requests)
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        ncis(target, behaviour, feedback, 10.0, user)
+        seconds.append(time.perf_counter() - begin)
+    print(f"NCIS of {config.requests:,} requests × 7 behaviours, {config.users:,} users, 1,000 bootstrap draws: "
+          f"{min(seconds):.2f} s (best of {', '.join(f'{s:.2f}' for s in seconds)}; {os.cpu_count()} cores, one used)")
+
+
+def measured(world: World, logs: int, persons: int, truth_persons: int) -> dict[str, np.ndarray]:
+    """Estimator → share of the logs whose interval held the truth, per behaviour of WATCHED.
+
+    Only everybody's first session counts, whose beginning no policy has touched.
+    """
+    world = world.replace(config=dataclasses.replace(world.config, horizon_days=1e-3))
+    base = np.linspace(1.0, .2, world.vocabulary.action_size)
+    logged, policy = FixedGaussian(base, .5), FixedGaussian(base + np.linspace(.15, -.15, len(base)), .45)
+    rows = rollout(world, policy, seed=10_000, persons=np.arange(truth_persons))
+    truth = {horizon: rows.feedback[rows.request < horizon][:, COLUMNS].sum(0, dtype=np.float64) / truth_persons
+             for horizon in (1, HORIZON, world.config.max_requests)}
+    critics = critics_of(world, policy, rollout(world, logged, seed=20_000, persons=np.arange(10_000, 30_000)))
+    inside: dict[str, list[np.ndarray]] = {}
+    progress = Progress("coverage", logs, "logs")
+    for number in range(logs):
+        # Persons of its own, drawn from all tastes, so that no log has a row that the critics were fitted to.
+        people = np.random.default_rng(number).integers(10**6, 10**9, persons)
+        rows = rollout(world, logged, seed=30_000 + number, persons=people)
+        for horizon, found in estimates(rows, policy, critics):
+            assert not found.refused, found.refused
+            hit = (found.low <= truth[horizon]) & (truth[horizon] <= found.high)
+            inside.setdefault(f"{found.estimator}, {'whole session' if horizon > HORIZON else f'{horizon} requests'}",
+                              []).append(hit)
+        progress.advance(1)
+    progress.finish()
+    return {name: np.mean(hits, 0) for name, hits in inside.items()}
+
+
+def critics_of(world: World, policy: FixedGaussian, rows: Requests) -> list[LinearCritics]:
+    """Critics of single requests and of whole sessions, from a log of their own."""
+    order = np.lexsort([rows.request, rows.person])
+    state, last = rows.state[order], rows.last[order]
+    following = np.where(last[:, None], state, np.roll(state, -1, 0))
+    samples = Transitions(state, rows.action[order], rows.feedback[order][:, COLUMNS], following,
+                          last.astype(np.float32))
+    return fit_critics(samples, moments_of(policy), [0.0, 1.0])
+
+
+def moments_of(policy: FixedGaussian) -> ActionMoments:
+    """Mean and variance of a policy that is the same everywhere."""
+    return lambda state: (np.tile(policy.mu.astype(np.float64), (len(state), 1)),
+                          np.tile(policy.sigma.astype(np.float64)**2, (len(state), 1)))
+
+
+def estimates(rows: Requests, policy: FixedGaussian,
+              critics: list[LinearCritics]) -> Iterator[tuple[int, OffPolicyEstimate]]:
+    """(requests that it speaks of, estimate) of every estimator."""
+    target, behaviour = gaussian_log_density(rows.action, policy.mu, policy.sigma), rows.action_logp
+    feedback, draws = rows.feedback[:, COLUMNS], dict(draws=400)
+    first = rows.request == 0
+    one = (target[first], behaviour[first], feedback[first], 20.0, rows.person[first])
+    moments = moments_of(policy)
+    critic = (critics[0].predict(rows.state[first], rows.action[first]), critics[0].expect(rows.state[first], moments))
+    yield 1, importance_sampling(*one, **draws)
+    yield 1, ncis(*one, **draws)
+    yield 1, doubly_robust(*one, *critic, **draws)
+    yield 1, doubly_robust(*one, *critic, normalise=True, **draws)
+    sessions = Sessions.of(target, behaviour, feedback, 1.0, 20.0, rows.person, rows.person)
+    whole = (critics[1].predict(rows.state, rows.action), critics[1].expect(rows.state, moments))
+    for normalise in (False, True):
+        options = dict(normalise=normalise, horizon=HORIZON, draws=400)
+        yield HORIZON, trajectory_importance_sampling(sessions, **options)
+        yield HORIZON, per_decision(sessions, **options)
+        yield 60, sequential_doubly_robust(sessions, *whole, **options)
+    yield 60, fitted_q_estimate(sessions, whole[1], draws=400)
+
+
+def open_bandit(directory: Path) -> tuple[tuple[float, float, float], list[OffPolicyEstimate]]:
+    """((truth, its 95% interval), estimates): the click rate of Thompson sampling from the uniform policy's log."""
+    uniform, thompson = (pd.read_csv(directory / f"{name}_men.csv") for name in ("random", "bts"))
+    places, items = 3, 1 + max(uniform["item_id"].max(), thompson["item_id"].max())
+    def cell(log: pd.DataFrame) -> np.ndarray:
+        return np.asarray((log["position"] - 1) * items + log["item_id"])
+
+    shown = np.bincount(cell(thompson), minlength=places * items).reshape(places, items)
+    policy = shown / shown.sum(1, keepdims=True)
+    here, click = cell(uniform), uniform["click"].to_numpy(np.float64)
+    place = uniform["position"].to_numpy() - 1
+    with np.errstate(divide="ignore"):
+        log_prob = np.log(policy.ravel()[here])
+    behaviour = np.log(uniform["propensity_score"].to_numpy())
+    # Click rates per item and place, each half of the log from the other, drawn to the half's mean by 100 impressions.
+    half, rates = np.arange(len(uniform)) % 2, np.empty((len(uniform), items))
+    for fold in (0, 1):
+        other = half != fold
+        clicks, rows = (np.bincount(here[other], weight, places * items) for weight in (click[other], None))
+        rate = (clicks + 100 * click[other].mean()) / (rows + 100)
+        rates[half == fold] = rate.reshape(places, items)[place[half == fold]]
+    critic = (rates[np.arange(len(uniform)), uniform["item_id"]][:, None], (policy[place] * rates).sum(1)[:, None])
+    common = (log_prob, behaviour, click[:, None], np.inf, np.arange(len(uniform)))
+    found = [importance_sampling(*common), ncis(*common), doubly_robust(*common, *critic),
+             doubly_robust(*common, *critic, normalise=True), direct_method(critic[1], click[:, None], common[4])]
+    truth = ratio_of_sums(thompson["click"], np.ones(len(thompson)))
+    return (float(truth.estimate[0]), float(truth.low[0]), float(truth.high[0])), found
+
+
+if __name__ == "__main__":
+    main(start(OpeConfig, description=__doc__))

@@ -1,0 +1,139 @@
+"""Fitted Q evaluation: critics q_j(s, a) of a policy in question, from samples of another one.
+
+A critic is linear in [1, s], [1, s] ⊗ a and the products of two entries of a, all standardised by the moments of the
+samples. Its expectation over a policy's actions follows from their mean and variance, without draws. Each iteration
+regresses `r + γ (1 − d) E_{a'∼π} q(s', a')` anew, which for linear critics is one product of matrices of the terms'
+size: hundreds of iterations cost nothing (Le, Voloshin & Yue, "Batch Policy Learning under Constraints", ICML 2019).
+
+Fit it on training samples, never on the rows that are evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recfuse.errors import require
+from recfuse.evaluation.support import Vector
+
+# Of states [n, S]: mean and variance [n, M] of the actions that the policy in question takes there, entry by entry
+# independent.
+ActionMoments = Callable[[NDArray[np.float32]], tuple[Vector, Vector]]
+ITERATIONS, TOLERANCE = 1_000, 1e-6
+_CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Samples of the logged policy: state, next_state [n, S], action [n, M], feedback [n, m], done [n]."""
+
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    feedback: NDArray[np.float32]
+    next_state: NDArray[np.float32]
+    done: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        rows = len(self.state)
+        require(rows > 0, "samples", 0, "at least one row")
+        for name in ("action", "feedback", "next_state", "done"):
+            require(len(getattr(self, name)) == rows, name, len(getattr(self, name)), f"{rows} rows, as in state")
+        for name in self.__dict__:
+            require(bool(np.isfinite(getattr(self, name)).all()), name, "not finite", "finite numbers")
+
+
+@dataclass(frozen=True)
+class LinearCritics:
+    """q_j(s, a) of m behaviours, in the units of the feedback.
+
+    Attributes:
+        coefficients: float64[terms, m].
+        state_mean, state_std, action_mean, action_std: of the samples that the critics were fitted to.
+        iterations: until they stood still; converged: whether they did.
+    """
+
+    coefficients: Vector
+    state_mean: Vector
+    state_std: Vector
+    action_mean: Vector
+    action_std: Vector
+    iterations: int = 0
+    converged: bool = True
+
+    def predict(self, state: ArrayLike, action: ArrayLike) -> Vector:
+        """q(s, a), float64[n, m], of states [n, S] and actions [n, M]."""
+        s, a = np.asarray(state), np.asarray(action)
+        return np.concatenate([self._terms(s[part], a[part]) @ self.coefficients for part in _chunks(len(s))])
+
+    def expect(self, state: ArrayLike, moments: ActionMoments) -> Vector:
+        """v(s) = E q(s, a) over the policy's actions, float64[n, m]."""
+        s = np.asarray(state, np.float32)
+        return np.concatenate([self._terms(s[part], *moments(s[part])) @ self.coefficients for part in _chunks(len(s))])
+
+    def _terms(self, state: NDArray[np.generic], action: NDArray[np.generic],
+               variance: NDArray[np.generic] | None = None) -> Vector:
+        """[n, terms]; with a variance, their expectation over actions of this mean and variance."""
+        s = (state.astype(np.float64) - self.state_mean) / self.state_std
+        a = (action.astype(np.float64) - self.action_mean) / self.action_std
+        left, right = np.triu_indices(a.shape[1])
+        products = a[:, left] * a[:, right]
+        if variance is not None:
+            products[:, left == right] += variance.astype(np.float64) / self.action_std**2
+        base = np.concatenate([np.ones((len(s), 1)), s], 1)
+        return np.concatenate([base, (base[:, :, None] * a[:, None]).reshape(len(s), -1), products], 1)
+
+
+def fit_critics(samples: Transitions, moments: ActionMoments, discounts: list[float], *, ridge: float = 1e-4,
+                iterations: int = ITERATIONS) -> list[LinearCritics]:
+    """Critics of a policy, one set for each of the discounts; the samples are gone through once.
+
+    Args:
+        samples: of the logged policy, none of them among the rows that are evaluated.
+        moments: of the policy in question.
+        discounts: γ, in [0, 1].
+        ridge: penalty of a coefficient, in units of the samples' number; the constant has none.
+
+    A fit that does not stand still after `iterations` is marked: linear critics of another policy may diverge.
+    """
+    require(all(0 <= gamma <= 1 for gamma in discounts), "discounts", discounts, "numbers in [0, 1]")
+    empty = LinearCritics(np.zeros((0, 0)), *_moments(samples.state), *_moments(samples.action))
+    size, width = empty._terms(samples.state[:1], samples.action[:1]).shape[1], samples.feedback.shape[1]
+    own, onward, reward = np.zeros((size, size)), np.zeros((size, size)), np.zeros((size, width))
+    for part in _chunks(len(samples.state)):
+        here = empty._terms(samples.state[part], samples.action[part])
+        own += here.T @ here
+        reward += here.T @ samples.feedback[part].astype(np.float64)
+        going = part.start + np.flatnonzero(samples.done[part] < .5)
+        if len(going):
+            there = empty._terms(samples.next_state[going], *moments(samples.next_state[going]))
+            onward += here[going - part.start].T @ there
+    penalty = np.full(size, ridge * len(samples.state))
+    penalty[0] = ridge * 1e-3  # keeps an exactly repeated column solvable, no more
+    solved = np.linalg.solve(own + np.diag(penalty), np.concatenate([reward, onward], 1))
+    start, step = solved[:, :width], solved[:, width:]
+    result = []
+    for gamma in discounts:
+        found, number, still = start.copy(), 0, gamma == 0
+        while not still and number < iterations:
+            new = start + gamma * (step @ found)
+            number += 1
+            change, scale = np.abs(new - found).max(0), np.abs(new).max(0)
+            found = new
+            if not np.isfinite(found).all() or scale.max() > 1e12:
+                break
+            still = bool((change <= TOLERANCE * np.maximum(scale, 1e-12)).all())
+        result.append(LinearCritics(found, empty.state_mean, empty.state_std, empty.action_mean, empty.action_std,
+                                    number, still))
+    return result
+
+
+def _moments(values: NDArray[np.float32]) -> tuple[Vector, Vector]:
+    mean, std = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    return mean, np.where(std > 1e-6 * np.maximum(1.0, np.abs(mean)), std, 1.0)
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + _CHUNK, rows)) for start in range(0, rows, _CHUNK))

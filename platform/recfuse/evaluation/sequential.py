@@ -1,0 +1,273 @@
+"""Off-policy evaluation of whole sessions from logs: what a session would have brought, later states included.
+
+The weight of a session's t-th request is the capped product of the ratios so far,
+`w_t = min(cap, Π_{k≤t} π(a_k|s_k) / π_b(a_k|s_k))`, and the value of a session is `Σ_t γ_j^t r_{t,j}`. Products of
+ratios lose their support quickly: `supported_horizon` says after how many requests, and the estimators take a horizon,
+so that they speak of the first requests of a session.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from recfuse.errors import require
+from recfuse.evaluation.intervals import DRAWS, LEVEL, of_sums
+from recfuse.evaluation.support import (
+    MIN_ESS,
+    MIN_MEAN_RATIO,
+    OffPolicyEstimate,
+    Ratios,
+    Vector,
+    effective_sample_size,
+    feedback_array,
+    nothing,
+    refusal,
+)
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Logged sessions, as the estimators of this module take them.
+
+    Attributes:
+        ratios: of the n requests.
+        feedback: float64[n, m].
+        discount: float64[m], γ per behaviour, in [0, 1].
+        session: int64[n], 0..N − 1; step: int64[n], the request's place within its session, from 0.
+        user: int64[N], 0..U − 1, of each session.
+    """
+
+    ratios: Ratios
+    feedback: Vector
+    discount: Vector
+    session: NDArray[np.int64]
+    step: NDArray[np.int64]
+    user: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, log_prob: ArrayLike, behaviour_log_prob: ArrayLike, feedback: ArrayLike, discount: ArrayLike,
+           cap: float, session_id: ArrayLike, user_id: ArrayLike) -> Sessions:
+        """Sessions from rows in the order of time; the rows of different sessions may be mixed.
+
+        Args:
+            log_prob, behaviour_log_prob, feedback, user_id: as of `recfuse.evaluation.ope.ncis`.
+            discount: one number, or [m].
+            cap: of the products of ratios.
+            session_id: [n]; a session belongs to the user of its first row.
+
+        Raises:
+            InvalidFieldError: a shape that does not fit or a value that is not allowed.
+        """
+        ratios = Ratios.of(log_prob, behaviour_log_prob, cap)
+        rows = len(ratios.log)
+        values = feedback_array(feedback, rows)
+        gamma = np.broadcast_to(np.asarray(discount, np.float64), values.shape[1:]).copy()
+        require(bool(((gamma >= 0) & (gamma <= 1)).all()), "discount", gamma.tolist(), "numbers in [0, 1]")
+        codes = []
+        for field, ids in (("session_id", session_id), ("user_id", user_id)):
+            code, _ = pd.factorize(np.asarray(ids))
+            require(len(code) == rows, field, len(code), f"{rows} ids, one a row")
+            require(bool((code >= 0).all()), field, None, "ids other than null")
+            codes.append(code.astype(np.int64))
+        session, user = codes
+        order = np.argsort(session, kind="stable")
+        starts = np.searchsorted(session[order], np.arange(session.max() + 1))
+        step = np.empty(rows, np.int64)
+        step[order] = np.arange(rows) - starts[session[order]]
+        return cls(ratios, values, gamma, session, step, user[order][starts])
+
+    @property
+    def count(self) -> int:
+        """N"""
+        return len(self.user)
+
+    @property
+    def longest(self) -> int:
+        """Requests of the longest session."""
+        return int(self.step.max()) + 1
+
+    def within(self, horizon: int | None) -> Sessions:
+        """The first requests of every session; all where None."""
+        if horizon is None or horizon >= self.longest:
+            return self
+        require(horizon >= 1, "horizon", horizon, "an integer ≥ 1")
+        kept = self.step < horizon
+        return dataclasses.replace(self, ratios=Ratios(self.ratios.log[kept], self.ratios.cap),
+                                   feedback=self.feedback[kept], session=self.session[kept], step=self.step[kept])
+
+    def weights(self) -> tuple[Vector, Vector]:
+        """w_t of every request [n], and of every session after each number of requests [T, N]; what has ended keeps its
+        last weight."""
+        after, of_row = np.zeros((self.longest, self.count)), np.empty(len(self.step))
+        running = np.zeros(self.count)
+        for step in range(self.longest):
+            rows = np.flatnonzero(self.step == step)
+            running[self.session[rows]] += self.ratios.log[rows]
+            with np.errstate(over="ignore"):
+                after[step] = np.exp(np.minimum(running, self.ratios.limit))
+            of_row[rows] = after[step, self.session[rows]]
+        return of_row, after
+
+    def discounts(self) -> Vector:
+        """γ_j^t, [n, m]."""
+        powers: Vector = self.discount[None] ** self.step[:, None]
+        return powers
+
+
+def supported_horizon(sessions: Sessions, min_ess: float = MIN_ESS) -> int:
+    """The largest number of first requests at each of which the effective number of sessions is at least `min_ess`."""
+    _, after = sessions.weights()
+    for step, weight in enumerate(after):
+        if effective_sample_size(weight) < min_ess or weight.mean() < MIN_MEAN_RATIO:
+            return step
+    return len(after)
+
+
+def trajectory_importance_sampling(sessions: Sessions, *, normalise: bool = False, horizon: int | None = None,
+                                   min_ess: float = MIN_ESS, draws: int = DRAWS, level: float = LEVEL,
+                                   seed: int = 0) -> OffPolicyEstimate:
+    """`mean_i(w_i Σ_t γ^t r_t)` with the weight of the whole session, over `mean_i w_i` where `normalise`.
+
+    References:
+        Precup, Sutton & Singh, "Eligibility Traces for Off-Policy Policy Evaluation", ICML 2000.
+    """
+    some = sessions.within(horizon)
+    _, after = some.weights()
+    weight, width = after[-1], some.feedback.shape[1]
+    value = _per_session(some, some.discounts() * some.feedback)
+    bottom = weight if normalise else np.ones(some.count)
+    sums = _per_user(some, np.column_stack([weight[:, None] * value, bottom]))
+    return _estimate("SN-IS (session)" if normalise else "IS (session)", some, after[-1:], sums,
+                     lambda s: s[:, :width] / s[:, width:], min_ess, draws, level, seed)
+
+
+def per_decision(sessions: Sessions, *, normalise: bool = False, horizon: int | None = None, min_ess: float = MIN_ESS,
+                 draws: int = DRAWS, level: float = LEVEL, seed: int = 0) -> OffPolicyEstimate:
+    """PDIS: `mean_i Σ_t γ^t w_{i,t} r_{i,t}`; each request only weighs what led to it. With `normalise` the weights of
+    every step sum to one over the sessions.
+
+    References:
+        Precup, Sutton & Singh, ICML 2000; the normalised form: Thomas, "Safe Reinforcement Learning", 2015.
+    """
+    return sequential_doubly_robust(sessions, None, None, normalise=normalise, horizon=horizon, min_ess=min_ess,
+                                    draws=draws, level=level, seed=seed)
+
+
+def sequential_doubly_robust(
+    sessions: Sessions,
+    predicted: ArrayLike | None,
+    expected: ArrayLike | None,
+    *,
+    normalise: bool = False,
+    horizon: int | None = None,
+    min_ess: float = MIN_ESS,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> OffPolicyEstimate:
+    """`mean_i Σ_t γ^t [ w_t (r_t − q(s_t, a_t)) + w_{t−1} v(s_t) ]`, `w_{−1} = 1`.
+
+    Args:
+        predicted, expected: [n, m], q(s_t, a_t) and v(s_t) of critics of the policy in question that were fitted to
+            other rows (`recfuse.evaluation.fitted_q`), in the units of feedback; None for 0, which is PDIS.
+        horizon: H; the estimate is still of the whole session: what comes after H requests is `γ^H w_{H−1} v(s_H)`.
+
+    References:
+        Jiang & Li, "Doubly Robust Off-policy Value Evaluation for Reinforcement Learning", ICML 2016; the normalised
+        form: Thomas & Brunskill, "Data-Efficient Off-Policy Policy Evaluation", ICML 2016.
+    """
+    shape = sessions.feedback.shape
+    q, v = (np.zeros(shape) if one is None else np.asarray(one, np.float64) for one in (predicted, expected))
+    for field, one in (("predicted", q), ("expected", v)):
+        require(one.shape == shape, field, one.shape, f"{shape}, as feedback")
+        require(bool(np.isfinite(one).all()), field, "not finite", "finite numbers")
+    some = sessions.within(horizon)
+    kept = sessions.step < some.longest
+    weight, after = some.weights()
+    before = np.ones(len(weight))
+    later = some.step > 0
+    before[later] = after[some.step[later] - 1, some.session[later]]
+    discounts, width = some.discounts(), some.feedback.shape[1]
+    own = discounts * weight[:, None] * (some.feedback - q[kept])
+    led = discounts * before[:, None] * v[kept]
+    # What the critic says of the requests beyond the horizon, per session.
+    beyond = np.zeros((some.count, width))
+    next_one = sessions.step == some.longest
+    beyond[sessions.session[next_one]] = v[next_one] * sessions.discount**some.longest
+    beyond *= after[-1][:, None]
+    name = ("SN-PDIS" if normalise else "PDIS") if predicted is None else (
+        "SN-DR (session)" if normalise else "DR (session)")
+    whole = some if predicted is None else sessions
+    if not normalise:
+        sums = _per_user(some, np.column_stack([_per_session(some, own + led) + beyond, np.ones(some.count)]))
+        return _estimate(name, some, after, sums, lambda s: s[:, :width] / s[:, width:], min_ess, draws, level, seed,
+                         whole)
+    steps = len(after)
+    # Columns of a user: Σ own [T·m], Σ led [T·m] and beyond [m], Σ w_t [T], with Σ w_{−1} before them.
+    columns = [_per_step(some, own), _per_step(some, led), _per_user(some, beyond),
+               _per_user(some, np.concatenate([np.ones((1, some.count)), after]).T)]
+    first, last = steps * width, (2 * steps + 1) * width
+
+    def statistic(s: Vector) -> Vector:
+        top = s[:, :first].reshape(-1, steps, width) / s[:, last + 1:, None]
+        total: Vector = top.sum(1) + (s[:, first:last].reshape(-1, steps + 1, width) / s[:, last:, None]).sum(1)
+        return total
+
+    return _estimate(name, some, after, np.concatenate(columns, 1), statistic, min_ess, draws, level, seed, whole)
+
+
+def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,
+                      seed: int = 0) -> OffPolicyEstimate:
+    """`mean_i v(s_{i,0})` of critics fitted to other rows; its interval speaks of the users, not of the critics' error.
+
+    Args:
+        expected: [n, m], v(s_t) of the policy in question, in the units of feedback.
+    """
+    v, width = np.asarray(expected, np.float64), sessions.feedback.shape[1]
+    require(v.shape == sessions.feedback.shape, "expected", v.shape, f"{sessions.feedback.shape}, as feedback")
+    first = sessions.step == 0
+    sums = _per_user(sessions, np.column_stack([_per_session(sessions, np.where(first[:, None], v, 0.0)),
+                                                np.ones(sessions.count)]))
+    return _estimate("FQE", sessions, np.ones((1, sessions.count)), sums, lambda s: s[:, :width] / s[:, width:], 0.0,
+                     draws, level, seed)
+
+
+def _per_session(sessions: Sessions, values: Vector) -> Vector:
+    """[N, k] sums of [n, k]."""
+    return np.stack([np.bincount(sessions.session, column, sessions.count) for column in values.T], 1)
+
+
+def _per_user(sessions: Sessions, values: Vector) -> Vector:
+    """[U, k] sums of [N, k]."""
+    sums: Vector = np.stack([np.bincount(sessions.user, column) for column in values.T], 1).astype(np.float64)
+    return sums
+
+
+def _per_step(sessions: Sessions, values: Vector) -> Vector:
+    """[U, T·m] sums of [n, m] per user and step."""
+    steps, users = sessions.longest, int(sessions.user.max()) + 1
+    place = sessions.user[sessions.session] * steps + sessions.step
+    sums = np.stack([np.bincount(place, column, users * steps) for column in values.T], 1)
+    return sums.reshape(users, -1)
+
+
+def _estimate(name, sessions, after, sums, statistic, min_ess, draws, level, seed,  # type: ignore[no-untyped-def]
+              whole=None) -> OffPolicyEstimate:
+    sizes, means = [effective_sample_size(weight) for weight in after], after.mean(1)
+    worst, width = int(np.argmin(sizes)), sessions.feedback.shape[1]
+    reason = refusal(sizes[worst], min_ess, sessions.count, len(sums), float(means.min()), "sessions")
+    if reason and len(sums) > 1:
+        reason = f"after {worst + 1 if len(after) > 1 else sessions.longest} requests, {reason}"
+    found = None if reason else of_sums(sums, statistic, draws=draws, level=level, seed=seed)
+    whole = whole or sessions
+    logged = _per_session(whole, whole.discounts() * whole.feedback).mean(0)
+    return OffPolicyEstimate(
+        found.estimate if found else nothing(width), found.low if found else nothing(width),
+        found.high if found else nothing(width), logged=logged, effective_sample_size=np.full(width, sizes[worst]),
+        requests=len(sessions.feedback), users=len(sums), capped_share=float((after >= sessions.ratios.cap).mean()),
+        mean_ratio=float(means.min()), estimator=name, per="session", refused=reason)

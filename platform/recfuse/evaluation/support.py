@@ -1,0 +1,161 @@
+"""What every off-policy estimator needs first: checked input, capped ratios, and whether the log has support."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recfuse.errors import require
+
+# Below it an estimate says more about a few requests than about the policy.
+MIN_ESS = 100.0
+# Ratios have the mean 1 where the log has everything that the policy does. Below this, half of it is missing or capped.
+MIN_MEAN_RATIO = 0.5
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class OffPolicyEstimate:
+    """What a log says about another policy; float64[m] each, one a behaviour.
+
+    Attributes:
+        estimate, low, high: value per request, or per session, and its bootstrap interval over users; NaN where
+            refused.
+        logged: the same of the logged policy, from the log alone.
+        effective_sample_size: (Σρ)² / Σρ², the same for every behaviour as the weights are; of a sequential estimate,
+            in sessions, at the request where it is smallest.
+        requests, users: rows and distinct users of the log; capped_share: of the weights.
+        mean_ratio: mean of the capped ratios, 1 where the log supports all that the policy does.
+        estimator: its name; per: `request` or `session`.
+        refused: why no number is given, "" where one is.
+    """
+
+    estimate: Vector
+    low: Vector
+    high: Vector
+    logged: Vector
+    effective_sample_size: Vector
+    requests: int
+    users: int
+    capped_share: float
+    mean_ratio: float = math.nan
+    estimator: str = "NCIS"
+    per: str = "request"
+    refused: str = ""
+
+    @property
+    def interval(self) -> tuple[Vector, Vector]:
+        """(low, high)"""
+        return self.low, self.high
+
+    @property
+    def ess(self) -> Vector:
+        """Short for `effective_sample_size`."""
+        return self.effective_sample_size
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """π(a_t|s_t) / π_b(a_t|s_t) of n logged requests.
+
+    Attributes:
+        log: float64[n], not capped.
+        cap: of the ratios, inf for none.
+    """
+
+    log: Vector
+    cap: float
+
+    @classmethod
+    def of(cls, log_prob: ArrayLike, behaviour_log_prob: ArrayLike, cap: float) -> Ratios:
+        """Raises InvalidFieldError: a shape that does not fit or a value that is not allowed."""
+        target, behaviour = vector(log_prob, "log_prob"), vector(behaviour_log_prob, "behaviour_log_prob")
+        require(len(target) > 0, "log_prob", 0, "at least one request")
+        require(len(behaviour) == len(target), "behaviour_log_prob", len(behaviour),
+                f"{len(target)} values, as in log_prob")
+        require(bool((target < np.inf).all()), "log_prob", _first(target, ~(target < np.inf)), "numbers < inf")
+        require(bool(np.isfinite(behaviour).all()), "behaviour_log_prob", _first(behaviour, ~np.isfinite(behaviour)),
+                "finite numbers")
+        require(cap > 0, "cap", cap, "a number > 0")
+        return cls(target - behaviour, cap)
+
+    @property
+    def limit(self) -> float:
+        """log(cap)"""
+        return math.log(self.cap)
+
+    @property
+    def capped_share(self) -> float:
+        """Share of the ratios that the cap cuts."""
+        return float((self.log > self.limit).mean())
+
+    @property
+    def weights(self) -> Vector:
+        """min(cap, ratio), float64[n]; inf only where there is no cap and the ratio itself overflows."""
+        with np.errstate(over="ignore"):
+            return np.exp(np.minimum(self.log, self.limit))
+
+    @property
+    def scaled(self) -> Vector:
+        """The same up to a common factor, which normalised estimators lose, and never overflowing."""
+        shift = self.limit if math.isfinite(self.limit) else float(self.log.max())
+        return np.exp(np.minimum(self.log, self.limit) - (shift if math.isfinite(shift) else 0.0))
+
+
+def effective_sample_size(weight: Vector) -> float:
+    """(Σρ)² / Σρ²"""
+    squares = float((weight**2).sum())
+    return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests") -> str:
+    """Why a log with these weights carries no estimate; "" where it does."""
+    require(least >= 0, "min_ess", least, "a number ≥ 0")
+    if users < 2:
+        return f"{users} user: an interval over users needs at least 2"
+    if size < least or size == 0:
+        return (f"effective sample size {size:.1f} of {rows:,} {unit} is below {least:g}: the log holds too few "
+                "actions that this policy would take")
+    if mean_ratio < MIN_MEAN_RATIO:
+        return (f"the mean ratio is {mean_ratio:.2f}, where 1 is expected: {1 - mean_ratio:.0%} of what this policy "
+                "does has no counterpart in the log, or is capped")
+    return ""
+
+
+def feedback_array(feedback: Any, rows: int) -> Vector:
+    """[n, m], finite.
+
+    Raises:
+        InvalidFieldError: another shape, or a value that is not finite.
+    """
+    values = array(feedback)
+    require(values.ndim == 2, "feedback", values.shape, "an array [n, m]")
+    require(len(values) == rows, "feedback", len(values), f"{rows} rows, as in log_prob")
+    require(bool(np.isfinite(values).all()), "feedback", _first(values, ~np.isfinite(values)), "finite numbers")
+    return values
+
+
+def array(values: Any) -> Vector:
+    """Tensors and array-likes as float64."""
+    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    return np.asarray(values, np.float64)
+
+
+def vector(values: Any, field: str) -> Vector:
+    """[n]"""
+    found = array(values)
+    require(found.ndim == 1, field, found.shape, "an array [n]")
+    return found
+
+
+def nothing(behaviours: int) -> Vector:
+    """float64[m] of NaN: no estimate."""
+    return np.full(behaviours, np.nan)
+
+
+def _first(values: Vector, bad: NDArray[np.bool_]) -> float:
+    return float(values[bad][0]) if bad.any() else math.nan

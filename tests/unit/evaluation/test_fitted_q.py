@@ -1,0 +1,73 @@
+"""Fitted Q evaluation against a tabular closed form, which linear critics of two states and actions hold exactly."""
+
+import numpy as np
+import pytest
+
+from recfuse.errors import InvalidFieldError
+from recfuse.evaluation.fitted_q import Transitions, fit_critics
+from tests.unit.evaluation import mdp
+
+STATES = np.eye(2, dtype=np.float32)[:, 1:]
+
+
+def transitions(log):
+    return Transitions(STATES[log.state], log.action[:, None].astype(np.float32), log.reward[:, None].astype(np.float32),
+                       STATES[log.next_state], log.done.astype(np.float32))
+
+
+def target(state):
+    """Mean and variance of the target policy's 0/1 action."""
+    chance = mdp.TARGET[state[:, 0].astype(int), 1][:, None]
+    return chance, chance * (1 - chance)
+
+
+@pytest.fixture(scope="module")
+def critics():
+    return fit_critics(transitions(mdp.simulate(40_000, seed=3, noise=.5)), target, [0.0, .8, 1.0], ridge=1e-7)
+
+
+@pytest.mark.parametrize(("index", "discount"), [(0, 0.0), (1, .8), (2, 1.0)])
+def test_the_closed_form_is_found(critics, index, discount):
+    v, q = mdp.values(mdp.TARGET, discount)
+    critic = critics[index]
+    assert critic.converged
+    np.testing.assert_allclose(critic.expect(STATES, target)[:, 0], v, rtol=.03)
+    for action in (0, 1):
+        found = critic.predict(STATES, np.full((2, 1), action, np.float32))[:, 0]
+        np.testing.assert_allclose(found, q[:, action], rtol=.04)
+
+
+def test_the_expectation_is_that_over_draws():
+    """Of a Gaussian policy over two parameters: E q from mean and variance against 200,000 draws."""
+    rng = np.random.default_rng(0)
+    state, action = rng.normal(size=(500, 3)), rng.normal(1, 2, size=(500, 2))
+    feedback = (action[:, :1] * action[:, 1:] + action[:, :1]**2 + state[:, :1] * action[:, 1:])
+    samples = Transitions(*(one.astype(np.float32) for one in (state, action, feedback, state)),
+                          done=np.ones(500, np.float32))
+    critic, = fit_critics(samples, lambda s: (np.zeros((len(s), 2)), np.ones((len(s), 2))), [0.0], ridge=1e-9)
+    mean, std = np.array([.5, -1.0]), np.array([.3, 2.0])
+    found = critic.expect(state[:1], lambda s: (mean[None], std[None]**2))[0, 0]
+    draws = mean + std * rng.standard_normal((200_000, 2))
+    assert found == pytest.approx(critic.predict(np.repeat(state[:1], 200_000, 0), draws).mean(), rel=.02)
+    # And by hand: E a₁a₂ = μ₁μ₂, E a₁² = μ₁² + σ₁², E s a₂ = s μ₂.
+    assert found == pytest.approx(-.5 + .25 + .09 - state[0, 0], abs=.02)
+
+
+def test_a_fit_that_diverges_says_so():
+    """One state that leads to itself for ever under γ = 1: no finite value, and no standing still."""
+    ones = np.ones((200, 1), np.float32)
+    action = np.tile(np.array([[0.0], [1.0]], np.float32), (100, 1))
+    samples = Transitions(ones, action, ones, ones, np.zeros(200, np.float32))
+    critic, = fit_critics(samples, lambda s: (np.full((len(s), 1), .5), np.full((len(s), 1), .25)), [1.0], ridge=1e-6,
+                          iterations=50)
+    assert not critic.converged
+
+
+def test_bad_input_is_refused():
+    good = transitions(mdp.simulate(50, seed=1))
+    with pytest.raises(InvalidFieldError, match=r"discounts: got \[2\]; allowed: numbers in \[0, 1\]"):
+        fit_critics(good, target, [2])
+    with pytest.raises(InvalidFieldError, match="feedback: got 'not finite'; allowed: finite numbers"):
+        Transitions(good.state, good.action, np.full_like(good.feedback, np.nan), good.next_state, good.done)
+    with pytest.raises(InvalidFieldError, match="samples: got 0; allowed: at least one row"):
+        Transitions(*(column[:0] for column in good.__dict__.values()))
