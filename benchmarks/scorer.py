@@ -1,16 +1,21 @@
 """The multi-scene scorer against published MMoEs on real logs: training speed and test metrics, side by side.
 
 Every contender gets the same rows, fields, widths, batches, epochs and threads, and its own trainer with its default
-optimizer. Peers live in environments of their own, which are created at the first run and never touch the project's.
-Rounds are interleaved (one training of each contender a round, each in a fresh process, seed = round), so that a busy
-minute of the machine hits all alike; the table shows medians over rounds, with the range.
+optimizer; networks and optimizers are built before anybody's clock starts. Peers live in environments of their own,
+which are created at the first run and never touch the project's. Rounds are interleaved (one training of each contender
+a round, each in a fresh process, seed = round), so that a busy minute of the machine hits all alike. Every training is
+a line in a file: a run that was cut off, or stopped at `--budget`, goes on where it ended, and prints what there is.
 
-    python -m benchmarks.scorer --logs DIRECTORY --rounds 3
+    python -m benchmarks.scorer --logs DIRECTORY
+    python -m benchmarks.scorer --logs DIRECTORY --contenders ours+history mmoe ple star pepnet esmm   # our rivals
+
+Our settings were chosen on 2 and 3 May with training to 1 May, never on the days that test here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -18,9 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -33,52 +38,66 @@ from recfuse.logs.kuairand import read_exposures
 from recfuse.scenes.dataset import encode_exposures, scene_rows
 from recfuse.scenes.features import Feature, FeatureEncoder, declared_features
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.registry import Registry, Scene
-from recfuse.scenes.trainer import Problem, TrainingConfig, fit_in_process, prepare, recent_shift
+from recfuse.scenes.trainer import Problem, Stepper, TrainingConfig, fit_in_process, prepare, recent_shift, untrained
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("click", "long_view")
-REGISTRY = Registry(scenes=tuple(Scene(name=tab, tasks=TASKS) for tab in ("0", "1", "2", "4", "6")))
-# deepctr-torch imports `requests` without declaring it.
-PEERS = {"torch-rechub": ("torch-rechub==0.9.0",), "deepctr-torch": ("deepctr-torch==0.3.0", "requests")}
-OURS = {
-    "ours, no history": ModelConfig(history_length=0),
-    "ours": ModelConfig(),
-}
+SCENES = ("0", "1", "2", "4", "6")
+REGISTRY = Registry(scenes=tuple(Scene(name=tab, tasks=TASKS) for tab in SCENES))
+# deepctr-torch imports `requests` without declaring it; FuxiCTR imports Ray Data.
+PEERS = {"torch-rechub": ("torch-rechub==0.9.0",), "deepctr-torch": ("deepctr-torch==0.3.0", "requests"),
+         "fuxictr": ("fuxictr==2.3.10",)}
+OURS = {"ours": ModelConfig(history_length=0), "ours+history": ModelConfig()}
+RIVALS = {name: ModelConfig(architecture=name) for name in get_args(Architecture) if name != "multi_scene"}
+# Counts that have their range beside them as a category, and what was counted from the users' earlier sequences, which
+# is history: without them the fields are 39.
+LEFT_OUT = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days", "server_width", "user_past_views",
+            "user_past_long_view_ratio", "user_past_like_ratio", "item_past_views", "item_past_long_view_ratio",
+            "item_past_like_ratio")
+# Student's t, 97.5%, by degrees of freedom.
+_STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+ENOUGH_ROWS = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreboardConfig:
     """Attributes:
         logs: a directory with KuaiRand files.
-        output: gets the environments, the shared data and `scorer.json`.
+        output: gets the environments, the shared data, and the trainings done so far.
         rounds: trainings of every contender.
         last_training_day: yyyymmdd; the days after it test.
         batch_size, threads: of every contender.
-        contenders: which take part.
+        contenders: which take part: ours, peers, and our renderings of published architectures.
+        budget: seconds after which no further training starts; a later run goes on.
+        training: of ours.
         child: internal, one training of one of ours: its name and seed.
     """
 
     logs: str
     output: str = "runs/benchmarks"
-    rounds: int = 3
+    rounds: int = 5
     last_training_day: int = 20220503
     batch_size: int = 2048
     threads: int = 2
     contenders: tuple[str, ...] = (*OURS, *PEERS)
+    budget: float = float("inf")
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(workers=0))
     child: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class Round:
-    """One training: seconds, and the test metrics by task."""
+    """One training: seconds, and the test metrics by task; `pairs`: [scene, task, rows, predicted over observed]."""
 
     seconds: float
     auc: tuple[float, ...]
     gauc: tuple[float, ...]
     calibration: tuple[float, ...]
+    pairs: tuple[tuple[str, str, int, float], ...]
     versions: str
+    load: float
 
 
 def main(config: ScoreboardConfig) -> None:
@@ -87,21 +106,41 @@ def main(config: ScoreboardConfig) -> None:
         train_ours(config, *config.child)
         return
     log_to_terminal()
-    output = (ROOT / config.output).resolve()
+    begin, output = time.monotonic(), (ROOT / config.output).resolve()
     exposures, training = rows_of(config)
     features = fields(exposures)
     write_shared(output, exposures, training, features)
     pythons = {name: environment(output, name) for name in config.contenders if name in PEERS}
-    rounds: dict[str, list[Round]] = {name: [] for name in config.contenders}
+    journal = output / f"scorer-{settings_key(config)}.jsonl"
+    done = read_journal(journal)
     for seed in range(config.rounds):
         for name in config.contenders:
-            result = run(config, output, name, pythons.get(name), seed)
-            rounds[name].append(measure(output, exposures, ~training, result))
-            latest = rounds[name][-1]
+            if (name, seed) in done or time.monotonic() - begin > config.budget:
+                continue
+            latest = measure(output, exposures, ~training, run(config, output, name, pythons.get(name), seed))
+            done[name, seed] = latest
+            with journal.open("a") as lines:
+                lines.write(json.dumps({"name": name, "seed": seed, "round": dataclasses.asdict(latest)}) + "\n")
             areas = ", ".join(f"{task} {area:.4f}" for task, area in zip(TASKS, latest.auc, strict=True))
             print(f"round {seed + 1}: {name}: {training.sum() / latest.seconds:,.0f} samples/s; AUC {areas}; "
-                  f"load {os.getloadavg()[0]:.1f}", flush=True)
-    show(config, rounds, int(training.sum()), int((~training).sum()), len(features), output)
+                  f"load {latest.load:.1f}", flush=True)
+    rounds = {name: [done[name, seed] for seed in range(config.rounds) if (name, seed) in done]
+              for name in config.contenders}
+    show(config, {name: results for name, results in rounds.items() if results}, int(training.sum()),
+         int((~training).sum()), len(features))
+
+
+def settings_key(config: ScoreboardConfig) -> str:
+    """Of everything that decides a training's result: only equal ones add up in a journal."""
+    same = (config.logs, config.last_training_day, config.batch_size, config.threads, config.training, OURS, RIVALS,
+            PEERS, LEFT_OUT)
+    return hashlib.sha256(repr(same).encode()).hexdigest()[:8]
+
+
+def read_journal(path: Path) -> dict[tuple[str, int], Round]:
+    """The trainings that earlier runs have done, by contender and seed."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return {(line["name"], line["seed"]): Round(**line["round"]) for line in lines}
 
 
 def rows_of(config: ScoreboardConfig) -> tuple[Exposures, np.ndarray]:
@@ -112,12 +151,15 @@ def rows_of(config: ScoreboardConfig) -> tuple[Exposures, np.ndarray]:
 
 def fields(exposures: Exposures) -> tuple[Feature, ...]:
     """Categories alone, which every contender reads the same way."""
-    return tuple(feature for feature in declared_features(exposures) if feature.kind != "numeric")
+    return tuple(feature for feature in declared_features(exposures)
+                 if feature.kind != "numeric" and feature.name not in LEFT_OUT)
 
 
 def problem_of(config: ScoreboardConfig, exposures: Exposures, training: np.ndarray, features: tuple[Feature, ...],
                model: ModelConfig, seed: int) -> Problem:
-    settings = TrainingConfig(workers=0, batch_size=config.batch_size, threads=config.threads, seed=seed)
+    """What one of ours is trained on."""
+    settings = dataclasses.replace(config.training, workers=0, batch_size=config.batch_size, threads=config.threads,
+                                   seed=seed)
     return prepare(exposures, training, REGISTRY, model, settings, features)
 
 
@@ -147,27 +189,29 @@ def environment(output: Path, name: str) -> Path:
 
 def run(config: ScoreboardConfig, output: Path, name: str, python: Path | None, seed: int) -> dict[str, Any]:
     """One training in a process of its own; its last line of output is its result."""
-    threads = {"OMP_NUM_THREADS": str(config.threads), "PYTHONPATH": f"{ROOT}/platform{os.pathsep}{ROOT}"}
+    environ = os.environ | {"OMP_NUM_THREADS": str(config.threads)}
+    load = os.getloadavg()[0]
     if python is None:
-        command = [sys.executable, "-m", "benchmarks.scorer", "--logs", str(Path(config.logs).resolve()),
-                   "--output", str(output), "--batch-size", str(config.batch_size), "--threads", str(config.threads),
-                   "--last-training-day", str(config.last_training_day), "--child", name, str(seed)]
+        environ["PYTHONPATH"] = f"{ROOT}/platform{os.pathsep}{ROOT}"
+        settings = output / "training.yaml"
+        settings.write_text(json.dumps(dataclasses.asdict(config) | {"child": None, "budget": 0.0}))  # YAML reads JSON
+        command = [sys.executable, "-m", "benchmarks.scorer", "--child", str(settings), name, str(seed)]
     else:
-        threads.pop("PYTHONPATH")
         command = [str(python), str(Path(__file__).with_name("scorer_peer.py")), name, str(output / "scorer.npz"),
                    str(output / "predictions.npy"), str(config.batch_size), str(config.threads), str(seed)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    return result | {"load": load}
 
 
 def train_ours(config: ScoreboardConfig, name: str, seed: int) -> None:
     """A child's work: trains one of ours, writes its test predictions, prints its seconds."""
     torch.set_num_threads(config.threads)
     exposures, training = rows_of(config)
-    problem = problem_of(config, exposures, training, fields(exposures), OURS[name], seed)
+    problem = problem_of(config, exposures, training, fields(exposures), (OURS | RIVALS)[name], seed)
+    Stepper(untrained(problem), problem, problem.steps)  # what a first network and optimizer import is nobody's time
     with tempfile.TemporaryDirectory() as directory:
         begin = time.perf_counter()
         model = fit_in_process(problem, Path(directory))
@@ -175,7 +219,7 @@ def train_ours(config: ScoreboardConfig, name: str, seed: int) -> None:
     scorer = SceneScorer(model, problem.registry, problem.encoder, problem.positive_weight,
                          shift=recent_shift(model, problem))
     scores = scorer.score_exposures(exposures)
-    np.save(Path(config.output) / "predictions.npy", np.stack([scores[task][~training] for task in TASKS], 1))
+    np.save(ROOT / config.output / "predictions.npy", np.stack([scores[task][~training] for task in TASKS], 1))
     print(json.dumps({"seconds": seconds, "versions": f"torch {torch.__version__}"}))
 
 
@@ -184,52 +228,105 @@ def measure(output: Path, exposures: Exposures, test: np.ndarray, result: dict[s
     path = output / "predictions.npy"
     predictions = np.load(path)
     path.unlink()
-    user = exposures.column("user_id")[test]
+    user, scene = exposures.column("user_id")[test], exposures.rows["scene"].to_numpy(zero_copy_only=False)[test]
     labels = [exposures.column(task)[test] for task in TASKS]
-    pairs = list(zip(labels, predictions.T, strict=True))
-    return Round(result["seconds"], tuple(auc(y, p) for y, p in pairs), tuple(gauc(y, p, user)[0] for y, p in pairs),
-                 tuple(predicted_over_observed(y, p) for y, p in pairs), result["versions"])
+    both = list(zip(labels, predictions.T, strict=True))
+    pairs = [(tab, task, int((scene == tab).sum()), predicted_over_observed(y[scene == tab], p[scene == tab]))
+             for task, (y, p) in zip(TASKS, both, strict=True) for tab in SCENES]
+    return Round(result["seconds"], tuple(auc(y, p) for y, p in both), tuple(gauc(y, p, user)[0] for y, p in both),
+                 tuple(predicted_over_observed(y, p) for y, p in both), tuple(pairs), result["versions"],
+                 result["load"])
 
 
-def show(config: ScoreboardConfig, rounds: dict[str, list[Round]], train_rows: int, test_rows: int, fields: int,
-         output: Path) -> None:
-    """Prints the table and writes the figures."""
+def show(config: ScoreboardConfig, rounds: dict[str, list[Round]], train_rows: int, test_rows: int,
+         width: int) -> None:
+    """Prints the tables."""
     rates = {name: np.array([train_rows / one.seconds for one in results]) for name, results in rounds.items()}
-    peers = [np.median(rates[name]) for name in rounds if name in PEERS]
-    fastest = max(peers) if peers else float("nan")
+    peers = [name for name in rounds if name in PEERS]
+    fastest = max((float(np.median(rates[name])) for name in peers), default=float("nan"))
     print(f"\n{train_rows:,} training rows to {config.last_training_day}, {test_rows:,} test rows after it; "
-          f"{fields} fields × embedding 16, 8 experts 128-64, tower 32, "
-          f"batch {config.batch_size}, one epoch, {config.threads} threads; "
-          f"{config.rounds} interleaved rounds, medians (range)\n{machine()}")
+          f"{width} fields × embedding 16, 8 experts 128-64, tower 32, "
+          f"batch {config.batch_size}, one epoch, {config.threads} threads\n{machine()}")
     for name, results in rounds.items():
-        print(f"{name}: {results[0].versions}")
+        loads = f"load {min(r.load for r in results):.1f}..{max(r.load for r in results):.1f}"
+        print(f"{name}: {results[0].versions}; {len(results)} trainings, {loads}")
     lines = []
     for name, results in rounds.items():
-        figures = [spread([getattr(one, field)[task] for one in results], 4)
-                   for field in ("auc", "gauc") for task in range(len(TASKS))]
+        figures = [interval([getattr(one, metric)[task] for one in results])
+                   for metric in ("auc", "gauc") for task in range(len(TASKS))]
         ratio = [f"{np.median([one.calibration[task] for one in results]):.3f}" for task in range(len(TASKS))]
-        lines.append([name, spread(list(rates[name]), 0), f"{np.median(rates[name]) / fastest:.2f}×", *figures,
+        lines.append([name, spread(list(rates[name])), f"{np.median(rates[name]) / fastest:.2f}×", *figures,
                       "/".join(ratio)])
-    table("Scoreboard, pooled over the five pages",
+    table("Scoreboard, pooled over the five pages: samples/s median (range); AUC and GAUC mean ± 95% over seeds",
           ["contender", "samples/s", "to the fastest peer", "AUC click", "AUC long view", "GAUC click",
            "GAUC long view", "pred/obs"], lines)
-    (output / "scorer.json").write_text(json.dumps(
-        {"machine": machine(), "train_rows": train_rows, "test_rows": test_rows, "fields": fields,
-         "rounds": {name: [dataclasses.asdict(one) for one in results] for name, results in rounds.items()}}, indent=1))
+    show_differences(rounds, peers)
+    show_pairs(rounds)
 
 
-def spread(values: list[float], digits: int) -> str:
+def show_differences(rounds: dict[str, list[Round]], peers: list[str]) -> None:
+    """Ours against the peer that is best at each figure, and history against none, seed by seed."""
+    lines = []
+    for name, base in (("ours", "best peer"), ("ours+history", "best peer"), ("ours+history", "ours")):
+        if name not in rounds or (base == "ours" and base not in rounds) or (base == "best peer" and not peers):
+            continue
+        cells = []
+        for metric in ("auc", "gauc"):
+            for task in range(len(TASKS)):
+                mine = by_seed(rounds[name], metric, task)
+                other = max((by_seed(rounds[peer], metric, task) for peer in peers), key=np.mean) \
+                    if base == "best peer" else by_seed(rounds[base], metric, task)
+                both = min(len(mine), len(other))
+                cells.append(interval(list(mine[:both] - other[:both]), "+"))
+        lines.append([f"{name} − {base}", *cells])
+    if lines:
+        table("Differences, seed by seed: mean ± 95%",
+              ["", "AUC click", "AUC long view", "GAUC click", "GAUC long view"], lines)
+
+
+def show_pairs(rounds: dict[str, list[Round]]) -> None:
+    """Predicted over observed of every pair with enough test rows, of ours."""
+    lines = [[name, tab, task, f"{rows:,}", f"{np.median([one.pairs[place][3] for one in results]):.3f}"]
+             for name, results in rounds.items() if name not in PEERS
+             for place, (tab, task, rows, _) in enumerate(results[0].pairs) if rows > ENOUGH_ROWS]
+    if lines:
+        table(f"Predicted over observed, pairs with more than {ENOUGH_ROWS:,} test rows, median over seeds",
+              ["contender", "scene", "task", "rows", "pred/obs"], lines)
+
+
+def by_seed(results: list[Round], metric: str, task: int) -> np.ndarray:
+    """One metric of one task, by seed."""
+    return np.array([getattr(one, metric)[task] for one in results])
+
+
+def interval(values: list[float], sign: str = "") -> str:
+    """Mean and 95% interval over seeds (Student's t)."""
+    if len(values) < 2:
+        return f"{np.mean(values):{sign}.4f}"
+    half = _STUDENT.get(len(values) - 1, 1.96) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):{sign}.4f} ± {half:.4f}"
+
+
+def spread(values: list[float]) -> str:
     """Median and range."""
-    return f"{np.median(values):,.{digits}f} ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
+    return f"{np.median(values):,.0f} ({min(values):,.0f}..{max(values):,.0f})"
 
 
 def machine() -> str:
     """Processor, cores and load: what the figures depend on."""
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else ""
-    return f"{model or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, " \
-           f"Python {platform.python_version()}"
+    return f"{model or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def child_config(arguments: list[str]) -> ScoreboardConfig:
+    """The config of a child process: the parent's, with the contender and its seed."""
+    from recfuse.console import load_config
+
+    path, name, seed = arguments
+    return dataclasses.replace(load_config(ScoreboardConfig, path), child=(name, int(seed)))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ScoreboardConfig, description=__doc__))
+    is_child = sys.argv[1:2] == ["--child"]
+    main(child_config(sys.argv[2:]) if is_child else tyro.cli(ScoreboardConfig, description=__doc__))

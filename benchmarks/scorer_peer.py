@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -61,7 +62,64 @@ def torch_rechub(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch:
     return time.perf_counter() - begin, predict
 
 
-LIBRARIES = {"deepctr-torch": deepctr_torch, "torch-rechub": torch_rechub}
+def fuxictr(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch: int) -> Trained:
+    """FuxiCTR's MMoE with its own data loader and `train_epoch`.
+
+    Its package on PyPI holds the multi-task base class and the layers, but not `model_zoo/multitask/MMoE`, so the
+    forward pass is put together here from its own FeatureEmbedding and MLP_Block.
+    """
+    from fuxictr.features import FeatureMap
+    from fuxictr.pytorch.dataloaders.npz_dataloader import NpzDataLoader
+    from fuxictr.pytorch.layers import FeatureEmbedding, MLP_Block
+    from fuxictr.pytorch.models import MultiTaskModel
+
+    directory = tempfile.mkdtemp()
+    names = [f"f{i}" for i in range(len(sizes))]
+    spec = FeatureMap("scorer", directory)
+    for name, size in zip(names, sizes, strict=True):
+        spec.features[name] = {"source": "", "type": "categorical", "vocab_size": size}
+    spec.labels, spec.num_fields = TASKS, len(sizes)
+    spec.set_column_index()
+
+    class MMoE(MultiTaskModel):
+        def __init__(self) -> None:
+            super().__init__(spec, task=["binary_classification"] * 2, num_tasks=2, eval_steps=10**9, verbose=0,
+                             model_root=directory, metrics=["AUC"])
+            self.embedding_layer = FeatureEmbedding(spec, 16)
+            width = 16 * len(sizes)
+            self.experts = torch.nn.ModuleList(
+                MLP_Block(width, [128, 64], output_activation=None) for _ in range(8))
+            self.gates = torch.nn.ModuleList(MLP_Block(width, [], output_dim=8) for _ in TASKS)
+            self.towers = torch.nn.ModuleList(MLP_Block(64, [32], output_dim=1) for _ in TASKS)
+            self.compile("adam", "binary_crossentropy", 1e-3)
+            self.reset_parameters()
+
+        def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            x = self.embedding_layer(self.get_inputs(inputs)).flatten(start_dim=1)
+            experts = torch.stack([expert(x) for expert in self.experts], dim=1)
+            mixed = [(gate(x).softmax(1).unsqueeze(-1) * experts).sum(1) for gate in self.gates]
+            return {f"{task}_pred": activation(tower(part)) for task, activation, tower, part in zip(
+                TASKS, self.output_activation, self.towers, mixed, strict=True)}
+
+    def loader(rows: np.ndarray, labels: np.ndarray, size: int, shuffle: bool) -> NpzDataLoader:
+        path = f"{directory}/{len(rows)}.npz"
+        np.savez(path, **{name: rows[:, i] for i, name in enumerate(names)},
+                 **{task: labels[:, i].astype(np.int64) for i, task in enumerate(TASKS)})
+        return NpzDataLoader(spec, path, batch_size=size, shuffle=shuffle)
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        found = model.predict(loader(rows, np.zeros((len(rows), 2)), 8192, False))
+        return np.stack([np.asarray(found[task]) for task in TASKS], 1)
+
+    model, batches = MMoE(), loader(codes, labels, batch, True)
+    model._max_gradient_norm, model._total_steps, model._stop_training = 10.0, 0, False
+    model._eval_steps, model._epoch_index = 10**9, 0
+    begin = time.perf_counter()
+    model.train_epoch(batches)
+    return time.perf_counter() - begin, predict
+
+
+LIBRARIES = {"deepctr-torch": deepctr_torch, "torch-rechub": torch_rechub, "fuxictr": fuxictr}
 
 
 def main(library: str, data: str, predictions: str, batch: str, threads: str, seed: str) -> None:
