@@ -44,6 +44,7 @@ class ReportData:
         response: {auc: {behaviour: value}, …}, of the simulator's response model.
         calibration: [[scene, measure, simulated, real]].
         serving: {latency_ms: [numbers], endpoint}.
+        weights: {parameters, logged: [M], groups: [{feature, value, requests, mean: [M]}]}; the first group is all.
         subject: title lines: what was trained on what.
     """
 
@@ -55,6 +56,7 @@ class ReportData:
     response: Plain | None = None
     calibration: Sequence[Sequence[Any]] = ()
     serving: Plain | None = None
+    weights: Plain | None = None
     subject: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,29 +68,35 @@ class Section:
     title: str
     sentence: str
     job: str
-    draw: Callable[[ReportData], Figure | None]
-    rows: Callable[[ReportData], tuple[Sequence[str], list[list[str]]]] | None = None
+    draw: Callable[[Any], Figure | None]
+    rows: Callable[[Any], tuple[Sequence[str], list[list[str]]]] | None = None
 
 
-def write_report(path: str | Path, data: ReportData) -> Path:
-    """Writes the page, whole or not at all, and returns its path."""
+def write_report(path: str | Path, data: Any, sections: Sequence[Section] | None = None,
+                 title: str = "Recfuse report") -> Path:
+    """Writes the page, whole or not at all, and returns its path; see `render`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(render(data), encoding="utf-8")
+    temporary.write_text(render(data, sections, title), encoding="utf-8")
     os.replace(temporary, path)
     return path
 
 
-def render(data: ReportData) -> str:
-    """The page as a string."""
+def render(data: Any, sections: Sequence[Section] | None = None, title: str = "Recfuse report") -> str:
+    """The page as a string.
+
+    Args:
+        data: what the sections draw; ReportData for those of this module, which are the default.
+    """
+    sections = SECTIONS if sections is None else sections
     with rc_context(_STYLE):
-        body = "\n".join(_section(section, data) for section in SECTIONS)
+        body = "\n".join(_section(section, data) for section in sections)
     subject = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in data.subject.items())
-    contents = "".join(f'<li><a href="#{section.name}">{_text(section.title)}</a></li>' for section in SECTIONS)
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Recfuse report</title>'
+    contents = "".join(f'<li><a href="#{section.name}">{_text(section.title)}</a></li>' for section in sections)
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head>\n'
-            f'<body><h1>Recfuse report</h1><dl>{subject}</dl><nav><ul>{contents}</ul></nav>\n{body}\n</body></html>\n')
+            f'<body><h1>{_text(title)}</h1><dl>{subject}</dl><nav><ul>{contents}</ul></nav>\n{body}\n</body></html>\n')
 
 
 _CSS = """
@@ -101,7 +109,7 @@ nav ul{columns:2;padding-left:1.2rem}.missing{color:#8a4b00}summary{cursor:point
 """
 
 
-def _section(section: Section, data: ReportData) -> str:
+def _section(section: Section, data: Any) -> str:
     figure = section.draw(data)
     parts = [f'<section id="{section.name}"><h2>{_text(section.title)}</h2>']
     if figure is None:

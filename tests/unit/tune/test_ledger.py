@@ -1,0 +1,63 @@
+"""One row per finished trial, whatever happens to the process that writes it."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+
+from tune.ledger import EARLIER, FAILED, FINISHED, JSONL, PARQUET, Ledger
+
+SWEEP = "s1"
+
+
+def row(number, status=FINISHED, **more):
+    return {"key": f"k{number}", "number": number, "status": status, "reason": "", "seconds": 1.5, **more}
+
+
+def opened(directory, sweep=SWEEP):
+    ledger = Ledger(directory, sweep)
+    ledger.set_aside()
+    return ledger
+
+
+def test_rows_are_on_disk_as_they_are_appended(tmp_path):
+    ledger = opened(tmp_path / "new")
+    ledger.append(row(1, watch_time=0.1, **{"config.network.hidden": "[8]"}))
+    ledger.append(row(2, watch_time=float("nan"), like=2))
+    lines = [json.loads(line) for line in (tmp_path / "new" / JSONL).read_text().splitlines()]
+    assert [line["number"] for line in lines] == [1, 2]
+    assert lines[1]["watch_time"] is None, "there is no NaN in JSON"
+    table = pq.read_table(tmp_path / "new" / PARQUET)
+    assert table["watch_time"].to_pylist() == [0.1, None]
+    assert table["like"].to_pylist() == [None, 2.0]
+    assert table["config.network.hidden"].to_pylist() == ["[8]", None]
+    assert Ledger(tmp_path / "new", SWEEP).keys == {"k1", "k2"}
+
+
+def test_a_line_that_a_crash_cut_off_is_dropped_and_its_trial_runs_again(tmp_path):
+    opened(tmp_path).append(row(1))
+    with (tmp_path / JSONL).open("a") as file:
+        file.write('{"key": "k2", "number"')
+    again = opened(tmp_path)
+    assert again.keys == {"k1"}
+    again.append(row(2))
+    assert [one["key"] for one in Ledger(tmp_path, SWEEP).rows] == ["k1", "k2"]
+    assert pq.read_metadata(tmp_path / PARQUET).num_rows == 2
+
+
+def test_failed_trials_can_be_dropped(tmp_path):
+    ledger = opened(tmp_path)
+    ledger.append(row(1))
+    ledger.append(row(2, FAILED))
+    ledger.drop(FAILED)
+    assert Ledger(tmp_path, SWEEP).keys == {"k1"}
+
+
+def test_rows_of_another_config_are_set_aside_and_kept(tmp_path):
+    opened(tmp_path).append(row(1))
+    other = opened(tmp_path, "s2")
+    assert other.rows == []
+    other.append(row(1))
+    assert [json.loads(line)["sweep"] for line in (tmp_path / EARLIER).read_text().splitlines()] == [SWEEP]
+    assert [json.loads(line)["sweep"] for line in (tmp_path / JSONL).read_text().splitlines()] == ["s2"]

@@ -1,0 +1,129 @@
+"""What a policy is worth on users that it did not learn from: relative change of every behaviour, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recfuse.behaviours import Vocabulary
+from recfuse.errors import require
+from recfuse.evaluation.evaluate import HeldOut, policy_log_prob, read_held_out
+from recfuse.evaluation.intervals import paired_difference
+from recfuse.evaluation.ope import ncis
+from recfuse.fusion.inference import FusionActor
+from recfuse.fusion.policies import Policy
+from recfuse.simulation.environment import SessionEngine
+from recfuse.simulation.rollout import collect, policy_act, steps
+from recfuse.simulation.world import FEEDBACK, World
+from tune.split import SplitConfig, groups_of
+
+_PERSONS_AT_ONCE = 16_384
+
+
+class Worth(NamedTuple):
+    """An estimate with its interval; NaN where there is none."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+Worths = dict[str, Worth]
+
+
+class Judge(Protocol):
+    """Behaviour → relative change from the logged policy."""
+
+    def __call__(self, actor: FusionActor) -> Worths:
+        """The worth of a policy."""
+        ...
+
+
+@dataclass(frozen=True)
+class OffPolicyJudge:
+    """NCIS on held-out samples (FORMULAS 4.1), over the mean in the log; the log's mean is taken as it is.
+
+    Attributes:
+        log: of users that did not train.
+        cap, min_ess, level: see `recfuse.evaluation.ope.ncis`.
+    """
+
+    log: HeldOut
+    cap: float
+    min_ess: float
+    level: float
+
+    @classmethod
+    def of(cls, samples: Path, vocabulary: Vocabulary, cap: float, min_ess: float, level: float) -> OffPolicyJudge:
+        """Reads samples."""
+        return cls(read_held_out(samples, vocabulary), cap, min_ess, level)
+
+    def __call__(self, actor: FusionActor) -> Worths:
+        found = ncis(policy_log_prob(actor, self.log), self.log.log_prob, self.log.feedback, self.cap,
+                     self.log.user_id, min_ess=self.min_ess, level=self.level)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            change = [values / found.logged - 1 for values in (found.estimate, found.low, found.high)]
+        return {name: Worth(*(float(values[index]) for values in change))
+                for index, name in enumerate(actor.vocabulary.behaviour_names)}
+
+
+@dataclass(frozen=True)
+class SimulatorJudge:
+    """An A/B test in the simulator (FORMULAS 4.2) where every person lives once under each policy, with the same luck.
+
+    Attributes:
+        world: of the simulation.
+        persons: int64[n]; the lives of users that did not train.
+        base: float64[n, len(FEEDBACK)], what they did under the base policy.
+        seed: of their luck; level: of the intervals.
+    """
+
+    world: World
+    persons: NDArray[np.int64]
+    base: NDArray[np.float64]
+    seed: int
+    level: float
+
+    @classmethod
+    def of(cls, world: World, base: Policy, explore: bool, group: int, split: SplitConfig, persons: int, seed: int,
+           level: float) -> SimulatorJudge:
+        """Lives the lives of a group's users under the base policy.
+
+        Raises:
+            InvalidFieldError: the group has none of the world's users.
+        """
+        members = np.flatnonzero(groups_of(world.user_ids.astype(str), split) == group)
+        require(len(members) > 0, "split", split, "shares that give every group some of the simulated users")
+        # A user's first life comes first, then everybody's second one.
+        lives = members[None, :] + world.users * np.arange(-(-persons // len(members)))[:, None]
+        chosen = lives.reshape(-1)[:persons]
+        return cls(world, chosen, live(world, base, chosen, seed, explore), seed, level)
+
+    def __call__(self, actor: FusionActor) -> Worths:
+        mine = live(self.world, actor, self.persons, self.seed, explore=False)
+        found = paired_difference(mine, self.base, level=self.level, seed=self.seed)
+        ends = found.estimate, found.low, found.high
+        return {name: Worth(*(float(values[FEEDBACK.index(name)]) for values in ends))
+                for name in actor.vocabulary.behaviour_names}
+
+
+def live(world: World, policy: Policy, persons: NDArray[np.int64], seed: int, explore: bool) -> NDArray[np.float64]:
+    """float64[n, len(FEEDBACK)]: what every person did over the horizon."""
+    engine, rng = SessionEngine(world, seed), np.random.default_rng([seed, 0x11FE])
+    parts = []
+    for start in range(0, len(persons), _PERSONS_AT_ONCE):
+        some = persons[start:start + _PERSONS_AT_ONCE]
+        going = steps(engine, some % world.users, policy_act(policy, explore, rng), persons=some)
+        parts.append(collect(going, len(some)).feedback)
+    return np.concatenate(parts)
+
+
+def flat(worths: Mapping[str, Worth], prefix: str = "") -> dict[str, float]:
+    """Worths as columns: NAME, NAME_low, NAME_high."""
+    return {f"{prefix}{name}{suffix}": value for name, worth in worths.items()
+            for suffix, value in zip(("", "_low", "_high"), worth, strict=True)}

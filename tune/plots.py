@@ -1,0 +1,278 @@
+"""Figures of a sweep, for the HTML report: plain values in, figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from recfuse.evaluation.report import COLOURS, Section
+from tune.frontier import Point, frontier, keeps
+from tune.space import DISCOUNTS, TOTAL, decode
+
+_JOB = "python -m tune.sweep"
+_SOURCES, _ALTERNATIVE = 0.0, 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepData:
+    """What the figures draw.
+
+    Attributes:
+        points: finished trials; objective, guarded: measures.
+        floors: of the guarded measures; winner: key of the point that keeps them at the least cost, "" for none.
+        relative: worths are changes, shown in percent.
+        discounts: of the config, by behaviour, and by kind where its behaviours share one.
+        last: the winner's worth on users that no trial saw.
+        subject: title lines.
+        rows: of the ledger, for the table of all trials.
+    """
+
+    points: Sequence[Point]
+    objective: str
+    guarded: Sequence[str]
+    floors: Mapping[str, float]
+    winner: str
+    relative: bool
+    discounts: Mapping[str, float] = field(default_factory=dict)
+    last: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    subject: Mapping[str, str] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def measures(self) -> list[str]:
+        return [self.objective, *self.guarded]
+
+    @property
+    def scale(self) -> float:
+        return 100.0 if self.relative else 1.0
+
+    def axis(self, name: str) -> str:
+        """Label of a measure's axis."""
+        return f"{name}, change (%)" if self.relative else f"{name} (AUC)"
+
+    def values(self, name: str, found: Sequence[Point] | None = None) -> np.ndarray:
+        """[3, n]: estimate, low, high."""
+        found = self.points if found is None else found
+        return self.scale * np.array([point.worth[name] for point in found], float).reshape(-1, 3).T
+
+
+def text(worth: Sequence[float], relative: bool) -> str:
+    """An estimate with its interval, for tables."""
+    if relative:
+        return f"{100 * worth[0]:+.1f}% [{100 * worth[1]:+.1f}, {100 * worth[2]:+.1f}]"
+    return f"{worth[0]:.4f} [{worth[1]:.4f}, {worth[2]:.4f}]"
+
+
+def _whiskers(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(np.stack([values[0] - values[1], values[2] - values[0]]).clip(min=0.0))
+
+
+def _frontier(data: SweepData) -> Figure | None:
+    if not data.points or not data.guarded:
+        return None
+    across = min(2, len(data.guarded))
+    down = -(-len(data.guarded) // across)
+    figure = Figure(figsize=(8, 3.1 * down))
+    for panel, name in enumerate(data.guarded):
+        axes = figure.add_subplot(down, across, panel + 1)
+        best = frontier(data.points, [data.objective, name])
+        x, y = data.values(name), data.values(data.objective)
+        axes.errorbar(x[0], y[0], xerr=_whiskers(x), yerr=_whiskers(y), fmt="o", ms=3, lw=.6, color="#999999",
+                      label="trials")
+        best = sorted(best, key=lambda point: point.worth[name].estimate)
+        bx, by = data.values(name, best)[0], data.values(data.objective, best)[0]
+        axes.plot(bx, by, "o-", ms=5, color=COLOURS[0], label="no other dominates")
+        for point, left, up in zip(best, bx, by, strict=True):
+            axes.annotate(f"#{point.number}", (left, up), textcoords="offset points", xytext=(4, 4), fontsize=7)
+        chosen = [point for point in data.points if point.key == data.winner]
+        if chosen:
+            axes.plot(data.values(name, chosen)[0], data.values(data.objective, chosen)[0], "*", ms=13,
+                      color=COLOURS[1], label="cheapest that keeps every floor")
+        if name in data.floors:
+            axes.axvline(data.scale * data.floors[name], color="#666", ls="--", lw=.8, label="floor")
+        axes.set(xlabel=data.axis(name), ylabel=data.axis(data.objective))
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _frontier_rows(data: SweepData) -> tuple[Sequence[str], list[list[str]]]:
+    best = frontier(data.points, data.measures)
+    return ["trial", *data.measures, "keeps every floor"], [
+        [point.name, *(text(point.worth[name], data.relative) for name in data.measures),
+         ("yes, the cheapest" if point.key == data.winner else "yes") if keeps(point, data.floors) else "no"]
+        for point in sorted(best, key=lambda point: -point.worth[data.objective].estimate)]
+
+
+def discount_pairs(found: Sequence[Point], own: Mapping[str, float]) -> dict[str, list[tuple[Point, Point]]]:
+    """Discount → pairs of trials that differ in it alone: 0 and 0.95.
+
+    Args:
+        own: the discounts of the config, which a trial without the choice has.
+    """
+    pairs: dict[str, list[tuple[Point, Point]]] = {}
+    for name in sorted({name for point in found for name in point.choices if name.startswith(DISCOUNTS + ".")}):
+        value = {point.key: point.choices.get(name, own.get(name.removeprefix(DISCOUNTS + "."))) for point in found}
+        rest = {point.key: {key: one for key, one in point.choices.items() if key != name} for point in found}
+        some = [(one, other) for one in found for other in found
+                if value[one.key] == _SOURCES and value[other.key] == _ALTERNATIVE and rest[one.key] == rest[other.key]]
+        if some:
+            pairs[name] = some
+    return pairs
+
+
+def _discounts(data: SweepData) -> Figure | None:
+    pairs = discount_pairs(data.points, data.discounts)
+    if not pairs:
+        return None
+    measures = data.measures
+    figure = Figure(figsize=(8, 1.0 + .55 * len(pairs) * max(1, len(measures)) / 2))
+    axes = figure.subplots()
+    place, ticks = 0.0, []
+    for name, found in pairs.items():
+        middle = place + (len(measures) - 1) / 2
+        ticks.append((middle, f"{name.removeprefix(DISCOUNTS + '.')}\npairs: {len(found)}"))
+        for index, measure in enumerate(measures):
+            change = [data.scale * (two.worth[measure].estimate - one.worth[measure].estimate) for one, two in found]
+            axes.plot([min(change), max(change)], [place, place], color=COLOURS[index % len(COLOURS)], lw=1)
+            axes.plot(float(np.mean(change)), place, "o", ms=5, color=COLOURS[index % len(COLOURS)],
+                      label=measure if place == index else None)
+            place += 1
+        place += 1
+    axes.axvline(0, color="#666", lw=.8)
+    axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks])
+    axes.invert_yaxis()
+    unit = "percentage points" if data.relative else "AUC"
+    axes.set_xlabel(f"γ = {_ALTERNATIVE} minus γ = {_SOURCES:g} ({unit}; dot: mean of the pairs, line: their range)")
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+def _discount_rows(data: SweepData) -> tuple[Sequence[str], list[list[str]]]:
+    rows = [[name, f"#{one.number} → #{two.number}",
+             *(f"{text(one.worth[measure], data.relative)} → {text(two.worth[measure], data.relative)}"
+               for measure in data.measures)]
+            for name, found in discount_pairs(data.points, data.discounts).items() for one, two in found]
+    return ["discount, 0 → 0.95", "trials", *data.measures], rows
+
+
+def lambda_series(found: Sequence[Point]) -> dict[str, list[Point]]:
+    """What else was chosen → the trials over Λ in its order, where there are at least two."""
+    series: dict[str, list[Point]] = {}
+    for point in found:
+        if TOTAL in point.choices:
+            rest = ", ".join(f"{key}={value}" for key, value in sorted(point.choices.items()) if key != TOTAL)
+            series.setdefault(rest or "the config's discounts", []).append(point)
+    return {name: sorted(some, key=lambda point: float(point.choices[TOTAL]))
+            for name, some in series.items() if len(some) > 1}
+
+
+def _lambdas(data: SweepData) -> Figure | None:
+    series = lambda_series(data.points)
+    if not series:
+        return None
+    measures = data.measures
+    down = -(-len(measures) // 2)
+    figure = Figure(figsize=(8, 2.5 * down))
+    for panel, measure in enumerate(measures):
+        axes = figure.add_subplot(down, 2, panel + 1)
+        for index, (name, some) in enumerate(series.items()):
+            x, y = [float(point.choices[TOTAL]) for point in some], data.values(measure, some)
+            colour = COLOURS[index % len(COLOURS)]
+            axes.plot(x, y[0], "o-", ms=4, color=colour, label=name)
+            axes.fill_between(x, y[1], y[2], color=colour, alpha=.15, lw=0)
+        if measure in data.floors:
+            axes.axhline(data.scale * data.floors[measure], color="#666", ls="--", lw=.8)
+        axes.set(xscale="log", xlabel="Λ, the sum of all λ (no unit)", ylabel=data.axis(measure))
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _parallel(data: SweepData) -> Figure | None:
+    if len(data.points) < 2:
+        return None
+    names = list(dict.fromkeys(name for point in data.points for name in point.choices))
+    columns: dict[str, np.ndarray] = {}
+    ends: dict[str, tuple[str, str]] = {}
+    for name in names:
+        columns[name], ends[name] = _unit([decode(point.choices.get(name)) for point in data.points])
+    for name in data.measures:
+        columns[name], ends[name] = _unit(list(data.values(name)[0]))
+    figure = Figure(figsize=(8, 4))
+    axes = figure.subplots()
+    height = columns[data.objective]
+    for index in np.argsort(height):
+        point = data.points[index]
+        chosen = point.key == data.winner
+        axes.plot(range(len(columns)), [values[index] for values in columns.values()],
+                  color=COLOURS[1] if chosen else COLOURS[0], lw=2.2 if chosen else .8,
+                  alpha=1.0 if chosen else .25 + .6 * float(height[index]), zorder=3 if chosen else 2)
+    for place, name in enumerate(columns):
+        low, high = ends[name]
+        axes.text(place, -.04, low, ha="center", va="top", fontsize=7)
+        axes.text(place, 1.03, high, ha="center", va="bottom", fontsize=7)
+    axes.set_xticks(range(len(columns)), columns, rotation=25, ha="right")
+    axes.tick_params(axis="x", pad=12)
+    axes.set(yticks=[], ylim=(-.02, 1.02), ylabel="from lowest to highest (each axis has its own unit)")
+    return figure
+
+
+def _unit(values: list[Any]) -> tuple[np.ndarray, tuple[str, str]]:
+    """Places in [0, 1] and what stands at the ends: numbers by size, anything else by its text; nothing is 'config'."""
+    if all(isinstance(value, int | float) for value in values):
+        numbers = np.array(values, float)
+        shown = np.log(numbers) if (numbers > 0).all() and numbers.max() > 100 * numbers.min() else numbers
+        span = float(np.ptp(shown)) or 1.0
+        return (shown - shown.min()) / span, (f"{numbers.min():.4g}", f"{numbers.max():.4g}")
+    texts = ["config" if value is None else str(value) for value in values]
+    order = sorted(set(texts))
+    places = np.array([order.index(one) for one in texts], float)
+    return places / max(len(order) - 1, 1), (order[0], order[-1])
+
+
+def _trials(data: SweepData) -> Figure | None:
+    found = [row for row in data.rows if row.get("seconds") is not None]
+    if not found:
+        return None
+    figure = Figure(figsize=(8, 2.4))
+    axes = figure.subplots()
+    for index, status in enumerate(("finished", "stopped", "failed")):
+        mine = [row for row in found if row["status"] == status]
+        if mine:
+            axes.bar([row["number"] for row in mine], [row["seconds"] for row in mine], label=status,
+                     color=COLOURS[(2, 4, 1)[index]])
+    axes.set(xlabel="trial (number)", ylabel="time (s)")
+    axes.legend(frameon=False, ncols=3)
+    return figure
+
+
+def _trial_rows(data: SweepData) -> tuple[Sequence[str], list[list[str]]]:
+    columns = list(dict.fromkeys(name for row in data.rows for name in row if name != "key"))
+
+    def cell(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return columns, [[cell(row.get(name)) for name in columns]
+                     for row in sorted(data.rows, key=lambda row: row["number"])]
+
+
+SECTIONS = (
+    Section("frontier", "Frontier",
+            "Each trial's objective against each guarded behaviour, with intervals over users that did not train; "
+            "joined are the points that no other dominates on these two, by their estimates. The table has those that "
+            "no other dominates on all of them.", _JOB, _frontier, _frontier_rows),
+    Section("discounts", "Effect of each discount: 0 against 0.95",
+            "Trials in pairs that differ in one discount alone: what the larger one changes.", _JOB, _discounts,
+            _discount_rows),
+    Section("lambdas", "Effect of λ",
+            "Every measure over Λ, with its interval as a band and its floor dashed: a larger Λ holds the policy "
+            "closer to those of the short-term behaviours and to the logged one.", _JOB, _lambdas),
+    Section("parallel", "All choices side by side",
+            "A line per trial through its choices and what they brought; darker is more of the objective, and the "
+            "thick one is the cheapest that keeps every floor.", _JOB, _parallel),
+    Section("trials", "Trials", "What each trial took; the table is the ledger.", _JOB, _trials, _trial_rows),
+)

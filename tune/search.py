@@ -1,0 +1,248 @@
+"""Ray Tune: which trials run, side by side on fractions of the CPUs, and a row in the ledger as each of them ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# Tune writes a line per report of every trial otherwise; the ledger is what is kept.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+
+from recfuse.console import Progress
+from recfuse.errors import require
+from tune import space
+from tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
+from tune.space import Assignment, Block
+from tune.studies import BUNDLE, DONE, OFF_POLICY, PASSES, Run, Study
+
+logger = logging.getLogger("recfuse")
+_CHOICES = "choices"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How the space is searched.
+
+    Attributes:
+        searcher: `grid` takes every combination; `random` draws; `optuna` lets TPE choose, with the objective and every
+            guarded behaviour as objectives of its own, from a space of one block.
+        samples: trials of `random` and `optuna`.
+        scheduler: `fifo` lets every trial end; `asha` stops those whose off-policy estimate of the objective falls
+            behind, after `grace` passes of the last fit, keeping one in `reduction` at each rung (Li et al., "A System
+            for Massively Parallel Hyperparameter Tuning", MLSys 2020).
+        cpus, gpus: of a trial; fractions let several share one.
+        concurrent: most trials at a time; 0: as many as fit.
+        seed: of draws.
+    """
+
+    searcher: Literal["grid", "random", "optuna"] = "grid"
+    samples: int = 16
+    scheduler: Literal["fifo", "asha"] = "fifo"
+    grace: int = 2
+    reduction: int = 3
+    cpus: float = 1.0
+    gpus: float = 0.0
+    concurrent: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.searcher in ("grid", "random", "optuna"), "searcher", self.searcher, "grid, random, optuna")
+        require(self.scheduler in ("fifo", "asha"), "scheduler", self.scheduler, "fifo, asha")
+        require(self.samples >= 1, "samples", self.samples, "an integer ≥ 1")
+        require(self.grace >= 1, "grace", self.grace, "an integer ≥ 1")
+        require(self.reduction >= 2, "reduction", self.reduction, "an integer ≥ 2")
+        require(self.cpus > 0, "cpus", self.cpus, "a number > 0")
+        require(self.gpus >= 0, "gpus", self.gpus, "a number ≥ 0")
+        require(self.concurrent >= 0, "concurrent", self.concurrent, "an integer ≥ 0")
+
+
+def planned(blocks: Sequence[Block], config: SearchConfig) -> list[Assignment]:
+    """The trials that can be named before the first one runs; Optuna's cannot.
+
+    Raises:
+        InvalidFieldError: Optuna with a space of several blocks.
+    """
+    if config.searcher == "grid":
+        return space.grid(blocks)
+    if config.searcher == "random":
+        return space.random(blocks, config.samples, config.seed)
+    require(len(blocks) == 1, "space", len(blocks), "one block, for optuna")
+    return []
+
+
+def key_of(assignment: Assignment, identity: str) -> str:
+    """Names a trial by its choices and by all else that its row depends on."""
+    return hashlib.sha256(f"{identity}\n{space.canonical(assignment)}".encode()).hexdigest()[:16]
+
+
+class StudyTrial(tune.Trainable):
+    """A trial as Ray Tune runs it; one process takes one after the other."""
+
+    def setup(self, config: dict[str, Any], study: Study | None = None) -> None:
+        """Starts the trial of these choices."""
+        assert study is not None
+        self._study = study
+        self._run: Run | None = None
+        self._begin(config)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+        self._run = self._study.begin(choices_of(config))
+
+    def step(self) -> dict[str, Any]:
+        """One pass."""
+        assert self._run is not None
+        report = self._run.step()
+        return report | {tune.result.DONE: bool(report.get(DONE))}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next trial in the same process."""
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Ends the trial."""
+        if self._run is not None:
+            self._run.close()
+
+
+def choices_of(config: Mapping[str, Any]) -> Assignment:
+    """A trial's choices, whichever searcher made them."""
+    return dict(config.get(_CHOICES, config))
+
+
+class Recorder(tune.Callback):
+    """Writes a row as a trial ends, and a line on how far the sweep is."""
+
+    def __init__(self, ledger: Ledger, identity: str, numbers: Mapping[str, int], total: int, objective: str) -> None:
+        self._ledger, self._identity, self._numbers, self._objective = ledger, identity, numbers, objective
+        self._progress = Progress("sweep", total, "trials", every=0.0)
+        self._started: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The clock of a trial."""
+        self._started.setdefault(trial.trial_id, time.monotonic())
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Finished, or stopped by the scheduler."""
+        result = trial.last_result or {}
+        judged = bool(result.get(DONE))
+        self._record(trial, result, FINISHED if judged else STOPPED, "" if judged else "behind the others (asha)")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Failed."""
+        self._record(trial, trial.last_result or {}, FAILED, last_line(str(trial.get_error() or "no reason given")))
+
+    def _record(self, trial: Any, result: Mapping[str, Any], status: str, reason: str) -> None:
+        choices = choices_of(trial.config)
+        key = key_of(choices, self._identity)
+        row: Row = {
+            "key": key, "number": self._numbers.get(key, len(self._ledger.rows) + 1), "status": status,
+            "reason": reason, "seconds": round(time.monotonic() - self._started.get(trial.trial_id, 0.0), 2),
+            **{f"config.{name}": space.encode(value) for name, value in choices.items()},
+            **{name: value for name, value in result.items() if is_metric(name, value)}}
+        self._ledger.append(row)
+        value = row.get(self._objective)
+        note = f"{self._objective} {value:+.3f}" if value is not None else f"{status}: {reason}"
+        self._progress.advance(1, f"#{row['number']} {space.label(choices)}: {note}")
+
+
+_TUNES_OWN = {"done", "training_iteration", "trial_id", "timestamp", "time_this_iter_s", "time_total_s", "pid",
+              "time_since_restore", "iterations_since_restore", "date", "hostname", "node_ip", "experiment_tag",
+              "config", "should_checkpoint", "should_export_model", DONE}
+
+
+def is_metric(name: str, value: Any) -> bool:
+    """Whether a field of a report belongs in the row."""
+    return name not in _TUNES_OWN and isinstance(value, int | float | str)
+
+
+def last_line(text: str) -> str:
+    """The exception itself, of a traceback."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1][:400] if lines else "no reason given"
+
+
+def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledger: Ledger, identity: str,
+               scratch: Path) -> None:
+    """Runs the trials that the ledger does not hold yet, on the current Ray."""
+    known = [row for row in ledger.rows if row["key"] in ledger.keys]
+    assignments = planned(blocks, config)
+    numbers = {key_of(one, identity): number for number, one in enumerate(assignments, 1)}
+    left = [one for one in assignments if key_of(one, identity) not in ledger.keys]
+    count = len(left) if assignments else max(0, config.samples - len(known))
+    if known:
+        logger.info("sweep: %d trials are there already, %d are left", len(known), count)
+    if count == 0:
+        return
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trainable = tune.with_resources(tune.with_parameters(StudyTrial, study=study),
+                                    {"cpu": config.cpus, "gpu": config.gpus})
+    searcher = None if assignments else optuna_searcher(study, blocks[0], config, known)
+    tuner = tune.Tuner(
+        trainable, param_space={_CHOICES: tune.grid_search(left)} if assignments else None,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, scheduler=scheduler(study, config), num_samples=1 if assignments else count,
+            max_concurrent_trials=config.concurrent or at_once(config), reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=f"{identity[:8]}-{time.time_ns()}", storage_path=str(scratch.absolute()), verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+            callbacks=[Recorder(ledger, identity, numbers, count, study.objective)]))
+    tuner.fit()
+
+
+def at_once(config: SearchConfig) -> int:
+    """How many trials fit on the cluster."""
+    found = ray.cluster_resources()
+    fits = found.get("CPU", 1.0) / config.cpus
+    if config.gpus:
+        fits = min(fits, found.get("GPU", 0.0) / config.gpus)
+    return max(1, int(fits + 1e-6))
+
+
+def scheduler(study: Study, config: SearchConfig) -> Any:
+    """Of Tune."""
+    if config.scheduler == "fifo":
+        return tune.schedulers.FIFOScheduler()
+    return tune.schedulers.AsyncHyperBandScheduler(
+        time_attr="final_passes", metric=f"{OFF_POLICY}{study.objective}", mode="max", grace_period=config.grace,
+        reduction_factor=config.reduction, max_t=10_000)
+
+
+def optuna_searcher(study: Study, block: Block, config: SearchConfig, known: Sequence[Row]) -> OptunaSearch:
+    """TPE over the objective and the guarded measures, which has seen the trials that are known."""
+    measures = [study.objective, *study.guarded]
+    distributions, storage = space.distributions(block), optuna.storages.InMemoryStorage()
+    past = optuna.create_study(storage=storage, study_name="sweep", directions=["maximize"] * len(measures))
+    for row in known:
+        values = [row.get(name) for name in measures]
+        if row["status"] == FINISHED and None not in values:
+            past.add_trial(optuna.trial.create_trial(
+                params={name: row[f"config.{name}"] for name in block}, distributions=distributions,
+                values=[float(value) for value in values if value is not None]))
+    # After a resume the sampler starts again; with the same seed it would repeat its first draws.
+    sampler = optuna.samplers.TPESampler(seed=config.seed + 7919 * len(known))
+    return OptunaSearch(distributions, metric=measures, mode=["max"] * len(measures), sampler=sampler,
+                        storage=storage, study_name="sweep")
+
+
+def identity_of(*parts: Any) -> str:
+    """Hash of all that every row of a sweep depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+__all__ = ["BUNDLE", "PASSES", "SearchConfig", "identity_of", "key_of", "planned", "run_trials"]

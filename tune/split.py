@@ -1,0 +1,107 @@
+"""Samples by user: those that trials learn from, those that judge every trial, those that judge the winner alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recfuse.behaviours import Vocabulary
+from recfuse.errors import require
+from recfuse.logs.schema import VOCABULARY_FILE
+
+LEARN, JUDGE, LAST = "learn", "judge", "last"
+GROUPS = (LEARN, JUDGE, LAST)
+_DONE = "split.json"
+_BATCH = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Who is in which group.
+
+    Attributes:
+        judge, last: shares of the users that judge every trial, and the winner again; all others train.
+        person: regular expression for the part of a `user_id` that says who it is. The simulator's `7`, `7.1`, `7.2`
+            have the same tastes, so the default ends at the first dot; ids that share that part stay together.
+        seed: of the hash that deals them out.
+    """
+
+    judge: float = 0.2
+    last: float = 0.2
+    person: str = r"^[^.]+"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.judge < 1, "judge", self.judge, "a share in (0, 1)")
+        require(0 < self.last < 1 - self.judge, "last", self.last, "a share > 0 that leaves users to train")
+        try:
+            re.compile(self.person)
+        except re.error as error:
+            require(False, "person", self.person, f"a regular expression ({error})")
+
+
+def groups_of(users: NDArray[Any] | list[str], config: SplitConfig) -> NDArray[np.int64]:
+    """The place in GROUPS of every user id, int64[n]: a hash, the same wherever and whenever it is asked."""
+    distinct, codes = np.unique(np.asarray(users, object).astype(str), return_inverse=True)
+    pattern = re.compile(config.person)
+    names = [f"{config.seed}:{match[0] if (match := pattern.match(user)) else user}" for user in distinct]
+    hashed = pd.util.hash_array(np.array(names, object), categorize=False).astype(np.float64) / 2.0**64
+    edges = [1 - config.judge - config.last, 1 - config.last]
+    return np.searchsorted(edges, hashed, side="right").astype(np.int64)[codes]
+
+
+def split_samples(samples: str | Path, output: Path, config: SplitConfig) -> dict[str, Path]:
+    """Reads the samples once and writes those of each group in a directory of samples of its own.
+
+    What an earlier call wrote is kept where samples and config are the same.
+
+    Raises:
+        InvalidFieldError: no samples, or a group without any.
+    """
+    source = Path(samples)
+    require(source.is_dir(), "samples", str(source), "a directory of samples, as jobs/ingest.py writes them")
+    vocabulary = Vocabulary.load(source / VOCABULARY_FILE)
+    files = sorted(source.glob("*.parquet"))
+    require(bool(files), "samples", str(source), "a directory with at least one .parquet file")
+    identity = {"files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+                "config": asdict(config)}
+    targets = {name: output / name for name in GROUPS}
+    done = output / _DONE
+    if done.is_file() and json.loads(done.read_text())["identity"] == identity:
+        return targets
+    shutil.rmtree(output, ignore_errors=True)
+    rows = _write(ds.dataset(files), targets, vocabulary, config)
+    for name, count in rows.items():
+        require(count > 0, f"split.{name}", count, "a share that gives at least one user")
+    done.write_text(json.dumps({"identity": identity, "rows": rows}))
+    return targets
+
+
+def _write(source: ds.Dataset, targets: dict[str, Path], vocabulary: Vocabulary, config: SplitConfig) -> dict[str, int]:
+    rows = dict.fromkeys(targets, 0)
+    writers = []
+    for path in targets.values():
+        path.mkdir(parents=True)
+        vocabulary.save(path / VOCABULARY_FILE)
+        writers.append(pq.ParquetWriter(path / "part-00000.parquet", source.schema, compression="zstd"))
+    for batch in source.to_batches(batch_size=_BATCH):
+        group = groups_of(batch.column("user_id").to_numpy(zero_copy_only=False), config)
+        for place, name in enumerate(targets):
+            part = batch.filter(pa.array(group == place))
+            rows[name] += part.num_rows
+            if part.num_rows:
+                writers[place].write_batch(part)
+    for writer in writers:
+        writer.close()
+    return rows

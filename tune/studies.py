@@ -1,0 +1,336 @@
+"""What one trial does, for each learner that can be swept. A study travels to the trials once, by the object store."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from recfuse.behaviours import Vocabulary
+from recfuse.bundle import read_bundle
+from recfuse.errors import require
+from recfuse.evaluation.ranking import POOLED, metric_intervals
+from recfuse.evaluation.scorer import TestDay
+from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.learning.algorithm import TwoStageConfig
+from recfuse.learning.samples import SampleSet
+from recfuse.learning.settings import LearningSettings
+from recfuse.learning.training import summary
+from recfuse.logs.exposures import Exposures
+from recfuse.scenes.dataset import split_by_time
+from recfuse.scenes.inference import SceneScorer
+from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.registry import Registry
+from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from tune.judges import Judge, Worth, Worths, flat
+from tune.space import Assignment, multipliers, replace_fields, split_fusion, with_discounts
+from tune.split import GROUPS, SplitConfig, groups_of
+
+# Of a trial's last report: `DONE`, the columns of its worth, and where its bundle lies.
+DONE, BUNDLE, PASSES = "judged", "bundle", "passes"
+OFF_POLICY = "ope_"
+
+
+class Run(Protocol):
+    """A trial under way."""
+
+    def step(self) -> dict[str, Any]:
+        """Trains for one pass and reports it; the last report holds DONE and the trial's worth."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the trial held."""
+        ...
+
+
+class Study(Protocol):
+    """What is swept.
+
+    Attributes:
+        objective: the measure that a sweep climbs; guarded: those it must not pay with.
+        relative: whether worths are changes from a base, or values of their own.
+    """
+
+    @property
+    def objective(self) -> str: ...
+
+    @property
+    def guarded(self) -> tuple[str, ...]: ...
+
+    @property
+    def relative(self) -> bool: ...
+
+    def check(self, assignment: Assignment) -> None:
+        """Raises InvalidFieldError where the choices do not fit the config."""
+        ...
+
+    def limit(self, assignment: Assignment) -> int:
+        """The most sample-passes that a trial can take."""
+        ...
+
+    def begin(self, assignment: Assignment) -> Run:
+        """Starts a trial in this process."""
+        ...
+
+
+@dataclass(frozen=True)
+class SharedSamples(SampleSet):
+    """Samples whose rows lie in memory, in place of files: every trial of a process, and by the object store every
+    process of a machine, reads the same ones."""
+
+    _columns: ClassVar[dict[str, dict[str, np.ndarray]]] = {}
+
+    @classmethod
+    def share(cls, samples: SampleSet, columns: dict[str, np.ndarray]) -> SharedSamples:
+        """The same samples on these columns."""
+        # Beside the object, not in it: RLlib copies and pickles the config that it is part of.
+        cls._columns[samples.fingerprint] = columns
+        return cls(**{one.name: getattr(samples, one.name) for one in dataclasses.fields(samples)})
+
+    def dataset(self) -> Any:
+        """What the learner asks of a Ray dataset."""
+        return _Rows(self._columns[self.fingerprint])
+
+
+class _Rows:
+    """Batches of columns in memory, without a copy; as a Ray dataset and as its iterator."""
+
+    def __init__(self, columns: dict[str, np.ndarray]) -> None:
+        self._columns = columns
+
+    def iterator(self) -> _Rows:
+        return self
+
+    def iter_batches(self, *, batch_size: int, **_: Any) -> Iterator[pa.Table]:
+        rows = len(next(iter(self._columns.values())))
+        for start in range(0, rows, batch_size):
+            yield pa.table({name: _arrow(values[start:start + batch_size]) for name, values in self._columns.items()})
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    flat_values = pa.array(values.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat_values, values.shape[1]) if values.ndim == 2 else flat_values
+
+
+def read_columns(directory: Path, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    """All columns of samples but the user, float32 [n] or [n, width]."""
+    table = ds.dataset(sorted(str(file) for file in directory.glob("*.parquet"))).to_table()
+    found = {}
+    for name in table.column_names:
+        if name != "user_id":
+            column = table[name].combine_chunks()
+            if isinstance(column, pa.ChunkedArray):
+                column = column.chunk(0)
+            is_list = pa.types.is_fixed_size_list(column.type)
+            values = (column.flatten() if is_list else column).to_numpy(zero_copy_only=False)
+            found[name] = values.reshape(len(column), -1) if is_list else values
+    require(found["state"].shape[1] == vocabulary.state_size, "samples.state", found["state"].shape,
+            f"[n, {vocabulary.state_size}]")
+    return found
+
+
+@dataclass(frozen=True)
+class FusionStudy:
+    """Trials of the fusion learner.
+
+    Attributes:
+        base: the settings that the choices change.
+        samples, columns: of the users that train.
+        judge: decides; estimate: the off-policy estimate, which costs little and is reported beside it.
+        bundles: directory for the trials' policies.
+        each_pass: report the off-policy estimate after every pass of the last fit, for a scheduler.
+    """
+
+    base: LearningSettings
+    samples: SampleSet
+    columns: dict[str, np.ndarray]
+    judge: Judge
+    estimate: Judge
+    bundles: Path
+    each_pass: bool
+    objective: str
+    guarded: tuple[str, ...]
+    relative: bool = True
+
+    def configure(self, assignment: Assignment) -> tuple[LearningSettings, Vocabulary]:
+        """Settings and vocabulary of a trial.
+
+        Raises:
+            InvalidFieldError: the choices do not fit.
+        """
+        discounts, lambdas, fields = split_fusion(assignment)
+        settings = replace_fields(self.base, fields)
+        vocabulary = with_discounts(self.samples.vocabulary, discounts)
+        chosen = multipliers(vocabulary, settings.multipliers, lambdas)
+        # A trial is one process; the sweep runs side by side.
+        settings = dataclasses.replace(settings, multipliers=chosen, num_learners=0)
+        settings.with_multipliers(vocabulary)
+        return settings, vocabulary
+
+    def check(self, assignment: Assignment) -> None:
+        """See `Study`."""
+        self.configure(assignment)
+
+    def limit(self, assignment: Assignment) -> int:
+        """See `Study`."""
+        settings, _ = self.configure(assignment)
+        return self.samples.rows * sum(settings.rule(phase).iterations for phase in settings.phases)
+
+    def begin(self, assignment: Assignment) -> FusionRun:
+        """See `Study`."""
+        return FusionRun(self, assignment)
+
+
+class FusionRun:
+    """See `Run`; a pass is one over the samples."""
+
+    def __init__(self, study: FusionStudy, assignment: Assignment) -> None:
+        for name in ("ray.rllib", "ray.tune", "ray._common.deprecation"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._study = study
+        self._settings, vocabulary = study.configure(assignment)
+        shared = SharedSamples.share(study.samples, study.columns)
+        self._samples = dataclasses.replace(shared, vocabulary=vocabulary)
+        self._algorithm = TwoStageConfig().learn(self._settings, self._samples).build_algo()
+
+    def step(self) -> dict[str, Any]:
+        """One pass; with the last one, the policy is judged."""
+        self._algorithm.train()
+        history = self._algorithm.progress.history
+        report: dict[str, Any] = {PASSES: len(history), "phase": history[-1]["phase"], "loss": history[-1]["loss"]}
+        last = history[-1]["phase"] == self._settings.phases[-1]
+        if last:
+            report["final_passes"] = history[-1]["iteration"] + 1
+        if self._algorithm.finished:
+            bundle = self._export(self._study.bundles)
+            actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
+            report |= flat(self._study.judge(actor)) | flat(self._study.estimate(actor), OFF_POLICY)
+            report |= {DONE: True, BUNDLE: bundle.name}
+        elif last and self._study.each_pass:
+            with tempfile.TemporaryDirectory() as directory:
+                actor = FusionActor.from_bundle(read_bundle(self._export(Path(directory)), "fusion"))
+            report |= flat(self._study.estimate(actor), OFF_POLICY)
+        return report
+
+    def _export(self, root: Path) -> Path:
+        root.mkdir(parents=True, exist_ok=True)
+        return export_policy(root, self._algorithm.policy(), self._samples.vocabulary,
+                             training=dataclasses.asdict(self._settings), data_fingerprint=self._samples.fingerprint,
+                             metrics=summary(self._algorithm))
+
+    def close(self) -> None:
+        """Ends the learner."""
+        self._algorithm.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """What a sweep of the scorer changes: `model.FIELD` and `training.FIELD` of jobs/train_scenes.py.
+
+    Attributes:
+        logs: a directory with KuaiRand files, or `embedded`.
+        test_day: yyyymmdd, the day that judges; absent, the last one. Choose on an earlier day than you report on.
+    """
+
+    logs: str = "embedded"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    test_day: int | None = None
+
+
+@dataclass(frozen=True)
+class ScenesStudy:
+    """Trials of the scorer: trained on the days before the test day, judged on other users' rows of that day.
+
+    Attributes:
+        exposures: of every user, in the scenes of the registry.
+        group: int64[rows], place in GROUPS of each row's user.
+        bundles: directory for the scorers.
+    """
+
+    base: ScenesConfig
+    registry: Registry
+    exposures: Exposures
+    group: np.ndarray
+    bundles: Path
+    objective: str
+    guarded: tuple[str, ...]
+    fingerprint: str
+    relative: bool = False
+
+    @staticmethod
+    def deal(exposures: Exposures, split: SplitConfig) -> np.ndarray:
+        """int64[rows]: the group of every row's user."""
+        return groups_of(exposures.column("user_id").astype(str), split)
+
+    def configure(self, assignment: Assignment) -> ScenesConfig:
+        """The config of a trial.
+
+        Raises:
+            InvalidFieldError: the choices do not fit.
+        """
+        changed = replace_fields(self.base, assignment)
+        return dataclasses.replace(changed, training=dataclasses.replace(changed.training, workers=0))
+
+    def check(self, assignment: Assignment) -> None:
+        """See `Study`."""
+        self.configure(assignment)
+
+    def limit(self, assignment: Assignment) -> int:
+        """See `Study`."""
+        return int((self.group == 0).sum()) * self.configure(assignment).training.epochs
+
+    def begin(self, assignment: Assignment) -> ScenesRun:
+        """See `Study`."""
+        return ScenesRun(self, assignment)
+
+    def judge(self, scorer: SceneScorer, group: str) -> Worths:
+        """AUC of every task, pooled over the scenes, on the test day's rows of a group's users."""
+        theirs = self.exposures.filter(self.group == GROUPS.index(group))
+        day = TestDay.of(theirs, split_by_time(theirs, test_day=self.base.test_day), scorer.history_length)
+        predictions = day.predict(scorer)
+        users = day.exposures.column("user_id")
+        worths = {}
+        for one in day.metrics(predictions):
+            if one.scene == POOLED and np.isfinite(one.auc):
+                rows = day.rows_of(one, predictions)
+                low, high = metric_intervals(day.exposures.column(one.task)[rows], predictions[one.task][rows],
+                                             users[rows]).auc
+                worths[one.task] = Worth(one.auc, low, high)
+        return worths
+
+
+class ScenesRun:
+    """See `Run`; a pass is the whole training."""
+
+    def __init__(self, study: ScenesStudy, assignment: Assignment) -> None:
+        self._study, self._config = study, study.configure(assignment)
+
+    def step(self) -> dict[str, Any]:
+        """Trains and judges."""
+        study, config = self._study, self._config
+        mine = study.exposures.filter(study.group == 0)
+        training = split_by_time(mine, test_day=config.test_day).training
+        with tempfile.TemporaryDirectory() as directory:
+            problem = prepare(mine, training, study.registry, config.model, config.training)
+            scorer = train(problem, directory)
+        worths = study.judge(scorer, GROUPS[1])
+        bundle = scorer.export(study.bundles, training=dataclasses.asdict(config.training),
+                               data_fingerprint=study.fingerprint, metrics=_plain(worths))
+        return {PASSES: config.training.epochs, "final_passes": config.training.epochs, **flat(worths),
+                DONE: True, BUNDLE: bundle.name}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _plain(worths: Mapping[str, Worth]) -> dict[str, Any]:
+    return {name: list(worth) for name, worth in worths.items()}
