@@ -1,7 +1,7 @@
 """The loop closed several times: the learned policy serves and explores, its own logs train the next one.
 
 Every round simulates new persons under the policy of the round before, with exploration on, and learns from these logs
-alone. CEM searches the same simulator twice: with its own budget of simulated lives, and with no more of them than the
+alone; the test is on users whom no log held. CEM searches the same simulator twice: with its own budget of simulated lives, and with no more of them than the
 rounds took together. Prints, per seed and over the seeds, the relative difference per user to the logged policy.
 
     python -m benchmarks.rounds --logs DIR --scorer BUNDLE --seeds 3 --rounds 3
@@ -25,7 +25,7 @@ from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.simulation.ab_test import AbResult, AbTestConfig, CemConfig, cem_bundle, run_ab_test
 from recfuse.simulation.rollout import write_logs
-from recfuse.simulation.simulate import SimulateConfig, simulate
+from recfuse.simulation.simulate import SimulateConfig, held_out, persons_of, simulate
 from recfuse.simulation.world import World, WorldConfig
 
 
@@ -77,6 +77,7 @@ def once(config: RoundsConfig, seed: int) -> AbResult:
         logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", persons=config.persons, holdout_persons=0,
         world=dataclasses.replace(config.world, seed=seed), seed=seed))
     world = World.load(simulated.world)
+    persons = persons_of(~held_out(world, SimulateConfig().held_out_users), config.persons)
     logs, policies = Path(simulated.logs), []
     for number in range(config.rounds + 1):
         here = out / f"round-{number}"
@@ -88,13 +89,13 @@ def once(config: RoundsConfig, seed: int) -> AbResult:
             logs = here / "logs"
             actor = FusionActor.from_bundle(read_bundle(trained.bundle, "fusion"))
             # Another seed each round: other luck for the same tastes.
-            write_logs(world, actor, logs, persons=config.persons, seed=1_000 * (number + 1) + seed,
+            write_logs(world, actor, logs, persons=persons, seed=1_000 * (number + 1) + seed,
                        model_version=actor.version)
     small = cem_bundle(world, Path(f"{out}/simulation"), dataclasses.replace(same_budget(config), seed=seed),
                        out / "cem_same")
     return run_ab_test(AbTestConfig(
         simulation=f"{out}/simulation", output=f"{out}/ab_test", persons=config.test_persons, seed=seed,
-        policies=("logged", "logged_mean", "cem", f"cem_same={small}", *policies), cem=CemConfig(seed=seed))).result
+        users="held_out", policies=("logged", "logged_mean", "cem", f"cem_same={small}", *policies), cem=CemConfig(seed=seed))).result
 
 
 def same_budget(config: RoundsConfig) -> CemConfig:
