@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 # Tune writes a line per report of every trial otherwise; the ledger is what is kept.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# The newer output of Tune prints every trial's result, whatever `verbose` says.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import optuna
 import ray
@@ -145,7 +147,7 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Failed."""
-        self._record(trial, trial.last_result or {}, FAILED, last_line(str(trial.get_error() or "no reason given")))
+        self._record(trial, trial.last_result or {}, FAILED, last_line(error_text(trial)))
 
     def _record(self, trial: Any, result: Mapping[str, Any], status: str, reason: str) -> None:
         choices = choices_of(trial.config)
@@ -171,6 +173,12 @@ def is_metric(name: str, value: Any) -> bool:
     return name not in _TUNES_OWN and isinstance(value, int | float | str)
 
 
+def error_text(trial: Any) -> str:
+    """What Tune wrote of a trial's error; it lies on the driver's machine before it lies in the storage."""
+    file = Path(trial.error_file or "")
+    return file.read_text() if file.is_file() else ""
+
+
 def last_line(text: str) -> str:
     """The exception itself, of a traceback."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
@@ -190,6 +198,8 @@ def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledg
     if count == 0:
         return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # The reason of a failure stands in the trial's row.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_resources(tune.with_parameters(StudyTrial, study=study),
                                     {"cpu": config.cpus, "gpu": config.gpus})
     searcher = None if assignments else optuna_searcher(study, blocks[0], config, known)
@@ -201,6 +211,8 @@ def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledg
         run_config=tune.RunConfig(
             name=f"{identity[:8]}-{time.time_ns()}", storage_path=str(scratch.absolute()), verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
+            # A trial is minutes; what must survive a crash is the ledger.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             callbacks=[Recorder(ledger, identity, numbers, count, study.objective)]))
     tuner.fit()
 
