@@ -12,6 +12,10 @@ def main(config: EvaluateConfig) -> EvaluateResult:
     refused = f"; no estimate: {result.off_policy.refused}" if result.off_policy.refused else ""
     table(f"NCIS on {result.off_policy.requests:,} held-out requests{refused}",
           ["behaviour, per request", "log", "estimate", f"{config.level:.0%} interval", "ESS"], result.rows())
+    table(f"Every estimator, difference to the log; ratios of a session go over {result.horizon} of its requests",
+          ["estimator", "per", "ESS", *result.behaviours], result.estimator_rows())
+    if result.separation:
+        print(result.separation)
     print(f"report: {result.report}")
     return result
 

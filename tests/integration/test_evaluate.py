@@ -1,16 +1,25 @@
 """The job `evaluate`: NCIS on held-out logs, and the report."""
 
+import dataclasses
 import json
+import re
+import shutil
+import subprocess
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate as job
 from recfuse.errors import InvalidFieldError
 from recfuse.evaluation.evaluate import EvaluateConfig
+from recfuse.evaluation.report import SECTIONS, write_report
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.simulation.rollout import write_logs
+from recfuse.logs.schema import sample_schema
+from recfuse.simulation.rollout import rollout, session_log, write_logs
+from tests.unit.evaluation.test_report import DATA
 from tests.unit.simulation import worlds
 
 
@@ -35,7 +44,7 @@ def test_the_logging_policy_has_the_value_of_its_log(run, tmp_path, capsys):
     found = result.off_policy
     np.testing.assert_allclose(found.estimate, found.logged, rtol=1e-4)
     assert found.ess[0] == pytest.approx(found.requests, rel=1e-4)
-    assert result.report.read_text().count("<img") == 1
+    assert result.report.read_text().count("<img") == 3
     written = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert written["off_policy"]["behaviours"] == ["watch_time", "like", "comment", "forward", "follow"]
     assert "report:" in capsys.readouterr().out
@@ -48,8 +57,6 @@ def test_a_policy_far_from_the_log_is_refused(run, tmp_path):
 
 
 def test_bad_input_is_refused(run, tmp_path):
-    import dataclasses
-
     good = config(run, tmp_path, worlds.LOGGED)
     with pytest.raises(InvalidFieldError, match=r"holdout: got .*nowhere.*a directory of session logs or samples"):
         job.main(dataclasses.replace(good, holdout=str(tmp_path / "nowhere")))
@@ -60,3 +67,80 @@ def test_bad_input_is_refused(run, tmp_path):
         job.main(dataclasses.replace(good, serving=str(tmp_path / "broken.json")))
     with pytest.raises(InvalidFieldError, match=r"cap: got 0.*allowed: a number > 0"):
         dataclasses.replace(good, cap=0.0)
+
+
+def test_critics_and_sessions_where_there_are_samples(run, tmp_path):
+    """With samples of other users, every estimator is in the result; none is far from the log for the logged policy."""
+    samples = tmp_path / "samples"
+    write_samples(samples, persons=np.arange(1_000, 1_600), seed=6)
+    result = job.main(dataclasses.replace(config(run, tmp_path, worlds.LOGGED), samples=str(samples)))
+    names = [one.estimator for one in result.estimates]
+    assert names == ["NCIS", "IS", "DR", "SN-DR", "DM", "SN-IS (session)", "PDIS", "SN-PDIS", "DR (session)",
+                     "SN-DR (session)", "FQE"]
+    assert not any(one.refused for one in result.estimates)
+    for one in result.estimates:
+        error = (one.high[0] - one.low[0]) / 3.92
+        assert abs(one.estimate[0] - one.logged[0]) < 5 * error + .03 * one.logged[0], one.estimator
+    assert result.separation.shared_users == result.separation.shared_rows == 0
+    assert result.horizon > 1
+
+
+def test_rows_that_were_trained_on_are_refused(run, tmp_path):
+    """One held-out row among the samples is leakage, and named."""
+    samples = tmp_path / "samples"
+    write_samples(samples, persons=np.arange(300), seed=5)  # the very log of the fixture
+    with pytest.raises(InvalidFieldError, match=r"holdout: got '\d+ rows that are in .*allowed: rows that the policy "
+                                                "was not trained on"):
+        job.main(dataclasses.replace(config(run, tmp_path, worlds.LOGGED), samples=str(samples)))
+
+
+def write_samples(directory, persons, seed):
+    """Transitions of these persons, as the ingest job writes them."""
+    world = worlds.world()
+    log = session_log(world, rollout(world, worlds.LOGGED, seed=seed, persons=persons), "declared")
+    directory.mkdir()
+    world.vocabulary.save(directory / "vocabulary.yaml")
+    schema, last = sample_schema(world.vocabulary), log["last"].to_numpy()
+    following = np.where(last, np.arange(len(last)), np.arange(len(last)) + 1)
+    fields = [log["feedback"].combine_chunks().field(name).to_numpy() for name in world.vocabulary.behaviour_names]
+    flat = pa.array(np.stack(fields, 1).ravel())
+    columns = {"user_id": log["user_id"], "state": log["state"], "action": log["action"],
+               "action_logp": log["action_logp"].cast(pa.float32()),
+               "feedback": pa.FixedSizeListArray.from_arrays(flat, len(fields)),
+               "next_state": log["state"].take(following), "done": pa.array(last.astype(np.float32))}
+    pq.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema), directory / "part.parquet")
+
+
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+# Says of every image whether the browser could decode it.
+PROBE = """<script>window.onload = () => { document.title = [...document.images].map(
+    one => one.closest("section").id + ":" + (one.complete && one.naturalWidth > 0)).join(" ") }</script>"""
+
+
+def browse(page):
+    """(console lines, title after loading) of a page from disk, in a browser without a network."""
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+         "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=3000",
+         f"--user-data-dir={page.parent / 'profile'}", page.as_uri()],
+        capture_output=True, text=True, timeout=300, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line], title.group(1) if title else ""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_shows_every_figure_and_complains_of_nothing(tmp_path):
+    path = write_report(tmp_path / "report.html", DATA)
+    console, title = browse(path)
+    assert console == []
+    assert title == "Recfuse report"
+    text = path.read_text(encoding="utf-8")
+    probed = tmp_path / "probed.html"
+    probed.write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    assert browse(probed)[1].split() == [f"{section.name}:true" for section in SECTIONS]
+    # The same check sees a figure that cannot be decoded, and a script that fails.
+    broken = text.replace("base64,PD94", "base64,AAAA", 1)
+    probed.write_text(broken.replace("</body>", f"{PROBE}<script>nothing()</script></body>"), encoding="utf-8")
+    console, title = browse(probed)
+    assert title.split().count(f"{SECTIONS[0].name}:false") == 1
+    assert any("ReferenceError" in line for line in console)

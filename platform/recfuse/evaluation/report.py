@@ -216,8 +216,12 @@ def _ab_test(data: ReportData) -> Figure | None:
     for index, arm in enumerate(arms):
         middle, low, high = (100 * _numbers(arm[key]) for key in ("estimate", "low", "high"))
         place = np.arange(len(measures))[::-1] + .4 - height * (index + .5)
-        axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", ms=4, capsize=2,
-                      color=COLOURS[index % len(COLOURS)], label=f"{arm['name']} ({arm['users']:,} users)")
+        colour = COLOURS[index % len(COLOURS)]
+        bars = axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", ms=4, capsize=2,
+                             color=colour, mfc="white", label=f"{arm['name']} ({arm['users']:,} users)")
+        if "adjusted" in arm:
+            sure = _numbers(arm["adjusted"]) < 1 - data.ab_test["level"]
+            axes.plot(middle[sure], place[sure], "o", ms=4, color=colour, zorder=bars[0].get_zorder() + 1)
     axes.set_yticks(np.arange(len(measures))[::-1], data.ab_test["measures"])
     axes.set_ylim(-.6, len(measures) - .4)
     axes.axvline(0, color="#666", lw=.8)
@@ -236,8 +240,10 @@ def _ab_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
         for arm in others:
             middle, low, high = (100 * _number(arm[key][index]) for key in ("estimate", "low", "high"))
             row.append(f"{middle:+.2f}% [{low:+.2f}, {high:+.2f}]")
+        row += [f"{100 * _number(arm['detectable'][index]):.2f}%" for arm in others if "detectable" in arm]
         rows.append(row)
-    return ["measure", f"{base['name']}, mean", *(arm["name"] for arm in others)], rows
+    found = [f"{arm['name']} finds" for arm in others if "detectable" in arm]
+    return ["measure", f"{base['name']}, mean", *(arm["name"] for arm in others), *found], rows
 
 
 def _off_policy(data: ReportData) -> Figure | None:
@@ -271,6 +277,73 @@ def _off_policy_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
     rows = [[name, *(f"{_number(found[key][index]):.5g}" for key in ("logged", "estimate", "low", "high"))]
             for index, name in enumerate(found["behaviours"])]
     return ["behaviour, per request", "log", "estimate", "low", "high"], rows
+
+
+def _estimators(data: ReportData) -> Figure | None:
+    found = [one for one in (data.off_policy or {}).get("estimators", ()) if not one["refused"]]
+    if not found:
+        return None
+    behaviours = found[0]["behaviours"]
+    figure = Figure(figsize=(8, 1.2 + .24 * len(found)))
+    panels = np.atleast_1d(figure.subplots(1, len(behaviours), sharey=True))
+    place = np.arange(len(found))[::-1]
+    for column, (axes, behaviour) in enumerate(zip(panels, behaviours, strict=True)):
+        for one, height in zip(found, place, strict=True):
+            logged = _number(one["logged"][column])
+            if not logged > 0:
+                continue
+            middle, low, high = (100 * (_number(one[key][column]) / logged - 1) for key in ("estimate", "low", "high"))
+            axes.errorbar([middle], [height], xerr=[[middle - low], [high - middle]], fmt="o", ms=3, capsize=2,
+                          color=COLOURS[0 if one["per"] == "request" else 1])
+        axes.axvline(0, color="#666", lw=.8)
+        axes.set_title(behaviour)
+        axes.set_yticks(place, [one["estimator"] for one in found])
+    figure.supxlabel("difference to the log (%), per request (blue) or per session (red)", fontsize=9)
+    return figure
+
+
+def _estimator_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
+    found = (data.off_policy or {}).get("estimators", ())
+    if not found:
+        return [], []
+    behaviours = found[0]["behaviours"]
+    rows = []
+    for one in found:
+        cells = [f"{_number(one['estimate'][k]):.4g} [{_number(one['low'][k]):.4g}, {_number(one['high'][k]):.4g}]"
+                 for k in range(len(behaviours))]
+        cells = [one["refused"], *[""] * (len(behaviours) - 1)] if one["refused"] else cells
+        rows.append([one["estimator"], one["per"], f"{_number(one['effective_sample_size'][0]):,.0f}",
+                     f"{_number(one['mean_ratio']):.2f}", *cells])
+    return ["estimator", "per", "ESS", "mean ratio", *behaviours], rows
+
+
+def _weights(data: ReportData) -> Figure | None:
+    if data.weights is None:
+        return None
+    groups, parameters = data.weights["groups"], data.weights["parameters"]
+    names = ["the log's mean", *(f"{group['feature']} {group['value']}".strip() for group in groups)]
+    values = np.array([data.weights["logged"], *(group["mean"] for group in groups)])
+    figure = Figure(figsize=(8, .9 + .24 * len(names)))
+    axes = figure.subplots()
+    reach = max(float(np.abs(values).max()), 1e-9)
+    image = axes.imshow(values, vmin=-reach, vmax=reach, cmap="PuOr", aspect="auto")
+    for row, column in np.ndindex(*values.shape):
+        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7,
+                  color="white" if abs(values[row, column]) > .7 * reach else "black")
+    axes.set_xticks(range(len(parameters)), parameters)
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(False)
+    axes.set(xlabel="fusion parameter (what its prediction is weighed by)", ylabel="users or scene of the request")
+    figure.colorbar(image, ax=axes, label="mean weight (vectors of length 1)")
+    return figure
+
+
+def _weights_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
+    if data.weights is None:
+        return [], []
+    rows = [[f"{group['feature']} {group['value']}".strip(), f"{group['requests']:,}",
+             *(f"{_number(value):.3f}" for value in group["mean"])] for group in data.weights["groups"]]
+    return ["group", "requests", *data.weights["parameters"]], rows
 
 
 def _scorer_table(data: ReportData, key: str) -> tuple[list[str], list[str], np.ndarray]:
@@ -322,15 +395,30 @@ def _response(data: ReportData) -> Figure | None:
     figure = Figure(figsize=(8, 2.6))
     axes = figure.subplots()
     bars = axes.bar(list(areas), list(areas.values()), color=COLOURS[0])
-    axes.bar_label(bars, [f"{area:.3f}" for area in areas.values()])
+    axes.bar_label(bars, [f"{area:.3f}" for area in areas.values()], label_type="center", color="white")
+    for place, name in enumerate(areas):
+        low, high = map(_number, data.response.get("interval", {}).get(name, (None, None)))
+        if low == low:
+            axes.plot([place, place], [low, high], color=COLOURS[6], lw=1.5)
     axes.axhline(.5, color="#666", lw=.8)
     axes.set(ylabel="AUC on the last day", xlabel="behaviour", ylim=(.3, 1))
     return figure
 
 
+def _response_rows(data: ReportData) -> tuple[Sequence[str], list[list[str]]]:
+    if data.response is None or "positives" not in data.response:
+        return [], []
+    rows = []
+    for name, area in data.response["auc"].items():
+        low, high = map(_number, data.response["interval"][name])
+        positives = f"{data.response['positives'][name]:,}"
+        rows.append([name, positives, f"{_number(area):.3f}", f"{low:.3f}", f"{high:.3f}"])
+    return ["behaviour", "positives", "AUC", "low", "high"], rows
+
+
 def _calibration(data: ReportData) -> Figure | None:
     rows = [(str(scene), str(name), _number(simulated), _number(real)) for scene, name, simulated, real
-            in data.calibration if _number(real) > 0]
+            in data.calibration if _number(real) > 0 and not _decile(name)]
     if not rows:
         return None
     scenes = list(dict.fromkeys(row[0] for row in rows))
@@ -345,8 +433,33 @@ def _calibration(data: ReportData) -> Figure | None:
     axes.axhspan(.9, 1.1, color="#009E73", alpha=.15, lw=0)
     axes.axhline(1, color="#666", lw=.8)
     axes.set_xticks(range(len(names)), names, rotation=20)
-    axes.set(ylabel="simulated over real (ratio)", xlabel="measure", ylim=(0, 2.2))
+    axes.set(ylabel="simulated over real (ratio)", xlabel="measure", ylim=(.5, 1.5))
     axes.legend(ncols=5, frameon=False)
+    return figure
+
+
+def _decile(measure: str) -> int:
+    """The level of a row of deciles, 0 of any other."""
+    name, _, level = str(measure).partition(" p")
+    return int(level) if name == "watch_time" and level.isdigit() else 0
+
+
+def _deciles(data: ReportData) -> Figure | None:
+    rows = [(str(scene), _decile(name), _number(simulated), _number(real))
+            for scene, name, simulated, real in data.calibration if _decile(name)]
+    if not rows:
+        return None
+    figure = Figure(figsize=(8, 3.2))
+    axes = figure.subplots()
+    for index, scene in enumerate(dict.fromkeys(row[0] for row in rows)):
+        mine = np.array([row[1:] for row in rows if row[0] == scene])
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(mine[:, 0], mine[:, 1], "o", ms=4, color=colour, label=f"scene {scene}, simulated")
+        axes.plot(mine[:, 0], mine[:, 2], "-", lw=1, color=colour)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set(xlabel="share of the exposures (%)", ylabel="watch time (s, logarithmic beyond 1)",
+             title="lines: the log")
+    axes.legend(ncols=3, frameon=False)
     return figure
 
 
@@ -373,11 +486,19 @@ def _serving(data: ReportData) -> Figure | None:
 
 SECTIONS = (
     Section("ab_test", "A/B test in the simulator",
-            "Relative difference of means per user to the base bucket; where the bar crosses 0 the test has found no "
-            "difference.", "jobs/ab_test.py", _ab_test, _ab_rows),
+            "Relative difference of means per user to the base bucket with its interval; a full point remains after "
+            "the correction for the number of comparisons, a hollow one does not.", "jobs/ab_test.py", _ab_test,
+            _ab_rows),
     Section("off_policy", "Off-policy estimate from held-out logs (NCIS)",
             "What the learned policy would have got per request in the log of the logged policy, estimated by "
             "normalised capped importance sampling.", "jobs/evaluate.py", _off_policy, _off_policy_rows),
+    Section("estimators", "Off-policy estimates, every estimator",
+            "The same question by every estimator that the log supports; DM and FQE are as wrong as their critics, and "
+            "their intervals do not say so.", "jobs/evaluate.py", _estimators, _estimator_rows),
+    Section("weights", "Where the fusion weights go",
+            "Mean direction of the policy's weights per group of requests beside that of the log; a row that differs "
+            "from the one of all requests is where the policy personalises.", "jobs/evaluate.py", _weights,
+            _weights_rows),
     Section("learning_curves", "Learning curves", "The loss of each fit, pass by pass; each ends by its stopping rule.",
             "jobs/train_fusion.py", _learning_curves),
     Section("explained_variance", "Explained variance of the critics",
@@ -392,11 +513,14 @@ SECTIONS = (
     Section("serving", "Serving latency", "Times of single requests over HTTP, one after the other.",
             "jobs/demo.py", _serving),
     Section("response", "Simulator: response model",
-            "How well the model behind the simulated users orders the last day's exposures of the log.",
-            "jobs/simulate.py", _response),
+            "How well the model behind the simulated users orders the last day's exposures of the log, with 95% "
+            "intervals over users; .5 is chance.", "jobs/simulate.py", _response, _response_rows),
     Section("calibration", "Simulator: calibration",
             "Rates, watch time and session length under the logged policy over those of the log; the band is ±10%.",
             "jobs/simulate.py", _calibration, _calibration_rows),
+    Section("deciles", "Simulator: watch time",
+            "Deciles of the watch time of an exposure under the logged policy beside those of the log, per scene.",
+            "jobs/simulate.py", _deciles),
     Section("account", "Data account",
             "Where every row of the session logs went: into the samples, or into the quarantine with a reason.",
             "jobs/ingest.py", _account),

@@ -19,7 +19,7 @@ from recfuse.errors import require
 from recfuse.evaluation.intervals import DRAWS, LEVEL, of_sums
 from recfuse.evaluation.support import (
     MIN_ESS,
-    MIN_MEAN_RATIO,
+    MIN_MEAN_PRODUCT,
     OffPolicyEstimate,
     Ratios,
     Vector,
@@ -120,10 +120,11 @@ class Sessions:
 
 
 def supported_horizon(sessions: Sessions, min_ess: float = MIN_ESS) -> int:
-    """The largest number of first requests at each of which the effective number of sessions is at least `min_ess`."""
+    """The largest number of first requests at each of which the effective number of sessions is at least `min_ess` and
+    the weights' mean at least half way from MIN_MEAN_PRODUCT to 1."""
     _, after = sessions.weights()
     for step, weight in enumerate(after):
-        if effective_sample_size(weight) < min_ess or weight.mean() < MIN_MEAN_RATIO:
+        if effective_sample_size(weight) < min_ess or weight.mean() < (1 + MIN_MEAN_PRODUCT) / 2:
             return step
     return len(after)
 
@@ -252,7 +253,7 @@ def _per_step(sessions: Sessions, values: Vector) -> Vector:
     """[U, T·m] sums of [n, m] per user and step."""
     steps, users = sessions.longest, int(sessions.user.max()) + 1
     place = sessions.user[sessions.session] * steps + sessions.step
-    sums = np.stack([np.bincount(place, column, users * steps) for column in values.T], 1)
+    sums: Vector = np.stack([np.bincount(place, column, users * steps) for column in values.T], 1).astype(np.float64)
     return sums.reshape(users, -1)
 
 
@@ -260,7 +261,8 @@ def _estimate(name, sessions, after, sums, statistic, min_ess, draws, level, see
               whole=None) -> OffPolicyEstimate:
     sizes, means = [effective_sample_size(weight) for weight in after], after.mean(1)
     worst, width = int(np.argmin(sizes)), sessions.feedback.shape[1]
-    reason = refusal(sizes[worst], min_ess, sessions.count, len(sums), float(means.min()), "sessions")
+    reason = refusal(sizes[worst], min_ess, sessions.count, len(sums), float(means.min()), "sessions",
+                     MIN_MEAN_PRODUCT)
     if reason and len(sums) > 1:
         reason = f"after {worst + 1 if len(after) > 1 else sessions.longest} requests, {reason}"
     found = None if reason else of_sums(sums, statistic, draws=draws, level=level, seed=seed)

@@ -15,6 +15,8 @@ from recfuse.errors import require
 MIN_ESS = 100.0
 # Ratios have the mean 1 where the log has everything that the policy does. Below this, half of it is missing or capped.
 MIN_MEAN_RATIO = 0.5
+# Of products of ratios, whose cap would otherwise pass for an effect: what is missing is missing from the estimate.
+MIN_MEAN_PRODUCT = 0.9
 Vector = NDArray[np.float64]
 
 
@@ -112,7 +114,8 @@ def effective_sample_size(weight: Vector) -> float:
     return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests") -> str:
+def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests",
+            least_ratio: float = MIN_MEAN_RATIO) -> str:
     """Why a log with these weights carries no estimate; "" where it does."""
     require(least >= 0, "min_ess", least, "a number ≥ 0")
     if users < 2:
@@ -120,7 +123,7 @@ def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float 
     if size < least or size == 0:
         return (f"effective sample size {size:.1f} of {rows:,} {unit} is below {least:g}: the log holds too few "
                 "actions that this policy would take")
-    if mean_ratio < MIN_MEAN_RATIO:
+    if mean_ratio < least_ratio:
         return (f"the mean ratio is {mean_ratio:.2f}, where 1 is expected: {1 - mean_ratio:.0%} of what this policy "
                 "does has no counterpart in the log, or is capped")
     return ""

@@ -11,8 +11,8 @@ STATES = np.eye(2, dtype=np.float32)[:, 1:]
 
 
 def transitions(log):
-    return Transitions(STATES[log.state], log.action[:, None].astype(np.float32), log.reward[:, None].astype(np.float32),
-                       STATES[log.next_state], log.done.astype(np.float32))
+    action, reward = (column[:, None].astype(np.float32) for column in (log.action, log.reward))
+    return Transitions(STATES[log.state], action, reward, STATES[log.next_state], log.done.astype(np.float32))
 
 
 def target(state):

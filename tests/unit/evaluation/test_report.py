@@ -9,7 +9,13 @@ import pytest
 
 from recfuse.evaluation.report import SECTIONS, ReportData, render, write_report
 
-ARM = {"estimate": [.05, None], "low": [.01, None], "high": [.09, None]}
+ARM = {"estimate": [.05, None], "low": [.01, None], "high": [.09, None], "adjusted": [.01, None],
+       "detectable": [.03, None]}
+ESTIMATE = {"behaviours": ["watch_time", "like"], "estimate": [11.0, .02], "low": [10.0, .01], "high": [12.0, .03],
+            "logged": [10.0, .02], "effective_sample_size": [500.0, 500.0], "requests": 1_000, "users": 90,
+            "mean_ratio": .98, "per": "request", "estimator": "NCIS", "refused": ""}
+NONE = {**ESTIMATE, "estimator": "PDIS", "per": "session", "refused": "after 3 requests, <too few>",
+        "estimate": [None, None], "low": [None, None], "high": [None, None]}
 DATA = ReportData(
     account={"rows_in": 10, "kept": 8, "quarantined": {"mu: NaN": 2}},
     history=[{"phase": phase, "iteration": index, "loss": 1 / (index + 1), "explained_variance/watch_time": .1 * index}
@@ -17,14 +23,17 @@ DATA = ReportData(
     ab_test={"measures": ["watch_time", "like"], "level": .95, "arms": [
         {"name": "logged", "users": 100, "mean": [10.0, 1.0], "estimate": [0, 0], "low": [0, 0], "high": [0, 0]},
         {"name": "two<stage>", "users": 100, "mean": [10.5, 1.0], **ARM}]},
-    off_policy={"behaviours": ["watch_time", "like"], "estimate": [11.0, .02], "low": [10.0, .01], "high": [12.0, .03],
-                "logged": [10.0, .02], "effective_sample_size": [500.0, 500.0], "requests": 1_000, "users": 90,
-                "refused": ""},
+    off_policy={**ESTIMATE, "estimators": [ESTIMATE, NONE]},
+    weights={"parameters": ["click", "like"], "logged": [.6, .8], "groups": [
+        {"feature": "all", "value": "", "requests": 9, "mean": [.5, .5]},
+        {"feature": "scene", "value": "1", "requests": 5, "mean": [.7, -.7]}]},
     scorer=[{"scene": scene, "task": task, "rows": 10, "positives": 3, "auc": .7, "gauc": None,
              "calibration_error": .01, "predicted_over_observed": 1.05}
             for scene in ("0", "all") for task in ("click", "long_view")],
-    response={"auc": {"click": .7, "hate": None}},
-    calibration=[["1", "click", .5, .49], ["1", "hate", 0.0, 0.0]],
+    response={"auc": {"click": .7, "hate": None}, "positives": {"click": 9, "hate": 0},
+              "interval": {"click": [.6, .8], "hate": [None, None]}},
+    calibration=[["1", "click", .5, .49], ["1", "hate", 0.0, 0.0],
+                 *(["1", f"watch_time p{level}", level / 9, level / 10] for level in range(10, 100, 10))],
     serving={"latency_ms": [1.0, 2.0, 3.0, 9.0], "endpoint": "POST /v1/recommend"},
     subject={"policy": "fusion-abc"},
 )
@@ -103,6 +112,10 @@ def test_the_file_is_written_whole(tmp_path):
     path = write_report(tmp_path / "deep" / "report.html", DATA)
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_refused_estimators_are_in_the_table_with_their_reason():
+    assert "after 3 requests, &lt;too few&gt;" in render(DATA)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)

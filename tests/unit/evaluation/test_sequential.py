@@ -41,7 +41,8 @@ def test_by_hand(estimator, normalise, expected):
 
 def test_doubly_robust_by_hand():
     """q = (1, 2, 4), v = (3, 5, 6) on requests a0, b0, a1: a: 3 + 2·(1 − 1) + ½ [2·6 + 1·(10 − 4)] = 12;
-    b: 5 + 4·(3 − 2) = 9. The mean is 10.5. With a horizon of 1, a's second request is the critic's: 3 + 0 + ½·2·6 = 9."""
+    b: 5 + 4·(3 − 2) = 9. The mean is 10.5. With a horizon of 1 a's second request is the critic's: 3 + 0 + ½·2·6 = 9.
+    """
     q, v = np.array([[1.0], [2.0], [4.0]]), np.array([[3.0], [5.0], [6.0]])
     assert sequential_doubly_robust(by_hand(), q, v, min_ess=1, draws=10).estimate[0] == pytest.approx(10.5)
     cut = sequential_doubly_robust(by_hand(), q, v, horizon=1, min_ess=1, draws=10)
@@ -125,9 +126,16 @@ def test_support_is_lost_with_the_number_of_requests():
     assert "the log holds too few actions" in refused.refused
     assert np.isnan(refused.estimate).all()
     horizon = supported_horizon(sessions)
-    assert 3 <= horizon < 20
+    assert 2 <= horizon < 20
     assert per_decision(sessions, horizon=horizon).refused == ""
-    assert per_decision(sessions, horizon=horizon + 1).refused != ""
+    assert per_decision(sessions, horizon=4 * horizon).refused != ""
+
+
+def test_a_cap_that_hides_what_is_missing_is_refused(log):
+    """With a cap of 1 every request of the preferred action loses weight: the products' mean falls far below 1."""
+    found = per_decision(sessions_of(log, 1.0, cap=1.0))
+    assert "the mean ratio is 0." in found.refused
+    assert "has no counterpart in the log, or is capped" in found.refused
 
 
 def test_rows_of_sessions_may_be_mixed(log):
