@@ -1,8 +1,7 @@
-"""The HTTP interface (DESIGN 3.4): paths, tokens, limits, one error shape, and the OpenAPI document."""
+"""The HTTP interface (DESIGN 3.4): paths, one error shape, and the OpenAPI document."""
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +13,10 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import recfuse
 from serving.config import ServingConfig
+from serving.door import Door
 from serving.errors import Reply, refusal
 from serving.examples import with_examples
 from serving.gateway import Gateway, UnavailableError, overloaded
@@ -41,11 +40,20 @@ _REFUSALS = {400: "the body is no JSON object", 401: "no valid bearer token", 40
              413: "body or candidates too large", 422: "a bad field", 503: "overloaded; try again"}
 
 
-def create_api(gateway: Gateway, config: ServingConfig) -> FastAPI:
-    """The application of one ingress replica.
+def create_app(gateway: Gateway, config: ServingConfig) -> Door:
+    """The application of one ingress replica: FastAPI behind the door that knows tokens, limits and a short way."""
+    return Door(create_api(gateway, bool(config.tokens)), gateway, tokens=config.tokens,
+                max_body_bytes=config.max_body_bytes, max_concurrent=config.max_concurrent)
+
+
+def create_api(gateway: Gateway, tokens: bool = False) -> FastAPI:
+    """Every endpoint, with its place in the OpenAPI document.
 
     Bodies go to the deployments undecoded, so the endpoints take the bare request; their types are in the OpenAPI
     document all the same.
+
+    Args:
+        tokens: whether the examples of the document carry one.
     """
     api = FastAPI(title="Recfuse", version=recfuse.__version__, openapi_url=None, docs_url=None, redoc_url=None)
 
@@ -87,7 +95,7 @@ def create_api(gateway: Gateway, config: ServingConfig) -> FastAPI:
     async def openapi(request: Request) -> Response:
         try:
             url = str(request.base_url).rstrip("/")
-            document = with_examples(api.openapi(), await gateway.models(), url, bool(config.tokens))
+            document = with_examples(api.openapi(), await gateway.models(), url, tokens)
         except UnavailableError as error:
             return _response(overloaded(error))
         return Response(orjson.dumps(document), media_type="application/json")
@@ -97,73 +105,8 @@ def create_api(gateway: Gateway, config: ServingConfig) -> FastAPI:
         return get_swagger_ui_html(openapi_url="openapi.json", title="Recfuse")
 
     _refuse_in_one_shape(api)
-    api.add_middleware(Guard, tokens=config.tokens, max_body_bytes=config.max_body_bytes,
-                       max_concurrent=config.max_concurrent)
     api.openapi = _documented(api.openapi)  # type: ignore[method-assign]
     return api
-
-
-class Guard:
-    """Tokens, the limit on bodies and the limit on requests at a time, before anything is read.
-
-    Args:
-        tokens: any of them opens; none of them, and everything is open.
-        max_body_bytes: also counted while a body without a length comes in.
-        max_concurrent: refused at once is better than answered after the client has given up. /healthz is not counted.
-    """
-
-    def __init__(self, app: ASGIApp, tokens: tuple[str, ...], max_body_bytes: int, max_concurrent: int) -> None:
-        self._app, self._max_body_bytes, self._max_concurrent = app, max_body_bytes, max_concurrent
-        self._ongoing = 0
-        self._tokens = [token.encode() for token in tokens]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        refused = self._refuse(scope["path"], headers)
-        if refused is not None:
-            await _response(refused)(scope, receive, send)
-            return
-        self._ongoing += 1
-        try:
-            await self._app(scope, receive if b"content-length" in headers else self._counted(receive), send)
-        finally:
-            self._ongoing -= 1
-
-    def _refuse(self, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
-        if self._tokens and path != "/healthz" and not self._admits(headers.get(b"authorization", b"")):
-            return refusal(401, "authorization", "(not shown)", "Bearer and a valid token")
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit():
-            return refusal(400, "content-length", length.decode("latin-1"), "a number of bytes")
-        if int(length) > self._max_body_bytes:
-            return self._too_large(int(length))
-        if self._ongoing >= self._max_concurrent and path != "/healthz":
-            return overloaded(UnavailableError(f"{self._ongoing} requests at a time"))
-        return None
-
-    def _admits(self, authorization: bytes) -> bool:
-        scheme, _, given = authorization.partition(b" ")
-        # Every token is compared, each in constant time, so that the time tells nothing about any of them.
-        matches = [hmac.compare_digest(given.strip(), token) for token in self._tokens]
-        return scheme.lower() == b"bearer" and any(matches)
-
-    def _too_large(self, length: int) -> Reply:
-        return refusal(413, "body", f"{length} bytes", f"at most {self._max_body_bytes} bytes")
-
-    def _counted(self, receive: Receive) -> Receive:
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._max_body_bytes:
-                raise HTTPException(413, "body")
-            return message
-        return counted
 
 
 def _refuse_in_one_shape(api: FastAPI) -> None:
@@ -176,7 +119,7 @@ def _refuse_in_one_shape(api: FastAPI) -> None:
             allowed = (error.headers or {}).get("Allow", "the methods of /docs")
             return _response(refusal(405, "method", method, allowed), error.headers)
         if error.status_code == 413:
-            return _response(refusal(413, "body", "more than allowed", "a smaller body"))
+            return _response(refusal(413, "body", "more than allowed", str(error.detail)))
         return _response(refusal(error.status_code, None, None, str(error.detail)))
 
     @api.exception_handler(RequestValidationError)
@@ -220,5 +163,3 @@ def _documented(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str,
         whole.setdefault("components", {})["schemas"] = schemas["$defs"]
         return whole
     return document
-
-

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import metrics
@@ -25,12 +24,14 @@ from recfuse.bundle import BundleError, read_bundle
 from recfuse.bundle.bundle import KINDS
 from recfuse.bundle.pointer import read_pointer
 from recfuse.errors import InvalidFieldError, require
-from serving.api import create_api
+from serving.api import create_app
 from serving.config import ServingConfig, config_from_environment, with_tokens_of_environment
+from serving.door import Door
 from serving.errors import Reply
 from serving.fusion import Ranking
 from serving.gateway import Gateway, UnavailableError
-from serving.meters import METERS
+from serving.logs import log_as_json
+from serving.meters import METERS, TAGS, LocalMeters
 from serving.replicas import FusionReplica, ScenesReplica
 
 # Small shares, so that an application of three deployments starts on two cores; serving/config.yaml may say otherwise.
@@ -75,20 +76,21 @@ class RemoteScenes(_Remote):
         return predicted if isinstance(predicted, Ranking) else Reply(*predicted)
 
 
-class RayMeters:
-    """Meters on Ray's own metrics, with the tags of the deployment and the replica."""
-
-    def __init__(self) -> None:
-        tags = ("stage", "scene", "status")
-        self._meters = {
-            name: metrics.Counter(name, description=text, tag_keys=tags) if kind == "counter" else
-            metrics.Histogram(name, description=text, boundaries=list(boundaries), tag_keys=tags)
-            for name, (kind, text, boundaries) in METERS.items()}
-
-    def record(self, name: str, value: float, tags: Mapping[str, str] | None = None) -> None:
-        """See `serving.meters.Meters`."""
-        meter, whole = self._meters[name], {"stage": "", "scene": "", "status": "", **(tags or {})}
-        meter.inc(value, whole) if isinstance(meter, metrics.Counter) else meter.observe(value, whole)
+def ray_meters() -> LocalMeters:
+    """Meters that end in Ray's own metrics, with the tags of the deployment and the replica."""
+    counters: dict[str, metrics.Counter] = {}
+    gauges: dict[str, metrics.Gauge] = {}
+    for name, (kind, text, _) in METERS.items():
+        if kind == "gauge":
+            gauges[name] = metrics.Gauge(name, description=text, tag_keys=TAGS)
+        elif kind == "counter":
+            counters[name] = metrics.Counter(name, description=text, tag_keys=TAGS)
+        else:
+            counters[f"{name}_bucket"] = metrics.Counter(f"{name}_bucket", description=text, tag_keys=(*TAGS, "le"))
+            counters[f"{name}_sum"] = metrics.Counter(f"{name}_sum", description=text, tag_keys=TAGS)
+    empty = dict.fromkeys(TAGS, "")
+    return LocalMeters(lambda name, value, tags: counters[name].inc(value, {**empty, **tags}),
+                       lambda name, value, tags: gauges[name].set(value, {**empty, **tags}))
 
 
 @serve.ingress()
@@ -96,12 +98,13 @@ class Together:
     """The whole application in one process."""
 
     def __init__(self, config: ServingConfig) -> None:
-        meters = RayMeters()
+        log_as_json()
+        meters = ray_meters()
         self._config = config
         self._fusion, self._scenes = FusionReplica(config, meters), ScenesReplica(config, meters)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(Gateway(self._fusion, self._scenes), self._config)
+    def __serve_build_asgi_app__(self) -> Door:
+        return create_app(Gateway(self._fusion, self._scenes), self._config)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"fusion": directory of a bundle or null, "scenes": likewise}; null follows the
@@ -117,21 +120,24 @@ class Ingress:
     """The one HTTP door where policy and scorer are apart."""
 
     def __init__(self, config: ServingConfig, fusion: DeploymentHandle, scenes: DeploymentHandle) -> None:
+        log_as_json()
         self._config = config
         self._gateway = Gateway(RemoteFusion(fusion), RemoteScenes(scenes))
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._gateway, self._config)
+    def __serve_build_asgi_app__(self) -> Door:
+        return create_app(self._gateway, self._config)
 
 
 class MeteredFusion(FusionReplica):
     def __init__(self, config: ServingConfig) -> None:
-        super().__init__(config, RayMeters())
+        log_as_json()
+        super().__init__(config, ray_meters())
 
 
 class MeteredScenes(ScenesReplica):
     def __init__(self, config: ServingConfig) -> None:
-        super().__init__(config, RayMeters())
+        log_as_json()
+        super().__init__(config, ray_meters())
 
 
 # The doors of Serve are wider than our own (`max_concurrent`), which refuses at once and says when to come back.

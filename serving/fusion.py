@@ -5,27 +5,28 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
-import torch
 
 from recfuse.behaviours import Vocabulary
 from recfuse.errors import InvalidFieldError
 from recfuse.fusion.policies import Decision
-from recfuse.fusion.ranking import fuse, rank
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserStates
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
-from serving.decision_log import DECISION, FEEDBACK, DecisionLog
+from serving.decision_log import DECISION, FEEDBACK, Appends
 from serving.errors import RefusedError, Reply
 from serving.meters import Meters, NoMeters, Stopwatch
+from serving.models import Models
 from serving.schemas import FeedbackRequest, FusionRequest, Order, decode
 
+_FUSION, _RECOMMEND, _FEEDBACK = ({"endpoint": name} for name in ("fusion", "recommend", "feedback"))
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -92,92 +93,107 @@ class FusionService:
         meters: what is measured goes there.
     """
 
-    def __init__(self, config: ServingConfig, log: DecisionLog, users: UserStates | None = None,
+    def __init__(self, config: ServingConfig, log: Appends, users: UserStates | None = None,
                  catalogue: Callable[[], Catalogue | None] = lambda: None, meters: Meters | None = None) -> None:
         self._config, self._log, self._users, self._catalogue = config, log, users, catalogue
         self._meters = meters or NoMeters()
 
-    async def rank(self, model: FusionModel, stage: str, body: bytes) -> Reply:
+    async def rank(self, models: Models[FusionModel], stage: str, body: bytes) -> Reply:
         """`POST /v1/fusion/{stage}/rank`."""
-        watch = Stopwatch(self._meters)
+        watch = Stopwatch(self._meters, _FUSION)
         request = decode(FusionRequest, body)
         candidates = request.candidates
         _check_columns(candidates.item_id, candidates.predictions, self._config.max_candidates)
         watch.lap("recfuse_decode_ms")
-        return await self.decide(model, Ranking(
+        reply = await self._decide(models, Ranking(
             user_id=str(request.user_id), stage=stage, scene=request.scene, session_id=request.session_id,
             state=request.state, context=request.context, item_ids=candidates.item_id,
             predictions=candidates.predictions, explore=request.explore, top_n=request.top_n, order=request.order,
-            seed=request.seed))
+            seed=request.seed), watch)
+        watch.whole("recfuse_request_ms")
+        return reply
 
-    async def decide(self, model: FusionModel, ranking: Ranking) -> Reply:
-        """Ranks, logs, answers.
+    async def decide(self, models: Models[FusionModel], ranking: Ranking) -> Reply:
+        """Ranks, logs, answers: the second half of `POST /v1/recommend`.
 
         Raises:
             InvalidFieldError, RefusedError: the request names something that the model does not have.
         """
-        watch = Stopwatch(self._meters)
+        return await self._decide(models, ranking, Stopwatch(self._meters, _RECOMMEND))
+
+    async def _decide(self, models: Models[FusionModel], ranking: Ranking, watch: Stopwatch) -> Reply:
+        model = models.of(ranking.user_id)
         vocabulary = model.vocabulary
         if ranking.stage not in vocabulary.stages:
             raise RefusedError(404, "stage", ranking.stage, ", ".join(vocabulary.stages))
         scene = _scene(ranking.scene, vocabulary)
-        predictions = _matrix(ranking, vocabulary)
+        columns = _columns(ranking, vocabulary)
         state, source = self._state(model, ranking, scene)
         explore = self._config.explore if ranking.explore is None else ranking.explore
         decision = model.actor.act(state[None], explore, seed=ranking.seed)
-        scores, best = _rank(predictions, decision.action[0], vocabulary, ranking)
-        watch.lap("recfuse_model_ms")
+        scores = fuse_columns(columns, decision.action[0], vocabulary)
+        best = best_first(scores, ranking.order, ranking.top_n)
+        watch.lap("recfuse_policy_ms")
         request_id = os.urandom(16).hex()
         shown = {"request_id": request_id, "model_version": model.version, "mu": decision.mu[0],
                  "sigma": decision.sigma[0], "action": decision.action[0],
                  "action_logp": float(decision.action_logp[0])}
-        await self._append(DECISION, {
-            **shown, "ts": time.time(), "user_id": ranking.user_id, "session_id": ranking.session_id,
-            "stage": ranking.stage, "scene": scene, "state": state, "state_source": source})
-        watch.lap("recfuse_log_ms")
-        self._measure(ranking, decision, source)
-        items = _items(ranking, predictions, scores, best, vocabulary)
+        # The disk works while the answer is written; nobody hears of it before the decision is durable.
+        with _durably():
+            logged = self._log.append(DECISION, {
+                **shown, "ts": time.time(), "user_id": ranking.user_id, "session_id": ranking.session_id,
+                "stage": ranking.stage, "scene": scene, "state": state, "state_source": source})
+        self._measure(ranking, decision, source, model.version)
+        items = _items(ranking, columns, scores, best, vocabulary)
         if ranking.catalogue:
             self._add_entries(items)
         answer = {**shown, "state_source": source, **ranking.extra, "items": items}
-        return Reply(200, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
+        reply = Reply(200, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
+        watch.lap("recfuse_encode_ms")
+        with _durably():
+            await logged
+        watch.lap("recfuse_log_ms")
+        return reply
 
-    async def feedback(self, model: FusionModel, body: bytes) -> Reply:
+    async def feedback(self, models: Models[FusionModel], body: bytes) -> Reply:
         """`POST /v1/feedback`."""
+        watch = Stopwatch(self._meters, _FEEDBACK)
         request = decode(FeedbackRequest, body)
+        model = models.current if request.user_id is None else models.of(str(request.user_id))
+        watch.lap("recfuse_decode_ms")
         _check_feedback(request.feedback, model.vocabulary)
         if request.user_id is None and (request.items or request.features):
             raise RefusedError(422, "user_id", None, "the user whose stored state `items` and `features` update")
         event_id = request.event_id or hashlib.sha256(body).hexdigest()[:32]
         if request.features and model.encoder is not None:
             _check_features(model.encoder, request.features)
-        await self._append(FEEDBACK, {
-            "ts": time.time(), "request_id": request.request_id, "event_id": event_id, "feedback": request.feedback,
-            "session_end": request.session_end})
+        with _durably():
+            await self._log.append(FEEDBACK, {
+                "ts": time.time(), "request_id": request.request_id, "event_id": event_id,
+                "feedback": request.feedback, "session_end": request.session_end})
+        watch.lap("recfuse_log_ms")
+        self._meters.record("recfuse_feedback", 1.0)
         if request.user_id is not None and self._users is not None and (request.items or request.features):
             self._users.record(str(request.user_id), request.items or (), request.features)
         return Reply(202, orjson.dumps({"request_id": request.request_id, "accepted": True}))
 
-    def _measure(self, ranking: Ranking, decision: Decision, source: str) -> None:
+    def _measure(self, ranking: Ranking, decision: Decision, source: str, version: str) -> None:
         meters = self._meters
-        meters.record("recfuse_candidates", len(ranking.item_ids), {"stage": ranking.stage})
-        meters.record("recfuse_sigma", float(decision.sigma.mean()))
-        distance = np.abs(decision.action - decision.mu) / decision.sigma
-        meters.record("recfuse_action_distance", float(distance.mean()))
+        meters.record("recfuse_decisions", 1.0, {"model_version": version, "stage": ranking.stage})
+        meters.record("recfuse_candidates", len(ranking.item_ids), _RECOMMEND if ranking.catalogue else _FUSION)
+        mu, sigma, action = decision.mu[0].tolist(), decision.sigma[0].tolist(), decision.action[0].tolist()
+        meters.record("recfuse_sigma", sum(sigma) / len(sigma))
+        distances = [abs(a - m) / s for a, m, s in zip(action, mu, sigma, strict=True)]
+        meters.record("recfuse_action_distance", sum(distances) / len(distances))
+        if max(distances) > 4.0:
+            meters.record("recfuse_action_outliers", 1.0)
         if source in ("default", "degraded"):
-            meters.record("recfuse_default_states", 1.0)
+            meters.record("recfuse_default_states", 1.0, {"status": source})
 
     def _add_entries(self, items: list[dict[str, Any]]) -> None:
         entries = catalogue_entries(self._catalogue(), [item["item_id"] for item in items])
         for item, entry in zip(items, entries, strict=True):
             item["catalogue"] = entry
-
-    async def _append(self, kind: str, row: dict[str, Any]) -> None:
-        try:
-            await self._log.append(kind, row)
-        except OSError as error:
-            # Without the decision on disk the answer would be lost to learning; the client may try another replica.
-            raise RefusedError(503, "decision_log", str(error), "a log that can be written; try again") from None
 
     def _state(self, model: FusionModel, ranking: Ranking, scene: str) -> tuple[np.ndarray, str]:
         """The state float32[S] and where it came from: the request, its context, the store, or defaults alone."""
@@ -200,6 +216,15 @@ class FusionService:
             return model.encoder.encode_one({"scene": scene, "stage": ranking.stage, **known}), source
         except InvalidFieldError as error:
             raise RefusedError(422, f"context.{error.field}", error.value, error.allowed) from None
+
+
+@contextmanager
+def _durably() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # Without the decision on disk the answer would be lost to learning; the client may try another replica.
+        raise RefusedError(503, "decision_log", str(error), "a log that can be written; try again") from None
 
 
 def absence(users: UserStates | None) -> str:
@@ -236,42 +261,62 @@ def check_count(item_ids: Sequence[Any], limit: int) -> None:
         raise RefusedError(413, "candidates.item_id", f"{len(item_ids)} items", f"at most {limit} items")
 
 
-def _matrix(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
-    """float64[N, M] in the order of the fusion parameters; what else was sent is not read."""
+def _columns(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
+    """float64[M, N], a row for each fusion parameter in their order; what else was sent is not read."""
     missing = [name for name in vocabulary.fusion_parameters if name not in ranking.predictions]
     if missing and (not ranking.fill or len(missing) == vocabulary.action_size):
         field = "scene" if ranking.fill else f"candidates.predictions.{missing[0]}"
         raise RefusedError(422, field, ranking.scene if ranking.fill else None,
                            f"predictions of each of {', '.join(vocabulary.fusion_parameters)}")
-    matrix = np.zeros((len(ranking.item_ids), vocabulary.action_size))
-    for column, name in enumerate(vocabulary.fusion_parameters):
+    columns = np.zeros((vocabulary.action_size, len(ranking.item_ids)))
+    for row, name in enumerate(vocabulary.fusion_parameters):
         if name in ranking.predictions:
-            matrix[:, column] = ranking.predictions[name]
-    if vocabulary.formula != "linear" and (matrix <= -vocabulary.offset).any():
-        row, column = np.argwhere(matrix <= -vocabulary.offset)[0]
-        raise RefusedError(422, f"candidates.predictions.{vocabulary.fusion_parameters[column]}[{row}]",
-                           float(matrix[row, column]), f"numbers > −{vocabulary.offset} (formula {vocabulary.formula})")
-    return matrix
+            columns[row] = ranking.predictions[name]
+    return columns
 
 
-def _rank(predictions: np.ndarray, action: np.ndarray, vocabulary: Vocabulary,
-          ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float64[N] and the positions of the best, in order."""
-    scores = fuse(torch.from_numpy(predictions), torch.from_numpy(action.astype(np.float64)), vocabulary.formula,
-                  vocabulary.offset)
-    if not bool(torch.isfinite(scores).all()):
-        largest = float(predictions.flat[np.abs(predictions).argmax()])
+def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """`recfuse.fusion.ranking.fuse` in numpy: float64[N] scores of predictions [M, N] and an action [M].
+
+    Term by term, so that each candidate's sum is rounded alike wherever it stands, and equal candidates tie.
+
+    Raises:
+        RefusedError: names the prediction that the formula does not take, or that no finite score comes of.
+    """
+    terms = columns
+    if vocabulary.formula != "linear":
+        terms = columns + vocabulary.offset
+        if not terms.min() > 0.0:
+            row, place = np.argwhere(~(terms > 0.0))[0]
+            raise RefusedError(
+                422, f"candidates.predictions.{vocabulary.fusion_parameters[row]}[{place}]",
+                float(columns[row, place]), f"numbers > −{vocabulary.offset} (formula {vocabulary.formula})")
+        np.log(terms, out=terms)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        scores: np.ndarray = terms[0] * float(action[0])
+        for row in range(1, len(terms)):
+            scores += terms[row] * float(action[row])
+        if vocabulary.formula == "power":
+            np.exp(scores, out=scores)
+    if not np.isfinite(scores).all():
+        largest = float(columns.flat[np.abs(columns).argmax()])
         raise RefusedError(422, "candidates.predictions", largest, "numbers whose fused score is finite")
-    return scores.numpy(), rank(scores, ranking.order).numpy()[:ranking.top_n]
+    return scores
 
 
-def _items(ranking: Ranking, predictions: np.ndarray, scores: np.ndarray, best: np.ndarray,
+def best_first(scores: np.ndarray, order: Order, top_n: int | None) -> np.ndarray:
+    """Positions of the best, in order; ties keep the candidates' order (FORMULAS 2.4)."""
+    places: np.ndarray = np.argsort(-scores if order == "descending" else scores, kind="stable")
+    return places[:top_n]
+
+
+def _items(ranking: Ranking, columns: np.ndarray, scores: np.ndarray, best: np.ndarray,
            vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    positions = best.tolist()
-    items: list[dict[str, Any]] = [{"item_id": ranking.item_ids[i], "score": score}
-                                   for i, score in zip(positions, scores[best].tolist(), strict=True)]
+    ids = ranking.item_ids
+    items: list[dict[str, Any]] = [{"item_id": ids[i], "score": score}
+                                   for i, score in zip(best.tolist(), scores[best].tolist(), strict=True)]
     if ranking.explain:
-        for item, row in zip(items, predictions[best].tolist(), strict=True):
+        for item, row in zip(items, columns[:, best].T.tolist(), strict=True):
             item["predictions"] = dict(zip(vocabulary.fusion_parameters, row, strict=True))
     return items
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from recfuse.bundle import Bundle, BundleError, read_bundle
 from recfuse.bundle.bundle import BundleKind
@@ -17,6 +19,40 @@ from serving.catalogue import Catalogue
 
 logger = logging.getLogger("recfuse.serving")
 M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
+
+
+class Models(Protocol[M_co]):
+    """Which model serves a user."""
+
+    @property
+    def current(self) -> M_co: ...
+
+    def of(self, user_id: str) -> M_co: ...
+
+
+@dataclass(frozen=True)
+class OneModel(Generic[M]):
+    """The same model for everybody."""
+
+    current: M
+
+    def of(self, user_id: str) -> M:
+        return self.current
+
+
+@dataclass(frozen=True)
+class Canary(Generic[M]):
+    """A model for a share of the users (0 to 1)."""
+
+    model: M
+    path: Path
+    share: float
+
+    def takes(self, user_id: str) -> bool:
+        """Whether a user is in the share: always the same users for one canary, and others for the next."""
+        digest = hashlib.blake2b(f"{self.path.name}:{user_id}".encode("utf-8", "replace"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self.share * 2.0**64
 
 
 class ServedCatalogue:
@@ -72,7 +108,8 @@ class ServedModel(Generic[M]):
 
     A new bundle is read, verified and built beside the old model, in a thread of its own; then one reference changes. A
     request takes `current` once, so no answer mixes two models. A bundle that fails leaves the old one serving, and
-    `error` says why.
+    `error` says why. The pointer may name a canary beside it, for a share of the users; one that cannot be loaded
+    serves nobody, and `canary_error` says why.
 
     Args:
         models: the directory with the pointer.
@@ -93,9 +130,18 @@ class ServedModel(Generic[M]):
         self._failed: Path | None = None
         self.current = self._load(self._path)
         self.loaded_at = time.time()
+        self.canary: Canary[M] | None = None
+        self.canary_error: str | None = None
+        self._failed_canary: Path | None = None
+        self._refresh_canary()
         self._stop = threading.Event()
         if poll_seconds > 0:
             threading.Thread(target=self._watch, args=(poll_seconds,), name=f"watch-{kind}", daemon=True).start()
+
+    def of(self, user_id: str) -> M:
+        """The model that serves this user now."""
+        canary = self.canary
+        return canary.model if canary is not None and canary.takes(user_id) else self.current
 
     def pin(self, bundle: str | None) -> None:
         """Serves this bundle instead of the pointer's; None follows the pointer again."""
@@ -103,25 +149,53 @@ class ServedModel(Generic[M]):
         self.refresh()
 
     def refresh(self) -> bool:
-        """Swaps to the wanted bundle where it is another one; False where it was refused (see `error`)."""
+        """Swaps to the wanted bundles where they are others; False where one was refused (see `error`)."""
         with self._lock:
-            wanted: Path | None = None
-            try:
-                wanted = self._wanted()
-                if wanted == self._path:
-                    self.error = self._failed = None
-                    return True
-                if wanted == self._failed:
-                    return False  # It has been refused before; a bundle's content cannot change under its name.
-                model = self._load(wanted)
-            except Exception as error:  # Whatever is wrong with a new bundle, the old one goes on.
-                self.error, self._failed = f"{type(error).__name__}: {error}", wanted
-                logger.error("%s bundle refused, %s goes on: %s", self._kind, self._path.name, error)
+            # One after the other: what is wrong with a canary must not hold up the model that serves everybody else.
+            return all([self._refresh_model(), self._refresh_canary()])
+
+    def _refresh_model(self) -> bool:
+        wanted: Path | None = None
+        try:
+            wanted = self._wanted()
+            if wanted == self._path:
+                self.error = self._failed = None
+                return True
+            if wanted == self._failed:
+                return False  # It has been refused before; a bundle's content cannot change under its name.
+            model = self._load(wanted)
+        except Exception as error:  # Whatever is wrong with a new bundle, the old one goes on.
+            self.error, self._failed = f"{type(error).__name__}: {error}", wanted
+            logger.error("%s bundle refused, %s goes on: %s", self._kind, self._path.name, error)
+            return False
+        self.current, self._path, self.loaded_at = model, wanted, time.time()
+        self.error = self._failed = None
+        logger.info("%s bundle is now %s", self._kind, wanted.name)
+        return True
+
+    def _refresh_canary(self) -> bool:
+        path: Path | None = None
+        try:
+            pointer = read_pointer(self._models)
+            path = None if self._pinned is not None else pointer.path(self._models, f"{self._kind}_canary")
+            if path is None or pointer.canary_share == 0:
+                self.canary = self.canary_error = self._failed_canary = None
+                return True
+            if path == self._failed_canary:
                 return False
-            self.current, self._path, self.loaded_at = model, wanted, time.time()
-            self.error = self._failed = None
-            logger.info("%s bundle is now %s", self._kind, wanted.name)
-            return True
+            known = self.canary
+            model = known.model if known is not None and known.path == path else self._load(path)
+        except Exception as error:
+            if path is not None:  # a pointer that cannot be read changes nothing
+                self.canary, self._failed_canary = None, path
+            self.canary_error = f"{type(error).__name__}: {error}"
+            logger.error("%s canary refused, nobody gets it: %s", self._kind, error)
+            return False
+        if known is None or (known.path, known.share) != (path, pointer.canary_share):
+            self.canary = Canary(model, path, pointer.canary_share)
+            logger.info("%s canary is now %s for %.4g of the users", self._kind, path.name, pointer.canary_share)
+        self.canary_error = self._failed_canary = None
+        return True
 
     def close(self) -> None:
         """Stops following the pointer."""

@@ -48,7 +48,7 @@ def publish(
     """
     models = Path(models)
     models.mkdir(parents=True, exist_ok=True)
-    changed: dict[str, str] = {}
+    changed: dict[str, Any] = {}
     if fusion is not None:
         changed["fusion"] = _copy(fusion, models, "fusion")
     if scenes is not None:

@@ -16,8 +16,10 @@ from serving.config import ServingConfig
 from serving.errors import RefusedError, Reply
 from serving.fusion import Ranking, absence, catalogue_entries, check_count
 from serving.meters import Meters, NoMeters, Stopwatch
+from serving.models import Models
 from serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User, decode
 
+_SCENES, _RECOMMEND = {"endpoint": "scenes"}, {"endpoint": "recommend"}
 RANK_OFFSET = 60.0  # the constant of reciprocal rank fusion (Cormack et al., SIGIR 2009)
 
 
@@ -73,26 +75,40 @@ class ScenesService:
         self._config, self._users, self._catalogue = config, users, catalogue
         self._meters = meters or NoMeters()
 
-    def rank(self, scorer: Scorer, scene: str, body: bytes) -> Reply:
+    async def rank(self, models: Models[Scorer], scene: str, body: bytes) -> Reply:
         """`POST /v1/scenes/{scene}/rank`."""
+        watch = Stopwatch(self._meters, _SCENES)
+        if scene not in models.current.tasks:
+            raise RefusedError(404, "scene", scene, ", ".join(models.current.tasks))
+        request = decode(ScenesRequest, body)
+        scorer = models.of(str(request.user.user_id))
         if scene not in scorer.tasks:
             raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks))
-        request = decode(ScenesRequest, body)
+        watch.lap("recfuse_decode_ms")
         weights = self._weights(scene, scorer.tasks[scene], request.weights)
         scores, _, _ = self._score(scorer, scene, request.user, request.candidates)
+        watch.lap("recfuse_scorer_ms")
         total = fuse_tasks(scores.probabilities, weights, request.fusion)
         best = np.argsort(-total, kind="stable")[:request.top_n]
-        return Reply(200, orjson.dumps({
+        self._meters.record("recfuse_candidates", len(request.candidates.item_id), _SCENES)
+        reply = Reply(200, orjson.dumps({
             "request_id": os.urandom(16).hex(), "model_version": scorer.version, "weights": weights,
             "unknown": dict(scores.unknown), "items": self._items(request.candidates.item_id, scores, total, best),
         }, default=str))
+        watch.lap("recfuse_encode_ms")
+        watch.whole("recfuse_request_ms")
+        return reply
 
-    def predict(self, scorer: Scorer, body: bytes) -> Ranking:
+    async def predict(self, models: Models[Scorer], body: bytes) -> Ranking:
         """The first half of `POST /v1/recommend`: what the fusion deployment is to rank."""
+        watch = Stopwatch(self._meters, _RECOMMEND)
         request = decode(RecommendRequest, body)
+        scorer = models.of(str(request.user.user_id))
+        watch.lap("recfuse_decode_ms")
         if request.scene not in scorer.tasks:
             raise RefusedError(422, "scene", request.scene, ", ".join(scorer.tasks))
         scores, features, known = self._score(scorer, request.scene, request.user, request.candidates)
+        watch.lap("recfuse_scorer_ms")
         context, source = (request.context, "context") if request.context is not None else (features, known)
         return Ranking(
             user_id=str(request.user.user_id), stage=request.stage, scene=request.scene, session_id=request.session_id,
@@ -104,7 +120,6 @@ class ScenesService:
     def _score(self, scorer: Scorer, scene: str, user: User,
                candidates: Candidates) -> tuple[Scores, Mapping[str, Any], str]:
         """Scores, the user's features (sent over stored ones) and where these came from."""
-        watch = Stopwatch(self._meters)
         check_count(candidates.item_id, self._config.max_candidates)
         stored = self._users.get(str(user.user_id)) if self._users is not None else None
         sent = user.model_extra or {}
@@ -115,7 +130,6 @@ class ScenesService:
                                   self._columns(candidates))
         except InvalidFieldError as error:
             raise RefusedError(422, error.field, error.value, error.allowed) from None
-        watch.lap("recfuse_model_ms")
         unknown = scores.unknown.get("item_id", 0) / len(candidates.item_id)
         self._meters.record("recfuse_unknown_share", unknown, {"scene": scene})
         return scores, features, "context" if sent else "store" if stored is not None else absence(self._users)

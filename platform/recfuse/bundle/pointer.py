@@ -22,12 +22,17 @@ class Pointer:
         fusion, scenes: directories of bundles.
         catalogue: the Parquet file of the items.
         users: the SQLite file of the users' states.
+        fusion_canary, scenes_canary: directories of bundles that serve a share of the users.
+        canary_share: that share, from 0 to 1; who is in it depends on the user's id and the canary alone.
     """
 
     fusion: str | None = None
     scenes: str | None = None
     catalogue: str | None = None
     users: str | None = None
+    fusion_canary: str | None = None
+    scenes_canary: str | None = None
+    canary_share: float = 0.0
 
     def path(self, models: str | Path, name: str) -> Path | None:
         """Where the part `name` lies, None where the pointer has none."""
@@ -51,8 +56,11 @@ def read_pointer(models: str | Path) -> Pointer:
         raise BundleError(f"{path}: {error}; expected a JSON object with {', '.join(known)}") from None
     if not isinstance(values, dict) or set(values) - set(known):
         raise BundleError(f"{path}: got {values!r}; expected a JSON object with {', '.join(known)}")
+    share = values.get("canary_share", 0.0)
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise BundleError(f"{path}: canary_share is {share!r}; expected a number from 0 to 1")
     for name, value in values.items():
-        if value is not None and not _is_name(value):
+        if name != "canary_share" and value is not None and not _is_name(value):
             raise BundleError(f"{path}: {name} is {value!r}; expected the name of something in that directory")
     return Pointer(**values)
 

@@ -12,6 +12,7 @@ from recfuse.errors import InvalidFieldError, require
 
 Column = np.ndarray | Sequence[Any]
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_PLAIN = frozenset((float, int, bool))
 
 
 class StateEncoder:
@@ -45,6 +46,12 @@ class StateEncoder:
         self._mean = np.array([[feature.mean] for feature in self._numeric], np.float64).reshape(-1, 1)
         self._std = np.array([[feature.std] for feature in self._numeric], np.float64).reshape(-1, 1)
         self._log = [k for k, feature in enumerate(self._numeric) if feature.log]
+        # The same for one context, where a loop over the features would cost more than the numbers.
+        self._defaults = {feature.name: feature.default for feature in self._numeric}
+        self._one_mean, self._one_std = self._mean[:, 0], self._std[:, 0]
+        places = self._places
+        contiguous = places == list(range(places[0], places[0] + len(places))) if places else False
+        self._span: slice | list[int] = slice(places[0], places[0] + len(places)) if contiguous else places
 
     def encode(self, contexts: Mapping[str, Column], rows: int | None = None) -> np.ndarray:
         """States of B contexts given as columns.
@@ -68,9 +75,42 @@ class StateEncoder:
         return states
 
     def encode_one(self, context: Mapping[str, Any]) -> np.ndarray:
-        """The state of one context, float32[S]; same code and same numbers as `encode`."""
-        columns = {name: [context[name]] for name in self.names if name in context}
-        return self.encode(columns, rows=1)[0]
+        """The state of one context, float32[S]; the same numbers as `encode`, in a fraction of its time."""
+        state = self._one(context)
+        if state is None:  # something is unusual or wrong, which `encode` sorts out and names
+            columns = {name: [context[name]] for name in self.names if name in context}
+            return self.encode(columns, rows=1)[0]
+        return state
+
+    def _one(self, context: Mapping[str, Any]) -> np.ndarray | None:
+        state = np.zeros(self.state_size, np.float32)
+        if self._numeric:
+            known = [default if (value := context.get(name)) is None else value
+                     for name, default in self._defaults.items()]
+            if not _PLAIN.issuperset(map(type, known)):
+                return None
+            try:
+                numbers = np.array(known, np.float64)
+            except OverflowError:
+                return None
+            if self._log:
+                logged = numbers[self._log]
+                if not logged.min() >= 0.0:
+                    return None
+                numbers[self._log] = np.log1p(logged)
+            with np.errstate(over="ignore"):  # what overflows is refused on the next line
+                numbers = (numbers - self._one_mean) / self._one_std
+            if not np.abs(numbers).max() <= _FLOAT32_MAX:  # NaN and infinity included
+                return None
+            state[self._span] = numbers
+        for feature, start in self._one_hots:
+            value = context.get(feature.name)
+            if not (value is None or isinstance(value, (str, bool, int))):
+                return None
+            text = value if isinstance(value, str) else str(value)
+            other = len(feature.categories)
+            state[start + self._index[feature.name].get(text, other)] = 1.0
+        return state
 
     def _rows(self, contexts: Mapping[str, Column], rows: int | None) -> int:
         for name in self.names:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
+
 from recfuse.errors import InvalidFieldError, require
 
 # Values are JSON text, so that nothing is ever unpickled and any tool can read the file.
@@ -167,4 +169,4 @@ def _text(value: Any) -> str:
 
 
 def _parse(features: str, history: str) -> UserState:
-    return UserState(features=json.loads(features), history=tuple(json.loads(history)))
+    return UserState(features=orjson.loads(features), history=tuple(orjson.loads(history)))

@@ -20,13 +20,14 @@ from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.state.store import UserState, UserStateStore
-from serving.api import create_api
+from serving.api import create_app
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.decision_log import DecisionLog
 from serving.errors import Reply, answered
 from serving.fusion import FusionModel, FusionService, Ranking
 from serving.gateway import Gateway
+from serving.models import OneModel
 from serving.replicas import described
 from serving.scenes import ScenesService
 
@@ -80,13 +81,13 @@ class LocalFusion:
         self.model, self.service = model, service
 
     async def rank(self, stage: str, body: bytes) -> Reply:
-        return await answered(self.service.rank, self.model, stage, body)
+        return await answered(self.service.rank, OneModel(self.model), stage, body)
 
     async def decide(self, ranking: Ranking) -> Reply:
-        return await answered(self.service.decide, self.model, ranking)
+        return await answered(self.service.decide, OneModel(self.model), ranking)
 
     async def feedback(self, body: bytes) -> Reply:
-        return await answered(self.service.feedback, self.model, body)
+        return await answered(self.service.feedback, OneModel(self.model), body)
 
     async def describe(self) -> dict[str, Any]:
         return {"model_version": self.model.version, **described(self.model.vocabulary)}
@@ -97,14 +98,10 @@ class LocalScenes:
         self.scorer, self.service = scorer, service
 
     async def rank(self, scene: str, body: bytes) -> Reply:
-        async def act() -> Reply:
-            return self.service.rank(self.scorer, scene, body)
-        return await answered(act)
+        return await answered(self.service.rank, OneModel(self.scorer), scene, body)
 
     async def predict(self, body: bytes) -> Ranking | Reply:
-        async def act() -> Ranking | Reply:
-            return self.service.predict(self.scorer, body)
-        return await answered(act)
+        return await answered(self.service.predict, OneModel(self.scorer), body)
 
     async def describe(self) -> dict[str, Any]:
         return {"model_version": self.scorer.version, "tasks": dict(self.scorer.tasks)}
@@ -165,7 +162,7 @@ def start(tmp_path: Path, models: Path) -> Iterator[Callable[..., Application]]:
         log, scorer = DecisionLog(config.decision_log), FakeScorer()
         fusion = LocalFusion(FusionModel(actor), FusionService(config, log, users, lambda: catalogue))
         scenes = LocalScenes(scorer, ScenesService(config, users, lambda: catalogue))
-        api = create_api(Gateway(fusion, scenes), config)
+        api = create_app(Gateway(fusion, scenes), config)
         started.append(Application(actor, scorer, users, log, tmp_path / "decisions", api))
         return started[-1]
 

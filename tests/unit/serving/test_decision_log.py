@@ -116,7 +116,7 @@ def test_a_full_disk_is_an_error_for_every_waiting_request(tmp_path: Path, monke
 
     async def append() -> list[Any]:
         log = DecisionLog(tmp_path)
-        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(os, "pwrite", full)
         results = await asyncio.gather(*[log.append(DECISION, decision(str(i), 1.0)) for i in range(3)],
                                        return_exceptions=True)
         monkeypatch.undo()
@@ -127,6 +127,22 @@ def test_a_full_disk_is_an_error_for_every_waiting_request(tmp_path: Path, monke
     assert all("No space left" in str(result) for result in asyncio.run(append()))
     assert [orjson.loads(line)["request_id"] for path in tmp_path.glob("*.jsonl") for line in
             path.read_bytes().splitlines()] == ["later"]
+
+
+def test_rows_stand_before_the_space_that_is_reserved_for_more(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """A replica that lives, or was killed, leaves zeros behind its rows; one that closes leaves none."""
+    async def append() -> int:
+        log = DecisionLog(tmp_path / "log", segment_bytes=1 << 20)
+        await log.append(DECISION, decision("a", 1.0))
+        account = export_session_log(tmp_path / "log", tmp_path / "out", vocabulary, now=1e6)
+        assert (account.written, account.torn) == (1, 0)
+        sizes = [path.stat().st_size for path in (tmp_path / "log").iterdir()]
+        log.close()
+        return max(sizes)
+
+    assert asyncio.run(append()) == 1 << 20
+    [only] = (tmp_path / "log").iterdir()
+    assert orjson.loads(only.read_bytes())["request_id"] == "a"
 
 
 def test_a_missing_directory_is_named(tmp_path: Path, vocabulary: Vocabulary) -> None:

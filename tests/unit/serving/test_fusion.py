@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recfuse.behaviours import Behaviour, Formula, Vocabulary
+from recfuse.fusion import ranking
 from recfuse.fusion.policies import Decision, FixedGaussian
 from serving.config import ServingConfig
 from serving.decision_log import DecisionLog
 from serving.errors import RefusedError
-from serving.fusion import FusionModel, FusionService
+from serving.fusion import FusionModel, FusionService, best_first, fuse_columns
+from serving.models import OneModel
 
 
 class FixedActor:
@@ -32,6 +37,10 @@ class FixedActor:
         return self._policy.act(state, explore, np.random.default_rng(seed))
 
 
+def models(formula: Formula) -> OneModel[FusionModel]:
+    return OneModel(FusionModel(FixedActor(formula)))
+
+
 def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **fields: Any) -> dict[str, Any]:
     config = ServingConfig(decision_log=str(tmp_path), explore=False)
     log = DecisionLog(tmp_path)
@@ -40,7 +49,7 @@ def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **field
         "item_id": list(range(n)), "predictions": {"play": play, "click": [.5] * n, "like": [.3] * n}}}
     try:
         service = FusionService(config, log)
-        reply = asyncio.run(service.rank(FusionModel(FixedActor(formula)), "fine", orjson.dumps(body)))
+        reply = asyncio.run(service.rank(models(formula), "fine", orjson.dumps(body)))
     finally:
         log.close()
     return dict(orjson.loads(reply.body))
@@ -49,6 +58,21 @@ def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **field
 def test_worked_example(tmp_path: Path) -> None:
     """FORMULAS 2.1: 0.8 · 60 + 0.5 · 0.5 + 0.9 · 0.3 = 48.52."""
     assert rank(tmp_path, [60.0])["items"] == [{"item_id": 0, "score": pytest.approx(48.52, abs=1e-5)}]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from(["linear", "log_sum", "power"]))
+def test_the_columns_fuse_and_rank_as_the_tensors_do(count: int, seed: int, formula: Formula) -> None:
+    rng = np.random.default_rng(seed)
+    columns = rng.random((3, count)).round(1)  # ties
+    action = rng.normal(size=3).astype(np.float32)
+    vocabulary = FixedActor(formula).vocabulary
+    scores = fuse_columns(columns, action, vocabulary)
+    expected = ranking.fuse(torch.from_numpy(columns.T.copy()), torch.from_numpy(action.astype(np.float64)), formula,
+                            vocabulary.offset)
+    np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-12, atol=1e-12)
+    for order in ("descending", "ascending"):
+        np.testing.assert_array_equal(best_first(scores, order, None), ranking.rank(torch.from_numpy(scores), order))
 
 
 def test_ties_keep_the_candidates_order(tmp_path: Path) -> None:
@@ -64,7 +88,7 @@ def test_a_score_beyond_the_float_range_is_refused(tmp_path: Path) -> None:
         "item_id": [1], "predictions": {"play": [1.7e308], "click": [1.7e308], "like": [1.7e308]}}}
     try:
         with pytest.raises(RefusedError, match="fused score is finite"):
-            asyncio.run(FusionService(config, log).rank(FusionModel(FixedActor("linear")), "fine", orjson.dumps(body)))
+            asyncio.run(FusionService(config, log).rank(models("linear"), "fine", orjson.dumps(body)))
     finally:
         log.close()
 
@@ -81,5 +105,5 @@ def test_a_log_that_cannot_be_written_gives_503(tmp_path: Path) -> None:
     body = {"user_id": "u", "state": [0.0], "candidates": {
         "item_id": [1], "predictions": {"play": [1.0], "click": [1.0], "like": [1.0]}}}
     with pytest.raises(RefusedError, match="decision_log") as caught:
-        asyncio.run(FusionService(config, log).rank(FusionModel(FixedActor("linear")), "fine", orjson.dumps(body)))
+        asyncio.run(FusionService(config, log).rank(models("linear"), "fine", orjson.dumps(body)))
     assert caught.value.status == 503
