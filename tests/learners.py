@@ -39,7 +39,7 @@ class Reader:
 
 def build(directory: Path, settings: LearningSettings) -> TwoStageLearner:
     before = ray.is_initialized()
-    config = TwoStageConfig().learn(settings, SampleSet.open(directory))
+    config = TwoStageConfig().learn(settings, SampleSet.open(directory, settings.network.action_range))
     spec = config.get_default_rl_module_spec()
     spec.observation_space, spec.action_space = config.observation_space, config.action_space
     learner = TwoStageLearner(config=config, module_spec=MultiRLModuleSpec(rl_module_specs={"default_policy": spec}))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,25 @@ from numpy.typing import NDArray
 from ray.rllib.core.learner.training_data import TrainingData
 
 from recfuse.bundle import read_bundle
+from recfuse.bundle.pointer import Pointer, write_pointer
 from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.settings import PHASES, LearningSettings, StoppingRule
+from serving.config import ServingConfig
+from serving.replicas import FusionReplica
 
 STATE = toy.bandit(500, seed=9)["state"]
 BEST = toy.optimum(STATE)
 LIKED = np.broadcast_to(toy.LIKED, BEST.shape)
-# A name, and what else makes it another algorithm.
+# Every algorithm, and every option that changes what is trained.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     **{name: {"algorithm": name} for name in PHASES},
-    "rcpo, mixed critic": {"algorithm": "rcpo", "rcpo_critic": "mixed"},
+    "sequential": {"auxiliary": "sequential"},
+    "shared trunk": {"network": dataclasses.replace(SETTINGS.network, trunk="shared")},
+    "squashed": {"network": dataclasses.replace(SETTINGS.network, action_range=(-4.0, 4.0))},
+    "target networks": {"target_rate": 0.05},
+    "v-trace": {"targets": "v_trace", "algorithm": "actor_critic"},
+    "estimated density": {"density": "estimated"},
 }
 
 
@@ -47,6 +58,8 @@ def learned(samples: Path, **changes: Any) -> tuple[NDArray[Any], dict[str, list
     settings = settings_of(**changes)
     learner = build(samples, settings)
     metrics = fit_all(learner, samples, settings)
+    if settings.algorithm == "cem":
+        return np.tile(learner.fusion.served().mu, (len(STATE), 1)), metrics
     with torch.no_grad():
         return learner.fusion.policy(torch.from_numpy(STATE))[0][:, 0].numpy(), metrics
 
@@ -70,16 +83,39 @@ def test_fit_resume_export_and_act(samples, tmp_path, name):
     for key, values in expected.items():
         np.testing.assert_array_equal(found[key], values, err_msg=key)
 
-    bundle = export_policy(tmp_path, whole.fusion.policy, toy.vocabulary(), training=dataclasses.asdict(settings),
+    served = whole.fusion.served()
+    bundle = export_policy(tmp_path, served, toy.vocabulary(), training=dataclasses.asdict(settings),
                            data_fingerprint="", metrics={})
-    decision = FusionActor.from_bundle(read_bundle(bundle)).act(STATE, explore=True, seed=1)
+    actor = FusionActor.from_bundle(read_bundle(bundle))
+    decision = actor.act(STATE, explore=True, seed=1)
+    np.testing.assert_allclose(actor.log_prob(STATE, decision.action), decision.action_logp, atol=1e-5)
+    serve_and_compare(tmp_path, bundle, actor)
+    if isinstance(served, FixedGaussian):
+        np.testing.assert_array_equal(decision.mu, np.tile(served.mu, (len(STATE), 1)))
+        return
     with torch.no_grad():
         state = torch.from_numpy(STATE)
-        mu, log_sigma = whole.fusion.policy(state)
-        density = whole.fusion.policy.log_prob(state, torch.from_numpy(decision.action))
+        mu, log_sigma = served(state)
+        density = served.log_prob(state, torch.from_numpy(decision.action))
     np.testing.assert_allclose(decision.mu, mu[:, 0].numpy(), atol=1e-6, rtol=0)
     np.testing.assert_allclose(decision.sigma, log_sigma.exp()[:, 0].numpy(), atol=1e-6, rtol=0)
-    np.testing.assert_allclose(decision.action_logp, density[:, 0].numpy(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(decision.action_logp, density[:, 0].numpy(), atol=1e-3, rtol=0)
+
+
+def serve_and_compare(root: Path, bundle: Path, actor: FusionActor) -> None:
+    """The server's own code loads the bundle and answers with its decision."""
+    write_pointer(root, Pointer(fusion=bundle.name))
+    replica = FusionReplica(ServingConfig(models=str(root), decision_log=str(root / "log")))
+    try:
+        body = {"user_id": "1", "state": STATE[0].tolist(), "explore": False, "seed": 1,
+                "candidates": {"item_id": [1, 2], "predictions": {"first": [0.1, 0.9], "second": [0.5, 0.5]}}}
+        reply = asyncio.run(replica.rank("fine", json.dumps(body).encode()))
+    finally:
+        replica.close()
+    answer = json.loads(reply.body)
+    assert reply.status == 200, answer
+    assert answer["model_version"] == bundle.name
+    np.testing.assert_allclose(answer["mu"], actor.act(STATE[:1], explore=False).mu[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("advantage", ["regressed", "sampled"])
@@ -101,12 +137,33 @@ def test_pareto_lies_where_its_weights_say(samples):
     assert distance(alone, BEST) < distance(both, BEST) < distance(LIKED, BEST)
 
 
-@pytest.mark.parametrize("critic", ["per_behaviour", "mixed"])
-def test_rcpo_lies_on_its_floor(samples, critic):
+@pytest.mark.parametrize("name", ["iql", "td3_bc"])
+def test_those_that_learn_the_value_of_actions_move_to_what_watch_time_wants(samples, name):
+    mean, metrics = learned(samples, algorithm=name, critics=StoppingRule(iterations=40),
+                            policy=StoppingRule(iterations=60))
+    assert distance(mean, BEST) < 0.75 * distance(0 * BEST, BEST)
+    values = metrics["action_values" if name == "iql" else "actor"]
+    assert values[-1]["explained_variance/action_value"] > 0.5
+
+
+def test_cem_finds_the_one_vector_that_the_log_speaks_for(tmp_path):
+    """Watch time wants (0.3, −0.4) in every state."""
+    columns = toy.bandit(4000)
+    wanted = np.array([0.3, -0.4])
+    columns["feedback"][:, 0] = -((columns["action"] - wanted) ** 2).sum(1)
+    mean, metrics = learned(toy.write(tmp_path, columns, files=1), algorithm="cem", search=StoppingRule(iterations=20))
+    np.testing.assert_allclose(mean[0], wanted, atol=0.08)
+    last = metrics["search"][-1]
+    assert last["gain"] > 0.3
+    assert last["ess_share"] > 0.1
+
+
+@pytest.mark.parametrize("algorithm", ["rcpo", "rcpo_mixed"])
+def test_rcpo_lies_on_its_floor(samples, algorithm):
     """Watch time alone raises like by about 0.2 of its logged mean; a floor of 0.5 binds, and is neither missed nor
     passed by much. A floor below what comes by itself leaves the multiplier at 0."""
-    mean, metrics = learned(samples, algorithm="rcpo", rcpo_critic=critic, floors={"like": 0.5})
-    free, free_metrics = learned(samples, algorithm="rcpo", rcpo_critic=critic, floors={"like": -0.5})
+    mean, metrics = learned(samples, algorithm=algorithm, floors={"like": 0.5})
+    free, free_metrics = learned(samples, algorithm=algorithm, floors={"like": -0.5})
     assert all(entry["multiplier/like"] == 0 for entry in free_metrics["policy"])
     assert distance(mean, LIKED) < 0.9 * distance(free, LIKED)
     last = metrics["policy"][-5:]

@@ -57,7 +57,7 @@ def test_the_policy_moves_to_the_known_optimum(samples, tmp_path):
 # Interrupted within the critics, and within a policy that climbs what the critics said.
 @pytest.mark.parametrize(("settings", "stops", "passes"), [
     (QUICK, (1, 4), 7),
-    (dataclasses.replace(QUICK, algorithm="rcpo", rcpo_critic="mixed"), (1, 3), 5),
+    (dataclasses.replace(QUICK, algorithm="rcpo_mixed"), (1, 3), 5),
 ], ids=["two_stage", "rcpo"])
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(samples, tmp_path, settings, stops, passes):
     whole = train(samples, tmp_path / "whole", settings)
@@ -94,12 +94,25 @@ def test_another_configuration_starts_anew(samples, tmp_path):
 
 @pytest.mark.parametrize(("workers", "settings"), [
     (1, QUICK), (2, QUICK),
-    (2, dataclasses.replace(QUICK, algorithm="rcpo", rcpo_critic="mixed", floors={"like": 9.0})),
+    (2, dataclasses.replace(QUICK, algorithm="rcpo_mixed", floors={"like": 9.0})),
 ], ids=["1", "2", "2-rcpo"])
 def test_the_number_of_learners_changes_nothing_but_rounding(samples, tmp_path, workers, settings):
     local = train(samples, tmp_path / "0", settings)
     remote = train(samples, tmp_path / str(workers), dataclasses.replace(settings, num_learners=workers))
     mine, theirs = (read_bundle(result.bundle).tensors["policy"] for result in (local, remote))
+    for name, tensor in mine.items():
+        np.testing.assert_allclose(theirs[name].numpy(), tensor.numpy(), atol=1e-5, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 1)])
+def test_a_run_may_be_resumed_with_another_number_of_learners(samples, tmp_path, before, after):
+    whole = train(samples, tmp_path / "whole", QUICK)
+    config = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "resumed"),
+                               learning=dataclasses.replace(QUICK, num_learners=before))
+    stop_early(config, 4)
+    resumed = main(dataclasses.replace(config, learning=dataclasses.replace(QUICK, num_learners=after)))
+    assert resumed.resumed_at == 4
+    mine, theirs = (read_bundle(result.bundle).tensors["policy"] for result in (whole, resumed))
     for name, tensor in mine.items():
         np.testing.assert_allclose(theirs[name].numpy(), tensor.numpy(), atol=1e-5, rtol=0, err_msg=name)
 

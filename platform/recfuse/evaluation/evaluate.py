@@ -16,7 +16,6 @@ import pyarrow.dataset as ds
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.density import gaussian_log_density
 from recfuse.errors import InvalidFieldError, require
 from recfuse.evaluation.fitted_q import ActionMoments, LinearCritics, Transitions, fit_critics
 from recfuse.evaluation.intervals import LEVEL
@@ -378,8 +377,7 @@ def policy_log_prob(actor: FusionActor, log: HeldOut) -> np.ndarray:
     parts = []
     for start in range(0, len(log.state), _ROWS):
         part = slice(start, start + _ROWS)
-        decision = actor.act(log.state[part].astype(np.float32), explore=False)
-        parts.append(gaussian_log_density(log.action[part], decision.mu, decision.sigma))
+        parts.append(actor.log_prob(log.state[part].astype(np.float32), log.action[part]))
     return np.concatenate(parts)
 
 

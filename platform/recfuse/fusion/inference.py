@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError, write_bundle
+from recfuse.density import gaussian_log_density
 from recfuse.errors import require
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig
 from recfuse.fusion.policies import Decision, FixedGaussian, decide
+from recfuse.fusion.squash import Range, squashed_log_density
 
 Array = NDArray[np.float64]
 
@@ -78,11 +80,13 @@ class FusionActor:
         self.version, self.vocabulary = version, vocabulary
         self._rng = np.random.default_rng()
         self._fixed = None
+        self._range: Range | None = None
         if network["type"] == "fixed":
             self._fixed = FixedGaussian(tensors["mu"], tensors["sigma"])
             return
         options = {key: value for key, value in network.items() if key != "type"}
         self._config = NetworkConfig.from_dict(options)
+        self._range = self._config.action_range
         layers = len(self._config.hidden) + 1
         self._weights = [tensors[f"network.weights.{layer}"][0] for layer in range(layers)]
         self._biases = [tensors[f"network.biases.{layer}"][0, 0] for layer in range(layers)]
@@ -120,6 +124,9 @@ class FusionActor:
     ) -> Decision:
         """A decision for each row of `state` [B, S].
 
+        Where the policy squashes its actions to a range, `mu` and `sigma` are of the Gaussian before that, the action
+        without exploration is the squashed `mu`, and `action_logp` is the density of the action in its range.
+
         Args:
             state: finite numbers.
             explore: samples the action from `rng`, or from a fresh generator with `seed`, or from the actor's own.
@@ -127,17 +134,36 @@ class FusionActor:
         Raises:
             InvalidFieldError: names `state`, its shape or bad value, and what is allowed.
         """
-        size = self.vocabulary.state_size
-        require(state.ndim == 2 and state.shape[1] == size, "state", state.shape, f"an array [B, {size}]")
-        if not np.isfinite(state).all():
-            row, column = np.argwhere(~np.isfinite(state))[0]
-            require(False, f"state[{row}, {column}]", float(state[row, column]), "finite numbers")
+        self._check(state)
         if rng is None:
             rng = self._rng if seed is None else np.random.default_rng(seed)
         if self._fixed is not None:
             return self._fixed.act(state, explore, rng)
         mu, sigma = self._moments(state)
-        return decide(mu, sigma, explore, rng)
+        return decide(mu, sigma, explore, rng, self._range)
+
+    def log_prob(self, state: NDArray[np.float32], action: NDArray[np.float32]) -> NDArray[np.float64]:
+        """log π(action | state), float64[B], of actions [B, M] that anybody took.
+
+        Raises:
+            InvalidFieldError: as `act`; or an action of another width.
+        """
+        self._check(state)
+        expected = (len(state), self.vocabulary.action_size)
+        require(action.shape == expected, "action", action.shape, f"an array {expected}")
+        if self._fixed is not None:
+            return gaussian_log_density(action, self._fixed.mu, self._fixed.sigma)
+        mu, sigma = self._moments(state)
+        if self._range is None:
+            return gaussian_log_density(action, mu, sigma)
+        return squashed_log_density(action, mu, sigma, self._range)
+
+    def _check(self, state: NDArray[np.float32]) -> None:
+        size = self.vocabulary.state_size
+        require(state.ndim == 2 and state.shape[1] == size, "state", state.shape, f"an array [B, {size}]")
+        if not np.isfinite(state).all():
+            row, column = np.argwhere(~np.isfinite(state))[0]
+            require(False, f"state[{row}, {column}]", float(state[row, column]), "finite numbers")
 
     def _moments(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         x: Array = state.astype(np.float64)

@@ -34,12 +34,14 @@ class AuxiliaryLoss:
         per_behaviour: the loss of each.
         clipped_share: share of the ratios that were cut at `rho_max`.
         ess_share: effective sample size of the ratios over B.
+        gain: mean of ρ A, the estimate of what the policy is for.
     """
 
     loss: Tensor
     per_behaviour: Tensor
     clipped_share: Tensor
     ess_share: Tensor
+    gain: Tensor
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,14 @@ def auxiliary_policy_loss(
     limit = math.inf if rho_max is None else math.log(rho_max)
     # Cut before the exponential: the ratio itself may leave the range of floats.
     log_rho = log_ratio.clamp(max=limit)
-    per_behaviour = -(log_rho.exp() * advantage.detach() * log_prob).mean(0)
+    gain = log_rho.exp() * advantage.detach()
+    per_behaviour = -(gain * log_prob).mean(0)
     return AuxiliaryLoss(
         loss=per_behaviour.sum(),
         per_behaviour=per_behaviour.detach(),
         clipped_share=(log_ratio > limit).to(log_prob.dtype).mean(0),
         ess_share=effective_sample_share(log_rho),
+        gain=gain.mean(0),
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recfuse.behaviours import Vocabulary, from_mapping
 from recfuse.density import LOG_2PI
 from recfuse.errors import require
+from recfuse.fusion.squash import log_slope, unsquash
 
 Activation = Literal["relu", "tanh", "silu"]
 _ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": nn.functional.silu}
@@ -31,6 +32,10 @@ class NetworkConfig:
         sigma_min, sigma_max: bounds of σ, in standard deviations of the logged actions.
         mean_range: μ stays within so many standard deviations of the logged actions' mean; what lies further has no
             support in the log.
+        trunk: `separate` gives every behaviour a network of its own; `shared` gives those of a kind (critics;
+            auxiliary policies) the same hidden layers and each behaviour its last layer.
+        action_range: (low, high) that every fusion parameter is squashed into, by the hyperbolic tangent of a Gaussian;
+            μ, σ and their bounds are then those of the Gaussian before it. None leaves actions unbounded.
     """
 
     hidden: tuple[int, ...] = (64, 64)
@@ -39,6 +44,8 @@ class NetworkConfig:
     sigma_min: float = 0.3
     sigma_max: float = 2.0
     mean_range: float = 3.0
+    trunk: Literal["separate", "shared"] = "separate"
+    action_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         require(all(width > 0 for width in self.hidden), "hidden", self.hidden, "integers > 0")
@@ -47,6 +54,11 @@ class NetworkConfig:
         require(0 < self.sigma_min < 1, "sigma_min", self.sigma_min, "a number in (0, 1)")
         require(1 < self.sigma_max < math.inf, "sigma_max", self.sigma_max, "a finite number > 1")
         require(0 < self.mean_range < math.inf, "mean_range", self.mean_range, "a finite number > 0")
+        require(self.trunk in ("separate", "shared"), "trunk", self.trunk, "separate, shared")
+        if self.action_range is not None:
+            low, high = self.action_range
+            require(-math.inf < low < high < math.inf, "action_range", self.action_range,
+                    "finite numbers (low, high) with low < high, or nothing")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
@@ -103,36 +115,52 @@ class BatchedMLP(nn.Module):
         activation: between layers.
         seed: of the initial parameters.
         last_gain: scales the initial parameters of the last layer.
+        shared: the networks share all layers but the last.
     """
 
     def __init__(
-        self, names: Sequence[str], sizes: Sequence[int], activation: Activation, seed: int, last_gain: float = 1.0
+        self, names: Sequence[str], sizes: Sequence[int], activation: Activation, seed: int, last_gain: float = 1.0,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         self._activation = _ACTIVATIONS[activation]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        generators = [torch.Generator().manual_seed(_seed(seed, name)) for name in names]
+        own = [torch.Generator().manual_seed(_seed(seed, name)) for name in names]
+        trunk = [torch.Generator().manual_seed(_seed(seed, ""))] if shared else own
         for layer, (width_in, width_out) in enumerate(itertools.pairwise(sizes)):
-            gain = last_gain if layer == len(sizes) - 2 else 1.0
-            bound = gain * math.sqrt(3.0 / width_in)
+            last = layer == len(sizes) - 2
+            generators = own if last else trunk
+            bound = (last_gain if last else 1.0) * math.sqrt(3.0 / width_in)
             draws = [torch.rand(width_in, width_out, generator=g, dtype=torch.float64) for g in generators]
             weight = (torch.stack(draws) * 2.0 - 1.0) * bound
             self.weights.append(nn.Parameter(weight.to(torch.get_default_dtype())))
-            self.biases.append(nn.Parameter(torch.zeros(len(names), 1, width_out)))
+            self.biases.append(nn.Parameter(torch.zeros(len(generators), 1, width_out)))
 
-    def forward(self, x: Tensor, members: slice | None = None) -> Tensor:
-        """[n, input] → [k, n, output]; `members` computes a run of the networks only."""
-        members = members or slice(None)
+    def forward(self, x: Tensor, members: slice | None = None, frozen: bool = False) -> Tensor:
+        """[n, input] → [k, n, output].
+
+        Args:
+            members: computes a run of the networks only.
+            frozen: gives gradients to the input alone, none to the parameters.
+        """
+        total = len(self.weights[-1])
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            w, b = weight[members], bias[members]
-            if layer == 0:
-                # One product with all first layers side by side: the input is the same for every network.
-                k, width_in, width_out = w.shape
-                flat = x @ w.transpose(0, 1).reshape(width_in, k * width_out)
-                x = flat.view(-1, k, width_out).transpose(0, 1) + b
+            # Shared layers are one network, whose members are all of them.
+            w, b = (weight, bias) if members is None or len(weight) < total else (weight[members], bias[members])
+            if frozen:
+                w, b = w.detach(), b.detach()
+            if layer > 0:
+                x = self._activation(x)
+            k, width_in, width_out = w.shape
+            if x.ndim == 3:
+                x = torch.baddbmm(b, x, w)
+            elif k == 1:
+                x = torch.addmm(b[0], x, w[0])
             else:
-                x = torch.baddbmm(b, self._activation(x), w)
-        return x
+                # One product with the layers of all networks side by side: their input is the same.
+                flat = torch.addmm(b.reshape(-1), x, w.transpose(0, 1).reshape(width_in, k * width_out))
+                x = flat.view(-1, k, width_out).transpose(0, 1)
+        return x if x.ndim == 3 else x.unsqueeze(0)
 
 
 class Critics(nn.Module):
@@ -160,7 +188,7 @@ class Critics(nn.Module):
         self.names = tuple(names)
         _buffers(self, normalisation, "state")
         sizes = (normalisation.state_size, *config.hidden, 1)
-        self.network = BatchedMLP(names, sizes, config.activation, seed, last_gain=0.1)
+        self.network = BatchedMLP(names, sizes, config.activation, seed, 0.1, config.trunk == "shared")
         if start is not None:
             require(len(start) == len(names), "start", len(start), f"{len(names)} numbers")
             with torch.no_grad():
@@ -172,8 +200,34 @@ class Critics(nn.Module):
         return self.network(x, members).squeeze(-1).transpose(0, 1)
 
 
+class ActionValues(nn.Module):
+    """Q_k(s, a) of k networks fitted to the same target (Fujimoto et al., ICML 2018: the least of them counts).
+
+    Args:
+        networks: k.
+        config, normalisation: see there.
+        seed: of the initial parameters.
+        start: about what the values are at first.
+    """
+
+    def __init__(
+        self, networks: int, config: NetworkConfig, normalisation: Normalisation, seed: int = 0, start: float = 0.0
+    ) -> None:
+        super().__init__()
+        sizes = (normalisation.state_size + normalisation.action_size, *config.hidden, 1)
+        names = [f"action_value_{k}" for k in range(networks)]
+        self.network = BatchedMLP(names, sizes, config.activation, seed, last_gain=0.1)
+        with torch.no_grad():
+            self.network.biases[-1].fill_(start)
+
+    def forward(self, state: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+        """Values [n, k] of standardised states [n, S] and actions [n, M]; `frozen` as in `BatchedMLP`."""
+        return self.network(torch.cat([state, action], 1), frozen=frozen).squeeze(-1).transpose(0, 1)
+
+
 class GaussianPolicies(nn.Module):
-    """k diagonal Gaussian policies π_j(a|s) = N(μ_j(s), diag σ_j(s)²) (FORMULAS 1.1).
+    """k diagonal Gaussian policies π_j(a|s) = N(μ_j(s), diag σ_j(s)²) (FORMULAS 1.1); with an action range, of what the
+    action was before it was squashed (recfuse.fusion.squash).
 
     A fresh one is close to the Gaussian with the moments of the logged actions.
 
@@ -198,7 +252,7 @@ class GaussianPolicies(nn.Module):
         _buffers(self, normalisation, "action")
         outputs = self.actions * (2 if config.sigma == "state" else 1)
         sizes = (normalisation.state_size, *config.hidden, outputs)
-        self.network = BatchedMLP(names, sizes, config.activation, seed, last_gain=0.01)
+        self.network = BatchedMLP(names, sizes, config.activation, seed, 0.01, config.trunk == "shared")
         if config.sigma == "free":
             self.free = nn.Parameter(torch.zeros(len(self.names), self.actions))
         # log σ = low + (high − low) · sigmoid(x + start), where `start` makes σ = 1 at x = 0.
@@ -220,13 +274,19 @@ class GaussianPolicies(nn.Module):
         return mean, self._low + (self._high - self._low) * torch.sigmoid(raw + self._start)
 
     def standardise(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """States and actions in standard deviations from their logged means."""
+        """States and actions (before they are squashed) in standard deviations from their logged means."""
+        if self.config.action_range is not None:
+            action = unsquash(action, self.config.action_range)
         return (state - self.state_mean) / self.state_std, (action - self.action_mean) / self.action_std
 
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log π_j(a|s), [n, k], of actions [n, M]."""
         mu, log_sigma = self(state)
-        return log_density(action.unsqueeze(1), mu, log_sigma)
+        bounds = self.config.action_range
+        if bounds is None:
+            return log_density(action.unsqueeze(1), mu, log_sigma)
+        u = unsquash(action, bounds)
+        return log_density(u.unsqueeze(1), mu, log_sigma) - log_slope(u, bounds).sum(-1, keepdim=True)
 
 
 def log_density(action: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:

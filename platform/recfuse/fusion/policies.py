@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from recfuse.density import gaussian_log_density
 from recfuse.errors import require
+from recfuse.fusion.squash import Range, squash_array, squashed_log_density
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Decision:
     """The answer of a policy for a batch of states; what the session log keeps of it (DESIGN 3.1).
 
     Attributes:
-        mu, sigma: float32[B, M], the Gaussian over fusion parameters.
+        mu, sigma: float32[B, M], the Gaussian over fusion parameters (before they are squashed, if they are).
         action: float32[B, M], the fusion parameters to use: sampled with exploration, `mu` without.
-        action_logp: float64[B], log π(action | state) of the Gaussian, whichever way the action was taken.
+        action_logp: float64[B], log π(action | state), whichever way the action was taken.
     """
 
     mu: NDArray[np.float32]
@@ -36,12 +37,20 @@ class Policy(Protocol):
         ...
 
 
-def decide(mu: NDArray[np.float32], sigma: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:
-    """Takes or samples the action of the Gaussians mu, sigma [B, M], and states its density."""
+def decide(
+    mu: NDArray[np.float32], sigma: NDArray[np.float32], explore: bool, rng: np.random.Generator,
+    bounds: Range | None = None,
+) -> Decision:
+    """Takes or samples the action of the Gaussians mu, sigma [B, M], squashed to a range where one is given, and states
+    its density."""
     action = mu
     if explore:
         action = (mu + sigma * rng.standard_normal(mu.shape, np.float32)).astype(np.float32)
-    return Decision(mu, sigma, action, gaussian_log_density(action, mu, sigma))
+    if bounds is None:
+        return Decision(mu, sigma, action, gaussian_log_density(action, mu, sigma))
+    action = squash_array(action, bounds).astype(np.float32)
+    # Of the action as it is logged, so that whoever reads the log computes the same.
+    return Decision(mu, sigma, action, squashed_log_density(action, mu, sigma, bounds))
 
 
 class FixedGaussian:

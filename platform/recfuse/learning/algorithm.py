@@ -23,8 +23,9 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from recfuse.errors import require
 from recfuse.fusion.networks import GaussianPolicies
+from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.learner import TwoStageLearner
-from recfuse.learning.module import FusionPolicyModule
+from recfuse.learning.module import INTERMEDIATE, FusionPolicyModule
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, Phase
 
@@ -53,6 +54,7 @@ class TwoStageConfig(AlgorithmConfig):
             InvalidFieldError: settings and vocabulary do not fit.
         """
         vocabulary = settings.with_multipliers(samples.vocabulary)
+        settings = settings.resolved(samples.has_density)
         self.settings, self.samples = settings, samples
         self.environment(observation_space=_box(vocabulary.state_size), action_space=_box(vocabulary.action_size))
         self.learners(num_learners=settings.num_learners, num_gpus_per_learner=settings.gpus,
@@ -78,14 +80,24 @@ class TwoStageConfig(AlgorithmConfig):
         """What the module is built from, plain values."""
         assert self.settings is not None
         assert self.samples is not None
-        vocabulary, values = self.samples.vocabulary, self.samples.mean_values
+        settings, vocabulary, values = self.settings, self.samples.vocabulary, self.samples.mean_values
+        weights = settings.scalarisation(vocabulary)
+        value = sum(weight * mean for weight, mean in zip(weights, values, strict=True))
         names = vocabulary.behaviour_names
-        if self.settings.mixed_critic:
-            weights = self.settings.scalarisation(vocabulary)
-            names, values = ("mixed",), (sum(w * value for w, value in zip(weights, values, strict=True)),)
-        return {"vocabulary": vocabulary.to_dict(), "network": self.settings.network.to_dict(),
-                "normalisation": asdict(self.samples.normalisation), "seed": self.settings.seed,
-                "critics": names, "values": values}
+        if settings.one_critic:
+            names, values = ("mixed",), (value,)
+        auxiliaries = tuple(behaviour.name for behaviour in vocabulary.short_term)
+        if auxiliaries and settings.auxiliary == "sequential":
+            auxiliaries = (INTERMEDIATE,)
+        targets: tuple[str, ...] = ()
+        if settings.polyak_rate is not None:
+            targets = {"td3_bc": ("action_values", "policy"), "iql": ("action_values",)}.get(
+                settings.algorithm, ("critics",))
+        return {"vocabulary": vocabulary.to_dict(), "network": settings.network.to_dict(),
+                "normalisation": asdict(self.samples.normalisation), "seed": settings.seed,
+                "critics": names, "values": values, "auxiliaries": auxiliaries,
+                "action_values": 2 if settings.algorithm in ("td3_bc", "iql") else 0, "value": value,
+                "targets": targets, "density": settings.estimates_density, "vector": settings.algorithm == "cem"}
 
 
 @dataclass
@@ -191,13 +203,13 @@ class TwoStage(Algorithm):
         """Removes the checkpoint from the directory, if there is one."""
         (directory / _CHECKPOINT).unlink(missing_ok=True)
 
-    def policy(self) -> GaussianPolicies:
-        """The long-term policy as it stands, on the CPU."""
+    def policy(self) -> GaussianPolicies | FixedGaussian:
+        """The policy that serves as it stands, on the CPU."""
         spec = self.config.module_config()
         module = FusionPolicyModule(observation_space=self.config.observation_space,
                                     action_space=self.config.action_space, model_config=spec)
         module.set_state(self.learner_group.get_weights()[DEFAULT_MODULE_ID])
-        return module.policy
+        return module.served()
 
 
 def _box(size: int) -> gym.spaces.Box:

@@ -4,17 +4,24 @@ Rubinstein, "The Cross-Entropy Method for Combinatorial and Continuous Optimizat
 Szita and Lőrincz, "Learning Tetris Using the Noisy Cross-Entropy Method", 2006, as a lower bound here, and smoothing
 of the standard deviation, without which the search ends before it arrives (de Boer et al., "A Tutorial on the
 Cross-Entropy Method", 2005, section 5).
+
+`cem` takes any objective, a simulator's roll-out as a rule. Where there is only a log, `importance_sums` and
+`logged_scores` judge a vector by the requests whose logged action it might have drawn itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from recfuse.console import Progress
+from recfuse.density import LOG_2PI
 from recfuse.errors import require
 
 Objective = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -89,22 +96,87 @@ def cem(
     spread = np.broadcast_to(spread, center.shape).copy()
     require(0 <= smoothing < 1, "smoothing", smoothing, "a share in [0, 1)")
     least = std_floor * spread
-    elites = max(2, round(elite_share * population))
     rng = np.random.default_rng(seed)
     progress = Progress("CEM", iterations, "iterations")
     history = []
     for _ in range(iterations):
-        vectors = center + spread * rng.standard_normal((population, center.size))
-        vectors[0] = center
+        vectors = propose(center, spread, population, rng)
         scores = np.asarray(objective(vectors), np.float64)
         require(scores.shape == (population,), "objective", scores.shape, f"scores of shape ({population},)")
         require(bool(np.isfinite(scores).all()), "objective", scores.tolist(), "finite scores")
-        # Stable, so that equal scores keep the order in which their vectors were drawn.
-        elite = vectors[np.argsort(-scores, kind="stable")[:elites]]
-        center = elite.mean(0)
-        spread = np.maximum(smoothing * spread + (1.0 - smoothing) * elite.std(0), least)
-        elite_score = float(np.sort(scores)[-elites:].mean())
+        center, spread, elite_score = refit(vectors, scores, spread, least, elite_share, smoothing)
         history.append(CemIteration(float(scores.mean()), elite_score, float(scores.max()), center, spread))
         progress.advance(1, f"mean {scores.mean():.4g}, best {scores.max():.4g}")
     progress.finish(f"mean of the last elite {history[-1].elite_score:.4g}")
     return CemResult(center, spread, tuple(history))
+
+
+def propose(
+    center: NDArray[np.float64], spread: NDArray[np.float64], population: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A population [P, M] of the distribution with this mean and standard deviation [M]; the mean is one of them."""
+    vectors = center + spread * rng.standard_normal((population, center.size))
+    vectors[0] = center
+    return vectors
+
+
+def refit(
+    vectors: NDArray[np.float64], scores: NDArray[np.float64], spread: NDArray[np.float64],
+    least: NDArray[np.float64], elite_share: float, smoothing: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Mean and standard deviation of the next distribution, fitted to the elite, and the elite's mean score."""
+    elites = max(2, round(elite_share * len(vectors)))
+    # Stable, so that equal scores keep the order in which their vectors were drawn.
+    order = np.argsort(-scores, kind="stable")[:elites]
+    elite = vectors[order]
+    spread = np.maximum(smoothing * spread + (1.0 - smoothing) * elite.std(0), least)
+    return elite.mean(0), spread, float(scores[order].mean())
+
+
+@dataclass(frozen=True)
+class LoggedScores:
+    """Attributes:
+        score: [P], the estimate less `pessimism` standard errors.
+        estimate: [P], self-normalised mean of the advantage.
+        ess_share: [P], effective sample size of the weights over the samples.
+    """
+
+    score: NDArray[np.float64]
+    estimate: NDArray[np.float64]
+    ess_share: NDArray[np.float64]
+
+
+def importance_sums(
+    vectors: Tensor, sigma: Tensor, action: Tensor, behaviour_log_prob: Tensor, advantage: Tensor, rho_max: float
+) -> Tensor:
+    """Sums over samples that `logged_scores` needs, float64[5, P]; those of parts of the samples add up.
+
+    Args:
+        vectors: [P, M], means of the Gaussians that are judged; sigma: [M], of all.
+        action: [n, M]; behaviour_log_prob, advantage: [n].
+        rho_max: the weights ρ = min(ρ̄, π / π_b) are cut there (FORMULAS 4.1).
+    """
+    z, w = action / sigma, vectors / sigma
+    constant = -sigma.log().sum() - 0.5 * LOG_2PI * action.shape[1]
+    log_prob = z @ w.T - 0.5 * z.square().sum(1, keepdim=True) - 0.5 * w.square().sum(1) + constant
+    rho = (log_prob - behaviour_log_prob.unsqueeze(1)).clamp(max=math.log(rho_max)).exp()
+    square, value = rho.square(), advantage.unsqueeze(1)
+    terms = (rho, square, rho * value, square * value, square * value.square())
+    return torch.stack([term.sum(0, dtype=torch.float64) for term in terms])
+
+
+def logged_scores(sums: NDArray[np.float64], rows: int, pessimism: float, ess_floor: float) -> LoggedScores:
+    """Scores of vectors on a log (FORMULAS 4.1, with the standard error of a ratio of means).
+
+    A vector whose effective sample size lies below the floor ranks below all others, because the log says too little
+    about it, and the lower the smaller it is.
+    """
+    first, second, gain, gain2, gain3 = sums
+    total = np.maximum(first, 1e-300)
+    estimate = gain / total
+    error = np.sqrt(np.maximum(gain3 - 2.0 * estimate * gain2 + estimate**2 * second, 0.0)) / total
+    share = first**2 / np.maximum(second, 1e-300) / rows
+    score = estimate - pessimism * error
+    known = share >= ess_floor
+    lowest = score[known].min() if known.any() else 0.0
+    return LoggedScores(np.where(known, score, lowest - 1.0 - (ess_floor - share)), estimate, share)

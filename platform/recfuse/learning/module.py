@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from recfuse.behaviours import Vocabulary
-from recfuse.fusion.networks import Critics, GaussianPolicies, NetworkConfig, Normalisation, long_term_policy
+from recfuse.fusion.networks import (
+    ActionValues,
+    Critics,
+    GaussianPolicies,
+    NetworkConfig,
+    Normalisation,
+    long_term_policy,
+)
+from recfuse.fusion.policies import FixedGaussian
+
+N = TypeVar("N", bound=nn.Module)
+# The one auxiliary policy that all short-term critics update in turn (FORMULAS 1.4).
+INTERMEDIATE = "intermediate"
 
 
 class FusionPolicyModule(TorchRLModule):
-    """Networks of the two-stage learner (FORMULAS 1.1, 1.2, 1.4).
+    """Networks of the two-stage learner (FORMULAS 1.1, 1.2, 1.4) and of its rivals.
 
     `model_config`: `vocabulary`, `network` and `normalisation` as plain values, `seed`, `critics` (their names) and
-    `values` where they start.
+    `values` where they start; `auxiliaries` (their names), `action_values` (how many networks, or 0) and `value` where
+    they start; `targets` (names of the networks that have a target network); `density`: whether the logged policy is
+    kept; `vector`: whether one vector is searched for all requests.
 
     Attributes:
         policy: the long-term policy, one network.
-        auxiliaries: one policy per short-term behaviour, in the vocabulary's order; None where there is none.
+        auxiliaries: one policy per short-term behaviour, in the vocabulary's order, or the one they share; None where
+            there is none.
         critics: one per behaviour, in the vocabulary's order; or one of their mixture.
+        action_values: of TD3+BC and IQL, otherwise None.
+        behaviour: the estimate of the logged policy; None where the log has its density.
         multipliers: [|S|], those that RCPO has found so far; they travel with the parameters.
+        vector_mean, vector_std: [M], CEM's distribution.
     """
 
     policy: GaussianPolicies
     auxiliaries: GaussianPolicies | None
     critics: Critics
+    action_values: ActionValues | None
+    behaviour: GaussianPolicies | None
     multipliers: Tensor
+    vector_mean: Tensor
+    vector_std: Tensor
 
     def setup(self) -> None:
         """Builds the networks; the same seed gives the same parameters in every worker."""
@@ -40,18 +64,64 @@ class FusionPolicyModule(TorchRLModule):
         seed = config["seed"]
         self.policy = long_term_policy(vocabulary, network, normalisation, seed)
         self.critics = Critics(config["critics"], network, normalisation, seed, config["values"])
-        names = tuple(behaviour.name for behaviour in vocabulary.short_term)
+        names = config["auxiliaries"]
         self.auxiliaries = GaussianPolicies(names, network, normalisation, seed) if names else None
-        self.register_buffer("multipliers", torch.zeros(len(names)))
+        values = config["action_values"]
+        self.action_values = ActionValues(values, network, normalisation, seed, config["value"]) if values else None
+        self.behaviour = _constant_copy(self.policy) if config["density"] else None
+        for name in config["targets"]:
+            setattr(self, f"target_{name}", _constant_copy(getattr(self, name)))
+        self.register_buffer("multipliers", torch.zeros(len(vocabulary.short_term)))
+        self._searched = config["vector"]
+        self.register_buffer("vector_mean", self.policy.action_mean.clone())
+        self.register_buffer("vector_std", self.policy.action_std.clone())
 
     def _forward(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """RLlib's interface to the policy that serves: parameters of its Gaussian, mean and log σ side by side."""
         mu, log_sigma = self.policy(batch[Columns.OBS])
         return {Columns.ACTION_DIST_INPUTS: torch.cat([mu[:, 0], log_sigma[:, 0]], dim=-1)}
 
+    def served(self) -> GaussianPolicies | FixedGaussian:
+        """What serves: the long-term policy; or CEM's vector, with the spread of the logged actions."""
+        if not self._searched:
+            return self.policy
+        return FixedGaussian(self.vector_mean.cpu().numpy(), self.policy.action_std.cpu().numpy())
+
+    def target(self, name: str) -> Any:
+        """The target network of a network, or the network itself where it has none."""
+        return getattr(self, f"target_{name}", None) or getattr(self, name)
+
+    @torch.no_grad()
+    def move_targets(self, rate: float) -> None:
+        """Moves every target network by so much towards its network (Polyak averaging)."""
+        for target, source in self._targets():
+            torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in source.parameters()], rate)
+
     def start_auxiliaries_at_policy(self) -> None:
         """Copies the policy, which by then imitates the logged one, into every auxiliary policy."""
         if self.auxiliaries is not None:
-            with torch.no_grad():
-                for target, source in zip(self.auxiliaries.parameters(), self.policy.parameters(), strict=True):
-                    target.copy_(source.expand_as(target))
+            _copy_parameters(self.auxiliaries, self.policy)
+
+    def keep_behaviour(self) -> None:
+        """Copies the policy, which by then imitates the logged one, into the estimate of the logged policy."""
+        if self.behaviour is not None:
+            _copy_parameters(self.behaviour, self.policy)
+
+    def start_targets(self) -> None:
+        """Copies every network that has a target network into it."""
+        for target, source in self._targets():
+            _copy_parameters(target, source)
+
+    def _targets(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        for name in self.model_config["targets"]:
+            yield getattr(self, f"target_{name}"), getattr(self, name)
+
+
+def _constant_copy(network: N) -> N:
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def _copy_parameters(target: nn.Module, source: nn.Module) -> None:
+    for one, other in zip(target.parameters(), source.parameters(), strict=True):
+        one.copy_(other.expand_as(one))

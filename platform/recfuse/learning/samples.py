@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import ray.data
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.errors import require
 from recfuse.fusion.networks import Normalisation
+from recfuse.fusion.squash import Range, unsquash_array
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 
 COLUMNS = ("state", "action", "action_logp", "feedback", "next_state", "done")
@@ -37,6 +40,7 @@ class SampleSet:
         reward_mean: likewise.
         done_mean: share of samples that end their session.
         fingerprint: of the content: vocabulary, files, rows and moments.
+        has_density: whether every sample has the density of its action.
     """
 
     directory: Path
@@ -47,10 +51,15 @@ class SampleSet:
     reward_std: tuple[float, ...]
     done_mean: float
     fingerprint: str
+    has_density: bool = True
 
     @classmethod
-    def open(cls, directory: str | Path) -> SampleSet:
+    def open(cls, directory: str | Path, action_range: Range | None = None) -> SampleSet:
         """Reads the samples once, in batches.
+
+        Args:
+            action_range: (low, high) that the actions lie in; the moments are then of what they were before they were
+                squashed.
 
         Raises:
             InvalidFieldError: no samples, a column that is missing or has another type, or a value that is no number.
@@ -63,24 +72,29 @@ class SampleSet:
         data = pyarrow.dataset.dataset(files, format="parquet")
         _check_schema(data.schema, vocabulary)
         sums = {name: _Sums() for name in ("state", "action", "feedback")}
-        rows, ends = 0, 0.0
+        rows, ends, lacking = 0, 0.0, 0
         for batch in data.to_batches(columns=list(COLUMNS)):
             if batch.num_rows == 0:
                 continue
             columns = arrays(pa.Table.from_batches([batch]))
             columns["feedback"] = rewards(columns["feedback"], vocabulary.behaviours)
+            lacking += int(np.isnan(columns["action_logp"]).sum())
             for name, values in columns.items():
-                require(bool(np.isfinite(values).all()), f"samples.{name}", "nan or infinity", "finite numbers")
+                finite = np.isfinite(values) if name != "action_logp" else ~np.isinf(values)
+                require(bool(finite.all()), f"samples.{name}", "nan or infinity", "finite numbers")
+            if action_range is not None:
+                columns["action"] = _before_squashing(columns["action"], action_range)
             for name, total in sums.items():
                 total.add(columns[name])
             rows += batch.num_rows
             ends += float(columns["done"].sum(dtype=np.float64))
         require(rows > 0, "samples", str(directory), "at least one row")
         moments = {name: total.moments(rows) for name, total in sums.items()}
-        content = [vocabulary.to_dict(), [file.name for file in files], rows, moments, ends]
+        content = [vocabulary.to_dict(), [file.name for file in files], rows, moments, ends, lacking]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return cls(directory, vocabulary, rows, Normalisation(*moments["state"], *moments["action"]),
-                   *moments["feedback"], done_mean=ends / rows, fingerprint=digest[:20])
+                   *moments["feedback"], done_mean=ends / rows, fingerprint=digest[:20],
+                   has_density=lacking == 0)
 
     @property
     def mean_values(self) -> tuple[float, ...]:
@@ -163,6 +177,8 @@ def arrays(table: pa.Table) -> dict[str, NDArray[np.float32]]:
     result = {}
     for name in COLUMNS:
         column = table[name]
+        if name == "action_logp":  # a request whose policy is not known
+            column = pc.fill_null(column, math.nan)
         require(column.null_count == 0, f"samples.{name}", f"{column.null_count} nulls", "no nulls")
         column = column.combine_chunks()
         if isinstance(column, pa.ChunkedArray):
@@ -173,6 +189,14 @@ def arrays(table: pa.Table) -> dict[str, NDArray[np.float32]]:
         else:
             result[name] = column.to_numpy(zero_copy_only=False)
     return result
+
+
+def _before_squashing(action: NDArray[np.float32], bounds: Range) -> NDArray[np.float32]:
+    low, high = bounds
+    outside = action[(action < low) | (action > high)]
+    require(not outside.size, "samples.action", float(outside[0]) if outside.size else None,
+            f"numbers within network.action_range {bounds}")
+    return unsquash_array(action, bounds).astype(np.float32)
 
 
 def rewards(feedback: NDArray[np.float32], behaviours: tuple[Behaviour, ...]) -> NDArray[np.float32]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -13,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
+
 from recfuse.console import Progress
+from recfuse.errors import InvalidFieldError
 from recfuse.fusion.inference import export_policy
 from recfuse.learning.algorithm import TwoStage, TwoStageConfig
 from recfuse.learning.samples import SampleSet
@@ -21,6 +26,8 @@ from recfuse.learning.settings import LearningSettings
 
 logger = logging.getLogger("recfuse")
 CHECKPOINT, HISTORY, METRICS = "checkpoint", "history.jsonl", "metrics.json"
+# How often a run survives the loss of its learners.
+RESTARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +59,38 @@ class TrainFusionResult:
 
 
 def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
-    """Trains on the current Ray and exports the policy. A rerun continues after the last complete iteration.
+    """Trains on the current Ray and exports the policy. A rerun goes on after the last complete iteration; so does the
+    run itself, where learner workers die.
 
     Raises:
         InvalidFieldError: bad samples, or settings that do not fit them.
     """
-    samples = SampleSet.open(config.samples)
+    samples = SampleSet.open(config.samples, config.learning.network.action_range)
+    config = dataclasses.replace(config, learning=config.learning.resolved(samples.has_density))
     logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s", f"{samples.rows:,}",
                 samples.vocabulary.state_size, samples.vocabulary.action_size,
                 ", ".join(samples.vocabulary.behaviour_names))
     setup = TwoStageConfig().learn(config.learning, samples)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    checkpoint = output / CHECKPOINT
     with _quiet():
         algorithm = setup.build_algo()
         try:
-            checkpoint = output / CHECKPOINT
             resumed_at = _resume(algorithm, checkpoint, config, samples)
-            _run(algorithm, checkpoint)
+            for attempt in itertools.count(1):
+                try:
+                    _run(algorithm, checkpoint)
+                    break
+                except ray.exceptions.RayError as error:
+                    if attempt > RESTARTS or isinstance(error, InvalidFieldError):
+                        raise
+                    logger.warning("train_fusion: a learner was lost (%s); starting the learners anew from the last "
+                                   "complete iteration", type(error).__name__)
+                    with contextlib.suppress(ray.exceptions.RayError):
+                        algorithm.stop()
+                    algorithm = setup.copy(copy_frozen=False).build_algo()
+                    _resume(algorithm, checkpoint, config, samples)
             metrics = summary(algorithm)
             bundle = export_policy(output, algorithm.policy(), samples.vocabulary,
                                    training=dataclasses.asdict(config.learning),
@@ -124,8 +145,20 @@ def _run(algorithm: TwoStage, checkpoint: Path) -> None:
         while not algorithm.finished and algorithm.phase == phase:
             algorithm.train()
             algorithm.save_checkpoint(str(checkpoint))
-            progress.advance(1, f"loss {algorithm.progress.history[-1]['loss']:.4f}")
-        progress.finish(f"loss {algorithm.progress.history[-1]['loss']:.4f}; {algorithm.progress.stopped[phase]}")
+            progress.advance(1, describe(algorithm.progress.history[-1]))
+        progress.finish(f"{describe(algorithm.progress.history[-1])}; {algorithm.progress.stopped[phase]}")
+
+
+def describe(entry: dict[str, Any]) -> str:
+    """One line of an iteration: the loss, and per kind of metric its value, or the range over the behaviours."""
+    parts = [f"loss {entry['loss']:.4f}"]
+    for kind in ("holdout_loss", "explained_variance", "gain", "entropy", "kl", "clipped_share", "ess_share", "tau",
+                 "multiplier"):
+        found = sorted(value for name, value in entry.items() if name.partition("/")[0] == kind)
+        if found:
+            text = f"{found[0]:.3g}" if len(found) == 1 else f"{found[0]:.3g}..{found[-1]:.3g}"
+            parts.append(f"{kind.replace('_', ' ')} {text}")
+    return ", ".join(parts)
 
 
 @contextmanager

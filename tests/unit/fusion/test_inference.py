@@ -39,7 +39,7 @@ def export(root, policy):
 
 @pytest.mark.parametrize("config", [
     NetworkConfig(), NetworkConfig(sigma="free", activation="tanh"), NetworkConfig(hidden=()),
-    NetworkConfig(activation="silu", hidden=(256, 128)),
+    NetworkConfig(activation="silu", hidden=(256, 128)), NetworkConfig(action_range=(-1.0, 3.0)),
 ])
 def test_the_actor_agrees_with_the_trained_policy(config, tmp_path):
     """Mean within 1e-6 on 1,000 states, through a bundle and back."""
@@ -52,7 +52,12 @@ def test_the_actor_agrees_with_the_trained_policy(config, tmp_path):
     assert mu.std() > 0.01
     np.testing.assert_allclose(decision.mu, mu, atol=1e-6, rtol=0)
     np.testing.assert_allclose(decision.sigma, np.exp(log_sigma), atol=1e-6, rtol=0)
-    assert np.array_equal(decision.action, decision.mu)
+    if config.action_range is None:
+        assert np.array_equal(decision.action, decision.mu)
+    with torch.no_grad():
+        density = policy.log_prob(torch.from_numpy(state), torch.from_numpy(decision.action))[:, 0].numpy()
+    np.testing.assert_allclose(actor.log_prob(state, decision.action), density, atol=2e-3, rtol=1e-4)
+    np.testing.assert_allclose(actor.log_prob(state, decision.action), decision.action_logp, atol=1e-6)
     one = np.concatenate([actor.act(row[None], explore=False).mu for row in state[:50]])
     np.testing.assert_allclose(one, decision.mu[:50], atol=1e-6, rtol=0)
 

@@ -34,6 +34,20 @@ def test_batched_networks_are_the_single_ones_side_by_side():
         torch.testing.assert_close(batched(STATE)[k], torch.nn.Sequential(*layers[:-1])(STATE))
 
 
+def test_a_shared_trunk_has_one_set_of_hidden_layers():
+    """Against one torch.nn.Sequential whose last layer has all outputs; and P6 holds."""
+    shared = BatchedMLP(NAMES, (2, 8, 4, 3), "tanh", seed=1, shared=True)
+    assert [len(weight) for weight in shared.weights] == [1, 1, 3]
+    x = STATE
+    for weight, bias in zip(shared.weights[:-1], shared.biases[:-1], strict=True):
+        x = torch.tanh(x @ weight[0] + bias[0, 0])
+    expected = torch.stack([x @ w + b for w, b in zip(shared.weights[-1], shared.biases[-1], strict=True)])
+    torch.testing.assert_close(shared(STATE), expected)
+    torch.testing.assert_close(shared(STATE, slice(1, 2)), expected[1:2])
+    reordered = BatchedMLP(NAMES[::-1], (2, 8, 4, 3), "tanh", seed=1, shared=True)
+    torch.testing.assert_close(reordered(STATE), expected.flip(0))
+
+
 def test_a_run_of_the_networks():
     batched = BatchedMLP(NAMES, (2, 8, 3), "relu", seed=1)
     torch.testing.assert_close(batched(STATE, slice(1, 2)), batched(STATE)[1:2])
@@ -90,6 +104,7 @@ def test_density_entropy_and_divergence_against_torch():
     ({"sigma": "fixed"}, "sigma: got 'fixed'; allowed: state, free"),
     ({"sigma_min": 0.0}, r"sigma_min: got 0.0; allowed: a number in \(0, 1\)"),
     ({"sigma_max": 1.0}, "sigma_max: got 1.0; allowed: a finite number > 1"),
+    ({"trunk": "common"}, "trunk: got 'common'; allowed: separate, shared"),
     ({"mean_range": -1.0}, "mean_range: got -1.0; allowed: a finite number > 0"),
 ])
 def test_bad_config_is_named(change, message):

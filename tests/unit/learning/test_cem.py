@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from scipy import stats
 
 from recfuse.errors import InvalidFieldError
-from recfuse.learning.cem import cem
+from recfuse.learning.cem import cem, importance_sums, logged_scores
 
 OPTIMUM = np.array([0.5, -1.0, 2.0])
 
@@ -50,3 +52,26 @@ def test_bad_arguments_are_named(change, message):
     arguments = {"objective": bowl, "mean": np.zeros(3), "std": 1.0} | change
     with pytest.raises(InvalidFieldError, match=message):
         cem(**arguments)
+
+
+def test_scores_on_a_log_against_plain_sums():
+    """NCIS of the advantage (FORMULAS 4.1), with the standard error of a ratio of means."""
+    rng = np.random.default_rng(0)
+    action, gain = rng.standard_normal((400, 2)), rng.standard_normal(400)
+    behaviour = stats.norm.logpdf(action).sum(1)
+    vectors, sigma = np.array([[0.0, 0.0], [0.5, -0.5], [6.0, 6.0]]), np.array([1.0, 0.8])
+    sums = np.zeros((5, 3))
+    for rows in (slice(0, 150), slice(150, 400)):
+        arrays = vectors, sigma, action[rows], behaviour[rows], gain[rows]
+        sums += importance_sums(*map(torch.from_numpy, arrays), rho_max=3.0).numpy()
+    found = logged_scores(sums, 400, pessimism=1.5, ess_floor=0.05)
+    for index, vector in enumerate(vectors):
+        rho = np.minimum(3.0, np.exp(stats.norm.logpdf(action, vector, sigma).sum(1) - behaviour))
+        estimate = (rho * gain).sum() / rho.sum()
+        error = np.sqrt((rho**2 * (gain - estimate) ** 2).sum()) / rho.sum()
+        assert found.estimate[index] == pytest.approx(estimate)
+        assert found.ess_share[index] == pytest.approx(rho.sum() ** 2 / (rho**2).sum() / 400)
+        if index < 2:
+            assert found.score[index] == pytest.approx(estimate - 1.5 * error)
+    assert found.ess_share[2] < 0.05
+    assert found.score[2] < found.score[:2].min()

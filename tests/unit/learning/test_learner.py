@@ -13,7 +13,10 @@ import torch
 from learners import SETTINGS, Reader, build, fit, fit_all
 from ray.rllib.core.learner.training_data import TrainingData
 
+from recfuse.behaviours import Behaviour, Vocabulary
+from recfuse.errors import InvalidFieldError
 from recfuse.fusion.networks import gaussian_kl
+from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import StoppingRule
 
 STATE = torch.from_numpy(toy.bandit(500, seed=9)["state"])
@@ -111,3 +114,149 @@ def test_behaviour_cloning_imitates_the_log(samples):
         mu, log_sigma = learner.fusion.policy(STATE)
     assert float(mu.abs().mean()) < 0.1 * toy.SIGMA
     torch.testing.assert_close(log_sigma.exp().mean((0, 1)), torch.full((2,), toy.SIGMA), rtol=0.05, atol=0)
+
+
+def test_p3_the_learner_arrives_at_the_geometric_mean_of_its_auxiliaries(tmp_path):
+    """A ≡ 0, two auxiliaries that are known Gaussians, λ = 1 and 3: 1/σ*² = Σ p/σ², μ* = σ*² Σ p μ/σ²."""
+    behaviours = (toy.vocabulary().behaviours[0], Behaviour(name="like", kind="short_term", multiplier=1.0),
+                  Behaviour(name="follow", kind="short_term", multiplier=3.0))
+    vocabulary = Vocabulary(behaviours=behaviours, fusion_parameters=("first", "second"), state_size=toy.STATES)
+    columns = toy.bandit(20_000)
+    columns["feedback"] = np.zeros((20_000, 3), np.float32)
+    samples = toy.write(tmp_path, columns, vocabulary)
+    settings = dataclasses.replace(SETTINGS, advantage="sampled", critics=StoppingRule(iterations=1), holdout=0.0,
+                                   network=dataclasses.replace(SETTINGS.network, hidden=(), sigma="free"))
+    learner = build(samples, settings)
+    with torch.no_grad():  # critics that say 0 of rewards that are 0
+        for parameter in learner.fusion.critics.parameters():
+            parameter.zero_()
+    fit(learner, samples, "cloning", 2)
+    auxiliaries = learner.fusion.auxiliaries
+    with torch.no_grad():
+        for parameter in auxiliaries.parameters():
+            parameter.zero_()
+        auxiliaries.network.biases[-1].copy_(torch.tensor([[[-0.5, 0.2]], [[0.5, 0.4]]]))
+        auxiliaries.free.copy_(torch.tensor([[0.3, -0.4], [-0.5, 0.2]]))
+        mu, log_sigma = (moment[0].double() for moment in auxiliaries(STATE[:1]))
+    metrics = fit(learner, samples, "stage_two", 40)
+    share = torch.tensor([[0.25], [0.75]]).double()
+    precision = (share / log_sigma.exp() ** 2).sum(0)
+    with torch.no_grad():
+        found_mu, found_log_sigma = learner.fusion.policy(STATE)
+    expected = (share * mu / log_sigma.exp() ** 2).sum(0) / precision
+    torch.testing.assert_close(found_mu.double().mean((0, 1)), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(found_log_sigma.double().exp().mean((0, 1)), precision.rsqrt(), atol=0.02, rtol=0)
+    assert metrics[-1]["kl/follow"] < metrics[-1]["kl/like"]
+
+
+def test_one_intermediate_policy_is_updated_by_every_short_term_critic_in_turn(tmp_path):
+    """`like` wants LIKED, `follow` its mirror image in the second parameter: the one policy settles between them."""
+    behaviours = (*toy.vocabulary().behaviours, Behaviour(name="follow", kind="short_term", multiplier=3.0))
+    vocabulary = Vocabulary(behaviours=behaviours, fusion_parameters=("first", "second"), state_size=toy.STATES)
+    columns = toy.bandit()
+    mirrored = -((columns["action"] - toy.LIKED * [1, -1]) ** 2).sum(1, keepdims=True)
+    columns["feedback"] = np.concatenate([columns["feedback"], mirrored.astype(np.float32)], 1)
+    samples = toy.write(tmp_path, columns, vocabulary)
+    learner = build(samples, dataclasses.replace(SETTINGS, auxiliary="sequential"))
+    fit(learner, samples, "critics", 3)
+    fit(learner, samples, "cloning", 1)
+    metrics = fit(learner, samples, "stage_one", 8)[-1]
+    assert {"loss/like", "loss/follow", "gain/like", "kl/intermediate", "entropy/intermediate"} <= set(metrics)
+    assert learner.fusion.auxiliaries.names == ("intermediate",)
+    with torch.no_grad():
+        mean = learner.fusion.auxiliaries(STATE)[0].mean((0, 1))
+    assert mean[0] > 0.25
+    assert abs(mean[1]) < 0.1
+    assert {"tau", "kl/intermediate"} <= set(fit(learner, samples, "stage_two", 1)[-1])
+
+
+@pytest.mark.parametrize("second", [0.0, 3.0])
+def test_long_term_behaviours_count_by_their_weights(tmp_path, second):
+    """Watch time wants one action, reading depth another; with weight 0 the second says nothing."""
+    behaviours = (*toy.vocabulary().behaviours,
+                  Behaviour(name="depth", kind="long_term", discount=0.9, weight=second))
+    vocabulary = Vocabulary(behaviours=behaviours, fusion_parameters=("first", "second"), state_size=toy.STATES)
+    columns = toy.bandit()
+    wanted = np.array([-0.5, -0.5])
+    depth = -((columns["action"] - wanted) ** 2).sum(1, keepdims=True)
+    columns["feedback"] = np.concatenate([columns["feedback"], depth.astype(np.float32)], 1)
+    samples = toy.write(tmp_path, columns, vocabulary)
+    settings = dataclasses.replace(SETTINGS, algorithm="actor_critic", critics=StoppingRule(iterations=5),
+                                   policy=StoppingRule(iterations=12))
+    learner = build(samples, settings)
+    fit_all(learner, samples, settings)
+    with torch.no_grad():
+        mean = learner.fusion.policy(STATE)[0][:, 0]
+    to_depth = distance(mean, np.broadcast_to(wanted, mean.shape))
+    to_watch = distance(mean, toy.optimum(STATE.numpy()))
+    assert (to_depth < to_watch) == (second > 1)
+
+
+def test_v_trace_learns_what_a_session_brings(tmp_path):
+    """Sessions of four requests that each bring 1, γ = ½: V = 1.875, 1.75, 1.5, 1 by the request's place, which is all
+    that the state shows. In units of the reward's deviation, which is 1 where the reward never varies."""
+    rows = 2000
+    columns = toy.bandit(rows)
+    place = np.arange(rows) % 4
+    columns["state"][:, 0] = place
+    columns["next_state"] = np.roll(columns["state"], -1, 0)
+    columns["done"] = (place == 3).astype(np.float32)
+    columns["feedback"][:, 0] = 1.0
+    samples = toy.write(tmp_path, columns, files=1)
+    settings = dataclasses.replace(SETTINGS, targets="v_trace", cloning=StoppingRule(iterations=5))
+    learner = build(samples, settings)
+    fit(learner, samples, "cloning", 5)
+    fit(learner, samples, "critics", 25)
+    with torch.no_grad():
+        value = learner.fusion.critics(torch.from_numpy(columns["state"][:400]))[:, 0].reshape(-1, 4).mean(0)
+    torch.testing.assert_close(value, torch.tensor([1.875, 1.75, 1.5, 1.0]), atol=0.08, rtol=0)
+
+
+def test_target_networks_follow_at_their_rate(samples):
+    settings = dataclasses.replace(SETTINGS, target_rate=0.1, minibatch_size=1024, critics=StoppingRule(iterations=1))
+    learner = build(samples, settings)
+    before = learner.snapshot()
+    name = "network.biases.1"
+    expected = before[f"module.critics.{name}"].astype(np.float64)
+    step = learner._step
+
+    def recording(*arguments):
+        nonlocal expected
+        metrics = step(*arguments)
+        expected = 0.9 * expected + 0.1 * learner.snapshot()[f"module.critics.{name}"]
+        return metrics
+
+    learner._step = recording
+    fit(learner, samples, "critics", 1)
+    after = learner.snapshot()
+    np.testing.assert_allclose(after[f"module.target_critics.{name}"], expected, rtol=1e-5)
+    assert not np.array_equal(after[f"module.critics.{name}"], after[f"module.target_critics.{name}"])
+
+
+def test_where_the_log_has_no_density_a_fitted_gaussian_takes_its_place(tmp_path):
+    columns = toy.bandit()
+    columns["action"] += np.array([0.2, -0.1], np.float32) * columns["state"][:, :1]  # μ depends on the state
+    mu = np.array([0.2, -0.1]) * columns["state"][:, :1]
+    truth = (-0.5 * ((columns["action"] - mu) / toy.SIGMA) ** 2 - np.log(toy.SIGMA) - 0.5 * np.log(2 * np.pi)).sum(1)
+    columns["action_logp"][:] = np.nan
+    samples = toy.write(tmp_path, columns)
+    learner = build(samples, dataclasses.replace(SETTINGS, policy_learning_rate=2e-3))
+    assert learner._settings.density == "estimated"
+    fit(learner, samples, "critics", 1)
+    fit(learner, samples, "cloning", 10)
+    metrics = fit(learner, samples, "stage_one", 1)[-1]
+    estimate = np.concatenate([learner._frozen.behaviour_log_prob(window, position).numpy()
+                               for position, window in learner._windows])
+    assert np.abs(estimate - truth).mean() < 0.1
+    assert metrics["ess_share/like"] > 0.7  # near the logged policy, in whose place the estimate stands
+    # What was estimated stays, also where the policy that it was copied from goes on learning.
+    kept = learner.snapshot()
+    fit(learner, samples, "stage_two", 1)
+    for name, values in learner.snapshot().items():
+        if name.startswith("module.behaviour."):
+            np.testing.assert_array_equal(values, kept[name])
+
+
+def test_actions_beyond_the_stated_range_are_named(samples):
+    with pytest.raises(InvalidFieldError, match=r"samples.action: got .*; allowed: numbers within network.action_ra"):
+        SampleSet.open(samples, (-0.1, 0.1))

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import pytest
+import tyro
 
 from recfuse.behaviours import Behaviour, Vocabulary, from_mapping
 from recfuse.console import load_config
 from recfuse.errors import InvalidFieldError
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.fusion.networks import NetworkConfig
+from recfuse.learning.settings import (
+    CemSettings,
+    IqlSettings,
+    LearningSettings,
+    StoppingRule,
+    Td3BcSettings,
+)
 from recfuse.learning.training import TrainFusionConfig
 
 LONG, SHORT = Behaviour(name="watch_time", kind="long_term"), Behaviour(name="like", kind="short_term")
@@ -29,8 +37,13 @@ def test_the_first_rule_that_holds_ends_a_fit(rule, losses, reason):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"algorithm": "ppo"}, "algorithm: got 'ppo'; allowed: two_stage, behaviour_cloning, actor_critic, .*, rcpo"),
-    ({"rcpo_critic": "both"}, "rcpo_critic: got 'both'; allowed: per_behaviour, mixed"),
+    ({"algorithm": "ppo"}, "algorithm: got 'ppo'; allowed: two_stage, behaviour_cloning, cem, .*, td3_bc, iql"),
+    ({"auxiliary": "both"}, "auxiliary: got 'both'; allowed: per_behaviour, sequential"),
+    ({"density": "guessed"}, "density: got 'guessed'; allowed: auto, logged, estimated"),
+    ({"targets": "retrace"}, "targets: got 'retrace'; allowed: one_step, v_trace"),
+    ({"target_rate": 0.0}, r"target_rate: got 0.0; allowed: a number in \(0, 1\], or nothing"),
+    ({"algorithm": "cem", "network": NetworkConfig(action_range=(0.0, 1.0))},
+     r"network.action_range: got \(0.0, 1.0\); allowed: nothing, for the algorithm cem"),
     ({"weights": {"like": -1.0}}, "weights: got {'like': -1.0}; allowed: finite numbers ≥ 0"),
     ({"floors": {"like": float("nan")}}, "floors: got {'like': nan}; allowed: finite numbers"),
     ({"dual_step": 0}, "dual_step: got 0; allowed: a finite number > 0"),
@@ -61,6 +74,40 @@ def test_bad_settings_are_named(change, message):
 def test_bad_rules_are_named(change, message):
     with pytest.raises(InvalidFieldError, match=message):
         StoppingRule(**change)
+
+
+@pytest.mark.parametrize(("kind", "change", "message"), [
+    (IqlSettings, {"expectile": 1.0}, r"expectile: got 1.0; allowed: a number in \(0, 1\)"),
+    (IqlSettings, {"temperature": 0.0}, "temperature: got 0.0; allowed: a finite number > 0"),
+    (Td3BcSettings, {"alpha": -1.0}, "alpha: got -1.0; allowed: a finite number > 0"),
+    (Td3BcSettings, {"delay": 0}, "delay: got 0; allowed: an integer ≥ 1"),
+    (CemSettings, {"population": 1}, "population: got 1; allowed: an integer ≥ 2"),
+    (CemSettings, {"spread": 0.0}, "spread: got 0.0; allowed: a finite number > 0"),
+])
+def test_bad_settings_of_a_rival_are_named(kind, change, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        kind(**change)
+
+
+def test_the_algorithm_is_a_flag_of_the_job():
+    """`jobs/train_fusion.py --algorithm iql`."""
+    assert tyro.cli(TrainFusionConfig, args=["--algorithm", "iql"]).learning.algorithm == "iql"
+    assert tyro.cli(TrainFusionConfig, args=["--learning.algorithm", "cem"]).learning.algorithm == "cem"
+
+
+def test_the_density_is_estimated_where_the_log_has_none():
+    auto = LearningSettings()
+    assert auto.resolved(True).density == "logged"
+    assert auto.resolved(False).density == "estimated"
+    assert LearningSettings(density="estimated").resolved(True).density == "estimated"
+    with pytest.raises(InvalidFieldError, match="density: got 'logged'; allowed: auto or estimated, because samples l"):
+        LearningSettings(density="logged").resolved(False)
+    assert LearningSettings(algorithm="cem").resolved(False).phases == ("cloning", "critics", "search")
+    assert LearningSettings(algorithm="iql").resolved(False).phases == ("action_values", "cloning", "extraction")
+
+
+def test_with_v_trace_the_critics_follow_the_logged_policy():
+    assert LearningSettings(targets="v_trace").phases == ("cloning", "critics", "stage_one", "stage_two")
 
 
 def test_a_bad_field_of_a_file_is_named_with_its_path():
