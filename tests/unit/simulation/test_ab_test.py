@@ -5,7 +5,8 @@ import pytest
 
 from recfuse.errors import InvalidFieldError
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.simulation.ab_test import MEASURES, AbTestConfig, Arm, ab_test, assign, rollout_objective
+from recfuse.simulation.ab_test import MEASURES, AbTestConfig, Arm, _fixed, aa_test, ab_test, assign, rollout_objective
+from recfuse.simulation.simulate import held_out, persons_of
 from tests.unit.simulation import worlds
 
 GOOD = Arm("good", FixedGaussian([2, 2, 0, 0, 0, 0], .5))
@@ -78,3 +79,60 @@ def test_bad_configs_are_refused():
         AbTestConfig(policies=("logged",))
     with pytest.raises(InvalidFieldError, match=r"shares: got .*; allowed: 2 numbers, one a policy"):
         AbTestConfig(policies=("logged", "cem"), shares=(1.0,))
+
+
+def test_findings_are_marked_after_the_correction_and_the_detectable_effect_is_said():
+    result = ab_test(worlds.world(), [BAD, GOOD], persons=3_000, seed=1, draws=100)
+    good = result.arms[1]
+    watch = MEASURES.index("watch_time")
+    assert (good.adjusted >= good.p_value).all()
+    assert good.adjusted[watch] < .05
+    assert result.rows()[watch][2].endswith("*")
+    assert 0 < good.detectable[watch] < result.effect("good", "watch_time")[0]
+    assert len(result.detectable_rows()) == len(MEASURES)
+    assert result.look_rows() == []
+
+
+def test_early_looks_widen_and_the_last_is_the_estimate_of_the_test():
+    result = ab_test(worlds.world(), [BAD, GOOD], persons=3_000, seed=1, looks=4, draws=100)
+    looks = result.arms[1].looks
+    assert [look.share for look in looks] == [.25, .5, .75, 1.0]
+    assert looks[-1].estimate == pytest.approx(result.effect("good", "watch_time")[0])
+    widths = [look.high - look.low for look in looks]
+    _, low, high = result.effect("good", "watch_time")
+    assert widths[0] > widths[-1] > high - low
+    assert looks[-1].decided
+    assert len(result.look_rows()) == 4
+
+
+def test_looks_are_refused_with_intervals_for_one():
+    with pytest.raises(InvalidFieldError, match=r"looks: got 5; allowed: 1 with interval: fixed, .*always_valid"):
+        AbTestConfig(policies=("logged", "cem"), looks=5)
+    assert AbTestConfig(policies=("logged", "cem"), looks=5, interval="always_valid").looks == 5
+
+
+def test_a_policy_against_itself_is_rarely_different():
+    """40 A/A tests of 200 persons: 5% is two of them; more than eight would be a chance of one in a thousand."""
+    result = aa_test(worlds.world(), Arm("logged", worlds.LOGGED, explore=True), runs=40, persons=200, draws=200)
+    assert result.false[MEASURES.index("watch_time")] <= .2
+    assert 0 < result.false.mean() < .12
+    assert result.family <= .25
+    assert len(result.rows()) == len(MEASURES) + 2
+
+
+def test_users_held_out_are_the_only_ones_of_the_test():
+    world = worlds.world()
+    out = held_out(world, .3)
+    assert .15 < out.mean() < .45
+    persons = persons_of(out, 1_000)
+    assert out[persons % world.users].all()
+    assert len(np.unique(persons)) == 1_000
+    result = ab_test(world, [BAD, GOOD], persons=600, users=out, draws=50)
+    assert sum(arm.users for arm in result.arms) == 600
+    assert held_out(world, 0.0).sum() == 0
+
+
+def test_fixed_weights_are_a_policy():
+    np.testing.assert_array_equal(_fixed("click:1.5,follow:-2", worlds.world()).mu, [1.5, 0, 0, 0, 0, -2])
+    with pytest.raises(InvalidFieldError, match=r"policies: weight order: got 1\.0; allowed: weights of click"):
+        _fixed("order:1", worlds.world())

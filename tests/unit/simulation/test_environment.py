@@ -13,6 +13,7 @@ from recfuse.errors import InvalidFieldError
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.fusion.ranking import fuse, rank
 from recfuse.simulation.environment import FusionEnv, FusionVectorEnv, SessionEngine, rewards
+from recfuse.simulation.response import marginals, sigmoid
 from recfuse.simulation.rollout import rollout
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import FEEDBACK
@@ -85,6 +86,57 @@ def test_better_pages_lengthen_sessions_unless_the_effect_is_off():
     good, bad = [2, 2, 0, 0, 0, 0], [-2, -2, 0, 0, 0, 0]
     assert lengths(True, good).mean() > 1.02 * lengths(True, bad).mean()
     np.testing.assert_array_equal(lengths(False, good), lengths(False, bad))
+
+
+def returns(responsive, action, discount):
+    """Mean discounted reward of first sessions whose first page is ranked by `action`, all later ones alike, with the
+    same luck. What was shown may be shown again, since a good page also uses up the pool's best."""
+    world = worlds.world()
+    world = world.replace(config=dataclasses.replace(world.config, responsive=responsive))
+    engine = SessionEngine(world, seed=4)
+    sessions, total, factor = start(engine, 4_000), 0.0, 1.0
+    while len(sessions.user):
+        rows = len(sessions.user)
+        page = engine.step(sessions, np.tile(np.float32(action if factor == 1.0 else [1] * 6), (rows, 1)))
+        total += factor * rewards(world, page.feedback).sum() / 4_000
+        sessions.seen[:] = False
+        sessions, factor = sessions.take(np.flatnonzero(~(page.left | page.cut))), factor * discount
+        if factor == 0.0:
+            break
+    return total
+
+
+def test_discounts_matter_only_while_what_is_shown_has_consequences():
+    """What a better first page gains is the same for γ = 0 and γ = 0.95 with the effect off, and more with it on."""
+    good, bad = [2, 2, 0, 0, 0, 0], [-2, -2, 0, 0, 0, 0]
+
+    def gain(responsive, discount):
+        return returns(responsive, good, discount) - returns(responsive, bad, discount)
+
+    at_once = gain(True, 0.0)
+    assert at_once == gain(False, 0.0) > 0
+    assert gain(False, .95) == pytest.approx(at_once, rel=1e-9)
+    assert gain(True, .95) > 1.2 * at_once
+
+
+def drawn_over_declared(world):
+    """Per behaviour: how often it was drawn over what the response model says, and the standard error of that."""
+    engine = SessionEngine(world, seed=9)
+    sessions = start(engine, 60_000)
+    page = engine.step(sessions, np.ones((60_000, 6), np.float32))
+    chance = marginals(world.logits[sessions.entry[:, None], page.shown].astype(np.float64), world.outcome)
+    expected = chance[page.looked].sum(0)
+    return page.feedback[:, 1:].astype(np.float64).sum(0) / expected, 1 / np.sqrt(expected)
+
+
+def test_every_behaviour_is_drawn_at_its_rate_and_a_double_sigmoid_is_caught(monkeypatch):
+    """A sigmoid of a sigmoid makes hate of 0.1% into one of more than half of the responses."""
+    ratio, error = drawn_over_declared(worlds.world())
+    assert (np.abs(ratio - 1) < 5 * error).all()
+    monkeypatch.setattr("recfuse.simulation.environment.sigmoid", lambda logits: sigmoid(sigmoid(logits)))
+    twice, error = drawn_over_declared(worlds.world())
+    assert not (np.abs(twice - 1) < 5 * error).all()
+    assert twice[FEEDBACK.index("hate") - 1] > 100
 
 
 def test_a_good_mood_shortens_the_return():

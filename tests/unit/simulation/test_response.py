@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from recfuse.errors import InvalidFieldError
@@ -64,6 +65,27 @@ def test_only_its_share_of_the_rows_is_read():
     both = fit_response(exposures, scenes, ResponseConfig(epochs=1))
     np.testing.assert_array_equal(alone.model.users, both.model.users)
     assert alone.rows == both.rows
+
+
+def test_nothing_is_fitted_to_the_last_day():
+    """The last day's answers turned around: the model and its calibration stay, the measured AUC changes."""
+    exposures, scenes = worlds.exposures()[0], worlds.response().model.scenes
+    last = exposures.column("day") == exposures.column("day").max()
+    click = np.where(last, 1 - exposures.column("click"), exposures.column("click")).astype(np.int8)
+    place = exposures.rows.schema.get_field_index("click")
+    turned = dataclasses.replace(exposures, rows=exposures.rows.set_column(place, "click", pa.array(click)))
+    first, second = (fit_response(one, scenes, ResponseConfig(epochs=1)) for one in (exposures, turned))
+    for field in dataclasses.fields(first.model):
+        np.testing.assert_array_equal(getattr(first.model, field.name), getattr(second.model, field.name))
+    assert second.auc["click"] < first.auc["click"] - .02
+    assert first.test_rows == last.sum(), "all rows of the day are tested on, those of both models' shares"
+
+
+def test_intervals_and_positives_are_those_of_the_last_day():
+    fit = worlds.response()
+    low, high = fit.interval["click"]
+    assert low < fit.auc["click"] < high
+    assert 0 < fit.positives["click"] < fit.test_rows
 
 
 def test_the_same_seed_gives_the_same_model():
