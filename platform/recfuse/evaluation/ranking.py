@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from recfuse.errors import require
@@ -221,6 +222,40 @@ def evaluate_scenes(scenes: ArrayLike, users: ArrayLike, labels: Mapping[str, Ar
             by_scene.append(ranking_metrics(str(name), task, y[own], p[own], user[own]))
         pooled.append(ranking_metrics(POOLED, task, y[scored], p[scored], user[scored]))
     return sorted(by_scene, key=lambda metrics: metrics.scene) + pooled
+
+
+@dataclass(frozen=True)
+class NumberMetrics:
+    """Predicted means of a number (watch time, cut at its largest value) in one scene.
+
+    Attributes:
+        mean: observed.
+        predicted_over_observed: ratio of the means; NaN where the observed one is 0.
+        mean_absolute_error, root_mean_squared_error: in the number's own unit.
+        rank_correlation: Spearman's; NaN where one side is constant.
+    """
+
+    scene: str
+    task: str
+    rows: int
+    mean: float
+    predicted_over_observed: float
+    mean_absolute_error: float
+    root_mean_squared_error: float
+    rank_correlation: float
+
+
+def number_metrics(scene: str, task: str, observed: ArrayLike, predicted: ArrayLike) -> NumberMetrics:
+    """All metrics of one set of rows, [N] each."""
+    y, p = np.asarray(observed, np.float64), np.asarray(predicted, np.float64)
+    require(y.shape == p.shape and y.ndim == 1 and len(y) > 0, "predicted", p.shape, f"{y.shape}, one a row")
+    error = p - y
+    ranks = pd.DataFrame({"y": y, "p": p}).rank()
+    varies = bool(y.std() > 0 and p.std() > 0)
+    return NumberMetrics(
+        scene, task, len(y), float(y.mean()), float(p.sum() / y.sum()) if y.sum() else float("nan"),
+        float(np.abs(error).mean()), float(np.sqrt((error**2).mean())),
+        float(np.corrcoef(ranks["y"], ranks["p"])[0, 1]) if varies else float("nan"))
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -14,10 +14,12 @@ from recfuse.evaluation.ranking import (
     POOLED,
     AucDifference,
     MetricIntervals,
+    NumberMetrics,
     RankingMetrics,
     auc_difference,
     evaluate_scenes,
     metric_intervals,
+    number_metrics,
 )
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import TimeSplit
@@ -51,7 +53,24 @@ class TestDay:
         return cls(day, histories, day.rows["scene"].to_numpy(zero_copy_only=False))
 
     def predict(self, scorer: SceneScorer, corrected: bool = True) -> dict[str, NDArray[np.float32]]:
-        """Task → probability [N]; NaN where the scene lacks the task."""
+        """Task → probability [N] of every task with 0/1 labels; NaN where the scene lacks the task."""
+        return {task: values for task, values in self._scores(scorer, corrected).items()
+                if task not in scorer.numbers}
+
+    def number_metrics(self, scorer: SceneScorer) -> list[NumberMetrics]:
+        """Of every scene and every task that is a number (recfuse.scenes.registry)."""
+        if not scorer.numbers:
+            return []
+        scores, found = self._scores(scorer), []
+        for task, cut in scorer.numbers.items():
+            observed = np.minimum(self.exposures.column(task).astype(np.float64), cut)
+            for scene in (one for one in scorer.tasks if task in scorer.tasks[one]):
+                own = self.scenes == scene
+                if own.any():
+                    found.append(number_metrics(scene, task, observed[own], scores[task][own]))
+        return found
+
+    def _scores(self, scorer: SceneScorer, corrected: bool = True) -> dict[str, NDArray[np.float32]]:
         day = self.exposures
         return scorer.score_rows(day.rows, day.users, day.items, self.histories, corrected)
 
@@ -135,7 +154,7 @@ def transfer(scorer: SceneScorer, day: TestDay, draws: int, alone: Callable[[str
         own = day.scenes == scene
         rows = day.exposures.filter(own)
         scores = single.score_rows(rows.rows, rows.users, rows.items, day.histories[own])
-        for task in set(scorer.tasks[scene]) & set(single.tasks[scene]):
+        for task in set(joint) & set(scorer.tasks[scene]) & set(single.tasks[scene]):
             difference = auc_difference(rows.column(task), joint[task][own], scores[task], users[own], draws=draws)
             both = [m for m in (day.metrics({task: np.where(own, joint[task], np.nan)})) if m.scene == scene]
             value = both[0].auc if both else float("nan")

@@ -26,7 +26,7 @@ class EncodedRows:
         context: of the rows themselves.
         history: int32[N, L], ids into the embedding table, 0 pads.
         scene: int64[N], scene index.
-        labels: int8[N, tasks], in the order of `Registry.task_names`.
+        labels: float32[N, tasks], in the order of `Registry.task_names`; a number's share of its cut.
     """
 
     users: Encoded
@@ -36,7 +36,7 @@ class EncodedRows:
     context: Encoded
     history: NDArray[np.int32]
     scene: NDArray[np.int64]
-    labels: NDArray[np.int8]
+    labels: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -66,32 +66,35 @@ def scene_rows(exposures: Exposures, registry: Registry) -> Exposures:
     return kept
 
 
-def label_matrix(rows: pa.Table, registry: Registry) -> NDArray[np.int8]:
-    """int8[N, tasks].
+def label_matrix(rows: pa.Table, registry: Registry) -> NDArray[np.float32]:
+    """float32[N, tasks]: labels 0/1, and of numbers min(y, cut) / cut.
 
     Raises:
-        InvalidFieldError: a label column is missing, or a label is not 0 or 1 (names the pair).
+        InvalidFieldError: a label column is missing, a label is not 0 or 1, or a number not ≥ 0 (names the pair).
     """
     columns = []
     scenes = registry.scene_index(rows["scene"].to_numpy(zero_copy_only=False))
     for task in registry.task_names:
         require(task in rows.column_names, f"rows.{task}", rows.column_names, f"a label column {task}")
         values = rows[task].to_numpy(zero_copy_only=False).astype(np.float64)
-        for index in np.flatnonzero((values != 0) & (values != 1))[:1]:
+        cut = registry.numbers.get(task)
+        bad = (values != 0) & (values != 1) if cut is None else ~(values >= 0)
+        for index in np.flatnonzero(bad)[:1]:
             require(False, f"label of {Pair(registry.scene_names[scenes[index]], task)}, row {index}",
-                    values[index].item(), "0 or 1")
-        columns.append(values.astype(np.int8))
+                    values[index].item(), "0 or 1" if cut is None else "a number ≥ 0")
+        columns.append((values if cut is None else np.minimum(values, cut) / cut).astype(np.float32))
     return np.stack(columns, axis=1)
 
 
-def count_pairs(rows: pa.Table, registry: Registry) -> tuple[dict[Pair, int], dict[Pair, int]]:
-    """Positives and negatives of every pair."""
+def count_pairs(rows: pa.Table, registry: Registry) -> tuple[dict[Pair, float], dict[Pair, float]]:
+    """Positives and negatives of every pair; of numbers the sums of their shares of the cut and of the rest."""
     labels = label_matrix(rows, registry)
     scenes = registry.scene_index(rows["scene"].to_numpy(zero_copy_only=False))
     positives, negatives = {}, {}
     for pair, scene, task in zip(registry.pairs, registry.pair_scene, registry.pair_task, strict=True):
         own = labels[scenes == scene, task]
-        positives[pair], negatives[pair] = int(own.sum()), int(len(own) - own.sum())
+        positives[pair] = float(own.sum(dtype=np.float64))
+        negatives[pair] = len(own) - positives[pair]
     return positives, negatives
 
 
@@ -103,7 +106,7 @@ def encode_exposures(exposures: Exposures, registry: Registry, encoder: FeatureE
 
 
 def encode_rows(rows: pa.Table, users: pa.Table, items: pa.Table, histories: NDArray[np.int64], registry: Registry,
-                encoder: FeatureEncoder, labels: NDArray[np.int8] | None = None) -> EncodedRows:
+                encoder: FeatureEncoder, labels: NDArray[np.float32] | None = None) -> EncodedRows:
     """Rows with their users and items; `labels` may be absent where they are only scored."""
     scene = registry.scene_index(rows["scene"].to_numpy(zero_copy_only=False))
     for index in np.flatnonzero(scene < 0)[:1]:
@@ -111,7 +114,7 @@ def encode_rows(rows: pa.Table, users: pa.Table, items: pa.Table, histories: NDA
     user_keys, user = np.unique(rows["user_id"].to_numpy(), return_inverse=True)
     item_keys, item = np.unique(rows["item_id"].to_numpy(), return_inverse=True)
     if labels is None:
-        labels = np.zeros((rows.num_rows, len(registry.task_names)), np.int8)
+        labels = np.zeros((rows.num_rows, len(registry.task_names)), np.float32)
     return EncodedRows(
         users=encoder.encode("user", table_columns(align(users, "user_id", user_keys)), len(user_keys)),
         items=encoder.encode("item", table_columns(align(items, "item_id", item_keys)), len(item_keys)),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -36,6 +37,8 @@ class Feature:
         minimum_count: a category seen in fewer training rows shares the unknown bucket, which so is trained too.
         log: a number passes through log(1 + max(x, 0)) before it is normalised.
         buckets: how many quantiles.
+        hash_buckets: categories share so many buckets by a hash instead of having a vocabulary; 0 for a vocabulary.
+            Values that training never saw fall into some bucket too; only what is missing is unknown.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Feature:
     minimum_count: int = 2
     log: bool = False
     buckets: int = 20
+    hash_buckets: int = 0
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), "name", self.name, "a non-empty string")
@@ -52,6 +56,8 @@ class Feature:
         require(self.kind in kinds, "kind", self.kind, ", ".join(kinds))
         require(self.minimum_count >= 1, "minimum_count", self.minimum_count, "an integer ≥ 1")
         require(self.buckets >= 2, "buckets", self.buckets, "an integer ≥ 2")
+        fine = self.hash_buckets == 0 or (self.hash_buckets >= 2 and self.kind == "categorical")
+        require(fine, "hash_buckets", self.hash_buckets, "0, or an integer ≥ 2 for a categorical feature")
 
 
 def declared_features(exposures: Exposures) -> tuple[Feature, ...]:
@@ -73,7 +79,8 @@ class FittedFeature:
     """A feature with what was learned about its column from the training rows.
 
     Attributes:
-        values: categorical: sorted int64 or str categories; bucketed: the inner quantiles, float64; numeric: empty.
+        values: categorical: sorted int64 or str categories, empty where they are hashed; bucketed: the inner quantiles,
+            float64; numeric: empty.
         offset: first id of its range of the embedding table (the unknown bucket); −1 for numeric.
         mean, std: of a numeric feature, after `log`.
     """
@@ -89,7 +96,7 @@ class FittedFeature:
         """Rows of the embedding table that the feature owns."""
         if self.feature.kind == "numeric":
             return 0
-        return len(self.values) + 1 + (self.feature.kind == "bucketed")
+        return len(self.values) + self.feature.hash_buckets + 1 + (self.feature.kind == "bucketed")
 
     def ids(self, column: Any) -> tuple[NDArray[np.int32], int]:
         """int32[N] ids into the embedding table, and how many of the values are unknown."""
@@ -102,6 +109,9 @@ class FittedFeature:
 
     def _codes(self, column: Any) -> np.ndarray:
         values, valid = _categories(column, self.feature, integers=self.values.dtype.kind == "i")
+        if self.feature.hash_buckets:
+            hashed = pd.util.hash_array(values if values.dtype.kind == "i" else values.astype(object))
+            return np.where(valid, (hashed % np.uint64(self.feature.hash_buckets)).astype(np.int64) + 1, 0)
         if not len(self.values):
             return np.zeros(len(values), np.int64)
         place = np.minimum(np.searchsorted(self.values, values), len(self.values) - 1)
@@ -215,7 +225,7 @@ class FeatureEncoder:
         if self.item_feature is None or not self.history_length:
             return np.zeros((len(items), 0), np.int32)
         ids = self.item_feature.ids(items.reshape(-1))[0].reshape(items.shape)
-        return np.where(ids == self.item_feature.offset, PADDING, ids).astype(np.int32)
+        return np.where((ids == self.item_feature.offset) | (items == NO_ITEM), PADDING, ids).astype(np.int32)
 
 
 def align(table: pa.Table, key: str, wanted: np.ndarray) -> pa.Table:
@@ -274,6 +284,8 @@ def _fit_one(feature: Feature, column: pa.ChunkedArray, offset: int) -> FittedFe
     if feature.kind == "categorical":
         integers = pa.types.is_integer(column.type)
         values, valid = _categories(column, feature, integers)
+        if feature.hash_buckets:  # integers and strings hash differently: remember which they are
+            return FittedFeature(feature, values[:0], offset)
         seen, counts = np.unique(values[valid], return_counts=True)
         return FittedFeature(feature, seen[counts >= feature.minimum_count], offset)
     numbers, valid = _numbers(column, feature)

@@ -37,7 +37,7 @@ class Scores:
     """What a scorer says of N items of one scene.
 
     Attributes:
-        probabilities: task → float32[N], calibrated (FORMULAS 3.4).
+        probabilities: task → float32[N], calibrated (FORMULAS 3.4); of a number (watch time) its predicted mean.
         unknown: feature → how many of its values were missing or not known from training.
     """
 
@@ -89,6 +89,7 @@ class SceneScorer:
         self._model, self._registry, self._encoder = model.eval(), registry, encoder
         self._positive_weight, self._shift = positive_weight.float(), shift.float()
         self.version = version
+        self._scale = torch.tensor([registry.numbers.get(pair.task, 1.0) for pair in registry.pairs])
         self.tasks: dict[str, tuple[str, ...]] = {scene: registry.tasks_of(scene) for scene in registry.scene_names}
 
     @classmethod
@@ -148,6 +149,40 @@ class SceneScorer:
             InvalidFieldError: the new scene exists already, or `like` does not.
         """
         return self._of(self._registry.with_copy(scene, like), {scene: like})
+
+    def for_registry(self, registry: Registry) -> SceneScorer:
+        """The scorer of the registry's scenes: new ones start as their `like`, those that it lacks are retired.
+
+        Raises:
+            InvalidFieldError: a new scene names no scene of this scorer, or has a task that this one lacks.
+        """
+        known = self._registry.scene_names
+        copied = {scene.name: scene.like for scene in registry.scenes if scene.name not in known}
+        for name, like in copied.items():
+            require(like in known, f"scene {name}: like", like, ", ".join(known))
+        for pair in registry.pairs:
+            has = self.tasks[copied.get(pair.scene, pair.scene)]
+            require(pair.task in has, f"scene {pair.scene}: task", pair.task, ", ".join(has))
+        return self._of(registry, copied)
+
+    @property
+    def encoder(self) -> FeatureEncoder:
+        """The fitted features."""
+        return self._encoder
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Kind and sizes of the network."""
+        return self._model.config
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """Tasks whose predictions are means of numbers, and where these are cut."""
+        return self._registry.numbers
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The network's tensors by name."""
+        return dict(self._model.state_dict())
 
     def _of(self, registry: Registry, copied: Mapping[str, str]) -> SceneScorer:
         """The scorer of another registry; scenes in `copied` take the pairs of the scene they name."""
@@ -260,7 +295,7 @@ class SceneScorer:
             user, item, around = ((torch.from_numpy(part.ids), torch.from_numpy(part.numbers))
                                   for part in (users, items, context))
             logits = model.request_logits(user, item, around, torch.from_numpy(history), scene)
-            return calibrated(logits + self._shift[own], self._positive_weight[own]).numpy()
+            return (calibrated(logits + self._shift[own], self._positive_weight[own]) * self._scale[own]).numpy()
 
     def _probabilities(self, ids: np.ndarray, numbers: np.ndarray, history: np.ndarray,
                        scene: np.ndarray, corrected: bool = True) -> NDArray[np.float32]:
@@ -268,8 +303,8 @@ class SceneScorer:
             logits = self._model(torch.from_numpy(ids), torch.from_numpy(numbers), torch.from_numpy(history),
                                  torch.from_numpy(scene))
             if not corrected:
-                return torch.sigmoid(logits).numpy()
-            return calibrated(logits + self._shift, self._positive_weight).numpy()
+                return (torch.sigmoid(logits) * self._scale).numpy()
+            return (calibrated(logits + self._shift, self._positive_weight) * self._scale).numpy()
 
 
 def _entropy(shares: NDArray[np.float64]) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -34,11 +34,13 @@ class Scene:
         name: its value in the column `scene`.
         tasks: label columns to predict there; too few positives in training are an error.
         optional_tasks: likewise, but left out (and logged) where the training rows hold too few positives.
+        like: a scene whose gates and towers this one starts with, where training goes on from a bundle that lacks it.
     """
 
     name: str
     tasks: tuple[str, ...]
     optional_tasks: tuple[str, ...] = ()
+    like: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), "name", self.name, "a non-empty string")
@@ -53,13 +55,20 @@ class Registry:
 
     Attributes:
         scenes: in the order of the scene index.
+        numbers: tasks that are no 0/1 labels but numbers such as watch time, each with the value at which it is cut.
+            Their head predicts the mean of the cut number: its share of that value is fitted by cross entropy, whose
+            minimum is the mean (fractional logit, Papke & Wooldridge 1996), so that calibration works as for labels.
     """
 
     scenes: tuple[Scene, ...]
+    numbers: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(bool(self.scenes), "scenes", self.scenes, "at least one scene")
         require(len(set(self.scene_names)) == len(self.scenes), "scenes", self.scene_names, "distinct names")
+        for task, largest in self.numbers.items():
+            require(task in self.task_names, "numbers", task, f"tasks of a scene: {', '.join(self.task_names)}")
+            require(0 < largest < float("inf"), f"numbers.{task}", largest, "a number > 0")
 
     @cached_property
     def scene_names(self) -> tuple[str, ...]:
@@ -93,19 +102,25 @@ class Registry:
     def only(self, scene: str) -> Registry:
         """The registry of one scene."""
         self.tasks_of(scene)
-        return Registry(scenes=tuple(entry for entry in self.scenes if entry.name == scene))
+        return self._of(entry for entry in self.scenes if entry.name == scene)
 
     def without(self, scene: str) -> Registry:
         """The registry with a scene retired; it must not be the only one."""
         self.tasks_of(scene)
-        return Registry(scenes=tuple(entry for entry in self.scenes if entry.name != scene))
+        return self._of(entry for entry in self.scenes if entry.name != scene)
 
     def with_copy(self, scene: str, like: str) -> Registry:
         """The registry with a new scene at its end that has the tasks of `like`."""
         self.tasks_of(like)
         require(scene not in self.scene_names, "scene", scene, f"a new name, none of {', '.join(self.scene_names)}")
         pattern = self.scenes[self.scene_names.index(like)]
-        return Registry(scenes=(*self.scenes, dataclasses.replace(pattern, name=scene)))
+        return self._of((*self.scenes, dataclasses.replace(pattern, name=scene)))
+
+    def _of(self, scenes: Iterable[Scene]) -> Registry:
+        """The registry of other scenes, with the numbers that they still have."""
+        kept = tuple(scenes)
+        tasks = {task for scene in kept for task in scene.tasks + scene.optional_tasks}
+        return Registry(scenes=kept, numbers={task: cut for task, cut in self.numbers.items() if task in tasks})
 
     def scene_index(self, scenes: Sequence[str] | np.ndarray) -> np.ndarray:
         """int64[N], the index of each row's scene; −1 where it is not registered."""
@@ -113,7 +128,7 @@ class Registry:
         table = np.array([self.scene_names.index(v) if v in self.scene_names else -1 for v in values], np.int64)
         return table[inverse.reshape(-1)] if len(values) else np.zeros(0, np.int64)
 
-    def supported(self, positives: Mapping[Pair, int], minimum: int) -> Registry:
+    def supported(self, positives: Mapping[Pair, float], minimum: int) -> Registry:
         """Without the optional pairs that have fewer than `minimum` positives; each is logged."""
         def kept(scene: Scene) -> Scene:
             dropped = [t for t in scene.optional_tasks if positives[Pair(scene.name, t)] < minimum]
@@ -121,12 +136,11 @@ class Registry:
                 pair = Pair(scene.name, task)
                 logger.info("pair %s is left out: %d positives in training, %d needed", pair, positives[pair], minimum)
             optional = tuple(task for task in scene.optional_tasks if task not in dropped)
-            return Scene(name=scene.name, tasks=scene.tasks, optional_tasks=optional)
-        scenes = (kept(scene) for scene in self.scenes if self._has_pairs(scene, positives, minimum))
-        return Registry(scenes=tuple(scenes))
+            return dataclasses.replace(scene, optional_tasks=optional)
+        return self._of([kept(scene) for scene in self.scenes if self._has_pairs(scene, positives, minimum)])
 
     @staticmethod
-    def _has_pairs(scene: Scene, positives: Mapping[Pair, int], minimum: int) -> bool:
+    def _has_pairs(scene: Scene, positives: Mapping[Pair, float], minimum: int) -> bool:
         if scene.tasks or any(positives[Pair(scene.name, task)] >= minimum for task in scene.optional_tasks):
             return True
         logger.info("scene %s is left out: none of its optional tasks has %d positives", scene.name, minimum)
@@ -134,7 +148,8 @@ class Registry:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the optional tasks that are left are tasks."""
-        return {"scenes": [{"name": s, "tasks": list(self.tasks_of(s))} for s in self.scene_names]}
+        return {"scenes": [{"name": s, "tasks": list(self.tasks_of(s))} for s in self.scene_names],
+                "numbers": dict(self.numbers)}
 
 
 # The five large pages of KuaiRand-Pure. The rare reactions are too few there on the small pages, so they are optional.

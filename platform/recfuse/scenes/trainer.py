@@ -44,7 +44,7 @@ class TrainingConfig:
     """How the model is fitted.
 
     Attributes:
-        epochs: passes over the training rows.
+        epochs: passes over the training rows; 0 leaves the model that training starts from as it is.
         batch_size: rows of a step, over all workers.
         embedding_rate: learning rate of Adagrad on the embedding table. Its accumulator starts at zero: with any
             larger start, ids that come a few times in an epoch hardly move.
@@ -78,9 +78,9 @@ class TrainingConfig:
     bfloat16: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "minimum_positives", "threads"):
+        for name in ("batch_size", "minimum_positives", "threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
-        for name in ("workers", "patience", "calibration_days"):
+        for name in ("epochs", "workers", "patience", "calibration_days"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "an integer ≥ 0")
         require(0 < self.final_rate <= 1, "final_rate", self.final_rate, "a number in (0, 1]")
         for name in ("embedding_rate", "dense_rate"):
@@ -100,6 +100,7 @@ class Problem:
         prior_logits: log(p_t N_t⁺ / N_t⁻) [T], where the towers start.
         recent: positions in `rows` of the last training days, whose rates the predictions are shifted to.
         validation: the rows that early stopping watches; empty without it.
+        start: the scorer that training goes on from, with the registry's pairs; None from scratch.
     """
 
     registry: Registry
@@ -112,6 +113,7 @@ class Problem:
     validation: EncodedRows
     model: ModelConfig
     training: TrainingConfig
+    start: SceneScorer | None = None
 
     @property
     def steps(self) -> int:
@@ -120,37 +122,43 @@ class Problem:
 
 
 def prepare(exposures: Exposures, training_rows: np.ndarray, registry: Registry, model: ModelConfig,
-            training: TrainingConfig, features: tuple[Feature, ...] = ()) -> Problem:
+            training: TrainingConfig, features: tuple[Feature, ...] = (), start: SceneScorer | None = None) -> Problem:
     """Decides the pairs, fits features and weights, and encodes the training rows.
 
     Args:
         exposures: rows of registered scenes; those outside the training rows only lend their histories.
         training_rows: bool[rows].
         features: declared features; empty takes every column of users and items.
+        start: a scorer to go on from; its features and sizes are taken instead of `features` and `model`.
 
     Raises:
-        InvalidFieldError: a pair without positives or negatives, a missing column, no training row.
+        InvalidFieldError: a pair without positives or negatives, a missing column, no training row, or a scene that
+            `start` neither has nor finds under the name of `like`.
     """
+    require(training.epochs > 0 or start is not None, "epochs", training.epochs, "an integer ≥ 1 without a start")
     training_rows, validation_rows = _hold_out(exposures, training_rows, training)
     chosen = exposures.filter(training_rows)
     require(chosen.rows.num_rows > 0, "training rows", 0, "at least one")
     registry = registry.supported(count_pairs(chosen.rows, registry)[0], training.minimum_positives)
+    start = start and start.for_registry(registry)
+    model = start.model_config if start else model
     positives, negatives = count_pairs(chosen.rows, registry)
     plus, minus = (torch.tensor([float(counts[pair]) for pair in registry.pairs]) for counts in (positives, negatives))
     # A product of probabilities (ESMM) has no room for weights of positives.
     largest = 1.0 if model.architecture == "esmm" else training.largest_positive_weight
     positive_weight, task_weight = task_weights(
         plus, minus, training.strategy, largest_positive_weight=largest, names=registry.pairs)
-    positive_weight = torch.ones_like(positive_weight) if model.architecture == "esmm" else positive_weight
-    encoder = FeatureEncoder.fit(features or declared_features(exposures), exposures, training_rows,
-                                 model.history_length)
+    plain = torch.tensor([model.architecture == "esmm" or pair.task in registry.numbers for pair in registry.pairs])
+    positive_weight = torch.where(plain, torch.ones_like(positive_weight), positive_weight)
+    encoder = start.encoder if start else FeatureEncoder.fit(
+        features or declared_features(exposures), exposures, training_rows, model.history_length)
     encoded = encode_exposures(exposures, registry, encoder)
     days = exposures.column("day")[training_rows]
     recent = np.flatnonzero(np.isin(days, np.unique(days)[len(np.unique(days)) - training.calibration_days:])
                             & (training.calibration_days > 0))
     return Problem(registry, encoder, encoded.take(np.flatnonzero(training_rows)), positive_weight, task_weight,
                    torch.log(positive_weight * plus / minus), recent, encoded.take(np.flatnonzero(validation_rows)),
-                   model, training)
+                   model, training, start)
 
 
 def _hold_out(exposures: Exposures, training_rows: np.ndarray,
@@ -169,6 +177,8 @@ def train(problem: Problem, storage: str | Path, name: str = "scenes") -> SceneS
     Args:
         storage: where checkpoints go; a training of the same name that was cut off goes on from its last epoch.
     """
+    if problem.start and not problem.training.epochs:
+        return problem.start
     if problem.training.workers == 0:
         model = fit_in_process(problem, Path(storage).resolve() / name)
     else:
@@ -178,13 +188,16 @@ def train(problem: Problem, storage: str | Path, name: str = "scenes") -> SceneS
 
 
 def untrained(problem: Problem) -> SceneModel:
-    """The untrained network of a problem, from its seed."""
+    """The network that training starts with: from the problem's seed, or the one it goes on from."""
     torch.manual_seed(problem.training.seed)
     ids = [one.feature for one in problem.encoder.fitted if one.offset >= 0]
     item = next((i for i, feature in enumerate(ids) if feature.source == "item" and feature.name == "item_id"), 0)
-    return build_model(problem.model, table_rows=problem.encoder.table_rows, fields=problem.encoder.fields,
-                       numeric=problem.encoder.numeric, item_field=item, pair_scene=problem.registry.pair_scene,
-                       pair_task=problem.registry.pair_task, prior_logits=problem.prior_logits)
+    model = build_model(problem.model, table_rows=problem.encoder.table_rows, fields=problem.encoder.fields,
+                        numeric=problem.encoder.numeric, item_field=item, pair_scene=problem.registry.pair_scene,
+                        pair_task=problem.registry.pair_task, prior_logits=problem.prior_logits)
+    if problem.start:
+        model.load_state_dict(problem.start.parameters())
+    return model
 
 
 def recent_shift(model: SceneModel, problem: Problem, deviation: float = 0.1) -> Tensor:
@@ -362,7 +375,7 @@ def from_table(table: pa.Table, users: Encoded, items: Encoded) -> EncodedRows:
         return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     context = Encoded(matrix("context_ids", np.int32), matrix("context_numbers", np.float32))
     return EncodedRows(users, items, table["user"].to_numpy(), table["item"].to_numpy(), context,
-                       matrix("history", np.int32), table["scene"].to_numpy(), matrix("labels", np.int8))
+                       matrix("history", np.int32), table["scene"].to_numpy(), matrix("labels", np.float32))
 
 
 def _has_bfloat16() -> bool:

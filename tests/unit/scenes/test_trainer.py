@@ -116,7 +116,7 @@ def test_nothing_of_later_days_reaches_the_model(problem: Problem, exposures: Ex
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("epochs", 0), ("batch_size", 0), ("embedding_rate", 0.0), ("dense_rate", -1.0), ("strategy", "none"),
+    ("epochs", -1), ("batch_size", 0), ("embedding_rate", 0.0), ("dense_rate", -1.0), ("strategy", "none"),
     ("patience", -1), ("calibration_days", -1), ("final_rate", 0.0), ("workers", -1), ("threads", 0),
     ("minimum_positives", 0),
 ])

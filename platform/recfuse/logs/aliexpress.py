@@ -1,0 +1,83 @@
+"""Reads AliExpress search logs (Li et al., ICDE 2020) in the layout in which multi-task libraries publish them.
+
+One directory a country (`AliExpress_NL`, `AliExpress_ES`, …), each with `train.csv` and `test.csv`: a search id,
+`categorical_*` and `numerical_*` columns, `click` and `conversion`. A country is a scene; a search stands for its user,
+so that GAUC is within searches. There are no item ids, no times and no history.
+
+The files give two parts. Training is split once more, by a hash of the search, so that models are selected on rows that
+neither train nor test: day 1 trains, day 2 validates, day 3 tests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from recfuse.errors import InvalidFieldError, require
+from recfuse.logs.exposures import Exposures
+from recfuse.logs.orders import Orphan, order_exposures
+
+TRAINING, VALIDATION, TEST = 1, 2, 3
+VALIDATION_SHARE = 0.1
+_PREFIX = "AliExpress_"
+
+
+def read_exposures(path: str | Path, orphan: Orphan = "quarantine") -> Exposures:
+    """The exposures of a directory of countries; `rows` have the files' features beside the columns of orders.
+
+    Raises:
+        InvalidFieldError: no country, a file or a column is missing, an id is no integer, or a part is empty.
+    """
+    directory = Path(path)
+    countries = sorted(entry for entry in directory.glob(f"{_PREFIX}*") if entry.is_dir())
+    require(bool(countries), "logs", str(directory), f"a directory with {_PREFIX}NL and the like")
+    parts = [_part(country, name) for country in countries for name in ("train", "test")]
+    table = pa.concat_tables(parts, promote_options="default").combine_chunks()
+    users = pa.table({"user_id": np.unique(table["user_id"].to_numpy())})
+    return order_exposures(dict(zip(table.column_names, table.columns, strict=True)), users,
+                           pa.table({"item_id": pa.array([0], pa.int64())}), orphan=orphan)
+
+
+def feature_columns(rows: pa.Table) -> tuple[list[str], list[str]]:
+    """Categorical and numerical feature columns of the rows."""
+    return ([name for name in rows.column_names if name.startswith("categorical_")],
+            [name for name in rows.column_names if name.startswith("numerical_")])
+
+
+def _part(country: Path, name: str) -> pa.Table:
+    file = country / f"{name}.csv"
+    require(file.is_file(), "logs", str(file), "a CSV file")
+    try:
+        raw = pyarrow.csv.read_csv(file)
+    except pa.ArrowInvalid as error:
+        raise InvalidFieldError(f"{country.name}/{file.name}", str(error), "a readable CSV file") from None
+    where = f"{country.name}/{file.name}"
+    require(raw.num_rows > 0, where, 0, "at least one row")
+    search = "search_id" if "search_id" in raw.column_names else raw.column_names[0]
+    for column in ("click", "conversion"):
+        require(column in raw.column_names, f"{where}: column {column}", raw.column_names, f"a column {column}")
+    categorical, numerical = feature_columns(raw)
+    require(bool(categorical), f"{where}: columns", raw.column_names, "columns categorical_1 and so on")
+    for column in (search, *categorical):
+        kind = raw[column].type
+        require(pa.types.is_integer(kind), f"{where}: column {column}", str(kind), "integers")
+    user = raw[search].to_numpy().astype(np.int64)
+    day = training_day(user) if name == "train" else np.full(len(user), TEST)
+    return pa.table({
+        "user_id": user, "item_id": np.zeros(len(user), np.int64),
+        "scene": pa.array([country.name.removeprefix(_PREFIX)] * len(user)),
+        "ts": pa.array(np.arange(len(user)) + day * 10**12).cast(pa.timestamp("us", "UTC")),
+        "day": day.astype(np.int32), "hour": np.zeros(len(user), np.int8),
+        "click": raw["click"].cast(pa.float64()), "order": raw["conversion"].cast(pa.float64()),
+        **{column: raw[column] for column in categorical},
+        **{column: raw[column].cast(pa.float32()) for column in numerical}})
+
+
+def training_day(user: np.ndarray) -> np.ndarray:
+    """TRAINING or VALIDATION, by a hash of the search: its rows stay together."""
+    with np.errstate(over="ignore"):
+        mixed = (user.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+    return np.where(mixed < VALIDATION_SHARE * 2**24, VALIDATION, TRAINING)

@@ -1,0 +1,66 @@
+"""Where exposures come from: real logs in one of their layouts, or a generator; and which scenes each source has."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from recfuse.errors import require
+from recfuse.logs import ali_ccp, aliexpress, kuairand
+from recfuse.logs.exposures import Exposures
+from recfuse.logs.orders import Orphan
+from recfuse.scenes.features import Feature, declared_features
+from recfuse.scenes.registry import KUAIRAND, Registry, Scene
+from recfuse.simulation import exposures as embedded
+from recfuse.simulation import shop
+
+logger = logging.getLogger("recfuse")
+
+Layout = Literal["kuairand", "aliexpress", "ali_ccp"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Exposures with the scenes and features that are declared where a config declares none."""
+
+    exposures: Exposures
+    registry: Registry
+    features: tuple[Feature, ...] = ()
+
+
+def read_source(logs: str, layout: str = "kuairand", orphan: Orphan = "quarantine") -> Source:
+    """Reads a source.
+
+    Args:
+        logs: a directory; `embedded` or `shop` for a generator.
+        layout: of the directory's files.
+        orphan: what to do with an order without its click.
+
+    Raises:
+        InvalidFieldError: an unknown layout, or what the adapter refuses.
+    """
+    require(layout in get_args(Layout), "layout", layout, ", ".join(get_args(Layout)))
+    if logs == "embedded":
+        return Source(embedded.generate(), KUAIRAND)
+    if logs == "shop":
+        return Source(shop.generate()[0], shop.REGISTRY)
+    if layout == "kuairand":
+        return Source(kuairand.read_exposures(logs), KUAIRAND)
+    exposures = (aliexpress if layout == "aliexpress" else ali_ccp).read_exposures(logs, orphan)
+    logger.info("%s exposures: %s", layout, exposures.account)
+    scenes = np.unique(exposures.rows["scene"].to_numpy(zero_copy_only=False)).tolist()
+    registry = Registry(scenes=tuple(Scene(name=name, tasks=("click",), optional_tasks=("order",)) for name in scenes))
+    return Source(exposures, registry, _row_features(exposures, layout))
+
+
+def _row_features(exposures: Exposures, layout: str) -> tuple[Feature, ...]:
+    """The declared ones, and the columns that the layout keeps with its rows."""
+    if layout == "ali_ccp":
+        own = [Feature(name=f"context_{name}", source="context") for name in ali_ccp.CONTEXT_FIELDS]
+        return (*declared_features(exposures), *own)
+    categorical, numerical = aliexpress.feature_columns(exposures.rows)
+    return (Feature(name="scene", source="context"), *(Feature(name=name, source="context") for name in categorical),
+            *(Feature(name=name, source="context", kind="numeric") for name in numerical))

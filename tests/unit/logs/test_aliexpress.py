@@ -1,0 +1,95 @@
+"""AliExpress in its published layout: small files written here, one directory a country."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recfuse.errors import InvalidFieldError
+from recfuse.logs.aliexpress import TEST, TRAINING, VALIDATION, feature_columns, read_exposures
+from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.simulation.sources import read_source
+
+HEADER = "search_id,categorical_1,categorical_2,numerical_1,click,conversion"
+BIG = 2**53 + 1
+
+
+def write(root: Path, country: str, train: list[str], test: list[str], header: str = HEADER) -> Path:
+    directory = root / f"AliExpress_{country}"
+    directory.mkdir(parents=True)
+    for name, lines in (("train", train), ("test", test)):
+        (directory / f"{name}.csv").write_text("\n".join([header, *lines]) + "\n")
+    return root
+
+
+def many(rows: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    lines = []
+    for search in range(rows):
+        kind, x = int(rng.integers(0, 4)), float(rng.normal())
+        click = int(rng.random() < 1 / (1 + np.exp(-x - kind + 1.5)))
+        lines.append(f"{search},{kind},{search % 3},{x:.3f},{click},{int(click and rng.random() < .4)}")
+    return lines
+
+
+def test_columns_days_and_orphans(tmp_path: Path) -> None:
+    write(tmp_path, "NL", [f"{BIG},3,4,0.5,1,1", "12,3,4,0.1,0,1", "13,9,9,0.2,0,0"], ["14,1,1,0.0,1,0"])
+    write(tmp_path, "ES", ["13,3,4,0.5,0,0"], ["15,2,2,0.3,0,0"])
+    exposures = read_exposures(tmp_path)
+    assert sorted(exposures.rows["scene"].to_pylist()) == ["ES", "ES", "NL", "NL", "NL"]
+    assert BIG in exposures.column("user_id").tolist()
+    assert feature_columns(exposures.rows) == (["categorical_1", "categorical_2"], ["numerical_1"])
+    assert exposures.account.quarantined == {"order without its click": 1}
+    days = dict(zip(exposures.column("user_id").tolist(), exposures.column("day").tolist(), strict=True))
+    assert days[14] == days[15] == TEST
+    assert days[BIG] in (TRAINING, VALIDATION)
+    assert read_exposures(tmp_path, "repair").account.kept == 6
+
+
+def test_a_search_is_in_one_part_and_a_tenth_validates(tmp_path: Path) -> None:
+    write(tmp_path, "NL", many(2_000, 0) + many(2_000, 1), many(10, 2))
+    exposures = read_exposures(tmp_path)
+    day, user = exposures.column("day"), exposures.column("user_id")
+    assert not set(user[day == TRAINING]) & set(user[day == VALIDATION])
+    assert (day == VALIDATION).sum() / (day != TEST).sum() == pytest.approx(.1, abs=.03)
+
+
+def test_the_published_protocol_runs(tmp_path: Path) -> None:
+    """Selected on the validation day by patience, which the test day takes no part in."""
+    write(tmp_path, "NL", many(400, 0), many(100, 1))
+    write(tmp_path, "ES", many(300, 2), many(100, 3))
+    source = read_source(str(tmp_path), "aliexpress")
+    assert source.registry.scene_names == ("ES", "NL")
+    before_test = source.exposures.column("day") < TEST
+    problem = prepare(source.exposures, before_test, source.registry,
+                      ModelConfig(history_length=0, experts=2, expert_layers=(8,), embedding_size=4),
+                      TrainingConfig(workers=0, patience=1, epochs=2, batch_size=64), source.features)
+    assert len(problem.validation) == (source.exposures.column("day") == VALIDATION).sum()
+    scores = train(problem, tmp_path / "storage").score_exposures(source.exposures)
+    assert np.isfinite(scores["order"]).all()
+
+
+@pytest.mark.parametrize(("header", "line", "message"), [
+    (HEADER.replace("click,", ""), "1,2,3,0.1,0", r"AliExpress_NL/train.csv: column click: got .*a column click"),
+    (HEADER, "1,x,3,0.1,0,0", r"AliExpress_NL/train.csv: column categorical_1: got 'string'; allowed: integers"),
+    (HEADER, "1.5,2,3,0.1,0,0", r"column search_id: got 'double'; allowed: integers"),
+    (HEADER.replace("categorical", "c"), "1,2,3,0.1,0,0", r"AliExpress_NL/train.csv: columns: got .*categorical_1"),
+])
+def test_bad_files_are_named(tmp_path: Path, header: str, line: str, message: str) -> None:
+    write(tmp_path, "NL", [line], [line], header)
+    with pytest.raises(InvalidFieldError, match=message):
+        read_exposures(tmp_path)
+
+
+def test_missing_and_empty_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFieldError, match=r"logs: got .*allowed: a directory with AliExpress_NL"):
+        read_exposures(tmp_path)
+    write(tmp_path, "NL", ["1,2,3,0.1,0,0"], [])
+    with pytest.raises(InvalidFieldError, match=r"AliExpress_NL/test.csv: got 0; allowed: at least one row"):
+        read_exposures(tmp_path)
+    (tmp_path / "AliExpress_NL" / "test.csv").unlink()
+    with pytest.raises(InvalidFieldError, match=r"logs: got .*test.csv'; allowed: a CSV file"):
+        read_exposures(tmp_path)
