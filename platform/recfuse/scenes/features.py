@@ -231,6 +231,9 @@ class FeatureEncoder:
 def align(table: pa.Table, key: str, wanted: np.ndarray) -> pa.Table:
     """The table's row for each wanted key; a key that it lacks gets nulls."""
     require(key in table.column_names, f"{key}", table.column_names, f"a column {key}")
+    kind = table.schema.field(key).type
+    # A float would round ids beyond 2⁵³, and text sorts in another order.
+    require(pa.types.is_integer(kind), f"{key.removesuffix('_id')}s.{key}", str(kind), "64-bit integers")
     keys = table[key].to_numpy()
     order = np.argsort(keys, kind="stable")
     if len(keys):

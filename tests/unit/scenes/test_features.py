@@ -165,3 +165,35 @@ def test_no_training_rows_and_history_without_items_are_errors() -> None:
 def test_bad_declarations_are_named(change: dict, message: str) -> None:
     with pytest.raises(InvalidFieldError, match=message):
         dataclasses.replace(Feature(name="a", source="user"), **change)
+
+
+def test_hashed_ids_need_no_vocabulary_and_stay_exact() -> None:
+    """Unseen values fall into some bucket, always the same; neighbouring 64-bit ids are told apart; null is unknown."""
+    features = (Feature(name="item_id", source="item", hash_buckets=1_000),
+                Feature(name="city", source="user", hash_buckets=50))
+    encoder = fit(small([(1, 7, 0, 1), (2, 8, 1, 0)]), [True, True], features)
+    user, item = encoder.fitted
+    assert (user.size, item.size) == (51, 1_001)
+    ids = encoder.encode("item", {"item_id": np.array([BIG, BIG + 1, BIG, -1])}, 4).ids[:, 0] - item.offset
+    assert ids[0] == ids[2] != ids[1]
+    assert ((ids >= 1) & (ids <= 1_000)).all()
+    cities = encoder.encode("user", {"city": ["x", None, "never seen"]}, 3)
+    assert cities.ids[1, 0] == user.offset
+    assert cities.unknown == {"city": 1}
+    # 20,000 ids fill 1,000 buckets evenly: 20 ± a few deviations of 4.5 each.
+    spread = np.bincount(encoder.encode("item", {"item_id": np.arange(20_000)}, 20_000).ids[:, 0])
+    assert spread.max() < 50
+
+
+def test_hashed_histories_pad_what_is_absent() -> None:
+    features = (Feature(name="item_id", source="item", hash_buckets=10),)
+    encoder = fit(small([(1, 7, 0, 1)]), [True], features, length=2)
+    ids = encoder.encode_history(np.array([[NO_ITEM, 7]]))
+    assert ids[0, 0] == 0
+    assert ids[0, 1] > 0
+
+
+def test_hash_buckets_are_for_categories() -> None:
+    for change in ({"hash_buckets": 1}, {"hash_buckets": 5, "kind": "numeric"}):
+        with pytest.raises(InvalidFieldError, match="hash_buckets: got "):
+            Feature(name="a", source="user", **change)

@@ -53,3 +53,15 @@ def test_the_demo_has_click_and_long_view_everywhere() -> None:
 def test_bad_registries_are_named(make, message: str) -> None:
     with pytest.raises(InvalidFieldError, match=message):
         make()
+
+
+def test_numbers_follow_their_scenes() -> None:
+    both = Registry(scenes=(Scene(name="a", tasks=("click", "watch_time")), Scene(name="b", tasks=("click",))),
+                    numbers={"watch_time": 60.0})
+    assert both.only("a").numbers == {"watch_time": 60.0}
+    assert both.without("a").numbers == {}
+    assert both.to_dict()["numbers"] == {"watch_time": 60.0}
+    for numbers, message in (({"dwell": 5.0}, "numbers: got 'dwell'; allowed: tasks of a scene: click, watch_time"),
+                             ({"click": 0.0}, r"numbers.click: got 0.0; allowed: a number > 0")):
+        with pytest.raises(InvalidFieldError, match=message):
+            Registry(scenes=both.scenes, numbers=numbers)
