@@ -1,13 +1,13 @@
-"""Decisions and feedback that serving logged → a native session log for `jobs/ingest.py`."""
+"""Decisions and feedback that serving logged → the session-log table, which `jobs/ingest.py` reads. Serving does this
+itself in the background where its config names a `session_table`; this job is for logs of machines that are gone."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from recfuse.console import start, table
 from recfuse.errors import require
-from serving.decision_log import JoinAccount, export_session_log, served_vocabulary
+from serving.session_table import MoveAccount, Mover, only_mover, served_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class CollectConfig:
     Attributes:
         decision_log: the directory that serving appends to.
         models: the directory that serving watches; the log's vocabulary is that of its fusion bundle.
-        output: directory of the session log; a rerun replaces it by the log as it is then.
+        output: directory or URL of the session log; a rerun adds what has come since.
         window_minutes: how long after its request feedback counts; younger requests wait for a later run.
     """
 
@@ -31,13 +31,14 @@ class CollectConfig:
         require(self.window_minutes >= 0, "window_minutes", self.window_minutes, "a number ≥ 0")
 
 
-def main(config: CollectConfig, now: float | None = None) -> JoinAccount:
+def main(config: CollectConfig, now: float | None = None) -> MoveAccount:
     """Runs the job; `now` (seconds since 1970) is the clock's where it is None."""
-    account = export_session_log(
-        config.decision_log, config.output, served_vocabulary(config.models),
-        window_seconds=config.window_minutes * 60, now=time.time() if now is None else now)
+    vocabulary = served_vocabulary(config.models)
+    with only_mover(config.decision_log, wait=False):
+        account = Mover(config.decision_log, config.output, vocabulary,
+                        window_seconds=config.window_minutes * 60).move(now)
     table(f"Session log in {config.output}", ["what", "count"],
-          [(name.replace("_", " "), f"{value:,}") for name, value in vars(account).items()])
+          [(name.replace("_", " "), f"{value:,}") for name, value in vars(account).items() if name != "oldest"])
     return account
 
 

@@ -23,6 +23,10 @@ class ServingConfig:
     Attributes:
         models: directory with `current.json` (recfuse.bundle.pointer), its bundles, catalogue and users.
         decision_log: directory to which each replica appends its decisions and feedback.
+        session_table: directory or URL of the Delta tables to which the decision log is moved in the background
+            (serving.session_table); empty leaves that to jobs/collect.py.
+        window_minutes: feedback that comes later than this after its request is late.
+        move_seconds: between two moves.
         layout: `together`, each replica a whole application; or `apart`, three deployments (serving.app).
         users: URL of a Redis (redis://, rediss://, unix://) with the users' states, for more than one machine; empty
             takes the SQLite file that `current.json` names.
@@ -40,6 +44,9 @@ class ServingConfig:
 
     models: str = "runs/demo/models"
     decision_log: str = "runs/demo/decisions"
+    session_table: str = ""
+    window_minutes: float = 60.0
+    move_seconds: float = 30.0
     layout: Literal["together", "apart"] = "together"
     users: str = ""
     explore: bool = True
@@ -53,6 +60,8 @@ class ServingConfig:
 
     def __post_init__(self) -> None:
         require(self.poll_seconds >= 0, "poll_seconds", self.poll_seconds, "a number ≥ 0")
+        require(self.window_minutes >= 0, "window_minutes", self.window_minutes, "a number ≥ 0")
+        require(self.move_seconds > 0, "move_seconds", self.move_seconds, "a number > 0")
         require(self.max_body_bytes > 0, "max_body_bytes", self.max_body_bytes, "an integer > 0")
         require(self.max_candidates > 0, "max_candidates", self.max_candidates, "an integer > 0")
         require(not self.users or is_redis_url(self.users), "users", self.users, "a redis:// URL, or nothing")
@@ -65,8 +74,10 @@ class ServingConfig:
 
     def absolute(self) -> ServingConfig:
         """The same with absolute paths: replicas run in other working directories than the one that starts them."""
+        table = self.session_table
         return replace(self, models=str(Path(self.models).absolute()),
-                       decision_log=str(Path(self.decision_log).absolute()))
+                       decision_log=str(Path(self.decision_log).absolute()),
+                       session_table=str(Path(table).absolute()) if table and "://" not in table else table)
 
 
 def config_from_environment() -> ServingConfig:

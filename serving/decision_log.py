@@ -1,4 +1,4 @@
-"""Decisions and feedback on disk, before the client hears of them; and the way from there to a session log.
+"""Decisions and feedback on disk, before the client hears of them (and from there, serving.session_table).
 
 Each replica appends JSON lines to a file of its own, so that replicas never wait for each other. Requests that arrive
 together share one write and one sync.
@@ -7,27 +7,17 @@ together share one write and one sync.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import threading
-import time
 import uuid
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from recfuse.behaviours import Vocabulary
-from recfuse.bundle import BundleError, read_bundle
-from recfuse.bundle.pointer import read_pointer
-from recfuse.errors import InvalidFieldError
-from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
 
 logger = logging.getLogger("recfuse.serving")
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -113,6 +103,7 @@ class DecisionLog:
 
     def _open(self, segment: int) -> int:
         file = os.open(self._path(segment), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: somebody writes here (serving.session_table)
         if self._fsync:
             for start in range(0, self._size(segment), len(_ZEROS)):
                 os.write(file, _ZEROS[: self._size(segment) - start])
@@ -186,167 +177,3 @@ def _finish(futures: list[asyncio.Future[None]], error: OSError | None) -> None:
                 future.set_result(None)
             else:
                 future.set_exception(error)
-
-
-@dataclass(frozen=True)
-class JoinAccount:
-    """What became of the lines of a decision log.
-
-    Attributes:
-        decisions: distinct requests; written + open = decisions.
-        written: requests in the session log.
-        open: requests whose window for feedback has not passed yet.
-        without_feedback: of those written, the ones that nobody answered (all behaviours 0).
-        feedback: distinct feedback events; joined + late + orphan + waiting = feedback.
-        joined: events added to a written request.
-        late: events after the window of their request; kept in the log, not in the session log.
-        orphan: events without a decision.
-        waiting: events of open requests.
-        duplicates: repeated decisions and events, ignored.
-        torn: lines cut off by the death of a replica, before any client was answered.
-        misfits: requests whose lists do not fit the vocabulary (another model wrote them).
-    """
-
-    decisions: int = 0
-    written: int = 0
-    open: int = 0
-    without_feedback: int = 0
-    feedback: int = 0
-    joined: int = 0
-    late: int = 0
-    orphan: int = 0
-    waiting: int = 0
-    duplicates: int = 0
-    torn: int = 0
-    misfits: int = 0
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {value:,}" for name, value in vars(self).items())
-
-
-def export_session_log(directory: str | Path, output: str | Path, vocabulary: Vocabulary, *,
-                       window_seconds: float = 3600.0, now: float | None = None) -> JoinAccount:
-    """Joins feedback to decisions by request id and writes a native session log (DESIGN 3.1) for `jobs/ingest.py`.
-
-    A request is written once its window for feedback has passed. Values of its events add up per behaviour; a behaviour
-    that nobody reported is 0. Running it again writes the whole log again, in one file that replaces the former.
-
-    Args:
-        directory: of the decision log.
-        output: directory of the session log; gets `serving.parquet` and `vocabulary.yaml`.
-        window_seconds: feedback that comes later than this after its request is late.
-        now: seconds since 1970; the clock where None.
-
-    Raises:
-        InvalidFieldError: the directory does not exist.
-    """
-    directory, output = Path(directory), Path(output)
-    if not directory.is_dir():
-        raise InvalidFieldError("decision_log", str(directory), "a directory that exists")
-    joined = _Join(vocabulary, window_seconds, time.time() if now is None else now)
-    for path in sorted(directory.glob("*.jsonl")):
-        joined.read(path)
-    table, account = joined.finish()
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = output / f".serving-{uuid.uuid4().hex}"
-    pq.write_table(table, temporary)
-    os.replace(temporary, output / "serving.parquet")
-    vocabulary.save(output / VOCABULARY_FILE)
-    return account
-
-
-def served_vocabulary(models: str | Path) -> Vocabulary:
-    """The vocabulary of the fusion bundle that a models directory points to.
-
-    Raises:
-        InvalidFieldError: there is none that can be read.
-    """
-    try:
-        path = read_pointer(models).path(models, "fusion")
-        if path is None:
-            raise BundleError("current.json: fusion is null")
-        return Vocabulary.from_dict(read_bundle(path, kind="fusion").manifest["vocabulary"])
-    except BundleError as error:
-        raise InvalidFieldError("models", str(models), f"a directory with a fusion bundle ({error})") from None
-
-
-class _Join:
-    def __init__(self, vocabulary: Vocabulary, window_seconds: float, now: float) -> None:
-        self._vocabulary, self._window, self._now = vocabulary, window_seconds, now
-        self._decisions: dict[str, dict[str, Any]] = {}
-        self._events: dict[tuple[str, str], dict[str, Any]] = {}
-        self._duplicates = self._torn = self._misfits = 0
-
-    def read(self, path: Path) -> None:
-        for row in self._lines(path):
-            if row["kind"] == DECISION:
-                self._keep(self._decisions, row["request_id"], row)
-            else:
-                self._keep(self._events, (row["request_id"], row["event_id"]), row)
-
-    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
-        with open(path, "rb") as file:
-            for line in file:
-                if line.startswith(b"\0"):
-                    return  # space ahead of rows that never came
-                try:
-                    yield orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    self._torn += 1
-
-    def _keep(self, rows: dict[Any, dict[str, Any]], key: Any, row: dict[str, Any]) -> None:
-        known = rows.get(key)
-        if known is not None:
-            self._duplicates += 1
-        if known is None or row["ts"] < known["ts"]:
-            rows[key] = row
-
-    def finish(self) -> tuple[pa.Table, JoinAccount]:
-        misfits = {key for key, row in self._decisions.items() if not self._fits(row)}
-        closed = {key for key, row in self._decisions.items()
-                  if key not in misfits and row["ts"] + self._window <= self._now}
-        feedback = {key: dict.fromkeys(self._vocabulary.behaviour_names, 0.0) for key in closed}
-        ended: set[str] = set()
-        answered: set[str] = set()
-        joined = late = orphan = waiting = 0
-        for (key, _), event in self._events.items():
-            if key not in self._decisions or key in misfits:
-                orphan += 1
-            elif event["ts"] > self._decisions[key]["ts"] + self._window:
-                late += 1
-            elif key not in closed:
-                waiting += 1
-            else:
-                joined += 1
-                answered.add(key)
-                for name, value in event["feedback"].items():
-                    if name in feedback[key]:
-                        feedback[key][name] += value
-                if event["session_end"]:
-                    ended.add(key)
-        rows = sorted((self._decisions[key] for key in closed), key=lambda row: (row["ts"], row["request_id"]))
-        table = self._table(rows, feedback, ended)
-        return table, JoinAccount(
-            decisions=len(self._decisions), written=len(rows), open=len(self._decisions) - len(rows) - len(misfits),
-            without_feedback=len(closed - answered), feedback=len(self._events), joined=joined, late=late,
-            orphan=orphan, waiting=waiting, duplicates=self._duplicates, torn=self._torn, misfits=len(misfits))
-
-    def _fits(self, row: dict[str, Any]) -> bool:
-        vocabulary = self._vocabulary
-        return len(row["state"]) == vocabulary.state_size and all(
-            len(row[name]) == vocabulary.action_size for name in ("mu", "sigma", "action"))
-
-    def _table(self, rows: list[dict[str, Any]], feedback: dict[str, dict[str, float]], ended: set[str]) -> pa.Table:
-        schema = session_log_schema(self._vocabulary)
-        columns: dict[str, pa.Array] = {}
-        for field in schema:
-            if field.name == "feedback":
-                values: list[Any] = [feedback[row["request_id"]] for row in rows]
-            elif field.name == "last":
-                values = [row["request_id"] in ended for row in rows]
-            elif field.name == "ts":
-                values = (np.array([row["ts"] for row in rows], np.float64) * 1e6).round().astype(np.int64).tolist()
-            else:
-                values = [row[field.name] for row in rows]
-            columns[field.name] = pa.array(values, field.type)
-        return pa.table(columns, schema=schema)

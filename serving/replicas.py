@@ -26,6 +26,7 @@ from serving.fusion import FusionModel, FusionService, Ranking
 from serving.meters import Meters, NoMeters
 from serving.models import ServedCatalogue, ServedModel
 from serving.scenes import ScenesService
+from serving.session_table import Background
 
 logger = logging.getLogger("recfuse.serving")
 M = TypeVar("M")
@@ -75,6 +76,9 @@ class FusionReplica(_Replica[FusionModel]):
         super().__init__(config, "fusion", _fusion_model, meters)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
         self._service = FusionService(config, self.log, _users(config), lambda: self.catalogue.current, meters)
+        self._moving = None if not config.session_table else Background(
+            config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
+            self._meters)
 
     async def rank(self, stage: str, body: bytes) -> Reply:
         """`POST /v1/fusion/{stage}/rank`."""
@@ -96,6 +100,8 @@ class FusionReplica(_Replica[FusionModel]):
     def close(self) -> None:
         super().close()
         self.log.close()
+        if self._moving is not None:
+            self._moving.close()
 
 
 class ScenesReplica(_Replica[SceneScorer]):

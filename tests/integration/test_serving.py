@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from deltalake import DeltaTable
 
 from jobs import collect, ingest, train_fusion
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
@@ -247,7 +248,8 @@ def test_the_loop_closes(server: Server, tmp_path: Path) -> None:
     account = collect.main(collect.CollectConfig(
         decision_log=str(server.log), models=str(server.models), output=str(logs)), now=time.time() + 7_200)
     assert account.joined >= 60
-    rows = {row["request_id"]: row for row in pq.read_table(logs / "serving.parquet").to_pylist()}
+    table = DeltaTable(logs / "sessions").to_pyarrow_table()
+    rows = {row["request_id"]: row for row in table.to_pylist()}
     assert set(requests) <= set(rows)
     for number, (request_id, answer) in enumerate(requests.items()):
         row = rows[request_id]

@@ -11,11 +11,13 @@ import hashlib
 import json
 import logging
 import threading
+import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -112,7 +114,7 @@ def ingest(config: IngestConfig) -> IngestResult:
     vocabulary = read_vocabulary(config.logs, config.vocabulary)
     filesystem, root = pafs.FileSystem.from_uri(_absolute(config.logs))
     out_filesystem, out = pafs.FileSystem.from_uri(_absolute(config.output))
-    files = _list_files(filesystem, root)
+    files = _list_files(filesystem, root, _absolute(config.logs))
     require(bool(files), "logs", config.logs, "a directory with at least one *.parquet file")
     key = _input_key(files, vocabulary, config)
     if (done := _finished(out_filesystem, out, config.output, key)) is not None:
@@ -129,7 +131,16 @@ def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).resolve())
 
 
-def _list_files(filesystem: pafs.FileSystem, root: str) -> list[pafs.FileInfo]:
+def _list_files(filesystem: pafs.FileSystem, root: str, uri: str) -> list[pafs.FileInfo]:
+    # Of a Delta table (serving writes one, `sessions`) the files of its present version and no others.
+    for below in ("", "/sessions"):
+        place = root + below
+        if filesystem.get_file_info(f"{place}/_delta_log").type == pafs.FileType.Directory:
+            from deltalake import DeltaTable
+
+            names = DeltaTable(uri.rstrip("/") + below).get_add_actions(flatten=True).column("path").to_pylist()
+            return sorted(filesystem.get_file_info([f"{place}/{unquote(name)}" for name in names]),
+                          key=lambda i: i.path)
     try:
         found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except OSError as error:
@@ -200,7 +211,7 @@ def _exchange(
 ) -> None:
     """The Ray Data pipeline; its results are files."""
     writer = _Writer(out_filesystem, out)
-    counter = _Counter.remote()  # type: ignore[attr-defined]
+    counter = _Counter.options(max_restarts=-1).remote()  # type: ignore[attr-defined]
 
     def read(batch: pa.Table) -> pa.Table:
         [piece] = [_Piece(**row) for row in batch.to_pylist()]
@@ -257,7 +268,10 @@ def _with_partition(rows: pa.Table, key: str, partitions: int) -> pa.Table:
 
 
 class _Writer:
-    """Writes Parquet under the output directory: to a temporary name, then renamed."""
+    """Writes Parquet under the output directory: to a temporary name of its own, then renamed.
+
+    A task that Ray believes dead may still be writing beside its successor; each renames a whole file.
+    """
 
     def __init__(self, filesystem: pafs.FileSystem, out: str) -> None:
         self._filesystem, self._out = filesystem, out
@@ -269,14 +283,14 @@ class _Writer:
     def write(self, name: str, table: pa.Table) -> None:
         target = f"{self._out}/{name}"
         directory, file = target.rsplit("/", 1)
-        temporary = f"{directory}/_{file}"
+        temporary = f"{directory}/_{file}.{uuid.uuid4().hex[:8]}"
         pq.write_table(table, temporary, filesystem=self._filesystem, compression="zstd")
         self._filesystem.move(temporary, target)
 
 
 @ray.remote(num_cpus=0)
 class _Counter:
-    """Rows that the tasks have handled so far, for the progress line alone."""
+    """Rows that the tasks have handled so far, for the progress line alone: it forgets them where its process dies."""
 
     def __init__(self) -> None:
         self._rows: Counter[str] = Counter()
@@ -310,8 +324,11 @@ class _Watch:
             self._look()
 
     def _look(self) -> None:
-        rows = ray.get(self._counter.rows.remote())
-        read = rows.get("read", 0)
+        try:
+            rows = ray.get(self._counter.rows.remote())
+        except ray.exceptions.RayActorError:  # its process or node has died; the rows themselves are safe
+            return
+        read = max(rows.get("read", 0), self._seen)
         self._progress.advance(read - self._seen, note=f"{rows.get('written', 0):,} samples written")
         self._seen = read
 
@@ -327,6 +344,9 @@ def _close(
 ) -> IngestResult:
     """Counts what lies on disk, asserts the account, and marks the output as finished by writing the account last."""
     digest, kept, sessions = hashlib.sha256(), 0, 0
+    for directory in (out, f"{out}/quarantine"):
+        for path in _paths(filesystem, directory, "_"):  # of tasks that died while they wrote
+            filesystem.delete_file(path)
     for path in _paths(filesystem, out, "part-"):
         table = pq.read_table(path, filesystem=filesystem, columns=["done"])
         kept += table.num_rows

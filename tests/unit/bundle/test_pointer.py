@@ -25,6 +25,9 @@ def test_round_trip(tmp_path: Path) -> None:
     ('{"fusion": "/etc"}', "fusion is '/etc'"),
     ('{"fusion": ".."}', "expected the name"),
     ('{"scenes": 3}', "scenes is 3"),
+    ('{"fusion_canary": "../x"}', "fusion_canary is"),
+    ('{"canary_share": 2}', "canary_share is 2; expected a number from 0 to 1"),
+    ('{"canary_share": "0.1"}', "canary_share is '0.1'"),
     ('{"fusions": "x"}', "expected a JSON object with fusion, scenes, catalogue, users"),
 ])
 def test_a_bad_pointer_is_refused(tmp_path: Path, text: str, message: str) -> None:

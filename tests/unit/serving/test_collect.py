@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from jobs.collect import CollectConfig, main
 from recfuse.behaviours import Vocabulary
@@ -25,11 +25,13 @@ def test_the_vocabulary_is_that_of_the_served_bundle(
     answer = application.post("/v1/fusion/fine/rank", body).json()
     application.post("/v1/feedback", {"request_id": answer["request_id"], "feedback": {"like": 1}})
     waiting = main(config(application, models, tmp_path / "out"))
-    assert (waiting.open, waiting.waiting, waiting.written) == (1, 1, 0)
+    assert (waiting.written, waiting.joined) == (0, 0)
+    assert waiting.waiting_bytes > 0
+    assert waiting.oldest is not None
     account = main(config(application, models, tmp_path / "out"), now=4e9)
     assert (account.written, account.joined) == (1, 1)
     assert Vocabulary.load(tmp_path / "out" / "vocabulary.yaml") == vocabulary
-    assert pq.read_table(tmp_path / "out" / "serving.parquet")["feedback"].to_pylist() == [
+    assert DeltaTable(tmp_path / "out" / "sessions").to_pyarrow_table()["feedback"].to_pylist() == [
         {"watch_time": 0.0, "like": 1.0}]
     assert "joined" in capsys.readouterr().out
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import InvalidFieldError
-from recfuse.logs.validation import check
-from serving.decision_log import DECISION, FEEDBACK, DecisionLog, export_session_log
+from serving.decision_log import DECISION, DecisionLog
+from serving.session_table import MoveAccount, Mover
 
 STATE = np.array([0.1, 1, 0, 0], np.float32)
 
@@ -43,42 +42,14 @@ def write(directory: Path, *rows: tuple[str, dict[str, Any]], **options: Any) ->
     asyncio.run(append())
 
 
-def test_join_by_hand(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    """a: 3.5 + 2.5 watched in two events, one of them sent twice; b: nobody answered; c: still open at now = 200."""
-    write(tmp_path / "log",
-          (DECISION, decision("a", 10.25)), (DECISION, decision("b", 20.0)), (DECISION, decision("c", 150.0)),
-          (DECISION, decision("d", 30.0, state=[1.0])), (DECISION, decision("a", 11.0)),
-          (FEEDBACK, event("a", 12.0, "1", watch_time=3.5)), (FEEDBACK, event("a", 13.0, "1", watch_time=3.5)),
-          (FEEDBACK, event("a", 14.0, "2", watch_time=2.5, like=1.0, session_end=True)),
-          (FEEDBACK, event("b", 121.0, like=1.0)), (FEEDBACK, event("c", 160.0, like=1.0)),
-          (FEEDBACK, event("z", 12.0, like=1.0)))
-    account = export_session_log(tmp_path / "log", tmp_path / "out", vocabulary, window_seconds=100.0, now=200.0)
-    assert vars(account) == {
-        "decisions": 4, "written": 2, "open": 1, "without_feedback": 1, "feedback": 5, "joined": 2, "late": 1,
-        "orphan": 1, "waiting": 1, "duplicates": 2, "torn": 0, "misfits": 1}
-    table = pq.read_table(tmp_path / "out" / "serving.parquet")
-    assert table["request_id"].to_pylist() == ["a", "b"]
-    assert table["feedback"].to_pylist() == [{"watch_time": 6.0, "like": 1.0}, {"watch_time": 0.0, "like": 0.0}]
-    assert table["last"].to_pylist() == [True, False]
-    assert table["ts"].to_pylist()[0].timestamp() == 10.25
-    np.testing.assert_array_equal(np.array(table["state"].to_pylist()[0], np.float32), STATE)
-    assert Vocabulary.load(tmp_path / "out" / "vocabulary.yaml") == vocabulary
-    checked = check(table, vocabulary, "serving.parquet")
-    assert (checked.rows.num_rows, checked.quarantine.num_rows) == (2, 0)
-
-
-def test_a_later_run_writes_what_has_closed_since(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    write(tmp_path / "log", (DECISION, decision("a", 10.0)), (DECISION, decision("b", 50.0)))
-    for now, rows in ((5.0, 0), (120.0, 1), (200.0, 2), (200.0, 2)):
-        account = export_session_log(tmp_path / "log", tmp_path / "out", vocabulary, window_seconds=100.0, now=now)
-        assert account.written == pq.read_table(tmp_path / "out" / "serving.parquet").num_rows == rows
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["serving.parquet", "vocabulary.yaml"]
+def move(directory: Path, output: Path, vocabulary: Vocabulary, now: float = 1e6) -> MoveAccount:
+    return Mover(directory, output, vocabulary).move(now)
 
 
 def test_many_requests_share_writes_and_none_is_lost(tmp_path: Path, vocabulary: Vocabulary) -> None:
     write(tmp_path, *[(DECISION, decision(f"r{i}", float(i))) for i in range(2_000)], segment_bytes=50_000)
     assert len(list(tmp_path.glob("*.jsonl"))) > 1
-    account = export_session_log(tmp_path, tmp_path / "out", vocabulary, now=1e6)
+    account = move(tmp_path, tmp_path / "out", vocabulary)
     assert (account.written, account.torn) == (2_000, 0)
 
 
@@ -86,7 +57,7 @@ def test_a_line_cut_by_the_death_of_a_replica_is_counted(tmp_path: Path, vocabul
     write(tmp_path, (DECISION, decision("a", 1.0)), (DECISION, decision("b", 2.0)))
     path = next(tmp_path.glob("*.jsonl"))
     path.write_bytes(path.read_bytes()[:-20])
-    account = export_session_log(tmp_path, tmp_path / "out", vocabulary, now=1e6)
+    account = move(tmp_path, tmp_path / "out", vocabulary)
     assert (account.written, account.torn) == (1, 1)
 
 
@@ -107,7 +78,7 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.stdout.split() == [str(i) for i in range(25)], done.stderr
-    assert export_session_log(tmp_path, tmp_path / "out", vocabulary, now=1e6).written == 25
+    assert move(tmp_path, tmp_path / "out", vocabulary).written == 25
 
 
 def test_a_full_disk_is_an_error_for_every_waiting_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,20 +105,15 @@ def test_rows_stand_before_the_space_that_is_reserved_for_more(tmp_path: Path, v
     async def append() -> int:
         log = DecisionLog(tmp_path / "log", segment_bytes=1 << 20)
         await log.append(DECISION, decision("a", 1.0))
-        account = export_session_log(tmp_path / "log", tmp_path / "out", vocabulary, now=1e6)
+        account = move(tmp_path / "log", tmp_path / "out", vocabulary)
         assert (account.written, account.torn) == (1, 0)
         sizes = [path.stat().st_size for path in (tmp_path / "log").iterdir()]
         log.close()
         return max(sizes)
 
     assert asyncio.run(append()) == 1 << 20
-    [only] = (tmp_path / "log").iterdir()
+    [only] = (tmp_path / "log").glob("*.jsonl")
     assert orjson.loads(only.read_bytes())["request_id"] == "a"
-
-
-def test_a_missing_directory_is_named(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    with pytest.raises(InvalidFieldError, match="decision_log"):
-        export_session_log(tmp_path / "nowhere", tmp_path, vocabulary)
 
 
 def test_answers_and_feedback_reach_the_session_log(application: Any, tmp_path: Path, vocabulary: Vocabulary) -> None:
@@ -162,10 +128,9 @@ def test_answers_and_feedback_reach_the_session_log(application: Any, tmp_path: 
         assert (response.status_code, response.json()["accepted"]) == (202, True)
     user = application.users.get("7")
     assert (user.features, user.history[:3]) == ({"age": 51}, (1, 2, 9))
-    account = export_session_log(application.log_directory, tmp_path / "out", vocabulary, window_seconds=0.0, now=4e9)
-    assert (account.written, account.late + account.joined, account.duplicates) == (1, 1, 1)
-    account = export_session_log(application.log_directory, tmp_path / "out", vocabulary, now=4e9)
-    row = pq.read_table(tmp_path / "out" / "serving.parquet").to_pylist()[0]
+    account = move(application.log_directory, tmp_path / "out", vocabulary, now=4e9)
+    assert (account.written, account.joined, account.duplicates) == (1, 1, 1)
+    [row] = DeltaTable(tmp_path / "out" / "sessions").to_pyarrow_table().to_pylist()
     assert (row["user_id"], row["stage"], row["scene"], row["session_id"]) == ("7", "coarse", "shop", "s")
     assert (row["feedback"], row["last"]) == ({"watch_time": 4.0, "like": 0.0}, True)
     for name in ("mu", "sigma", "action"):
@@ -177,5 +142,4 @@ def test_recommendations_are_decisions_too(start: Callable[..., Any], tmp_path: 
     application = start()
     application.post("/v1/recommend", {"user": {"user_id": 7}, "scene": "feed", "candidates": {"item_id": [1, 2]}})
     application.post("/v1/scenes/feed/rank", {"user": {"user_id": 7}, "candidates": {"item_id": [1, 2]}})
-    account = export_session_log(application.log_directory, tmp_path / "out", vocabulary, now=4e9)
-    assert (account.decisions, account.written) == (1, 1)
+    assert move(application.log_directory, tmp_path / "out", vocabulary, now=4e9).written == 1

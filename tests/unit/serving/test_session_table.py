@@ -1,0 +1,132 @@
+"""The way from the decision log to the session-log table: every row once, whatever dies in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import deltalake
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from recfuse.behaviours import Vocabulary
+from recfuse.errors import InvalidFieldError
+from recfuse.logs.validation import check
+from serving.decision_log import DECISION, FEEDBACK
+from serving.session_table import MoveAccount, Mover, only_mover
+
+from .test_decision_log import STATE, decision, event, write
+
+
+def rows_of(output: Path, name: str) -> list[dict[str, Any]]:
+    table = DeltaTable(output / name).to_pyarrow_table().sort_by("ts")
+    return table.to_pylist()
+
+
+def counts(account: MoveAccount) -> dict[str, Any]:
+    return {name: value for name, value in vars(account).items() if value and name not in ("waiting_bytes", "oldest")}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """a: 3.5 + 2.5 watched in two events, one of them sent twice; b: one event after the window; c: young; d: of
+    another vocabulary; z: events without a decision."""
+    write(tmp_path / "log",
+          (DECISION, decision("a", 10.25)), (DECISION, decision("b", 20.0)), (DECISION, decision("a", 11.0)),
+          (DECISION, decision("d", 30.0, state=[1.0])),
+          (FEEDBACK, event("a", 12.0, "1", watch_time=3.5)), (FEEDBACK, event("a", 13.0, "1", watch_time=3.5)),
+          (FEEDBACK, event("a", 14.0, "2", watch_time=2.5, like=1.0, session_end=True)),
+          (FEEDBACK, event("z", 15.0, like=1.0)), (FEEDBACK, event("b", 121.0, like=1.0)),
+          (DECISION, decision("c", 1000.0)), (FEEDBACK, event("c", 1010.0, like=1.0)))
+    return tmp_path / "log"
+
+
+def test_join_by_hand(log: Path, tmp_path: Path, vocabulary: Vocabulary) -> None:
+    mover = Mover(log, tmp_path / "out", vocabulary, window_seconds=100.0)
+    account = mover.move(now=500.0)
+    assert counts(account) == {"written": 2, "without_feedback": 1, "joined": 2, "late": 1, "orphan": 1,
+                               "duplicates": 2, "misfits": 1}
+    assert account.oldest == 1000.0
+    first, second = rows_of(tmp_path / "out", "sessions")
+    assert (first["request_id"], second["request_id"]) == ("a", "b")
+    assert (first["feedback"], first["last"]) == ({"watch_time": 6.0, "like": 1.0}, True)
+    assert (second["feedback"], second["last"]) == ({"watch_time": 0.0, "like": 0.0}, False)
+    assert first["ts"].timestamp() == 10.25
+    np.testing.assert_array_equal(np.array(first["state"], np.float32), STATE)
+    kept = rows_of(tmp_path / "out", "events")
+    assert sorted((row["request_id"], row["status"]) for row in kept) == [
+        ("a", "duplicate"), ("a", "duplicate"), ("a", "joined"), ("a", "joined"), ("b", "late"), ("d", "misfit"),
+        ("z", "orphan")]
+    assert json.loads(next(row["row"] for row in kept if row["status"] == "misfit"))["state"] == [1.0]
+    assert counts(mover.move(now=1250.0)) == {"written": 1, "joined": 1}
+    assert counts(mover.move(now=1250.0)) == {}
+    table = DeltaTable(tmp_path / "out" / "sessions").to_pyarrow_table()
+    checked = check(pa.table(table), vocabulary, "sessions")
+    assert (checked.rows.num_rows, checked.quarantine.num_rows) == (3, 0)
+
+
+@pytest.mark.parametrize("dies", ["before the commit", "after the commit"])
+@pytest.mark.parametrize("table", ["sessions", "events"])
+def test_a_death_around_a_commit_moves_every_row_once(
+    log: Path, tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, dies: str, table: str
+) -> None:
+    write_table = deltalake.write_deltalake
+
+    class Death(BaseException):
+        pass
+
+    def dying(uri: str, *arguments: Any, **options: Any) -> None:
+        if uri.endswith(table) and dies == "before the commit":
+            raise Death
+        write_table(uri, *arguments, **options)
+        if uri.endswith(table):
+            raise Death
+
+    monkeypatch.setattr(deltalake, "write_deltalake", dying)
+    with pytest.raises(Death):
+        Mover(log, tmp_path / "out", vocabulary, window_seconds=100.0).move(now=2000.0)
+    monkeypatch.undo()
+    Mover(log, tmp_path / "out", vocabulary, window_seconds=100.0).move(now=2000.0)
+    assert [row["request_id"] for row in rows_of(tmp_path / "out", "sessions")] == ["a", "b", "c"]
+    assert len(rows_of(tmp_path / "out", "events")) == 8
+
+
+def test_two_logs_one_table(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    for name in ("m1", "m2"):
+        write(tmp_path / name, (DECISION, decision(name, 1.0)), (FEEDBACK, event(name, 2.0, like=1.0)))
+        assert counts(Mover(tmp_path / name, tmp_path / "out", vocabulary).move(now=1e6)) == {
+            "written": 1, "joined": 1}
+    assert {row["request_id"] for row in rows_of(tmp_path / "out", "sessions")} == {"m1", "m2"}
+
+
+def test_the_retry_of_an_event_in_a_later_pass_is_a_duplicate(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    write(tmp_path / "log", (DECISION, decision("a", 1.0)), (FEEDBACK, event("a", 2.0, like=1.0)))
+    mover = Mover(tmp_path / "log", tmp_path / "out", vocabulary, window_seconds=10.0)
+    mover.move(now=1e3)
+    write(tmp_path / "log", (FEEDBACK, event("a", 2e3, like=1.0)), (FEEDBACK, event("a", 2e3, "other", like=1.0)))
+    assert counts(mover.move(now=1e4)) == {"duplicates": 1, "late": 1}
+
+
+def test_moved_segments_are_dropped_after_a_while(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    write(tmp_path / "log", (DECISION, decision("a", 1.0)))
+    mover = Mover(tmp_path / "log", tmp_path / "out", vocabulary, keep_seconds=0.0, window_seconds=0.0)
+    mover.move(now=4e9)
+    assert list((tmp_path / "log").glob("*.jsonl")) == []
+
+
+def test_only_one_moves_a_log(tmp_path: Path) -> None:
+    with only_mover(tmp_path, wait=False), pytest.raises(InvalidFieldError, match="nobody else moves"), \
+            only_mover(tmp_path, wait=False):
+        pass
+    with pytest.raises(InvalidFieldError, match="decision_log"), only_mover(tmp_path / "nowhere", wait=False):
+        pass
+
+
+def test_a_table_keeps_its_vocabulary(log: Path, tmp_path: Path, vocabulary: Vocabulary) -> None:
+    Mover(log, tmp_path / "out", vocabulary).move(now=1e6)
+    other = Vocabulary.from_dict({**vocabulary.to_dict(), "fusion_parameters": ["click", "long_view", "like"]})
+    write(log, (DECISION, decision("new", 2e6, mu=[0.0] * 3, sigma=[1.0] * 3, action=[0.0] * 3)))
+    assert counts(Mover(log, tmp_path / "out", other).move(now=4e6)) == {"misfits": 1}
