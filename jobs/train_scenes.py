@@ -13,7 +13,7 @@ from recfuse.simulation.sources import read_source
 
 def main(config: TrainScenesConfig) -> TrainScenesResult:
     """Runs the job on the current Ray, or on a local one; a finished run of the same config and data is reused."""
-    source = read_source(config.logs, config.layout, config.orphan)
+    source = read_source(config.logs, config.layout, config.orphan, config.registry)
     result = train_scenes(config, source.exposures, source.registry, source.features)
     for title, columns, lines in result.tables():
         table(title, columns, lines)

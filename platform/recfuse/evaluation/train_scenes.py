@@ -32,7 +32,7 @@ class TrainScenesConfig:
     """Config of the job.
 
     Attributes:
-        logs: a directory of exposures; `embedded` or `shop` for a generator.
+        logs: a directory of exposures, for `native` also a URI; `embedded` or `shop` for a generator.
         layout: of the directory's files.
         orphan: what to do with an order without its click: leave its row out, or add the click.
         output: gets `bundles/`, `metrics.json` and the checkpoints.
@@ -50,7 +50,7 @@ class TrainScenesConfig:
     """
 
     logs: str = "embedded"
-    layout: Literal["kuairand", "aliexpress", "ali_ccp"] = "kuairand"
+    layout: Literal["kuairand", "native", "aliexpress", "ali_ccp"] = "kuairand"
     orphan: Orphan = "quarantine"
     output: str = "runs/scenes"
     registry: Registry | None = None

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from recfuse.errors import require
-from recfuse.logs import ali_ccp, aliexpress, kuairand
+from recfuse.errors import InvalidFieldError, require
+from recfuse.logs import ali_ccp, aliexpress, exposure_files, kuairand
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import Orphan
 from recfuse.scenes.features import Feature, declared_features
@@ -19,7 +19,7 @@ from recfuse.simulation import shop
 
 logger = logging.getLogger("recfuse")
 
-Layout = Literal["kuairand", "aliexpress", "ali_ccp"]
+Layout = Literal["kuairand", "native", "aliexpress", "ali_ccp"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,15 @@ class Source:
     features: tuple[Feature, ...] = ()
 
 
-def read_source(logs: str, layout: str = "kuairand", orphan: Orphan = "quarantine") -> Source:
+def read_source(logs: str, layout: str = "kuairand", orphan: Orphan = "quarantine",
+                registry: Registry | None = None) -> Source:
     """Reads a source.
 
     Args:
-        logs: a directory; `embedded` or `shop` for a generator.
+        logs: a directory, for `native` also a URI; `embedded` or `shop` for a generator.
         layout: of the directory's files.
         orphan: what to do with an order without its click.
+        registry: the declared scenes and tasks; `native` needs them to know its label columns.
 
     Raises:
         InvalidFieldError: an unknown layout, or what the adapter refuses.
@@ -49,6 +51,13 @@ def read_source(logs: str, layout: str = "kuairand", orphan: Orphan = "quarantin
         return Source(shop.generate()[0], shop.REGISTRY)
     if layout == "kuairand":
         return Source(kuairand.read_exposures(logs), KUAIRAND)
+    if layout == "native":
+        if registry is None:
+            raise InvalidFieldError("registry", None, "scenes and their tasks, declared in the config")
+        labels = [task for task in registry.task_names if task not in registry.numbers]
+        exposures = exposure_files.read_exposures(logs, labels, orphan)
+        logger.info("exposures of %s: %s", logs, exposures.account)
+        return Source(exposures, registry)
     exposures = (aliexpress if layout == "aliexpress" else ali_ccp).read_exposures(logs, orphan)
     logger.info("%s exposures: %s", layout, exposures.account)
     scenes = np.unique(exposures.rows["scene"].to_numpy(zero_copy_only=False)).tolist()

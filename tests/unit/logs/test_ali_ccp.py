@@ -62,5 +62,5 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     write(tmp_path, TRAIN, [], COMMON)
     with pytest.raises(InvalidFieldError, match=r"test.csv: got .*(at least one row|a readable CSV)"):
         read_exposures(tmp_path)
-    with pytest.raises(InvalidFieldError, match="layout: got 'movielens'; allowed: kuairand, aliexpress, ali_ccp"):
+    with pytest.raises(InvalidFieldError, match="layout: got 'movielens'; allowed: kuairand, native"):
         read_source(str(tmp_path), "movielens")
