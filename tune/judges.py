@@ -67,7 +67,9 @@ class OffPolicyJudge:
         found = ncis(policy_log_prob(actor, self.log), self.log.log_prob, self.log.feedback, self.cap,
                      self.log.user_id, min_ess=self.min_ess, level=self.level)
         with np.errstate(divide="ignore", invalid="ignore"):
-            change = [values / found.logged - 1 for values in (found.estimate, found.low, found.high)]
+            # Over the size of the mean, so that more is more where feedback is negative.
+            change = [(values - found.logged) / np.abs(found.logged)
+                      for values in (found.estimate, found.low, found.high)]
         return {name: Worth(*(float(values[index]) for values in change))
                 for index, name in enumerate(actor.vocabulary.behaviour_names)}
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from recfuse.evaluation.report import COLOURS, Section
 from tune.frontier import Point, frontier, keeps
-from tune.space import DISCOUNTS, TOTAL, decode
+from tune.space import DISCOUNTS, TOTAL, decode, label
 
 _JOB = "python -m tune.sweep"
 _SOURCES, _ALTERNATIVE = 0.0, 0.95
@@ -165,8 +165,8 @@ def lambda_series(found: Sequence[Point]) -> dict[str, list[Point]]:
     series: dict[str, list[Point]] = {}
     for point in found:
         if TOTAL in point.choices:
-            rest = ", ".join(f"{key}={value}" for key, value in sorted(point.choices.items()) if key != TOTAL)
-            series.setdefault(rest or "the config's discounts", []).append(point)
+            rest = {key: value for key, value in sorted(point.choices.items()) if key != TOTAL}
+            series.setdefault(label(rest), []).append(point)
     return {name: sorted(some, key=lambda point: float(point.choices[TOTAL]))
             for name, some in series.items() if len(some) > 1}
 

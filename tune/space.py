@@ -21,6 +21,7 @@ T = TypeVar("T")
 Assignment = dict[str, Any]
 DISCOUNTS, MULTIPLIERS, TOTAL = "discounts", "multipliers", "multipliers.total"
 _KINDS = ("long_term", "short_term")
+_SYMBOLS = {DISCOUNTS: "γ", MULTIPLIERS: "λ"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,13 @@ def canonical(assignment: Assignment) -> str:
 
 
 def label(assignment: Assignment) -> str:
-    """Short text for tables and figures."""
+    """Short text for tables and figures, with the symbols of FORMULAS 1."""
     def text(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
-    return ", ".join(f"{name}={text(value)}" for name, value in assignment.items()) or "the config as it stands"
+    def short(name: str) -> str:
+        head, _, rest = name.partition(".")
+        return "Λ" if name == TOTAL else f"{_SYMBOLS[head]} {rest}" if head in _SYMBOLS else name
+    return ", ".join(f"{short(name)}={text(value)}" for name, value in assignment.items()) or "the config as it stands"
 
 
 def replace_fields(config: T, changes: Mapping[str, Any]) -> T:

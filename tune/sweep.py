@@ -264,6 +264,9 @@ def conclude(config: SweepConfig, study: Study, ledger: Ledger, last: Any) -> Sw
     measures = [study.objective, *study.guarded]
     found = points(ledger.rows, measures)
     floors = floors_of(config, study)
+    if len(found) > 1 and len({tuple(point.worth.values()) for point in found}) == 1:
+        logger.warning("sweep: all %d trials came out the same: what varies has no effect on these samples (with the "
+                       "regressed advantage of the fusion learner: too few of them)", len(found))
     best, winner = frontier(found, measures), cheapest(found, study.objective, floors)
     worths: Worths = {}
     if winner is not None:

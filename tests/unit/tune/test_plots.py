@@ -44,7 +44,7 @@ def test_discounts_are_compared_where_nothing_else_differs():
 
 def test_a_series_over_lambda_keeps_all_else_equal_and_is_sorted():
     series = lambda_series(POINTS)
-    assert set(series) == {"discounts.short_term=0.0", "discounts.short_term=0.95"}
+    assert set(series) == {"γ short_term=0", "γ short_term=0.95"}
     assert all(np.all(np.diff([one.choices["multipliers.total"] for one in some]) > 0) for some in series.values())
 
 
