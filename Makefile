@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --only-binary :all
 LOGS ?=
 OUT ?= runs/demo
 
-.PHONY: demo test check unit integration serve install clean
+.PHONY: demo test check unit integration serve sweep install clean
 
 install: .venv/.installed
 
@@ -24,6 +24,9 @@ demo: .venv/.installed ## the main job: logs → samples → scorer → policy �
 
 serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
 	@PYTHONPATH=platform env $$($(BIN)/python -m serving.environment) $(BIN)/serve run serving/config.yaml
+
+sweep: .venv/.installed ## discounts and λ over the demo's samples (made where absent): frontier, report; a rerun repeats no trial
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tune.sweep --config tune/config/fusion.yaml --demo "$(OUT)" $(SWEEP_ARGS)
 
 test: check unit integration
 
