@@ -195,6 +195,15 @@ class SceneModel(nn.Module, ABC):
         weights = scores.masked_fill(absent, -1e9).softmax(-1).masked_fill(absent, 0.0)
         return torch.bmm(weights.to(watched.dtype).unsqueeze(1), watched).squeeze(1)
 
+    def _pooled_once(self, history: Tensor, item: Tensor) -> Tensor:
+        """`_pooled` of one history [1, L] for the items [N, width]: its embeddings are looked up once."""
+        watched = self.lookup(history[0][history[0] != 0])
+        if not len(watched):
+            return torch.zeros_like(item)
+        if self.query is None:
+            return watched.mean(0).expand(len(item), -1)
+        return torch.mm(torch.mm(self.query(item), watched.T).softmax(-1), watched)
+
     def _grouped_logits(self, x: Tensor, bounds: list[int]) -> Tensor:
         """Logits [B, T] of rows grouped by scene; scene s ends at bounds[s]."""
         sizes = [end - start for start, end in pairwise([0, *bounds])]
@@ -256,7 +265,7 @@ class MultiSceneModel(SceneModel):
         parts += [(user[1], True), (items[1], False), (context[1], True)]
         if self.config.history_length:
             item = self.lookup(items[0][:, self.item_field - user[0].shape[1]])
-            pooled = self._pooled(history.expand(len(item), -1), item)
+            pooled = self._pooled_once(history, item)
             parts += [(pooled, False), (pooled * item, False)]
         pairs, count = self.spans[scene], self.config.experts
         shared = count * self.config.expert_layers[0]
@@ -269,13 +278,16 @@ class MultiSceneModel(SceneModel):
         weight, column = self.first.weight[outputs], 0
         common, rows = self.first.bias[outputs], []
         for part, is_common in parts:
-            product = F.linear(part, weight[:, column:column + part.shape[1]])
+            columns = weight[:, column:column + part.shape[1]]
             column += part.shape[1]
             if is_common:
-                common = common + product
-            else:
-                rows.append(product)
-        return torch.stack(rows).sum(0) + common
+                common = common + F.linear(part, columns)
+            elif part.shape[1]:
+                rows.append((part, columns))
+        result = common
+        for part, columns in rows:
+            result = torch.addmm(result, part, columns.T)
+        return result
 
     def scene_logits(self, shared: tuple[Tensor, ...], scene: int, pairs: slice) -> Tensor:
         experts, gates = shared

@@ -36,7 +36,7 @@ from recfuse.scenes.weights import STRATEGIES, task_weights
 logger = logging.getLogger("recfuse")
 
 _CHECKPOINT = "checkpoint.pt"
-_BLOCK_ROWS = 16_384
+BLOCK_ROWS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +400,7 @@ def _fit_on_ray(problem: Problem, storage: Path, name: str) -> SceneModel:
     config = problem.training
     order = np.random.default_rng([config.seed, 0]).permutation(len(problem.rows))
     table = to_table(problem.rows.take(order))
-    blocks = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
+    blocks = [table.slice(start, BLOCK_ROWS) for start in range(0, table.num_rows, BLOCK_ROWS)]
     # The rows travel as a dataset, everything else once through the object store.
     nothing = np.zeros(0, np.int64)
     shared = dataclasses.replace(problem, rows=problem.rows.take(nothing), recent=nothing)
@@ -457,7 +457,7 @@ def _worker(loop: dict[str, Any]) -> None:
     shard = ray.train.get_dataset_shard("train")
     while epoch < config.epochs and not ended:
         loss = 0.0
-        for step, batch in enumerate(_batches(shard, problem, max(1, config.batch_size // workers), epoch)):
+        for step, batch in enumerate(batches(shard, problem, max(1, config.batch_size // workers), epoch)):
             loss = stepper.step(*tensors(batch))
             done += len(batch) * workers
             if first and step % 10 == 0:
@@ -469,7 +469,7 @@ def _worker(loop: dict[str, Any]) -> None:
         _report(model, stepper, best, epoch, ended, first)
 
 
-def _batches(shard: Any, problem: Problem, size: int, epoch: int) -> Iterator[EncodedRows]:
+def batches(shard: Any, problem: Problem, size: int, epoch: int) -> Iterator[EncodedRows]:
     """Batches of one epoch; rows come shuffled, later epochs shuffle them again."""
     again = {"local_shuffle_buffer_size": 8 * size, "local_shuffle_seed": problem.training.seed + epoch}
     tables: Iterable[pa.Table] = shard.iter_batches(

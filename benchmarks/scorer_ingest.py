@@ -1,0 +1,107 @@
+"""Training fed by Ray Data against the same training from memory: samples/s side by side.
+
+One process, one model, the same steps; rounds are interleaved, medians. `memory` takes batches of encoded rows in this
+process, `ray, object store` reads the same rows as blocks of Ray's object store, as Ray Train's workers do, and
+`ray, parquet` streams them from files.
+
+    python -m benchmarks.scorer_ingest --logs DIRECTORY
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+import tyro
+
+from recfuse.cluster import cluster
+from recfuse.console import table
+from recfuse.scenes.dataset import EncodedRows, scene_rows
+from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.trainer import (
+    BLOCK_ROWS,
+    Problem,
+    Stepper,
+    TrainingConfig,
+    batches,
+    prepare,
+    tensors,
+    to_table,
+    untrained,
+)
+from recfuse.simulation.sources import read_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """Attributes:
+        logs: a directory with KuaiRand files, or `embedded`.
+        rounds: of every source.
+        batch_size, threads: of the training.
+    """
+
+    logs: str = "embedded"
+    rounds: int = 3
+    batch_size: int = 2048
+    threads: int = 1
+
+
+def main(config: IngestConfig) -> None:
+    """Runs the comparison and prints it."""
+    torch.set_num_threads(config.threads)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    source = read_source(config.logs)
+    exposures = scene_rows(source.exposures, source.registry)
+    problem = prepare(exposures, np.ones(exposures.rows.num_rows, bool), source.registry, ModelConfig(),
+                      TrainingConfig(workers=0, batch_size=config.batch_size, threads=config.threads))
+    whole = to_table(problem.rows)
+    blocks = [whole.slice(start, BLOCK_ROWS) for start in range(0, whole.num_rows, BLOCK_ROWS)]
+    with cluster(), tempfile.TemporaryDirectory() as directory:
+        for number, block in enumerate(blocks):
+            pq.write_table(block, f"{directory}/{number:04}.parquet")
+        stored = ray.data.from_arrow(blocks)
+        sources: dict[str, Callable[[], Iterator[EncodedRows]]] = {
+            "memory": lambda: from_memory(problem),
+            "ray, object store": lambda: batches(stored.iterator(), problem, config.batch_size, 0),
+            "ray, parquet": lambda: batches(ray.data.read_parquet(directory).iterator(), problem, config.batch_size, 0)}
+        rates: dict[str, list[float]] = {name: [] for name in sources}
+        for number in range(config.rounds + 1):
+            for name, make in sources.items():
+                rate = len(problem.rows) / train(problem, make)
+                if number:  # the first round warms up
+                    rates[name].append(rate)
+    base = np.median(rates["memory"])
+    table(f"{len(problem.rows):,} rows, batch {config.batch_size}, {config.threads} thread(s), {config.rounds} rounds",
+          ["source", "samples/s, median", "range", "to memory"],
+          [(name, f"{np.median(values):,.0f}", f"{min(values):,.0f}..{max(values):,.0f}",
+            f"{np.median(values) / base:.2f}") for name, values in rates.items()])
+
+
+def train(problem: Problem, make: Callable[[], Iterator[EncodedRows]]) -> float:
+    """Seconds of one epoch."""
+    stepper = Stepper(untrained(problem), problem, problem.steps)
+    begin, seen = time.perf_counter(), 0
+    for batch in make():
+        stepper.step(*tensors(batch))
+        seen += len(batch)
+    assert seen == len(problem.rows), (seen, len(problem.rows))
+    return time.perf_counter() - begin
+
+
+def from_memory(problem: Problem) -> Iterator[EncodedRows]:
+    """Batches as the training in one process takes them."""
+    order = np.random.default_rng(0).permutation(len(problem.rows))
+    for start in range(0, len(order), problem.training.batch_size):
+        yield problem.rows.take(order[start:start + problem.training.batch_size])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(IngestConfig, description=__doc__))
