@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -330,3 +331,18 @@ class FusionEnv(gymnasium.Env):
         return state, float(reward[0]), bool(left[0]), bool(cut[0]), {"feedback": info["feedback"][0]}
 
 
+def make_env(config: Mapping[str, Any]) -> FusionEnv:
+    """The environment from a config, as RLlib asks for it: `ray.tune.register_env("fusion", make_env)`.
+
+    Args:
+        config: `world`, the directory that the job `simulate` wrote it to; `seed`, 0 where absent. Each of RLlib's
+            workers (`config.worker_index`) has luck of its own.
+    """
+    require("world" in config, "env_config", sorted(config), "a mapping with world: the directory of a world")
+    return FusionEnv(World.load(config["world"]), int(config.get("seed", 0)) + getattr(config, "worker_index", 0))
+
+
+# `gymnasium.make(ENVIRONMENT, world=…)`, `gymnasium.make_vec(ENVIRONMENT, 64, world=…)`.
+ENVIRONMENT = "recfuse/Fusion-v0"
+gymnasium.register(id=ENVIRONMENT, entry_point=f"{__name__}:FusionEnv",
+                   vector_entry_point=f"{__name__}:FusionVectorEnv")

@@ -12,7 +12,14 @@ from gymnasium.utils.env_checker import check_env
 from recfuse.errors import InvalidFieldError
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.fusion.ranking import fuse, rank
-from recfuse.simulation.environment import FusionEnv, FusionVectorEnv, SessionEngine, rewards
+from recfuse.simulation.environment import (
+    ENVIRONMENT,
+    FusionEnv,
+    FusionVectorEnv,
+    SessionEngine,
+    make_env,
+    rewards,
+)
 from recfuse.simulation.response import marginals, sigmoid
 from recfuse.simulation.rollout import rollout
 from recfuse.simulation.uniform import mix, uniform
@@ -153,6 +160,22 @@ def test_gymnasium_accepts_the_environment():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it advises against unbounded spaces, which states and fusion vectors have
         check_env(FusionEnv(worlds.world(), seed=2), skip_render_check=True)
+
+
+def test_gymnasium_makes_it_by_its_name():
+    world = worlds.world()
+    one = gymnasium.make(ENVIRONMENT, world=world, seed=2)
+    many = gymnasium.make_vec(ENVIRONMENT, 3, world=world, seed=2)
+    assert one.reset()[0].shape == (world.vocabulary.state_size,)
+    assert many.reset()[0].shape == (3, world.vocabulary.state_size)
+
+
+def test_a_world_on_disk_becomes_an_environment(tmp_path):
+    worlds.world().save(tmp_path)
+    state, _ = make_env({"world": str(tmp_path), "seed": 2}).reset()
+    np.testing.assert_array_equal(state, FusionEnv(worlds.world(), seed=2).reset()[0])
+    with pytest.raises(InvalidFieldError, match=r"env_config: got \['seed'\]; allowed: a mapping with world"):
+        make_env({"seed": 1})
 
 
 def test_the_vector_environment_runs_and_resets_itself():

@@ -25,7 +25,8 @@ def test_the_world_looks_like_the_log_under_the_logged_policy():
 
 @pytest.mark.parametrize(("measure", "simulated", "real", "close"), [
     ("click", .109, .1, True), ("click", .111, .1, False), ("hate", .001, 0.0, True),
-    ("watch_time p10", .09, 0.0, True), ("watch_time p10", .2, 0.0, False), ("watch_time", 22.1, 20.0, False), ("session_length", 1.0, 1.09, True)])
+    ("watch_time p10", .09, 0.0, True), ("watch_time p10", .2, 0.0, False), ("watch_time", 22.1, 20.0, False),
+    ("session_length", 1.0, 1.09, True)])
 def test_tolerance(measure, simulated, real, close):
     assert within_tolerance(measure, simulated, real) is close
     assert (Calibration((("1", measure, simulated, real),)).off == ()) is close
