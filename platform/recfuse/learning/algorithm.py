@@ -76,6 +76,11 @@ class TwoStageConfig(AlgorithmConfig):
         """The module of ours."""
         return RLModuleSpec(module_class=FusionPolicyModule, model_config=self.module_config())
 
+    def build_module(self) -> FusionPolicyModule:
+        """A module by itself, with its initial parameters."""
+        return FusionPolicyModule(observation_space=self.observation_space, action_space=self.action_space,
+                                  model_config=self.module_config())
+
     def module_config(self) -> dict[str, Any]:
         """What the module is built from, plain values."""
         assert self.settings is not None
@@ -154,7 +159,7 @@ class TwoStage(Algorithm):
         results = self.learner_group.update(
             training_data=TrainingData(data_iterators=self._iterators), phase=phase, iteration=len(progress.losses))
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        metrics = _plain_metrics(results[0])
+        metrics = plain_metrics(results[0])
         if not np.isfinite(metrics["loss"]):
             raise FloatingPointError(f"{phase}, iteration {len(progress.losses)}: loss is {metrics['loss']}")
         progress.history.append({"phase": phase, "iteration": len(progress.losses), **metrics})
@@ -205,9 +210,7 @@ class TwoStage(Algorithm):
 
     def policy(self) -> GaussianPolicies | FixedGaussian:
         """The policy that serves as it stands, on the CPU."""
-        spec = self.config.module_config()
-        module = FusionPolicyModule(observation_space=self.config.observation_space,
-                                    action_space=self.config.action_space, model_config=spec)
+        module = self.config.build_module()
         module.set_state(self.learner_group.get_weights()[DEFAULT_MODULE_ID])
         return module.served()
 
@@ -224,7 +227,7 @@ def _cpus_per_learner(learners: int) -> float:
     return max(0.1, math.floor(10 * (total - 1) / learners) / 10)
 
 
-def _plain_metrics(result: dict[str, Any]) -> dict[str, float]:
+def plain_metrics(result: dict[str, Any]) -> dict[str, float]:
     """Numbers of one learner's pass; all learners log the same, averaged among them."""
     numbers = {name: float(value.peek() if hasattr(value, "peek") else value)
                for name, value in result[DEFAULT_MODULE_ID].items()}

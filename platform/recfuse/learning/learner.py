@@ -23,7 +23,7 @@ from recfuse.fusion.networks import gaussian_entropy, gaussian_kl
 from recfuse.learning.cem import importance_sums, logged_scores, propose, refit
 from recfuse.learning.frozen import CHUNK, Frozen, Objective
 from recfuse.learning.module import FusionPolicyModule
-from recfuse.learning.samples import Windows, is_held_out, minibatches
+from recfuse.learning.samples import InMemory, Windows, is_held_out, minibatches
 from recfuse.learning.settings import LearningSettings, Phase
 
 Metrics = dict[str, Tensor]
@@ -76,6 +76,7 @@ class TwoStageLearner(TorchLearner):
         self._workers = max(self.config.num_learners, 1)
         self._windows: Windows | None = None
         self._frozen: Frozen | None = None
+        self._looked_at: Tensor | None = None
         self._losses: dict[Phase, Callable[[Batch], tuple[Tensor, Metrics]]] = {
             "critics": self._critics_loss, "cloning": self._cloning_loss, "stage_one": self._stage_one_loss,
             "stage_two": self._weighted_loss, "extraction": self._weighted_loss, "policy": self._policy_loss,
@@ -115,8 +116,9 @@ class TwoStageLearner(TorchLearner):
         """
         self._check_is_built()
         with _threads(self._settings.threads):
-            if fresh or self._windows is None or self._frozen is None:
-                self._windows = self._open(training_data)
+            if fresh or self._windows is None:
+                self._windows, self._frozen = self._open(training_data), None
+            if self._frozen is None:
                 self._frozen = Frozen(self._settings, self._objective, self.fusion, self._windows)
             self._begin(phase, iteration)
             self._frozen.prepare(phase)
@@ -166,10 +168,10 @@ class TwoStageLearner(TorchLearner):
 
     def _open(self, training_data: TrainingData) -> Windows:
         settings, samples = self._settings, self.config.samples
-        if self._windows is not None and self._frozen is None:
-            return self._windows  # restored: the samples are the same
-        return Windows(training_data.data_iterators[0], self._vocabulary.behaviours, samples.reward_std, samples.rows,
-                       settings.window_rows, settings.memory_mib << 20, self._device)
+        iterator = training_data.data_iterators[0]
+        rows = iterator.rows if isinstance(iterator, InMemory) else samples.rows
+        return Windows(iterator, self._vocabulary.behaviours, samples.reward_std, rows, settings.window_rows,
+                       settings.memory_mib << 20, self._device)
 
     def _begin(self, phase: Phase, iteration: int) -> None:
         """Where the fit starts from what another one has found."""
@@ -202,8 +204,10 @@ class TwoStageLearner(TorchLearner):
                     batch["noise"] = noise[torch.from_numpy(learned[places])].to(self._device)
                 seen.append(self._learn(batch, phase, len(seen)))
             rows = np.flatnonzero(out)
-            if not settings.holdout and position == 0:  # a look at what was learned from is better than none
-                rows = np.arange(min(count, _DIAGNOSTIC_ROWS))
+            if position == 0:
+                self._looked_at = window["state"][:_DIAGNOSTIC_ROWS]
+                if not settings.holdout:  # a look at what was learned from is better than none
+                    rows = np.arange(min(count, _DIAGNOSTIC_ROWS))
             self._judge(check, phase, window, position, rows[self._learner_index :: self._workers])
         require(bool(seen), "holdout", settings.holdout, "a share that leaves at least one sample per learner")
         self._log(phase, seen, check)
@@ -252,10 +256,12 @@ class TwoStageLearner(TorchLearner):
         for start in range(0, len(rows), CHUNK):
             batch = self._gather(phase, window, position, rows[start : start + CHUNK], held_out=True)
             count = len(batch["state"])
-            if check.values.numel():
+            if check.values.numel():  # of critics
                 value, target = self._value_and_target(phase, batch)
                 sums = [(value - target).square().sum(0), target.sum(0), target.square().sum(0)]
                 check.values += torch.stack([*sums, torch.full_like(sums[0], count)]).double()
+            if not self._settings.holdout:
+                continue
             loss, metrics = self._losses[phase](batch)
             # What a policy is for; the value of its surrogate does not compare policies.
             loss = metrics.get("gain/", metrics.get("gain", -loss)).sum().neg()
@@ -504,10 +510,9 @@ class TwoStageLearner(TorchLearner):
     def _diagnostics(self, phase: Phase) -> Metrics:
         """Entropy of the policies in training (before squashing), and KL: in stage one of each auxiliary policy to the
         cloned one that it started from, in stage two of the long-term policy to each auxiliary."""
-        assert self._windows is not None
-        if phase in ("critics", "action_values"):
+        state = self._looked_at
+        if phase in ("critics", "action_values") or state is None:
             return {}
-        state = next(iter(self._windows))[1]["state"][:_DIAGNOSTIC_ROWS]
         auxiliaries = self.fusion.auxiliaries
         mu, log_sigma = self.fusion.policy(state)
         if phase == "stage_one" and auxiliaries is not None:

@@ -16,7 +16,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
@@ -51,17 +51,21 @@ class IngestConfig:
         output: directory of the samples, likewise; `quarantine/` lies beneath it.
         vocabulary: YAML file; by default `vocabulary.yaml` beside the logs.
         gap_minutes: where `session_id` is absent, a pause longer than this ends a session.
+        density: `required` quarantines rows whose action has no logged density and no Gaussian to compute it from;
+            `optional` keeps them, and the learner estimates it.
     """
 
     logs: str = "runs/session_logs"
     output: str = "runs/samples"
     vocabulary: str = ""
     gap_minutes: float = 30.0
+    density: Literal["required", "optional"] = "required"
 
     def __post_init__(self) -> None:
         require(bool(self.logs), "logs", self.logs, "a directory of session logs")
         require(bool(self.output) and self.output != self.logs, "output", self.output, "a directory other than logs")
         require(self.gap_minutes > 0, "gap_minutes", self.gap_minutes, "a number > 0")
+        require(self.density in ("required", "optional"), "density", self.density, "required, optional")
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ def _tail(path: str) -> str:
 def _input_key(files: list[pafs.FileInfo], vocabulary: Vocabulary, config: IngestConfig) -> str:
     """What decides the result: the same key means that a finished output can be kept."""
     listing = [(info.path, info.size, info.mtime_ns or 0) for info in files]
-    return hashlib.sha256(json.dumps([listing, vocabulary.to_dict(), config.gap_minutes]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(
+        [listing, vocabulary.to_dict(), config.gap_minutes, config.density]).encode()).hexdigest()
 
 
 def _finished(filesystem: pafs.FileSystem, out: str, output: str, key: str) -> IngestResult | None:
@@ -215,7 +220,7 @@ def _exchange(
 
     def read(batch: pa.Table) -> pa.Table:
         [piece] = [_Piece(**row) for row in batch.to_pylist()]
-        checked = _read_piece(piece, filesystem, vocabulary)
+        checked = _read_piece(piece, filesystem, vocabulary, config.density == "required")
         writer.quarantine(f"piece-{piece.number:06d}", checked.quarantine)
         counter.add.remote("read", piece.rows)
         return _with_partition(checked.rows, "request_id", partitions)
@@ -248,7 +253,9 @@ def _exchange(
             pass
 
 
-def _read_piece(piece: _Piece, filesystem: pafs.FileSystem, vocabulary: Vocabulary) -> Checked:
+def _read_piece(
+    piece: _Piece, filesystem: pafs.FileSystem, vocabulary: Vocabulary, need_density: bool
+) -> Checked:
     source = f"{_tail(piece.path)}[{piece.row_group}]"
     try:
         table = pq.ParquetFile(piece.path, filesystem=filesystem).read_row_group(piece.row_group)
@@ -258,7 +265,7 @@ def _read_piece(piece: _Piece, filesystem: pafs.FileSystem, vocabulary: Vocabula
         why = str(error).splitlines()[0]
         quarantine = quarantine_rows(table, source, "row group", "readable Parquet", value=why)
         return Checked(session_log_schema(vocabulary).empty_table(), quarantine)
-    return check(table, vocabulary, source)
+    return check(table, vocabulary, source, need_density)
 
 
 def _with_partition(rows: pa.Table, key: str, partitions: int) -> pa.Table:

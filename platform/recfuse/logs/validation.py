@@ -38,28 +38,32 @@ class Checked:
     quarantine: pa.Table
 
 
-def check(table: pa.Table, vocabulary: Vocabulary, source: str) -> Checked:
+def check(table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bool = True) -> Checked:
     """Splits raw rows of one file into canonical and quarantined ones.
 
     Args:
         table: columns as they were read.
         source: the file, for the quarantine.
+        need_density: quarantines a row that has neither `action_logp` nor the `mu` and `sigma` to compute it from;
+            otherwise it is kept with NaN, for the learner to estimate.
     """
-    problem = schema_problem(table.schema, vocabulary)
+    problem = schema_problem(table.schema, vocabulary, need_density)
     if problem is not None:
         field, value, allowed = problem
         return Checked(session_log_schema(vocabulary).empty_table(),
                        quarantine_rows(table, source, field, allowed, value=value))
-    return _Checker(table, vocabulary, source).run()
+    return _Checker(table, vocabulary, source, need_density).run()
 
 
-def schema_problem(schema: pa.Schema, vocabulary: Vocabulary) -> tuple[str, str, str] | None:
+def schema_problem(
+    schema: pa.Schema, vocabulary: Vocabulary, need_density: bool = True
+) -> tuple[str, str, str] | None:
     """(field, what was found, what is allowed) of the first column that cannot carry the log; None where all can."""
     names = set(schema.names)
     for name in REQUIRED:
         if name not in names:
             return name, "missing column", f"columns {', '.join(REQUIRED)}"
-    if "action_logp" not in names and not {"mu", "sigma"} <= names:
+    if need_density and "action_logp" not in names and not {"mu", "sigma"} <= names:
         return "action_logp", "missing column", "a column action_logp, or both mu and sigma to compute it from"
     for name in ("state", "mu", "sigma", "action"):
         if name in names and (problem := _list_problem(name, schema.field(name).type, vocabulary)):
@@ -129,7 +133,8 @@ def _plain(value: Any) -> str:
 class _Checker:
     """One pass over the columns of a table; each bad row keeps the first reason that was found for it."""
 
-    def __init__(self, table: pa.Table, vocabulary: Vocabulary, source: str) -> None:
+    def __init__(self, table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bool) -> None:
+        self._need_density = need_density
         self._table = table.combine_chunks()
         self._vocabulary = vocabulary
         self._source = source
@@ -232,7 +237,7 @@ class _Checker:
                 computed = gaussian_log_density(action, mu, sigma)
             logged = np.where(given, logged, computed)
         missing = ~given & ~np.isfinite(logged)
-        self._refuse(missing, "action_logp", "a finite number, or mu and sigma to compute it from")
+        self._refuse(missing & self._need_density, "action_logp", "a finite number, or mu and sigma to compute it from")
         self._columns["action_logp"] = pa.array(logged, pa.float64())
 
     def _feedback(self) -> None:

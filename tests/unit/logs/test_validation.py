@@ -111,3 +111,12 @@ def test_a_logged_density_is_kept_even_without_mu_and_sigma():
 def test_optional_columns_may_be_absent():
     bare = table(GOOD).drop_columns(["session_id", "model_version", "last", "mu", "sigma"])
     assert checked(bare).rows["session_id"].null_count == 3
+
+
+def test_a_log_without_densities_is_kept_where_they_are_optional():
+    bare = table(GOOD).drop_columns(["action_logp", "mu", "sigma"])
+    assert checked(bare).rows.num_rows == 0
+    kept = check(bare, vocabulary(), "log.parquet[0]", need_density=False)
+    assert np.isnan(kept.rows["action_logp"].to_numpy()).all()
+    assert kept.quarantine.num_rows == 0
+    assert kept.rows.num_rows == 3
