@@ -80,7 +80,9 @@ def split_samples(samples: str | Path, output: Path, config: SplitConfig) -> dic
     done = output / _DONE
     if done.is_file() and json.loads(done.read_text())["identity"] == identity:
         return targets
-    shutil.rmtree(output, ignore_errors=True)
+    for path in targets.values():  # of other samples, or of a call that was cut off
+        require(path.resolve() != source.resolve(), "output", str(output), "a directory that does not hold the samples")
+        shutil.rmtree(path, ignore_errors=True)
     rows = _write(ds.dataset(files), targets, vocabulary, config)
     for name, count in rows.items():
         require(count > 0, f"split.{name}", count, "a share that gives at least one user")

@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as ds
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
-from recfuse.errors import require
 from recfuse.evaluation.ranking import POOLED, metric_intervals
 from recfuse.evaluation.scorer import TestDay
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.learning.algorithm import TwoStageConfig
-from recfuse.learning.samples import SampleSet
+from recfuse.learning.samples import COLUMNS, InMemory, SampleSet, arrays
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import summary
 from recfuse.logs.exposures import Exposures
@@ -100,41 +98,17 @@ class SharedSamples(SampleSet):
         return _Rows(self._columns[self.fingerprint])
 
 
-class _Rows:
-    """Batches of columns in memory, without a copy; as a Ray dataset and as its iterator."""
-
-    def __init__(self, columns: dict[str, np.ndarray]) -> None:
-        self._columns = columns
+class _Rows(InMemory):
+    """Columns in memory as a Ray dataset and as its iterator."""
 
     def iterator(self) -> _Rows:
         return self
 
-    def iter_batches(self, *, batch_size: int, **_: Any) -> Iterator[pa.Table]:
-        rows = len(next(iter(self._columns.values())))
-        for start in range(0, rows, batch_size):
-            yield pa.table({name: _arrow(values[start:start + batch_size]) for name, values in self._columns.items()})
 
-
-def _arrow(values: np.ndarray) -> pa.Array:
-    flat_values = pa.array(values.reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat_values, values.shape[1]) if values.ndim == 2 else flat_values
-
-
-def read_columns(directory: Path, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """All columns of samples but the user, float32 [n] or [n, width]."""
-    table = ds.dataset(sorted(str(file) for file in directory.glob("*.parquet"))).to_table()
-    found = {}
-    for name in table.column_names:
-        if name != "user_id":
-            column = table[name].combine_chunks()
-            if isinstance(column, pa.ChunkedArray):
-                column = column.chunk(0)
-            is_list = pa.types.is_fixed_size_list(column.type)
-            values = (column.flatten() if is_list else column).to_numpy(zero_copy_only=False)
-            found[name] = values.reshape(len(column), -1) if is_list else values
-    require(found["state"].shape[1] == vocabulary.state_size, "samples.state", found["state"].shape,
-            f"[n, {vocabulary.state_size}]")
-    return found
+def read_columns(directory: Path) -> dict[str, np.ndarray]:
+    """What the learner reads of samples, float32 [n] or [n, width]."""
+    files = sorted(str(file) for file in directory.glob("*.parquet"))
+    return arrays(ds.dataset(files).to_table(columns=list(COLUMNS)))
 
 
 @dataclass(frozen=True)
@@ -172,6 +146,7 @@ class FusionStudy:
         chosen = multipliers(vocabulary, settings.multipliers, lambdas)
         # A trial is one process; the sweep runs side by side.
         settings = dataclasses.replace(settings, multipliers=chosen, num_learners=0)
+        settings = settings.resolved(self.samples.has_density)
         settings.with_multipliers(vocabulary)
         return settings, vocabulary
 

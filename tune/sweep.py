@@ -163,8 +163,8 @@ def fusion_study(config: SweepConfig) -> tuple[FusionStudy, str, Judge]:
     if not config.samples and not (config.samples_directory / VOCABULARY_FILE).is_file():
         make_samples(config)
     output = Path(config.output).absolute()
-    split = split_samples(config.samples_directory, output / "samples", config.split)
-    samples = SampleSet.open(split[LEARN])
+    split = split_samples(config.samples_directory, output / "split", config.split)
+    samples = SampleSet.open(split[LEARN], config.learning.network.action_range)
     vocabulary = samples.vocabulary
     judges = {group: OffPolicyJudge.of(split[group], vocabulary, config.cap, config.min_ess, config.level)
               for group in (JUDGE, LAST)}
@@ -176,7 +176,7 @@ def fusion_study(config: SweepConfig) -> tuple[FusionStudy, str, Judge]:
     guarded = tuple(one.name for one in vocabulary.short_term)
     _check_measures(config, objective, guarded, vocabulary.behaviour_names)
     study = FusionStudy(
-        base=config.learning, samples=samples, columns=read_columns(split[LEARN], vocabulary),
+        base=config.learning, samples=samples, columns=read_columns(split[LEARN]),
         judge=deciding[JUDGE], estimate=judges[JUDGE], bundles=output / "bundles",
         each_pass=config.search.scheduler == "asha", objective=objective, guarded=guarded)
     identity = identity_of("fusion", samples.fingerprint, dataclasses.asdict(config.learning), config.judge,

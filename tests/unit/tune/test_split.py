@@ -40,6 +40,13 @@ def test_samples_are_dealt_out_whole_and_only_once(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("split/*/*.parquet")}, "read only once"
 
 
+def test_the_samples_themselves_are_never_overwritten(tmp_path):
+    source = toy.write(tmp_path / "learn", toy.bandit(rows=900))
+    with pytest.raises(InvalidFieldError, match="output"):
+        split_samples(source, tmp_path, SplitConfig())
+    assert len(list(source.glob("*.parquet"))) == 3
+
+
 def test_a_group_without_users_is_refused(tmp_path):
     source = toy.write(tmp_path / "samples", toy.bandit(rows=10))  # one user
     with pytest.raises(InvalidFieldError, match=r"split\.(learn|judge|last)"):

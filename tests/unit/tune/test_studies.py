@@ -1,0 +1,97 @@
+"""What a trial does, in this process; what judges say; users that do not meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+import samples as toy
+
+from recfuse.behaviours import Vocabulary
+from recfuse.bundle import read_bundle
+from recfuse.errors import InvalidFieldError
+from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.fusion.networks import NetworkConfig
+from recfuse.fusion.policies import FixedGaussian
+from recfuse.learning.settings import LearningSettings, StoppingRule
+from tests.unit.simulation import worlds
+from tune.judges import SimulatorJudge, flat
+from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, groups_of
+from tune.studies import BUNDLE, DONE, FusionStudy
+from tune.sweep import SweepConfig, fusion_study
+
+TWO = StoppingRule(iterations=2)
+LEARNING = LearningSettings(network=NetworkConfig(hidden=(8,)), critics=TWO, cloning=TWO, stage_one=TWO, stage_two=TWO)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> FusionStudy:
+    directory = tmp_path_factory.mktemp("study")
+    toy.write(directory / "samples", toy.bandit(3000))
+    config = SweepConfig(samples=str(directory / "samples"), output=str(directory), judge="off_policy",
+                         learning=LEARNING, space=({"multipliers.total": [1.0]},))
+    return fusion_study(config)[0]
+
+
+def run(study: FusionStudy, assignment: dict) -> dict:
+    trial, report = study.begin(assignment), {}
+    while not report.get(DONE):
+        report = trial.step()
+    trial.close()
+    return report
+
+
+def test_a_trial_trains_judges_and_leaves_its_policy(study):
+    first, again = run(study, {"multipliers.total": 0.1}), run(study, {"multipliers.total": 0.1})
+    assert first == again, "a trial's seed is the config's"
+    assert first["passes"] == 8
+    assert study.limit({}) == 8 * study.samples.rows
+    assert first["watch_time_low"] <= first["watch_time"] <= first["watch_time_high"]
+    manifest = read_bundle(study.bundles / first[BUNDLE], "fusion").manifest
+    assert manifest["training"]["multipliers"] == {"like": 0.1}
+
+
+def test_choices_reach_vocabulary_and_settings(study):
+    settings, vocabulary = study.configure(
+        {"discounts.short_term": 0.95, "multipliers.like": 3.0, "network.hidden": "[4, 4]"})
+    assert [one.discount for one in vocabulary.behaviours] == [0.5, 0.95]
+    assert settings.multipliers == {"like": 3.0}
+    assert settings.network.hidden == (4, 4)
+    assert LEARNING.network.hidden == (8,)
+    with pytest.raises(InvalidFieldError, match="no_such"):
+        study.check({"no_such": 1})
+
+
+def test_who_trains_does_not_judge(study):
+    users = [set(ds.dataset(sorted(path.glob("*.parquet"))).to_table()["user_id"].to_pylist())
+             for path in (study.bundles.parent / "split" / name for name in (LEARN, JUDGE, LAST))]
+    assert all(users)
+    assert users[0].isdisjoint(users[1] | users[2])
+    assert users[1].isdisjoint(users[2])
+    assert set(study.judge.log.user_id) == users[1]
+    assert study.samples.rows == len(study.columns["done"])
+
+
+def actor(tmp_path: Path, mu: list[float], vocabulary: Vocabulary) -> FusionActor:
+    bundle = export_policy(tmp_path, FixedGaussian(mu, 0.5), vocabulary, training={}, data_fingerprint="", metrics={})
+    return FusionActor.from_bundle(read_bundle(bundle, "fusion"))
+
+
+def test_the_simulator_judges_with_the_same_luck_on_users_that_did_not_train(tmp_path):
+    world, split = worlds.world(), SplitConfig(judge=0.3, last=0.3)
+    logged = FixedGaussian([0.5, 0.5, 1, 1, 1, 1], 0.5)
+    judges = [SimulatorJudge.of(world, logged, False, GROUPS.index(group), split, 300, 1, 0.95)
+              for group in (JUDGE, LAST)]
+    theirs = [set(judge.persons % world.users) for judge in judges]
+    assert theirs[0].isdisjoint(theirs[1])
+    group = groups_of(world.user_ids.astype(str), split)
+    assert all((group[list(users)] == place).all() for users, place in zip(theirs, (1, 2), strict=True))
+    same = judges[0](actor(tmp_path, logged.mu.tolist(), world.vocabulary))
+    assert all(worth == (0.0, 0.0, 0.0) for worth in same.values()), "the same policy, the same luck: no difference"
+    other = judges[0](actor(tmp_path, [-2, -2, 0, 0, 0, 0], world.vocabulary))
+    assert other["watch_time"].high < 0
+    columns = flat(other, "x_")
+    assert columns["x_watch_time_low"] == other["watch_time"].low
+    assert np.isfinite(list(columns.values())).all()
