@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -96,6 +97,18 @@ class SampleSet:
                    *moments["feedback"], done_mean=ends / rows, fingerprint=digest[:20],
                    has_density=lacking == 0)
 
+    @classmethod
+    def of(cls, columns: Mapping[str, NDArray[np.float32]], vocabulary: Vocabulary, name: str) -> SampleSet:
+        """Samples in memory, by the names of COLUMNS; `name` tells them from others."""
+        sums = {column: _Sums() for column in ("state", "action", "feedback")}
+        for column, total in sums.items():
+            values = columns[column]
+            total.add(rewards(values, vocabulary.behaviours) if column == "feedback" else values)
+        rows = len(columns["done"])
+        moments = {column: total.moments(rows) for column, total in sums.items()}
+        return cls(Path(name), vocabulary, rows, Normalisation(*moments["state"], *moments["action"]),
+                   *moments["feedback"], done_mean=float(columns["done"].mean()), fingerprint=name)
+
     @property
     def mean_values(self) -> tuple[float, ...]:
         """What each critic's value is on average, in its own units: mean reward over 1 − γ (1 − share of ends)."""
@@ -109,6 +122,24 @@ class SampleSet:
         data.context.execution_options.preserve_order = True
         data.context.enable_progress_bars = False
         return data
+
+
+class InMemory:
+    """One batch of samples as the learner reads a dataset: what it uses of Ray Data's iterator."""
+
+    def __init__(self, columns: Mapping[str, NDArray[np.float32]]) -> None:
+        self._columns = columns
+        self.rows = len(columns["done"])
+
+    def iter_batches(self, *, batch_size: int, **_: Any) -> Iterator[pa.Table]:
+        """Tables of so many rows."""
+        for start in range(0, self.rows, batch_size):
+            yield pa.table({name: _arrow(self._columns[name][start : start + batch_size]) for name in COLUMNS})
+
+
+def _arrow(values: NDArray[np.float32]) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
+    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 class Windows:
@@ -129,7 +160,7 @@ class Windows:
 
     def __init__(
         self,
-        iterator: ray.data.DataIterator,
+        iterator: ray.data.DataIterator | InMemory,
         behaviours: tuple[Behaviour, ...],
         reward_std: tuple[float, ...],
         rows: int,
