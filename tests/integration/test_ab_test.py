@@ -1,5 +1,6 @@
 """The job `ab_test`: logged policy, CEM and a bundle against each other in one world."""
 
+import dataclasses
 import json
 
 import pytest
@@ -44,8 +45,6 @@ def test_cem_is_searched_once(simulation, tmp_path, monkeypatch):
 
 
 def test_a_policy_of_another_world_is_refused(simulation, tmp_path):
-    import dataclasses
-
     vocabulary = worlds.world().vocabulary
     other = dataclasses.replace(vocabulary, fusion_parameters=("a", "b", "c", "d", "e", "f"))
     path = export_policy(tmp_path / "fusion", FixedGaussian([1] * 6, .5), other, training={}, data_fingerprint="none",
@@ -54,3 +53,25 @@ def test_a_policy_of_another_world_is_refused(simulation, tmp_path):
         job.main(config(simulation, tmp_path, "logged", f"two_stage={path}"))
     with pytest.raises(InvalidFieldError, match=r"fusion bundle: got .*a directory that holds one"):
         job.main(config(simulation, tmp_path, "logged", str(tmp_path / "nowhere")))
+
+
+def test_what_the_statistics_allow_is_printed(simulation, tmp_path, capsys):
+    """A/A first, fixed weights as a policy, early looks with their own intervals, the size's detectable effect."""
+    wanted = dataclasses.replace(config(simulation, tmp_path, "logged", "mine=click:1,long_view:1"), aa_runs=4,
+                                 aa_persons=60, interval="always_valid", looks=3, correction="benjamini_hochberg")
+    found = job.main(wanted)
+    assert [arm.name for arm in found.result.arms] == ["logged", "mine"]
+    shown = capsys.readouterr().out
+    for text in ("A/A: logged against itself, 4 tests", "* remains after correction", "Smallest difference found with",
+                 "Looks at watch_time"):
+        assert text in shown
+    written = json.loads(found.metrics.read_text())
+    assert written["correction"] == "benjamini_hochberg"
+    assert written["aa"]["runs"] == 4
+    assert len(written["arms"][1]["looks"]) == 3
+    assert len(written["arms"][1]["detectable"]) == len(written["measures"])
+
+
+def test_a_test_of_users_held_out_needs_some(simulation, tmp_path):
+    with pytest.raises(InvalidFieldError, match="users: got 'held_out'; allowed: a simulation with held_out_users"):
+        job.main(dataclasses.replace(config(simulation, tmp_path, "logged", "logged_mean"), users="held_out"))

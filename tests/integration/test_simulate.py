@@ -40,7 +40,13 @@ def test_logs_world_and_metrics(config, tmp_path, capsys):
     assert set(metrics["response"]["auc"]) == {"click", "long_view", *("like", "comment", "forward", "follow", "hate")}
     mu = np.array(log["mu"].to_pylist()[0])
     np.testing.assert_allclose(mu, [config.behaviour_mu[name] for name in vocabulary.fusion_parameters], rtol=1e-6)
+    users, held_out = (set(pq.read_table(sorted((tmp_path / name).glob("*.parquet")), columns=["user_id"])["user_id"]
+                           .to_pylist()) for name in ("logs", "holdout"))
+    tastes, of_held_out = ({user.split(".")[0] for user in some} for some in (users, held_out))
+    assert len(held_out) == 50
+    assert not tastes & of_held_out, "the logs and the holdout have no user in common"
     shown = capsys.readouterr().out
+    assert "measures within 10% of the log" in shown
     assert "World under the logged policy" in shown
 
 
