@@ -16,10 +16,15 @@ from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.scenes.dataset import scene_rows
+from recfuse.scenes.inference import SceneScorer
+from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.registry import KUAIRAND
+from recfuse.scenes.trainer import TrainingConfig
 from tests.unit.simulation import worlds
 from tune.judges import SimulatorJudge, flat
 from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, groups_of
-from tune.studies import BUNDLE, DONE, FusionStudy
+from tune.studies import BUNDLE, DONE, FusionStudy, ScenesConfig, ScenesStudy, Study
 from tune.sweep import SweepConfig, fusion_study
 
 TWO = StoppingRule(iterations=2)
@@ -35,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> FusionStudy:
     return fusion_study(config)[0]
 
 
-def run(study: FusionStudy, assignment: dict) -> dict:
+def run(study: Study, assignment: dict) -> dict:
     trial, report = study.begin(assignment), {}
     while not report.get(DONE):
         report = trial.step()
@@ -95,3 +100,22 @@ def test_the_simulator_judges_with_the_same_luck_on_users_that_did_not_train(tmp
     columns = flat(other, "x_")
     assert columns["x_watch_time_low"] == other["watch_time"].low
     assert np.isfinite(list(columns.values())).all()
+
+
+def test_a_trial_of_the_scorer_is_judged_by_users_that_did_not_train(tmp_path):
+    exposures, split = scene_rows(worlds.exposures()[0], KUAIRAND), SplitConfig(judge=0.4, last=0.2)
+    base = ScenesConfig(
+        model=ModelConfig(experts=2, expert_layers=(8,), tower_layers=(), embedding_size=4, history_length=0),
+        training=TrainingConfig(minimum_positives=1))
+    study = ScenesStudy(base=base, registry=KUAIRAND, exposures=exposures, group=ScenesStudy.deal(exposures, split),
+                        bundles=tmp_path, objective="click", guarded=("long_view",), fingerprint="f")
+    users = exposures.column("user_id")
+    assert set(users[study.group == 0]).isdisjoint(users[study.group == 1])
+    report = run(study, {"model.experts": 3, "training.strategy": "sqrt"})
+    assert 0.4 < report["click_low"] < report["click"] < report["click_high"] < 1
+    manifest = read_bundle(tmp_path / report[BUNDLE], "scenes").manifest
+    assert manifest["training"]["strategy"] == "sqrt"
+    scorer = SceneScorer.from_bundle(read_bundle(tmp_path / report[BUNDLE], "scenes"))
+    assert study.judge(scorer, LAST)["click"].estimate != report["click"]
+    with pytest.raises(InvalidFieldError, match="strategy"):
+        study.check({"training.strategy": "no such"})
