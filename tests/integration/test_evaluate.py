@@ -32,6 +32,7 @@ def run(tmp_path_factory):
 
 
 def config(run, output, policy):
+    output.mkdir(exist_ok=True)
     bundle = export_policy(output / "fusion", policy, worlds.world().vocabulary, training={}, data_fingerprint="none",
                            metrics={})
     return EvaluateConfig(fusion=str(bundle.parent), holdout=str(run / "holdout"), samples=str(run / "none"),
@@ -92,6 +93,19 @@ def test_rows_that_were_trained_on_are_refused(run, tmp_path):
     with pytest.raises(InvalidFieldError, match=r"holdout: got '\d+ rows that are in .*allowed: rows that the policy "
                                                 "was not trained on"):
         job.main(dataclasses.replace(config(run, tmp_path, worlds.LOGGED), samples=str(samples)))
+
+
+def test_logs_beyond_memory_give_the_same(run, tmp_path):
+    """NCIS and IS by Ray Data over all parts; the rest over the first requests."""
+    policy = FixedGaussian(worlds.LOGGED.mu + .1, .5)
+    plain = job.main(config(run, tmp_path / "a", policy))
+    streamed = job.main(dataclasses.replace(config(run, tmp_path / "b", policy), streaming=True, critic_rows=500))
+    for one, other in zip(streamed.estimates[:2], plain.estimates[:2], strict=True):
+        assert (one.estimator, one.requests, one.users) == (other.estimator, other.requests, other.users)
+        np.testing.assert_allclose(one.estimate, other.estimate, rtol=1e-6)
+        np.testing.assert_allclose(one.ess, other.ess, rtol=1e-6)
+        np.testing.assert_allclose(one.high - one.low, other.high - other.low, rtol=.15)
+    assert streamed.estimates[2].requests < plain.estimates[2].requests
 
 
 def write_samples(directory, persons, seed):

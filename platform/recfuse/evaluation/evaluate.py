@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from recfuse.evaluation.sequential import (
     supported_horizon,
     trajectory_importance_sampling,
 )
+from recfuse.evaluation.streaming import estimates_of_sums, merge, user_sums
 from recfuse.evaluation.support import MIN_ESS, OffPolicyEstimate
 from recfuse.fusion.inference import FusionActor
 from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE
@@ -55,6 +57,8 @@ class EvaluateConfig:
         cap: of the importance weights; min_ess: below it no estimate is given but the reason.
         session_discount: γ of a session's value; 1 is what a session brings in total.
         critic_rows: samples that the critics are fitted to, the first ones.
+        streaming: for logs that do not fit in memory: NCIS and IS go over all of them in batches, by Ray Data, and all
+            else over the first `critic_rows` requests.
     """
 
     fusion: str = "runs/fusion"
@@ -69,6 +73,7 @@ class EvaluateConfig:
     min_ess: float = MIN_ESS
     session_discount: float = 1.0
     critic_rows: int = 100_000
+    streaming: bool = False
     level: float = LEVEL
     seed: int = 0
 
@@ -150,8 +155,23 @@ class HeldOut:
     session: np.ndarray
 
 
-def evaluate(config: EvaluateConfig) -> EvaluateResult:
+class Dataset(Protocol):
+    """What is needed of a ray.data.Dataset."""
+
+    def map_batches(self, function: Callable[..., pa.Table], **options: Any) -> Dataset:
+        """Applies the function to every batch."""
+        ...
+
+    def iter_batches(self, **options: Any) -> Iterable[pa.Table]:
+        """The batches."""
+        ...
+
+
+def evaluate(config: EvaluateConfig, dataset: Dataset | None = None) -> EvaluateResult:
     """Estimates the policy's value on held-out logs and writes the report.
+
+    Args:
+        dataset: the held-out logs as a Ray dataset, where the config asks for `streaming`.
 
     Raises:
         InvalidFieldError: bad logs, or held-out rows that the policy was trained on.
@@ -159,13 +179,16 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     bundle = newest_bundle(config.fusion, "fusion")
     actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
     names = actor.vocabulary.behaviour_names
-    log = read_held_out(config.holdout, actor.vocabulary)
+    require(config.streaming == (dataset is not None), "streaming", config.streaming, "a dataset with it, none without")
+    log = read_held_out(config.holdout, actor.vocabulary, config.critic_rows if config.streaming else None)
     separation = separate(config.samples, log)
     if separation:
         logger.info("evaluate: %s", separation)
         require(separation.shared_rows == 0, "holdout", f"{separation.shared_rows} rows that are in {config.samples}",
                 "rows that the policy was not trained on")
     estimates, horizon = estimate(config, actor, log)
+    if dataset is not None:
+        estimates[:2] = estimate_streaming(config, actor, dataset)
     found = estimates[0]
     logger.info("evaluate: NCIS of %s on %s requests: effective sample size %.0f%s", actor.version,
                 f"{found.requests:,}", found.effective_sample_size[0], f"; {found.refused}" if found.refused else "")
@@ -206,6 +229,18 @@ def estimate(config: EvaluateConfig, actor: FusionActor, log: HeldOut) -> tuple[
                      direct_method(v, log.feedback, log.user_id, **options)]
         whole += _with_critics(sessions, later, log, moments, some, options)
     return requests + whole, horizon
+
+
+def estimate_streaming(config: EvaluateConfig, actor: FusionActor, dataset: Dataset) -> list[OffPolicyEstimate]:
+    """NCIS and IS of a whole dataset; what comes back of a batch is a row a user."""
+    parts = dataset.map_batches(_sums_of_batch, fn_args=(actor, config.cap), batch_format="pyarrow", batch_size=_ROWS)
+    sums = merge(parts.iter_batches(batch_format="pyarrow", batch_size=None))
+    return estimates_of_sums(sums, min_ess=config.min_ess, level=config.level, seed=config.seed)
+
+
+def _sums_of_batch(batch: pa.Table, actor: FusionActor, cap: float) -> pa.Table:
+    log = _held_out(batch, actor.vocabulary)
+    return user_sums(policy_log_prob(actor, log), log.log_prob, log.feedback, cap, log.user_id)
 
 
 def _with_critics(sessions: Sessions, critics: LinearCritics, log: HeldOut, moments: ActionMoments,
@@ -317,9 +352,9 @@ def _check_vocabulary(directory: Path, vocabulary: Vocabulary, field: str) -> No
                 f"{getattr(vocabulary, name)}, as in the policy's vocabulary")
 
 
-def read_held_out(directory: str | Path, vocabulary: Vocabulary) -> HeldOut:
+def read_held_out(directory: str | Path, vocabulary: Vocabulary, rows: int | None = None) -> HeldOut:
     """Reads native session logs (`feedback` is a struct) or samples (`feedback` is a list, a row with `done` ends a
-    session).
+    session); the first rows, where a number of them is given.
 
     Raises:
         InvalidFieldError: no such directory, no rows, a column is missing, or the vocabularies do not fit.
@@ -335,12 +370,16 @@ def read_held_out(directory: str | Path, vocabulary: Vocabulary) -> HeldOut:
         require(name in source.schema.names, f"holdout column {name}", source.schema.names, f"a column {name}")
     wanted += [name for name in ("session_id", "ts", "done") if name in source.schema.names]
     try:
-        table = source.to_table(columns=wanted).combine_chunks()
+        table = source.to_table(columns=wanted) if rows is None else source.head(rows, columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:
         raise InvalidFieldError("holdout", str(directory), f"readable Parquet ({error})") from None
     require(table.num_rows > 0, "holdout", table.num_rows, "at least one request")
     if "ts" in wanted:
         table = table.sort_by("ts")
+    return _held_out(table.combine_chunks(), vocabulary)
+
+
+def _held_out(table: pa.Table, vocabulary: Vocabulary) -> HeldOut:
     return HeldOut(
         user_id=table["user_id"].to_numpy(), state=_matrix(table["state"], vocabulary.state_size),
         action=_matrix(table["action"], vocabulary.action_size),
