@@ -104,13 +104,12 @@ def test_the_number_of_learners_changes_nothing_but_rounding(samples, tmp_path, 
         np.testing.assert_allclose(theirs[name].numpy(), tensor.numpy(), atol=1e-5, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 1)])
-def test_a_run_may_be_resumed_with_another_number_of_learners(samples, tmp_path, before, after):
+def test_a_run_may_be_resumed_with_another_number_of_learners(samples, tmp_path):
     whole = train(samples, tmp_path / "whole", QUICK)
     config = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "resumed"),
-                               learning=dataclasses.replace(QUICK, num_learners=before))
+                               learning=dataclasses.replace(QUICK, num_learners=2))
     stop_early(config, 4)
-    resumed = main(dataclasses.replace(config, learning=dataclasses.replace(QUICK, num_learners=after)))
+    resumed = main(dataclasses.replace(config, learning=QUICK))
     assert resumed.resumed_at == 4
     mine, theirs = (read_bundle(result.bundle).tensors["policy"] for result in (whole, resumed))
     for name, tensor in mine.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,13 @@ class TwoStageConfig(AlgorithmConfig):
         auxiliaries = tuple(behaviour.name for behaviour in vocabulary.short_term)
         if auxiliaries and settings.auxiliary == "sequential":
             auxiliaries = (INTERMEDIATE,)
+        # TD3's policy has no σ: one that no hidden layer has a part in stays as cloning left it.
+        network = replace(settings.network, sigma="free") if settings.algorithm == "td3_bc" else settings.network
         targets: tuple[str, ...] = ()
         if settings.polyak_rate is not None:
             targets = {"td3_bc": ("action_values", "policy"), "iql": ("action_values",)}.get(
                 settings.algorithm, ("critics",))
-        return {"vocabulary": vocabulary.to_dict(), "network": settings.network.to_dict(),
+        return {"vocabulary": vocabulary.to_dict(), "network": network.to_dict(),
                 "normalisation": asdict(self.samples.normalisation), "seed": settings.seed,
                 "critics": names, "values": values, "auxiliaries": auxiliaries,
                 "action_values": 2 if settings.algorithm in ("td3_bc", "iql") else 0, "value": value,

@@ -168,7 +168,8 @@ class LearningSettings:
             Policy Optimization", ICLR 2019), with a critic per behaviour, whose advantages are learned once and mixed
             by the multipliers; `rcpo_mixed` the same with the paper's one critic of the mixed reward, which follows the
             multipliers. Two learn the value of actions from the long-term reward, with its largest discount: `td3_bc`
-            (Fujimoto and Gu, NeurIPS 2021; its σ is that of the cloned log) and `iql` (Kostrikov et al., ICLR 2022).
+            (Fujimoto and Gu, NeurIPS 2021; its σ, one for all states, is that of the cloned log) and `iql` (Kostrikov
+            et al., ICLR 2022).
         network: sizes and bounds of critics and policies.
         critics, stage_one, stage_two: stopping rules of the three fits. Rewards are divided by their standard
             deviation, so that a critic that knows nothing has a loss of about 1.

@@ -129,7 +129,7 @@ def _resume(algorithm: TwoStage, checkpoint: Path, config: TrainFusionConfig, sa
 
 def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
     """Names a run by all that its result depends on; how many workers compute it is not part of that."""
-    settings = dataclasses.asdict(config.learning)
+    settings = dataclasses.asdict(config.learning.resolved(samples.has_density))
     for name in ("num_learners", "gpus_per_learner", "threads", "memory_mib"):
         del settings[name]
     text = json.dumps([settings, samples.fingerprint], sort_keys=True)

@@ -257,6 +257,16 @@ def test_where_the_log_has_no_density_a_fitted_gaussian_takes_its_place(tmp_path
             np.testing.assert_array_equal(values, kept[name])
 
 
+def test_td3_bc_leaves_sigma_where_cloning_left_it(samples):
+    settings = dataclasses.replace(SETTINGS, algorithm="td3_bc", cloning=StoppingRule(iterations=2))
+    learner = build(samples, settings)
+    fit(learner, samples, "cloning", 2)
+    cloned = learner.fusion.policy.free.detach().clone()
+    metrics = fit(learner, samples, "actor", 2)[-1]
+    assert torch.equal(learner.fusion.policy.free, cloned)
+    assert {"explained_variance/action_value", "policy_loss", "distance", "entropy"} <= set(metrics)
+
+
 def test_actions_beyond_the_stated_range_are_named(samples):
     with pytest.raises(InvalidFieldError, match=r"samples.action: got .*; allowed: numbers within network.action_ra"):
         SampleSet.open(samples, (-0.1, 0.1))
