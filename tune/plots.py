@@ -229,10 +229,11 @@ def _unit(values: list[Any]) -> tuple[np.ndarray, tuple[str, str]]:
         shown = np.log(numbers) if (numbers > 0).all() and numbers.max() > 100 * numbers.min() else numbers
         span = float(np.ptp(shown)) or 1.0
         return (shown - shown.min()) / span, (f"{numbers.min():.4g}", f"{numbers.max():.4g}")
-    texts = ["config" if value is None else str(value) for value in values]
-    order = sorted(set(texts))
-    places = np.array([order.index(one) for one in texts], float)
-    return places / max(len(order) - 1, 1), (order[0], order[-1])
+    order = sorted({str(value): value for value in values}.values(),
+                   key=lambda value: (0, value, "") if isinstance(value, int | float) else (1, 0, str(value)))
+    texts = ["config" if value is None else str(value) for value in order]
+    places = np.array([order.index(value) for value in values], float)
+    return places / max(len(order) - 1, 1), (texts[0], texts[-1])
 
 
 def _trials(data: SweepData) -> Figure | None:
