@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,13 +49,25 @@ REGISTRY = Registry(scenes=tuple(Scene(name=tab, tasks=TASKS) for tab in SCENES)
 # deepctr-torch imports `requests` without declaring it; FuxiCTR imports Ray Data.
 PEERS = {"torch-rechub": ("torch-rechub==0.9.0",), "deepctr-torch": ("deepctr-torch==0.3.0", "requests"),
          "fuxictr": ("fuxictr==2.3.10",)}
-OURS = {"ours": ModelConfig(history_length=0), "ours+history": ModelConfig()}
-RIVALS = {name: ModelConfig(architecture=name) for name in get_args(Architecture) if name != "multi_scene"}
-# Counts that have their range beside them as a category, and what was counted from the users' earlier sequences, which
-# is history: without them the fields are 39.
-LEFT_OUT = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days", "server_width", "user_past_views",
-            "user_past_long_view_ratio", "user_past_like_ratio", "item_past_views", "item_past_long_view_ratio",
-            "item_past_like_ratio")
+# Counts that have their range beside them as a category: without them and without history the fields are 39.
+LEFT_OUT = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days", "server_width")
+# What was counted from the users' sequences before the logs: history too.
+COUNTED = ("user_past_views", "user_past_long_view_ratio", "user_past_like_ratio", "item_past_views",
+           "item_past_long_view_ratio", "item_past_like_ratio")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """One of ours: its network, its rate of Adagrad, and whether it sees what was counted from the sequences."""
+
+    model: ModelConfig
+    embedding_rate: float
+    counts: bool = False
+
+
+OURS = {"ours": Ours(ModelConfig(history_length=0), .2), "ours+history": Ours(ModelConfig(), .1),
+        "ours+history+counts": Ours(ModelConfig(), .1, counts=True)}
+RIVALS = {name: Ours(ModelConfig(architecture=name), .1) for name in get_args(Architecture) if name != "multi_scene"}
 # Student's t, 97.5%, by degrees of freedom.
 _STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 ENOUGH_ROWS = 5_000
@@ -71,7 +83,6 @@ class ScoreboardConfig:
         batch_size, threads: of every contender.
         contenders: which take part: ours, peers, and our renderings of published architectures.
         budget: seconds after which no further training starts; a later run goes on.
-        training: of ours.
         child: internal, one training of one of ours: its name and seed.
     """
 
@@ -83,7 +94,6 @@ class ScoreboardConfig:
     threads: int = 2
     contenders: tuple[str, ...] = (*OURS, *PEERS)
     budget: float = float("inf")
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(workers=0))
     child: tuple[str, int] | None = None
 
 
@@ -108,11 +118,11 @@ def main(config: ScoreboardConfig) -> None:
     log_to_terminal()
     begin, output = time.monotonic(), (ROOT / config.output).resolve()
     exposures, training = rows_of(config)
-    features = fields(exposures)
+    features = fields(exposures, counts=False)
     write_shared(output, exposures, training, features)
     pythons = {name: environment(output, name) for name in config.contenders if name in PEERS}
-    journal = output / f"scorer-{settings_key(config)}.jsonl"
-    done = read_journal(journal)
+    journal = output / "scorer.jsonl"
+    done = read_journal(journal, config)
     for seed in range(config.rounds):
         for name in config.contenders:
             if (name, seed) in done or time.monotonic() - begin > config.budget:
@@ -120,7 +130,8 @@ def main(config: ScoreboardConfig) -> None:
             latest = measure(output, exposures, ~training, run(config, output, name, pythons.get(name), seed))
             done[name, seed] = latest
             with journal.open("a") as lines:
-                lines.write(json.dumps({"name": name, "seed": seed, "round": dataclasses.asdict(latest)}) + "\n")
+                lines.write(json.dumps({"name": name, "seed": seed, "key": settings_key(config, name),
+                                        "round": dataclasses.asdict(latest)}) + "\n")
             areas = ", ".join(f"{task} {area:.4f}" for task, area in zip(TASKS, latest.auc, strict=True))
             print(f"round {seed + 1}: {name}: {training.sum() / latest.seconds:,.0f} samples/s; AUC {areas}; "
                   f"load {latest.load:.1f}", flush=True)
@@ -130,17 +141,18 @@ def main(config: ScoreboardConfig) -> None:
          int((~training).sum()), len(features))
 
 
-def settings_key(config: ScoreboardConfig) -> str:
-    """Of everything that decides a training's result: only equal ones add up in a journal."""
-    same = (config.logs, config.last_training_day, config.batch_size, config.threads, config.training, OURS, RIVALS,
-            PEERS, LEFT_OUT)
+def settings_key(config: ScoreboardConfig, name: str) -> str:
+    """Of everything that decides the result of a contender's training: only equal ones add up in a journal."""
+    same = (config.last_training_day, config.batch_size, config.threads, LEFT_OUT, COUNTED,
+            PEERS.get(name) or (OURS | RIVALS)[name])
     return hashlib.sha256(repr(same).encode()).hexdigest()[:8]
 
 
-def read_journal(path: Path) -> dict[tuple[str, int], Round]:
-    """The trainings that earlier runs have done, by contender and seed."""
+def read_journal(path: Path, config: ScoreboardConfig) -> dict[tuple[str, int], Round]:
+    """The trainings that earlier runs have done with these settings, by contender and seed."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    return {(line["name"], line["seed"]): Round(**line["round"]) for line in lines}
+    return {(line["name"], line["seed"]): Round(**line["round"]) for line in lines
+            if line["name"] in config.contenders and line["key"] == settings_key(config, line["name"])}
 
 
 def rows_of(config: ScoreboardConfig) -> tuple[Exposures, np.ndarray]:
@@ -149,18 +161,18 @@ def rows_of(config: ScoreboardConfig) -> tuple[Exposures, np.ndarray]:
     return exposures, exposures.column("day") <= config.last_training_day
 
 
-def fields(exposures: Exposures) -> tuple[Feature, ...]:
+def fields(exposures: Exposures, counts: bool) -> tuple[Feature, ...]:
     """Categories alone, which every contender reads the same way."""
+    left_out = LEFT_OUT if counts else LEFT_OUT + COUNTED
     return tuple(feature for feature in declared_features(exposures)
-                 if feature.kind != "numeric" and feature.name not in LEFT_OUT)
+                 if feature.kind != "numeric" and feature.name not in left_out)
 
 
-def problem_of(config: ScoreboardConfig, exposures: Exposures, training: np.ndarray, features: tuple[Feature, ...],
-               model: ModelConfig, seed: int) -> Problem:
+def problem_of(config: ScoreboardConfig, exposures: Exposures, training: np.ndarray, one: Ours, seed: int) -> Problem:
     """What one of ours is trained on."""
-    settings = dataclasses.replace(config.training, workers=0, batch_size=config.batch_size, threads=config.threads,
-                                   seed=seed)
-    return prepare(exposures, training, REGISTRY, model, settings, features)
+    settings = TrainingConfig(workers=0, batch_size=config.batch_size, threads=config.threads, seed=seed,
+                              embedding_rate=one.embedding_rate)
+    return prepare(exposures, training, REGISTRY, one.model, settings, fields(exposures, one.counts))
 
 
 def write_shared(output: Path, exposures: Exposures, training: np.ndarray, features: tuple[Feature, ...]) -> None:
@@ -210,7 +222,7 @@ def train_ours(config: ScoreboardConfig, name: str, seed: int) -> None:
     """A child's work: trains one of ours, writes its test predictions, prints its seconds."""
     torch.set_num_threads(config.threads)
     exposures, training = rows_of(config)
-    problem = problem_of(config, exposures, training, fields(exposures), (OURS | RIVALS)[name], seed)
+    problem = problem_of(config, exposures, training, (OURS | RIVALS)[name], seed)
     Stepper(untrained(problem), problem, problem.steps)  # what a first network and optimizer import is nobody's time
     with tempfile.TemporaryDirectory() as directory:
         begin = time.perf_counter()
@@ -246,7 +258,7 @@ def show(config: ScoreboardConfig, rounds: dict[str, list[Round]], train_rows: i
     fastest = max((float(np.median(rates[name])) for name in peers), default=float("nan"))
     print(f"\n{train_rows:,} training rows to {config.last_training_day}, {test_rows:,} test rows after it; "
           f"{width} fields × embedding 16, 8 experts 128-64, tower 32, "
-          f"batch {config.batch_size}, one epoch, {config.threads} threads\n{machine()}")
+          f"batch {config.batch_size}, one epoch, {config.threads} threads; {machine()}")
     for name, results in rounds.items():
         loads = f"load {min(r.load for r in results):.1f}..{max(r.load for r in results):.1f}"
         print(f"{name}: {results[0].versions}; {len(results)} trainings, {loads}")
@@ -255,11 +267,11 @@ def show(config: ScoreboardConfig, rounds: dict[str, list[Round]], train_rows: i
         figures = [interval([getattr(one, metric)[task] for one in results])
                    for metric in ("auc", "gauc") for task in range(len(TASKS))]
         ratio = [f"{np.median([one.calibration[task] for one in results]):.3f}" for task in range(len(TASKS))]
-        lines.append([name, spread(list(rates[name])), f"{np.median(rates[name]) / fastest:.2f}×", *figures,
-                      "/".join(ratio)])
+        speed = f"{np.median(rates[name]):,.0f}", f"{min(rates[name]):,.0f}..{max(rates[name]):,.0f}"
+        lines.append([name, *speed, f"{np.median(rates[name]) / fastest:.2f}×", *figures, "/".join(ratio)])
     table("Scoreboard, pooled over the five pages: samples/s median (range); AUC and GAUC mean ± 95% over seeds",
-          ["contender", "samples/s", "to the fastest peer", "AUC click", "AUC long view", "GAUC click",
-           "GAUC long view", "pred/obs"], lines)
+          ["contender", "samples/s", "range", "to best", "AUC click", "long view", "GAUC click", "long view",
+           "pred/obs"], lines)
     show_differences(rounds, peers)
     show_pairs(rounds)
 
@@ -267,7 +279,8 @@ def show(config: ScoreboardConfig, rounds: dict[str, list[Round]], train_rows: i
 def show_differences(rounds: dict[str, list[Round]], peers: list[str]) -> None:
     """Ours against the peer that is best at each figure, and history against none, seed by seed."""
     lines = []
-    for name, base in (("ours", "best peer"), ("ours+history", "best peer"), ("ours+history", "ours")):
+    for name, base in (("ours", "best peer"), ("ours+history", "best peer"), ("ours+history", "ours"),
+                       ("ours+history+counts", "ours")):
         if name not in rounds or (base == "ours" and base not in rounds) or (base == "best peer" and not peers):
             continue
         cells = []
@@ -304,12 +317,7 @@ def interval(values: list[float], sign: str = "") -> str:
     if len(values) < 2:
         return f"{np.mean(values):{sign}.4f}"
     half = _STUDENT.get(len(values) - 1, 1.96) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):{sign}.4f} ± {half:.4f}"
-
-
-def spread(values: list[float]) -> str:
-    """Median and range."""
-    return f"{np.median(values):,.0f} ({min(values):,.0f}..{max(values):,.0f})"
+    return f"{np.mean(values):{sign}.4f}±{half:.4f}"
 
 
 def machine() -> str:

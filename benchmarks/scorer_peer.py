@@ -20,13 +20,14 @@ Trained = tuple[float, Callable[[np.ndarray], np.ndarray]]
 
 
 def deepctr_torch(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch: int) -> Trained:
-    """deepctr-torch's MMOE with its own `fit`."""
+    """deepctr-torch's MMOE with its own `fit`; it seeds torch itself, so it is given the seed of the round."""
     from deepctr_torch.inputs import SparseFeat
     from deepctr_torch.models import MMOE
 
     columns = [SparseFeat(f"f{i}", size, embedding_dim=16) for i, size in enumerate(sizes)]
     model = MMOE(columns, num_experts=8, expert_dnn_hidden_units=(128, 64), gate_dnn_hidden_units=(),
-                 tower_dnn_hidden_units=(32,), task_types=("binary",) * 2, task_names=TASKS, device="cpu")
+                 tower_dnn_hidden_units=(32,), task_types=("binary",) * 2, task_names=TASKS, device="cpu",
+                 seed=torch.initial_seed())
     model.compile("adam", loss=["binary_crossentropy"] * 2, metrics=[])
 
     def inputs(rows: np.ndarray) -> dict[str, np.ndarray]:
