@@ -298,7 +298,9 @@ def _estimators(data: ReportData) -> Figure | None:
         axes.axvline(0, color="#666", lw=.8)
         axes.set_title(behaviour)
         axes.set_yticks(place, [one["estimator"] for one in found])
-    figure.supxlabel("difference to the log (%), per request (blue) or per session (red)", fontsize=9)
+    horizon = (data.off_policy or {}).get("horizon")
+    over = f", whose ratios go over {horizon} requests" if horizon else ""
+    figure.supxlabel(f"difference to the log (%), per request (blue) or per session (orange{over})", fontsize=9)
     return figure
 
 
@@ -493,8 +495,10 @@ SECTIONS = (
             "What the learned policy would have got per request in the log of the logged policy, estimated by "
             "normalised capped importance sampling.", "jobs/evaluate.py", _off_policy, _off_policy_rows),
     Section("estimators", "Off-policy estimates, every estimator",
-            "The same question by every estimator that the log supports; DM and FQE are as wrong as their critics, and "
-            "their intervals do not say so.", "jobs/evaluate.py", _estimators, _estimator_rows),
+            "The same question by importance sampling per request (IS, NCIS), per session and per decision (PDIS: of "
+            "a session's first requests only), doubly robust with critics (DR), and by critics alone (DM, FQE), which "
+            "are as wrong as the critics without their intervals saying so; SN is self-normalised.",
+            "jobs/evaluate.py", _estimators, _estimator_rows),
     Section("weights", "Where the fusion weights go",
             "Mean direction of the policy's weights per group of requests beside that of the log; a row that differs "
             "from the one of all requests is where the policy personalises.", "jobs/evaluate.py", _weights,
