@@ -20,6 +20,7 @@ from recfuse.logs.exposures import Exposures
 from recfuse.logs.kuairand import read_exposures
 from recfuse.scenes.inference import SceneScorer
 from recfuse.simulation import exposures as embedded
+from recfuse.simulation import shop
 from recfuse.simulation.build import TOLERANCE, Calibration, build_world, within_tolerance
 from recfuse.simulation.predictions import Scorer, predictor, task_names
 from recfuse.simulation.response import ResponseConfig, ResponseFit, fit_response
@@ -127,7 +128,9 @@ def load_scorer(path: str | Path) -> Scorer:
 
 
 def load_exposures(logs: str) -> Exposures:
-    """The exposures of a directory, or of the embedded generator."""
+    """The exposures of a directory, of the embedded generator, or of the shop's."""
+    if logs == "shop":
+        return shop.generate()[0]
     return embedded.generate() if logs == "embedded" else read_exposures(logs)
 
 
