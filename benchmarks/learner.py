@@ -1,24 +1,35 @@
-"""Our learner, fed by Ray Data through RLlib's LearnerGroup, against a bare torch loop: samples/s of every phase.
+"""Our learner, fed by Ray Data through RLlib's LearnerGroup, against a bare torch loop, RLlib's MARWIL, d3rlpy's IQL.
 
 (a) is what `jobs/train_fusion.py` runs. (b) is the ceiling: the same networks, losses, optimizers, minibatches and
 threads, the samples in memory as tensors from the start, and nothing else: no metrics, no windows, no RLlib. What stage
 one and two need of the frozen networks, (b) is given for nothing. The first pass of a phase, in which (a) reads the
 samples or asks the frozen networks, stands in a column of its own. Passes of (a) and (b) take turns, so that a busy
-minute of the machine hits both; the ratio is the median over the rounds.
+minute of the machine hits both; the ratio is the median over the rounds. Seconds of the wall and seconds of this
+process' arithmetic (CPU time) are given both: on a machine that others use too, the latter says more.
 
-    python -m benchmarks.learner --rows 1000000 --rounds 3
+(c) and (d) learn one behaviour's value and one policy, (a) a critic per behaviour, the cloned policy, an auxiliary
+policy per short-term behaviour and the long-term policy. So each peer stands beside two of ours: one pass of all four
+phases, and what is like the peer (one critic and its policy; our IQL). The peers run on fewer samples.
+
+    python -m benchmarks.learner                                # phases, peers, curve, at 1M samples
+    python -m benchmarks.learner --parts memory --memory-rows 1000000 10000000
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,17 +40,19 @@ import tyro
 from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
+from benchmarks import learner_d3rlpy, learner_marwil
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.console import table
 from recfuse.fusion import losses
 from recfuse.fusion.networks import Critics, GaussianPolicies, NetworkConfig
 from recfuse.learning.algorithm import TwoStage, TwoStageConfig
 from recfuse.learning.samples import SampleSet, arrays
-from recfuse.learning.settings import LearningSettings, Phase
+from recfuse.learning.settings import AlgorithmName, LearningSettings, Phase
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 
-SHORT_TERM = ("like", "comment", "forward", "follow")
 FILE_ROWS = 250_000
+PHASES: tuple[Phase, ...] = ("critics", "cloning", "stage_one", "stage_two")
+Part = Literal["phases", "peers", "curve", "memory"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,13 @@ class Arguments:
         rounds: passes of each contender after the first.
         threads: of each contender's arithmetic.
         device: `cpu`, or `cuda` for both contenders.
+        behaviours: one of them long-term.
+        parts: what is measured.
+        peer_updates: minibatches of each peer, after its warm-up.
+        peer_rows: samples that the peers read.
+        peer_environment: where d3rlpy is installed; made where it is missing.
+        curve: numbers of behaviours; curve_rows: samples of each measurement.
+        memory_rows: samples of each measurement; memory_state: width of their state, which decides how long it takes.
     """
 
     rows: int = 1_000_000
@@ -60,13 +80,22 @@ class Arguments:
     rounds: int = 3
     threads: int = 1
     device: str = "cpu"
+    behaviours: int = 5
+    parts: tuple[Part, ...] = ("phases", "peers", "curve")
+    peer_updates: int = 12
+    peer_rows: int = 100_000
+    peer_environment: Path = Path("runs/benchmarks/d3rlpy")
+    curve: tuple[int, ...] = (1, 2, 5, 10)
+    curve_rows: int = 100_000
+    memory_rows: tuple[int, ...] = (1_000_000, 10_000_000)
+    memory_state: int = 64
 
 
 def write_samples(directory: Path, arguments: Arguments) -> None:
     """Random samples in Parquet; what is learned from them does not matter here."""
     vocabulary = Vocabulary(
         behaviours=(Behaviour(name="watch_time", kind="long_term"),
-                    *(Behaviour(name=name, kind="short_term") for name in SHORT_TERM)),
+                    *(Behaviour(name=f"short_{k}", kind="short_term") for k in range(1, arguments.behaviours))),
         fusion_parameters=tuple(f"p{k}" for k in range(arguments.actions)), state_size=arguments.state)
     vocabulary.save(directory / VOCABULARY_FILE)
     schema = sample_schema(vocabulary)
@@ -77,7 +106,7 @@ def write_samples(directory: Path, arguments: Arguments) -> None:
         columns = {
             "state": rng.standard_normal((rows, arguments.state), np.float32), "action": action,
             "action_logp": -.5 * (action**2 + np.log(2 * np.pi)).sum(1).astype(np.float32),
-            "feedback": rng.random((rows, 1 + len(SHORT_TERM)), np.float32) + .1 * action[:, :1],
+            "feedback": rng.random((rows, arguments.behaviours), np.float32) + .1 * action[:, :1],
             "next_state": rng.standard_normal((rows, arguments.state), np.float32),
             "done": (rng.random(rows) < .1).astype(np.float32),
         }
@@ -99,11 +128,12 @@ class BareLoop:
         files = sorted(samples.directory.glob("*.parquet"))
         columns = arrays(pq.ParquetDataset(files).read())
         self._columns = {name: torch.from_numpy(np.array(values)).to(device) for name, values in columns.items()}
-        self._columns["advantage"] = torch.randn(samples.rows, len(SHORT_TERM), device=device)
+        short_term = [behaviour.name for behaviour in samples.vocabulary.short_term]
+        self._columns["advantage"] = torch.randn(samples.rows, len(short_term), device=device)
         self._columns["weight"] = torch.rand(samples.rows, device=device)
         moments, network = samples.normalisation, settings.network
         self._critics = Critics(samples.vocabulary.behaviour_names, network, moments).to(device)
-        self._auxiliaries = GaussianPolicies(SHORT_TERM, network, moments).to(device)
+        self._auxiliaries = GaussianPolicies(short_term or ["none"], network, moments).to(device)
         self._policy = GaussianPolicies(("policy",), network, moments).to(device)
         self._discount = torch.tensor([b.gamma for b in samples.vocabulary.behaviours], device=device)
         rates = {self._critics: settings.critic_learning_rate, self._auxiliaries: settings.auxiliary_learning_rate,
@@ -149,54 +179,176 @@ class BareLoop:
         return losses.weighted_likelihood_loss(self._policy.log_prob(state, action)[:, 0], weight)
 
 
-def passes(algorithm: TwoStage, bare: BareLoop, phase: Phase, arguments: Arguments) -> Iterator[tuple[float, float]]:
-    """Seconds of a pass of (a) and of (b), round after round."""
-    data = TrainingData(data_iterators=algorithm._iterators)
-    for number in range(arguments.rounds + 1):
-        ours = _seconds(lambda n=number: algorithm.learner_group.update(training_data=data, phase=phase, iteration=n))
-        yield ours, _seconds(lambda: bare.run_pass(phase))
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of one pass: of the wall, and of this process' CPU."""
+
+    wall: float
+    cpu: float
 
 
-def _seconds(action: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+def timed(action: Callable[[], object]) -> Pass:
+    """Runs it once."""
+    wall, cpu = time.perf_counter(), time.process_time()
     action()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return Pass(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def passes(algorithm: TwoStage, bare: BareLoop, phase: Phase, rounds: int) -> Iterator[tuple[Pass, Pass]]:
+    """A pass of (a) and of (b), round after round."""
+    data = TrainingData(data_iterators=algorithm._iterators)
+    for number in range(rounds + 1):
+        ours = timed(lambda n=number: algorithm.learner_group.update(training_data=data, phase=phase, iteration=n))
+        yield ours, timed(lambda: bare.run_pass(phase))
+
+
+def settings_of(arguments: Arguments, algorithm: AlgorithmName = "two_stage") -> LearningSettings:
+    """What the job would run, with nothing held out."""
+    return LearningSettings(
+        algorithm=algorithm, threads=arguments.threads, network=NetworkConfig(hidden=learner_marwil.HIDDEN),
+        minibatch_size=arguments.batch, holdout=0.0, memory_mib=8192,
+        gpus_per_learner=1.0 if arguments.device == "cuda" else 0.0)
+
+
+def measure(directory: Path, arguments: Arguments, phases: tuple[Phase, ...]) -> dict[Phase, list[tuple[Pass, Pass]]]:
+    """Every round of every phase; the first one, in which samples are read and frozen networks asked, comes first."""
+    samples = SampleSet.open(directory)
+    settings = settings_of(arguments, "two_stage" if "stage_one" in phases else "actor_critic")
+    algorithm = TwoStageConfig().learn(settings, samples).build_algo()
+    bare = BareLoop(samples, settings, arguments.device)
+    try:
+        return {phase: list(passes(algorithm, bare, phase, arguments.rounds)) for phase in phases}
+    finally:
+        algorithm.stop()
+
+
+def speed_of(
+    directory: Path, arguments: Arguments, name: AlgorithmName, phases: tuple[Phase, ...]
+) -> tuple[float, float]:
+    """Samples/s of one pass of all these phases of one of our algorithms: the first ones, and later ones."""
+    samples = SampleSet.open(directory)
+    algorithm = TwoStageConfig().learn(settings_of(arguments, name), samples).build_algo()
+    data, first, later = TrainingData(data_iterators=algorithm._iterators), 0.0, 0.0
+    try:
+        for phase in phases:
+            times = [timed(lambda n=number, p=phase: algorithm.learner_group.update(
+                training_data=data, phase=p, iteration=n)).wall for number in range(arguments.rounds + 1)]
+            first, later = first + times[0], later + float(np.median(times[1:]))
+    finally:
+        algorithm.stop()
+    return samples.rows / first, samples.rows / later
+
+
+def show_phases(found: dict[Phase, list[tuple[Pass, Pass]]], rows: int) -> float:
+    """Prints the table; returns (a)'s samples/s of one pass of all phases."""
+    lines, total = [], 0.0
+    for phase, (first, *rounds) in found.items():
+        ours, ceiling = (float(np.median([pair[side].wall for pair in rounds])) for side in (0, 1))
+        total += ours
+        wall = sorted(b.wall / a.wall for a, b in rounds)
+        cpu = sorted(b.cpu / a.cpu for a, b in rounds)
+        lines.append((phase, f"{rows / first[0].wall:,.0f}", f"{rows / ours:,.0f}", f"{rows / ceiling:,.0f}",
+                      *(f"{np.median(each):.2f} [{each[0]:.2f}, {each[-1]:.2f}]" for each in (wall, cpu))))
+    table("samples/s of a pass", ["phase", "(a) first pass", "(a) ours", "(b) bare torch", "a/b, wall", "a/b, CPU"],
+          lines)
+    print(f"(a) one pass of all phases: {rows / total:,.0f} samples/s")
+    return rows / total
+
+
+def show_peers(arguments: Arguments, ours: float, root: Path) -> None:
+    """(c) and (d) on samples of one behaviour, beside ours: the whole of it, and what is like the peer."""
+    directory, steps = root / "peers", root / "steps"
+    directory.mkdir()
+    write_samples(directory, dataclasses.replace(arguments, rows=arguments.peer_rows, behaviours=1))
+    learner_marwil.write_steps(directory, steps, arguments.peer_rows)
+    like_marwil = speed_of(directory, arguments, "actor_critic", ("critics", "policy"))
+    like_iql = speed_of(directory, arguments, "iql", ("action_values", "extraction"))
+    marwil = learner_marwil.measure(steps, arguments.state, arguments.actions, arguments.batch, arguments.peer_rows,
+                                    arguments.peer_updates)
+    python = learner_d3rlpy.prepare(arguments.peer_environment)
+    iql = learner_d3rlpy.samples_per_second(python, directory, arguments.peer_rows, arguments.batch,
+                                            arguments.peer_updates, arguments.threads)
+    table(f"Peers, {arguments.peer_rows:,} samples; later passes: {arguments.peer_updates} minibatches of each peer",
+          ["samples/s", "first pass", "later passes", "ratio of these"], [
+        (f"(a) ours, all phases, {arguments.behaviours} behaviours", "", f"{ours:,.0f}",
+         f"a/c {ours / marwil.later:.2f}, a/d {ours / iql:.2f}"),
+        ("ours, one critic and its policy", f"{like_marwil[0]:,.0f}", f"{like_marwil[1]:,.0f}",
+         f"to (c) {like_marwil[0] / marwil.first:.1f} first, {like_marwil[1] / marwil.later:.1f} later"),
+        ("(c) RLlib MARWIL, new API stack", f"{marwil.first:,.0f}", f"{marwil.later:,.0f}", ""),
+        ("ours, IQL", f"{like_iql[0]:,.0f}", f"{like_iql[1]:,.0f}", f"to (d) {like_iql[1] / iql:.1f} later"),
+        ("(d) d3rlpy IQL", "", f"{iql:,.0f}", "")])
+
+
+def show_curve(arguments: Arguments, root: Path) -> None:
+    """Cost over the number of behaviours, and over the number of samples."""
+    lines = []
+    cases = [(m, arguments.curve_rows) for m in arguments.curve]
+    cases += [(arguments.behaviours, factor * arguments.curve_rows) for factor in (2, 4)]
+    for behaviours, rows in cases:
+        directory = root / f"curve-{behaviours}-{rows}"
+        directory.mkdir()
+        some = dataclasses.replace(arguments, behaviours=behaviours, rows=rows, rounds=2)
+        write_samples(directory, some)
+        phases: tuple[Phase, ...] = ("critics", "cloning", "stage_one") if behaviours > 1 else ("critics", "cloning")
+        found = measure(directory, some, phases)
+        seconds = {phase: float(np.median([pair[0].cpu for pair in rounds[1:]])) for phase, rounds in found.items()}
+        lines.append((behaviours, f"{rows:,}", *(f"{1e6 * seconds[phase] / rows:.1f}" if phase in seconds else "–"
+                                                  for phase in ("critics", "cloning", "stage_one"))))
+    table("CPU microseconds per sample and pass", ["behaviours", "samples", "critics", "cloning", "stage one"], lines)
+
+
+def show_memory(arguments: Arguments, root: Path) -> None:
+    """Peak resident sets, each measured in a process of its own."""
+    lines = []
+    for rows in arguments.memory_rows:
+        directory = root / f"memory-{rows}"
+        directory.mkdir()
+        write_samples(directory, dataclasses.replace(arguments, rows=rows, state=arguments.memory_state))
+        done = subprocess.run([sys.executable, "-m", "benchmarks.learner_memory", str(directory)], check=True,
+                              stdout=subprocess.PIPE, text=True)
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        lines.append((f"{found['rows']:,}", f"{found['peak_mib']:,.0f}", f"{found['peak_own_mib']:,.0f}",
+                      f"{found['seconds']:,.0f}"))
+    table(f"Streamed samples, state {arguments.memory_state}: peak resident set of the learner, MiB",
+          ["samples", "resident", "of it not shared", "seconds"], lines)
 
 
 def main(arguments: Arguments) -> None:
-    """Measures and prints the table."""
+    """Measures and prints the tables."""
     torch.set_num_threads(arguments.threads)
-    settings = LearningSettings(
-        network=NetworkConfig(hidden=(256, 128)), minibatch_size=arguments.batch, holdout=0.0, memory_mib=8192,
-        threads=arguments.threads, gpus_per_learner=1.0 if arguments.device == "cuda" else 0.0)
     print(f"learner: {dataclasses.asdict(arguments)}, torch {torch.__version__}, Ray {ray.__version__}, "
           f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    with tempfile.TemporaryDirectory() as directory:
-        write_samples(Path(directory), arguments)
-        samples = SampleSet.open(directory)
-        algorithm = TwoStageConfig().learn(settings, samples).build_algo()
-        bare = BareLoop(samples, settings, arguments.device)
-        rows = []
-        for phase in settings.phases:
-            first, *seconds = passes(algorithm, bare, phase, arguments)
-            ours, ceiling = (float(np.median([times[side] for times in seconds])) for side in (0, 1))
-            ratios = sorted(times[1] / times[0] for times in seconds)
-            rows.append((phase, f"{samples.rows / first[0]:,.0f}", f"{samples.rows / ours:,.0f}",
-                         f"{samples.rows / ceiling:,.0f}", f"{np.median(ratios):.2f}",
-                         f"{ratios[0]:.2f}-{ratios[-1]:.2f}"))
-        algorithm.stop()
-    table("samples/s of a pass", ["phase", "(a) first pass", "(a) ours", "(b) bare torch", "a/b", "range"], rows)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        if "phases" in arguments.parts or "peers" in arguments.parts:
+            directory = root / "samples"
+            directory.mkdir()
+            write_samples(directory, arguments)
+            with _ray():
+                ours = show_phases(measure(directory, arguments, PHASES), arguments.rows)
+                if "peers" in arguments.parts:
+                    show_peers(arguments, ours, root)
+        if "curve" in arguments.parts:
+            with _ray():
+                show_curve(arguments, root)
+        if "memory" in arguments.parts:
+            show_memory(arguments, root)
+    print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 
-if __name__ == "__main__":
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    chosen = tyro.cli(Arguments, description=__doc__)
+@contextlib.contextmanager
+def _ray() -> Iterator[None]:
     for name in ("ray.rllib", "ray.tune", "ray.data", "ray._common.deprecation"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        main(chosen)
+        yield
     finally:
         ray.shutdown()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    main(tyro.cli(Arguments, description=__doc__))
