@@ -179,8 +179,8 @@ def evaluate(config: EvaluateConfig, dataset: Dataset | None = None) -> Evaluate
     bundle = newest_bundle(config.fusion, "fusion")
     actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
     names = actor.vocabulary.behaviour_names
-    require(config.streaming == (dataset is not None), "streaming", config.streaming, "a dataset with it, none without")
     log = read_held_out(config.holdout, actor.vocabulary, config.critic_rows if config.streaming else None)
+    require(config.streaming == (dataset is not None), "streaming", config.streaming, "a dataset with it, none without")
     separation = separate(config.samples, log)
     if separation:
         logger.info("evaluate: %s", separation)
