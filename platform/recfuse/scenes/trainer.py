@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,8 @@ class TrainingConfig:
         final_rate: both rates fall linearly to this share of themselves; the last steps then average over more rows.
         strategy: of the weights (FORMULAS 3.3).
         largest_positive_weight: bound on p_t; None for none.
+        positive_weight, task_weight: with the strategy `manual`, p_t and ω_t by task (`order`) or by pair
+            (`cart/order`, which goes before); every pair needs a p_t, ω_t is 1 where none is given.
         minimum_positives: an optional pair with fewer in training is left out.
         patience: stops after so many epochs without a lower loss on the last training day, which then does not train,
             and takes the best epoch; 0 trains every epoch on every day.
@@ -67,8 +69,10 @@ class TrainingConfig:
     embedding_rate: float = 0.05
     dense_rate: float = 1e-3
     final_rate: float = 1.0
-    strategy: Literal["balanced", "sqrt", "uniform"] = "uniform"
+    strategy: Literal["balanced", "sqrt", "uniform", "manual"] = "uniform"
     largest_positive_weight: float | None = 3.0
+    positive_weight: dict[str, float] = field(default_factory=dict)
+    task_weight: dict[str, float] = field(default_factory=dict)
     minimum_positives: int = 20
     patience: int = 0
     calibration_days: int = 1
@@ -86,6 +90,8 @@ class TrainingConfig:
         for name in ("embedding_rate", "dense_rate"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
         require(self.strategy in STRATEGIES, "strategy", self.strategy, ", ".join(STRATEGIES))
+        given = bool(self.positive_weight or self.task_weight)
+        require(given <= (self.strategy == "manual"), "strategy", self.strategy, "manual, with weights of one's own")
 
 
 @dataclass(frozen=True)
@@ -144,10 +150,8 @@ def prepare(exposures: Exposures, training_rows: np.ndarray, registry: Registry,
     model = start.model_config if start else model
     positives, negatives = count_pairs(chosen.rows, registry)
     plus, minus = (torch.tensor([float(counts[pair]) for pair in registry.pairs]) for counts in (positives, negatives))
-    # A product of probabilities (ESMM) has no room for weights of positives.
-    largest = 1.0 if model.architecture == "esmm" else training.largest_positive_weight
-    positive_weight, task_weight = task_weights(
-        plus, minus, training.strategy, largest_positive_weight=largest, names=registry.pairs)
+    positive_weight, task_weight = _weights(registry, training, plus, minus)
+    # A product of probabilities (ESMM) has no room for weights of positives, and a number has no positives.
     plain = torch.tensor([model.architecture == "esmm" or pair.task in registry.numbers for pair in registry.pairs])
     positive_weight = torch.where(plain, torch.ones_like(positive_weight), positive_weight)
     encoder = start.encoder if start else FeatureEncoder.fit(
@@ -159,6 +163,20 @@ def prepare(exposures: Exposures, training_rows: np.ndarray, registry: Registry,
     return Problem(registry, encoder, encoded.take(np.flatnonzero(training_rows)), positive_weight, task_weight,
                    torch.log(positive_weight * plus / minus), recent, encoded.take(np.flatnonzero(validation_rows)),
                    model, training, start)
+
+
+def _weights(registry: Registry, training: TrainingConfig, plus: Tensor, minus: Tensor) -> tuple[Tensor, Tensor]:
+    """p_t and ω_t [T] by the config's strategy."""
+    own: dict[str, list[float] | None] = {"positive_weight": None, "task_weight": None}
+    if training.strategy == "manual":
+        for name, default in (("positive_weight", None), ("task_weight", 1.0)):
+            given = getattr(training, name)
+            values = [given.get(f"{pair.scene}/{pair.task}", given.get(pair.task, default)) for pair in registry.pairs]
+            for pair, value in zip(registry.pairs, values, strict=True):
+                require(value is not None, f"{name} of {pair}", value, "a number, by task or by scene/task")
+            own[name] = values
+    return task_weights(plus, minus, training.strategy, names=registry.pairs, **own,
+                        largest_positive_weight=training.largest_positive_weight)
 
 
 def _hold_out(exposures: Exposures, training_rows: np.ndarray,
@@ -397,7 +415,24 @@ class _Board:
 
 
 def _fit_on_ray(problem: Problem, storage: Path, name: str) -> SceneModel:
+    """Trains with Ray Train; what is finished under this name is read, without starting workers for nothing."""
+    finished, model = storage / f"{name}.pt", untrained(problem)
+    saved = torch.load(finished, weights_only=True) if finished.is_file() else {}
+    if saved.get("epochs") == problem.training.epochs:
+        model.load_state_dict(saved["model"])
+        return model
+    model.load_state_dict(_trained_on_ray(problem, storage, name))
+    temporary = finished.with_suffix(f".{os.getpid()}")
+    torch.save({"epochs": problem.training.epochs, "model": model.state_dict()}, temporary)
+    temporary.replace(finished)
+    return model
+
+
+def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Tensor]:
+    """The best epoch's parameters."""
     config = problem.training
+    # Workers import torch and ray; on a busy machine Ray Train's own 60 s are too few for that.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     order = np.random.default_rng([config.seed, 0]).permutation(len(problem.rows))
     table = to_table(problem.rows.take(order))
     blocks = [table.slice(start, BLOCK_ROWS) for start in range(0, table.num_rows, BLOCK_ROWS)]
@@ -420,10 +455,9 @@ def _fit_on_ray(problem: Problem, storage: Path, name: str) -> SceneModel:
         stop.set()
         watcher.join()
         ray.kill(board)
-    model = untrained(problem)
     with result.checkpoint.as_directory() as directory:
-        model.load_state_dict(torch.load(Path(directory) / _CHECKPOINT, weights_only=True)["best"])
-    return model
+        best: dict[str, Tensor] = torch.load(Path(directory) / _CHECKPOINT, weights_only=True)["best"]
+        return best
 
 
 def _watch(board: Any, total: int, stop: threading.Event) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -48,12 +49,26 @@ def test_fit_resume_export_score(problem: Problem, exposures: Exposures, tmp_pat
     resumed = train(mine, tmp_path, "cut")
 
     path = resumed.export(tmp_path / "bundles", training={}, data_fingerprint="f", metrics={})
-    scores = SceneScorer.from_bundle(read_bundle(path, "scenes")).score_exposures(exposures)
+    served = SceneScorer.from_bundle(read_bundle(path, "scenes"))
+    scores = served.score_exposures(exposures)
+    check_request(served, exposures)
     for task, values in scores.items():
         np.testing.assert_allclose(values, whole[task], rtol=0, atol=1e-6)
         known = values[np.isfinite(values)]
         assert ((known > 0) & (known < 1)).all()
         assert known.std() > 0
+
+
+def check_request(scorer: SceneScorer, exposures: Exposures) -> None:
+    """What is served is what rows of one user without a history give."""
+    user, items = exposures.users.slice(2, 1).to_pylist()[0], exposures.items.slice(0, 9)
+    columns = {name: np.array(items[name].to_pylist()) for name in items.column_names}
+    found = scorer.score("1", {**user, "hour": 7}, columns).probabilities
+    rows = pa.table({"user_id": np.full(9, user["user_id"]), "item_id": columns["item_id"], "scene": ["1"] * 9,
+                     "hour": np.full(9, 7, np.int8)})
+    expected = scorer.score_rows(rows, exposures.users, exposures.items)
+    for task, values in found.items():
+        np.testing.assert_allclose(values, expected[task], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

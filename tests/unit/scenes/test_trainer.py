@@ -14,6 +14,7 @@ from recfuse.errors import InvalidFieldError
 from recfuse.evaluation.ranking import auc
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes import trainer
+from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.trainer import Problem, TrainingConfig, prepare, train
@@ -123,3 +124,21 @@ def test_nothing_of_later_days_reaches_the_model(problem: Problem, exposures: Ex
 def test_bad_configs_are_named(field: str, value: object) -> None:
     with pytest.raises(InvalidFieldError, match=f"{field}: got "):
         TrainingConfig(**{field: value})
+
+
+def test_manual_weights_come_by_task_and_by_pair(problem: Problem, exposures: Exposures,
+                                                 training_rows: np.ndarray) -> None:
+    """The source's earlier system weighs a click 15 times; a pair's own weight goes before its task's."""
+    registry = Registry(scenes=(Scene(name="0", tasks=("click",)), Scene(name="1", tasks=("click", "long_view"))))
+    rows = scene_rows(exposures, registry)
+    chosen = rows.column("day") < rows.column("day").max()
+    training = dataclasses.replace(problem.training, strategy="manual",
+                                   positive_weight={"click": 15.0, "1/click": 2.0, "long_view": 4.0},
+                                   task_weight={"long_view": 0.5})
+    found = prepare(rows, chosen, registry, problem.model, training)
+    assert found.positive_weight.tolist() == [15.0, 2.0, 4.0]
+    assert found.task_weight.tolist() == [1.0, 1.0, 0.5]
+    with pytest.raises(InvalidFieldError, match=r"positive_weight of \(1, long_view\): got None; allowed: a number"):
+        prepare(rows, chosen, registry, problem.model, dataclasses.replace(training, positive_weight={"click": 15.0}))
+    with pytest.raises(InvalidFieldError, match="strategy: got 'sqrt'; allowed: manual, with weights of one's own"):
+        dataclasses.replace(training, strategy="sqrt")
