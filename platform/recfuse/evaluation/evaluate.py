@@ -426,6 +426,8 @@ def collect(config: EvaluateConfig, off_policy: dict[str, Any], policy: str,
     simulation = _json(Path(config.simulation) / METRICS) or {}
     scorer = (_json(Path(config.scenes) / METRICS) or {}).get("by_pair", ())
     subject = {"policy": policy, "held-out logs": config.holdout}
+    if off_policy.get("separation"):
+        subject["kept apart"] = off_policy["separation"]
     if "exposures" in simulation:
         subject["exposures"] = simulation["exposures"]
     account = (_json(Path(config.samples) / ACCOUNT_FILE) or {}).get("account")

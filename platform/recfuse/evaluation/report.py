@@ -210,7 +210,7 @@ def _ab_test(data: ReportData) -> Figure | None:
     if data.ab_test is None:
         return None
     arms, measures = _ab_arms(data)
-    figure = Figure(figsize=(8, 1 + .22 * len(measures) * (len(arms) + 1)))
+    figure = Figure(figsize=(8, 1.2 + .13 * len(measures) * (len(arms) + 1)))
     axes = figure.subplots()
     height = .8 / max(len(arms), 1)
     for index, arm in enumerate(arms):
@@ -396,9 +396,9 @@ def _response(data: ReportData) -> Figure | None:
     areas = {name: _number(area) for name, area in data.response["auc"].items()}
     figure = Figure(figsize=(8, 2.6))
     axes = figure.subplots()
-    bars = axes.bar(list(areas), list(areas.values()), color=COLOURS[0])
-    axes.bar_label(bars, [f"{area:.3f}" for area in areas.values()], label_type="center", color="white")
+    axes.bar(list(areas), list(areas.values()), color=COLOURS[0])
     for place, name in enumerate(areas):
+        axes.text(place, .32, f"{areas[name]:.3f}", ha="center", color="white")
         low, high = map(_number, data.response.get("interval", {}).get(name, (None, None)))
         if low == low:
             axes.plot([place, place], [low, high], color=COLOURS[6], lw=1.5)
