@@ -182,7 +182,8 @@ class SceneModel(nn.Module, ABC):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """[..., width] embeddings of ids [...], in the precision of the matmuls that follow."""
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.embedding.dtype
+        device = self.embedding.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.embedding.dtype
         return _Lookup.apply(self.embedding, ids, dtype)
 
     def _pooled(self, history: Tensor, item: Tensor) -> Tensor:
@@ -296,7 +297,7 @@ class MultiSceneModel(SceneModel):
     def _mixed_logits(self, experts: Tensor, gates: Tensor, pairs: slice) -> Tensor:
         """Logits [B, T_s] from e [B, K, H] and the scene's gate logits [B, T_s, K]."""
         # In single precision: with bfloat16 a kernel is compiled for every new number of a scene's rows.
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(experts.device.type, enabled=False):
             mixed = torch.bmm(gates.to(experts.dtype).softmax(-1), experts).transpose(0, 1)
             return run_stack(self.towers, mixed, pairs).squeeze(-1).transpose(0, 1)
 

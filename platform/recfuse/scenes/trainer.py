@@ -60,6 +60,7 @@ class TrainingConfig:
         calibration_days: the last training days whose rates the predictions are shifted to; 0 for no shift.
         seed: of initial weights and order of rows.
         workers: of Ray Train; 0 trains in the calling process, without Ray.
+        gpu: each worker trains on a GPU of its own.
         threads: of torch in each worker. More than there are idle cores is far slower than one: the threads spin.
         bfloat16: matmuls in bfloat16; None: where the processor has instructions for it.
     """
@@ -78,6 +79,7 @@ class TrainingConfig:
     calibration_days: int = 1
     seed: int = 0
     workers: int = 1
+    gpu: bool = False
     threads: int = 1
     bfloat16: bool | None = None
 
@@ -244,8 +246,9 @@ def predict_logits(model: SceneModel, rows: EncodedRows, batch: int = 8192) -> T
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        parts = [model(*tensors(rows.take(np.arange(start, min(start + batch, len(rows)))))[:4])
-                 for start in range(0, len(rows), batch)]
+        inputs = (tensors(rows.take(np.arange(start, min(start + batch, len(rows)))))[:4]
+                  for start in range(0, len(rows), batch))
+        parts = [model(*_moved(part, _device(model))).cpu() for part in inputs]
     model.train(was_training)
     return torch.cat(parts) if parts else torch.zeros(0, len(model.pair_scene))
 
@@ -263,23 +266,25 @@ class Stepper:
         self._model = model
         self._total, self._final_rate = config.epochs * steps, config.final_rate
         self.taken = 0
-        self._weights = problem.positive_weight, problem.task_weight
-        self._pair_scene = torch.tensor(problem.registry.pair_scene)
-        self._pair_task = torch.tensor(problem.registry.pair_task)
+        self._device = _device(model)
+        self._weights = _moved((problem.positive_weight, problem.task_weight), self._device)
+        self._pair_scene = torch.tensor(problem.registry.pair_scene, device=self._device)
+        self._pair_task = torch.tensor(problem.registry.pair_task, device=self._device)
         table = [p for name, p in model.named_parameters() if name.endswith("embedding")]
         dense = [p for name, p in model.named_parameters() if not name.endswith("embedding")]
         # With the whole table in one fused step, rows without a gradient stay as they are: the same result as a
         # sparse update, and faster up to a few hundred thousand rows.
-        self.optimizers = (torch.optim.Adagrad(table, lr=config.embedding_rate, fused=True),
+        self.optimizers = (torch.optim.Adagrad(table, lr=config.embedding_rate, fused=self._device.type == "cpu"),
                            torch.optim.Adam(dense, lr=config.dense_rate, fused=True))
         self._rates = config.embedding_rate, config.dense_rate
         wanted = config.bfloat16
-        self._bfloat16 = _has_bfloat16() if wanted is None else wanted
+        self._bfloat16 = (self._device.type != "cpu" or _has_bfloat16()) if wanted is None else wanted
 
     def step(self, ids: Tensor, numbers: Tensor, history: Tensor, scene: Tensor, labels: Tensor) -> float:
         """One step on a batch; returns the loss per row. `labels` is [B, tasks]."""
+        ids, numbers, history, scene, labels = _moved((ids, numbers, history, scene, labels), self._device)
         mask = scene[:, None] == self._pair_scene
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bfloat16):
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
             logits = self._model(ids, numbers, history, scene)
         loss = multi_scene_loss(logits, labels[:, self._pair_task], mask, *self._weights) / len(scene)
         done = min(self.taken / max(self._total, 1), 1.0)
@@ -308,7 +313,7 @@ class Best:
         self.waited = 0 if loss < self.loss or not patience else self.waited + 1
         if not self.waited:
             self.loss = loss
-            self.parameters = {name: value.clone() for name, value in model.state_dict().items()}
+            self.parameters = {name: value.cpu().clone() for name, value in model.state_dict().items()}
         if patience:
             logger.info("scenes: loss %.4f on the validation day, best %.4f", loss, self.loss)
         return bool(patience and self.waited >= patience)
@@ -327,7 +332,8 @@ def validation_loss(model: SceneModel, problem: Problem) -> float:
 def fit_in_process(problem: Problem, directory: Path) -> SceneModel:
     """Trains in the calling process, from memory; goes on from the checkpoint in the directory, if there is one."""
     config = problem.training
-    model = untrained(problem)
+    require(not config.gpu or torch.cuda.is_available(), "gpu", config.gpu, "False where torch sees no GPU")
+    model = untrained(problem).to("cuda" if config.gpu else "cpu")
     stepper, best = Stepper(model, problem, problem.steps), Best(problem)
     progress = Progress("scenes", config.epochs * len(problem.rows), "samples")
     epoch, ended = load_checkpoint(directory, model, stepper, best)
@@ -340,7 +346,15 @@ def fit_in_process(problem: Problem, directory: Path) -> SceneModel:
         save_checkpoint(directory, model, stepper, best, epoch, ended)
     progress.finish()
     model.load_state_dict(best.parameters)
-    return model
+    return model.cpu()
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _moved(parts: Iterable[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(part.to(device, non_blocking=True) for part in parts)
 
 
 def save_checkpoint(directory: Path, model: SceneModel, stepper: Stepper, best: Best, epoch: int, ended: bool) -> None:
@@ -358,7 +372,7 @@ def load_checkpoint(directory: Path, model: SceneModel, stepper: Stepper, best: 
     path = directory / _CHECKPOINT
     if not path.is_file():
         return 0, False
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(stepper.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -443,7 +457,9 @@ def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Ten
     trainer = ray.train.torch.TorchTrainer(
         _worker, train_loop_config={"problem": ray.put(shared), "rows": len(problem.rows), "steps": problem.steps,
                                     "board": board},
-        scaling_config=ray.train.ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": 1}),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers, use_gpu=config.gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if config.gpu else {"CPU": 1}),
         run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
         datasets={"train": ray.data.from_arrow(blocks)})
     stop = threading.Event()
@@ -520,7 +536,7 @@ def _agreed(ended: bool, workers: int) -> bool:
     """What the first worker says: a worker that went on alone would wait for the others for ever."""
     if workers == 1:
         return ended
-    said = torch.tensor([float(ended)])
+    said = torch.tensor([float(ended)], device=ray.train.torch.get_device())
     torch.distributed.broadcast(said, src=0)
     return bool(said.item())
 

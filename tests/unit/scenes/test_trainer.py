@@ -142,3 +142,17 @@ def test_manual_weights_come_by_task_and_by_pair(problem: Problem, exposures: Ex
         prepare(rows, chosen, registry, problem.model, dataclasses.replace(training, positive_weight={"click": 15.0}))
     with pytest.raises(InvalidFieldError, match="strategy: got 'sqrt'; allowed: manual, with weights of one's own"):
         dataclasses.replace(training, strategy="sqrt")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_named(problem: Problem, tmp_path: Path) -> None:
+    mine = dataclasses.replace(problem, training=dataclasses.replace(problem.training, gpu=True))
+    with pytest.raises(InvalidFieldError, match="gpu: got True; allowed: False where torch sees no GPU"):
+        train(mine, tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_the_same_model(problem: Problem, exposures: Exposures, tmp_path: Path) -> None:
+    scores = [train(dataclasses.replace(problem, training=dataclasses.replace(problem.training, gpu=gpu)), tmp_path,
+                    str(gpu)).score_exposures(exposures)["click"] for gpu in (False, True)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
