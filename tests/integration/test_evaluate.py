@@ -86,6 +86,19 @@ def test_critics_and_sessions_where_there_are_samples(run, tmp_path):
     assert result.horizon > 1
 
 
+def test_a_split_by_time(run, tmp_path):
+    """Only requests from the middle of the log on are counted."""
+    times = pq.read_table(run / "holdout" / "part-00000.parquet", columns=["ts"])["ts"].to_pylist()
+    middle = sorted(times)[len(times) // 2]
+    whole = config(run, tmp_path, worlds.LOGGED)
+    late = job.main(dataclasses.replace(whole, after=middle.isoformat()))
+    assert late.off_policy.requests == sum(time >= middle for time in times) < len(times)
+    with pytest.raises(InvalidFieldError, match="after: got 'tomorrow'; allowed: an ISO time"):
+        dataclasses.replace(whole, after="tomorrow")
+    with pytest.raises(InvalidFieldError, match="holdout: got 0; allowed: at least one request"):
+        job.main(dataclasses.replace(whole, after="2999-01-01"))
+
+
 def test_rows_that_were_trained_on_are_refused(run, tmp_path):
     """One held-out row among the samples is leakage, and named."""
     samples = tmp_path / "samples"

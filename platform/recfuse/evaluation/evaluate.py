@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +50,7 @@ class EvaluateConfig:
     Attributes:
         fusion: a fusion bundle, or a directory that holds one and its `metrics.json` and `history.jsonl`.
         holdout: native session logs or samples that the policy was not trained on.
+        after: ISO time; only held-out requests from then on count, so that logs are split by time. Empty for all.
         samples: what it was trained on; the critics of the doubly robust estimators and of fitted Q evaluation are
             fitted to it, and a row of it among the held-out ones is an error.
         scenes, simulation, ab_test: outputs of the jobs; what is missing there is missing in the report.
@@ -63,6 +65,7 @@ class EvaluateConfig:
 
     fusion: str = "runs/fusion"
     holdout: str = "runs/simulation/holdout"
+    after: str = ""
     samples: str = "runs/samples"
     scenes: str = "runs/scenes"
     simulation: str = "runs/simulation"
@@ -80,8 +83,19 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(self.cap > 0, "cap", self.cap, "a number > 0")
         require(0 < self.level < 1, "level", self.level, "a number in (0, 1)")
+        require(not self.after or _time(self.after) is not None, "after", self.after,
+                "an ISO time, as 2022-05-04T00:00")
+        require(not (self.after and self.streaming), "after", self.after, "nothing with streaming")
         require(0 <= self.session_discount <= 1, "session_discount", self.session_discount, "a number in [0, 1]")
         require(self.critic_rows >= 1, "critic_rows", self.critic_rows, "an integer ≥ 1")
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -179,7 +193,8 @@ def evaluate(config: EvaluateConfig, dataset: Dataset | None = None) -> Evaluate
     bundle = newest_bundle(config.fusion, "fusion")
     actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
     names = actor.vocabulary.behaviour_names
-    log = read_held_out(config.holdout, actor.vocabulary, config.critic_rows if config.streaming else None)
+    log = read_held_out(config.holdout, actor.vocabulary, config.critic_rows if config.streaming else None,
+                        config.after)
     require(config.streaming == (dataset is not None), "streaming", config.streaming, "a dataset with it, none without")
     separation = separate(config.samples, log)
     if separation:
@@ -352,9 +367,10 @@ def _check_vocabulary(directory: Path, vocabulary: Vocabulary, field: str) -> No
                 f"{getattr(vocabulary, name)}, as in the policy's vocabulary")
 
 
-def read_held_out(directory: str | Path, vocabulary: Vocabulary, rows: int | None = None) -> HeldOut:
+def read_held_out(directory: str | Path, vocabulary: Vocabulary, rows: int | None = None,
+                  after: str = "") -> HeldOut:
     """Reads native session logs (`feedback` is a struct) or samples (`feedback` is a list, a row with `done` ends a
-    session); the first rows, where a number of them is given.
+    session); the first rows, where a number of them is given; those from a time on, where one is given.
 
     Raises:
         InvalidFieldError: no such directory, no rows, a column is missing, or the vocabularies do not fit.
@@ -369,8 +385,11 @@ def read_held_out(directory: str | Path, vocabulary: Vocabulary, rows: int | Non
     for name in wanted:
         require(name in source.schema.names, f"holdout column {name}", source.schema.names, f"a column {name}")
     wanted += [name for name in ("session_id", "ts", "done") if name in source.schema.names]
+    require(not after or "ts" in wanted, "after", after, "session logs with a column ts")
+    late = ds.field("ts") >= pa.scalar(_time(after), pa.timestamp("us", "UTC")) if after else None
     try:
-        table = source.to_table(columns=wanted) if rows is None else source.head(rows, columns=wanted)
+        table = (source.to_table(columns=wanted, filter=late) if rows is None else
+                 source.head(rows, columns=wanted, filter=late))
     except (pa.ArrowInvalid, OSError) as error:
         raise InvalidFieldError("holdout", str(directory), f"readable Parquet ({error})") from None
     require(table.num_rows > 0, "holdout", table.num_rows, "at least one request")

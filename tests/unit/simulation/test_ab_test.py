@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from recfuse.console import load_config
 from recfuse.errors import InvalidFieldError
+from recfuse.evaluation.evaluate import EvaluateConfig
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.simulation.ab_test import MEASURES, AbTestConfig, Arm, _fixed, aa_test, ab_test, assign, rollout_objective
-from recfuse.simulation.simulate import held_out, persons_of
+from recfuse.simulation.simulate import SimulateConfig, held_out, persons_of
 from tests.unit.simulation import worlds
 
 GOOD = Arm("good", FixedGaussian([2, 2, 0, 0, 0, 0], .5))
@@ -136,3 +138,9 @@ def test_fixed_weights_are_a_policy():
     np.testing.assert_array_equal(_fixed("click:1.5,follow:-2", worlds.world()).mu, [1.5, 0, 0, 0, 0, -2])
     with pytest.raises(InvalidFieldError, match=r"policies: weight order: got 1\.0; allowed: weights of click"):
         _fixed("order:1", worlds.world())
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("simulate", SimulateConfig), ("ab_test", AbTestConfig), ("evaluate", EvaluateConfig)])
+def test_config_files_hold_the_defaults(name, kind):
+    assert load_config(kind, f"jobs/config/{name}.yaml") == kind()
