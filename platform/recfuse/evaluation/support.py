@@ -13,8 +13,8 @@ from recfuse.errors import require
 
 # Below it an estimate says more about a few requests than about the policy.
 MIN_ESS = 100.0
-# Ratios have the mean 1 where the log has everything that the policy does. Below this, half of it is missing or capped.
-MIN_MEAN_RATIO = 0.5
+# Ratios have the mean 1 where the log has everything that the policy does. Below this, most of it is missing or capped.
+MIN_MEAN_RATIO = 0.2
 # Of products of ratios, whose cap would otherwise pass for an effect: what is missing is missing from the estimate.
 MIN_MEAN_PRODUCT = 0.9
 Vector = NDArray[np.float64]
