@@ -19,11 +19,12 @@ import tyro
 from torch import Tensor
 
 from recfuse.console import table
-from recfuse.scenes.dataset import scene_rows, table_columns
+from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig, MultiSceneModel
 from recfuse.scenes.trainer import TrainingConfig, prepare, untrained
 from recfuse.simulation.sources import read_source
+from serving.catalogue import Catalogue
 
 SCENE = "1"
 
@@ -53,8 +54,9 @@ def main(config: RequestConfig) -> None:
     model = untrained(problem).eval()
     scorer = SceneScorer(model, problem.registry, problem.encoder, problem.positive_weight)
     rng = np.random.default_rng(0)
-    chosen = exposures.items.take(rng.integers(0, exposures.items.num_rows, config.candidates))
-    items = {name: np.asarray(column) for name, column in table_columns(chosen).items()}
+    catalogue = Catalogue(exposures.items)  # as a server keeps them
+    chosen = exposures.items["item_id"].to_numpy()[rng.integers(0, exposures.items.num_rows, config.candidates)]
+    items = {**catalogue.features(catalogue.positions(chosen)), "item_id": chosen}
     user = exposures.users.slice(3, 1).to_pylist()[0] | {
         "hour": 12, "history": exposures.items["item_id"].to_pylist()[: config.history_length]}
     index = problem.registry.scene_names.index(SCENE)

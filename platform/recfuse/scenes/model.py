@@ -283,12 +283,10 @@ class MultiSceneModel(SceneModel):
             column += part.shape[1]
             if is_common:
                 common = common + F.linear(part, columns)
-            elif part.shape[1]:
+            else:
                 rows.append((part, columns))
-        result = common
-        for part, columns in rows:
-            result = torch.addmm(result, part, columns.T)
-        return result
+        own, weights = (torch.cat(side, 1) for side in zip(*rows, strict=True))
+        return torch.addmm(common, own, weights.T)
 
     def scene_logits(self, shared: tuple[Tensor, ...], scene: int, pairs: slice) -> Tensor:
         experts, gates = shared
