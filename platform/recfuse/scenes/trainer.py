@@ -404,10 +404,11 @@ def from_table(table: pa.Table, users: Encoded, items: Encoded) -> EncodedRows:
         if name not in table.column_names:
             return np.zeros((table.num_rows, 0), dtype)
         column = table[name].combine_chunks()
-        return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+        # Copied: torch wants memory that may be written to.
+        return column.flatten().to_numpy().reshape(len(column), column.type.list_size).copy()
     context = Encoded(matrix("context_ids", np.int32), matrix("context_numbers", np.float32))
     return EncodedRows(users, items, table["user"].to_numpy(), table["item"].to_numpy(), context,
-                       matrix("history", np.int32), table["scene"].to_numpy(), matrix("labels", np.float32))
+                       matrix("history", np.int32), table["scene"].to_numpy().copy(), matrix("labels", np.float32))
 
 
 def _has_bfloat16() -> bool:
