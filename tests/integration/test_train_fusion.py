@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import samples as toy
 import torch
+import tyro
 
 from jobs.train_fusion import main
 from recfuse.bundle import read_bundle
@@ -19,7 +20,7 @@ from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning import training
 from recfuse.learning.algorithm import TwoStageConfig
 from recfuse.learning.samples import SampleSet
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.settings import PHASES, LearningSettings, StoppingRule
 from recfuse.learning.training import CHECKPOINT, TrainFusionConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -85,6 +86,20 @@ def stop_early(config: TrainFusionConfig, iterations: int) -> None:
         algorithm.train()
         algorithm.save_checkpoint(str(output / CHECKPOINT))
     algorithm.stop()
+
+
+@pytest.mark.parametrize("name", ["cem", "iql", "td3_bc"])
+def test_a_rival_is_one_flag_away(samples, tmp_path, name):
+    """`jobs/train_fusion.py --algorithm NAME`; the others differ from actor_critic in the mixture of advantages alone,
+    and are driven by test_rivals."""
+    default = TrainFusionConfig(samples=str(samples), output=str(tmp_path),
+                                learning=dataclasses.replace(QUICK, search=StoppingRule(iterations=2)))
+    result = main(tyro.cli(TrainFusionConfig, default=default, args=["--algorithm", name]))
+    assert result.metrics.keys() == set(PHASES[name])
+    bundle = read_bundle(result.bundle)
+    assert bundle.manifest["training"]["algorithm"] == name
+    assert bundle.manifest["training"]["density"] == "logged"
+    assert FusionActor.from_bundle(bundle).act(toy.bandit(5)["state"], explore=True).action.shape == (5, toy.ACTIONS)
 
 
 def test_another_configuration_starts_anew(samples, tmp_path):
