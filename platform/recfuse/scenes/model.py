@@ -74,7 +74,9 @@ class _Lookup(torch.autograd.Function):
         flat = ids.reshape(-1)
         ctx.save_for_backward(flat)
         ctx.rows = len(table)
-        return table.index_select(0, flat).to(dtype).view(*ids.shape, table.shape[1])
+        # Of the two orders the one that casts fewer rows; the result is the same.
+        rows = table.to(dtype).index_select(0, flat) if len(table) < len(flat) else table.index_select(0, flat)
+        return rows.to(dtype).view(*ids.shape, table.shape[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
