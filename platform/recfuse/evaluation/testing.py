@@ -17,15 +17,17 @@ _NORMAL = NormalDist()
 Vector = NDArray[np.float64]
 
 
-def relative_error(treated: ArrayLike, base: ArrayLike, *, paired: bool = False) -> Vector:
+def relative_error(treated: ArrayLike, base: ArrayLike, *, paired: bool = False, null: bool = False) -> Vector:
     """Standard error of mean(treated) / mean(base) − 1 over users, float64[m] (delta method).
 
     Args:
         treated: [U₁, m], base: [U₂, m]: one row a user; row i of both is the same user where `paired`.
+        null: where there is no difference, as p-values need it; the estimate over it is then Welch's statistic, or that
+            of the paired test. With the ratio found, a rare behaviour that is rarer by chance would seem surer too.
     """
     one, two = np.asarray(treated, np.float64), np.asarray(base, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = one.mean(0) / two.mean(0)
+        ratio = np.ones(one.shape[1]) if null else one.mean(0) / two.mean(0)
         if paired:
             require(one.shape == two.shape, "base", two.shape, f"{one.shape}, the same users as treated")
             variance = (one - ratio * two).var(0, ddof=1) / len(one)

@@ -191,7 +191,7 @@ def ab_test(
     base, zeros = lives[0], np.zeros(len(MEASURES))
     effects = [Interval(zeros, zeros, zeros)] + [
         compare(mine, base, draws=draws, level=level, seed=seed + 2 * index) for index, mine in enumerate(lives[1:], 1)]
-    p = np.stack([p_values(effect.estimate, relative_error(mine, base, paired=paired))
+    p = np.stack([p_values(effect.estimate, relative_error(mine, base, paired=paired, null=True))
                   for mine, effect in zip(lives[1:], effects[1:], strict=True)])
     adjusted = adjust(p, correction)
     results = [ArmResult(names[0], len(base), base.mean(0), effects[0], zeros + 1, zeros + 1, zeros)]
@@ -261,7 +261,7 @@ def aa_test(world: World, arm: Arm, *, runs: int, persons: int, seed: int = 0, u
         mine, base = lives[bucket == 1], lives[bucket == 0]
         effect = relative_difference(mine, base, draws=draws, level=level, seed=salt)
         false += effect.excludes_zero
-        adjusted = adjust(p_values(effect.estimate, relative_error(mine, base)), correction)
+        adjusted = adjust(p_values(effect.estimate, relative_error(mine, base, null=True)), correction)
         family += int((adjusted < 1 - level).any())
         progress.advance(1)
     progress.finish()

@@ -36,6 +36,29 @@ def test_the_error_is_that_of_the_bootstrap():
     np.testing.assert_allclose(relative_error(twin, base, paired=True), (interval.high - interval.low) / 3.92, rtol=.08)
 
 
+def test_p_values_are_those_of_welch():
+    scipy = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(3)
+    base, treated = rng.exponential(2.0, 3_000), rng.exponential(2.1, 900)
+    error = relative_error(treated[:, None], base[:, None], null=True)
+    found = p_values([treated.mean() / base.mean() - 1], error)[0]
+    assert found == pytest.approx(scipy.ttest_ind(treated, base, equal_var=False).pvalue, rel=.01)
+    twin = base + .1 * rng.standard_normal(3_000)
+    error = relative_error(twin[:, None], base[:, None], paired=True, null=True)
+    found = p_values([twin.mean() / base.mean() - 1], error)[0]
+    assert found == pytest.approx(scipy.ttest_rel(twin, base).pvalue, rel=.01)
+
+
+def test_rare_counts_do_not_find_what_is_not_there():
+    """Two buckets of 500 users with 23 events each on average: 5% of 2,000 tests find a difference."""
+    rng = np.random.default_rng(4)
+    found = 0
+    for _ in range(2_000):
+        one, two = rng.poisson(.045, (2, 500, 1))
+        found += p_values(one.mean(0) / two.mean(0) - 1, relative_error(one, two, null=True))[0] < .05
+    assert found / 2_000 == pytest.approx(.05, abs=.015)
+
+
 def test_the_detectable_effect_in_closed_form():
     """Mean 10, standard deviation 5, 400 users in either bucket: (1.96 + 0.84) · 0.5 · √(1/200) = 9.9%."""
     base = 10 + 5 * np.tile([-1.0, 1.0], 200)[:, None]
