@@ -219,7 +219,12 @@ def measure(directory: Path, arguments: Arguments, phases: tuple[Phase, ...]) ->
     algorithm = TwoStageConfig().learn(settings, samples).build_algo()
     bare = BareLoop(samples, settings, arguments.device)
     try:
-        return {phase: list(passes(algorithm, bare, phase, arguments.rounds)) for phase in phases}
+        found = {}
+        for phase in phases:
+            found[phase] = list(passes(algorithm, bare, phase, arguments.rounds))
+            seconds = "; ".join(f"{a.wall:.1f} / {b.wall:.1f} ({a.cpu:.1f} / {b.cpu:.1f})" for a, b in found[phase])
+            print(f"{samples.rows:,} samples, {phase}: seconds of (a) / (b), of CPU in brackets: {seconds}", flush=True)
+        return found
     finally:
         algorithm.stop()
 

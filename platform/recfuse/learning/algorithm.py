@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import ray
+import ray.data
 import safetensors
 import safetensors.numpy
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -139,9 +140,12 @@ class TwoStage(Algorithm):
         assert self.config.samples is not None
         assert self.config.settings is not None
         self.settings, self._samples = self.config.settings, self.config.samples
+        self._iterators = self._read()
+
+    def _read(self) -> list[ray.data.DataIterator]:
+        """Every learner reads all samples in the same order and takes its share of each minibatch."""
         data = self._samples.dataset()
-        # Every learner reads all samples in the same order and takes its share of each minibatch.
-        self._iterators = [data.iterator() for _ in range(max(1, self.config.num_learners))]
+        return [data.iterator() for _ in range(max(1, self.config.num_learners))]
 
     @property
     def finished(self) -> bool:

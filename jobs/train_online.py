@@ -1,0 +1,21 @@
+"""A simulated world → fusion policy, learned by actor-critic from what the current policy brings there."""
+
+from __future__ import annotations
+
+from recfuse.cluster import cluster
+from recfuse.console import start, table
+from recfuse.simulation.online import TrainOnlineConfig, TrainOnlineResult, train_online
+
+
+def main(config: TrainOnlineConfig) -> TrainOnlineResult:
+    """Runs the job on the current Ray, or on a local one."""
+    with cluster():
+        result = train_online(config)
+    table(f"Fusion policy in {result.bundle}, after {len(result.history)} iterations",
+          ["feedback per request", "first", "last"],
+          [(name, f"{first:.4g}", f"{last:.4g}") for name, first, last in result.change])
+    return result
+
+
+if __name__ == "__main__":
+    main(start(TrainOnlineConfig, description=__doc__))

@@ -1,0 +1,111 @@
+"""The simulator as the place where a policy learns while it serves: what the job `train_online` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recfuse.console import Progress
+from recfuse.errors import require
+from recfuse.fusion.inference import export_policy
+from recfuse.learning.online import OnlineSettings, SessionEnv, first_samples, online_config, summary
+from recfuse.learning.settings import LearningSettings
+from recfuse.simulation.environment import FusionVectorEnv
+from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
+from recfuse.simulation.simulate import behaviour_policy
+from recfuse.simulation.world import FEEDBACK, World
+
+logger = logging.getLogger("recfuse")
+CHECKPOINT, HISTORY = "checkpoint", "history.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOnlineConfig:
+    """Config of the job.
+
+    Attributes:
+        simulation: output of the job `simulate`; its declared behaviour policy is where the policy starts.
+        output: gets the bundle, the history and the checkpoint; a rerun goes on after the last complete iteration.
+        learning: an algorithm whose policy climbs (actor_critic and its kin), networks, rates.
+        online: how the world is rolled.
+    """
+
+    simulation: str = "runs/simulation"
+    output: str = "runs/online"
+    learning: LearningSettings = field(default_factory=lambda: LearningSettings(algorithm="actor_critic"))
+    online: OnlineSettings = field(default_factory=OnlineSettings)
+
+
+@dataclass(frozen=True)
+class TrainOnlineResult:
+    """Attributes:
+        bundle: the exported policy.
+        history: one entry per iteration.
+        change: behaviour, mean feedback per request in the first and in the last iteration.
+        resumed_at: iterations that an interrupted run had done before.
+    """
+
+    bundle: Path
+    history: list[dict[str, Any]]
+    change: list[tuple[str, float, float]]
+    resumed_at: int
+
+
+class VocabularyEnv(FusionVectorEnv):
+    """The simulator's environment, whose `feedback` is that of the vocabulary's behaviours, in their order."""
+
+    def __init__(self, world: World, num_envs: int, seed: int) -> None:
+        super().__init__(world, num_envs, seed)
+        names = world.vocabulary.behaviour_names
+        require(set(names) <= set(FEEDBACK), "behaviours", names, f"some of {FEEDBACK}")
+        self._columns = [FEEDBACK.index(name) for name in names]
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """See `FusionVectorEnv.step`."""
+        states, reward, left, cut, info = super().step(actions)
+        return states, reward, left, cut, {**info, "feedback": info["feedback"][:, self._columns]}
+
+
+def train_online(config: TrainOnlineConfig, world: World | None = None) -> TrainOnlineResult:
+    """Learns in the world on the current Ray and exports the policy.
+
+    Args:
+        world: in place of the simulation's.
+    """
+    simulation, output = Path(config.simulation), Path(config.output)
+    declared = json.loads((simulation / SIMULATION_METRICS).read_text())["behaviour_policy"]
+    world = world or World.load(simulation / "world")
+    first = behaviour_policy(declared["mu"], declared["sigma"], world.vocabulary.fusion_parameters)
+    online, settings = config.online, dataclasses.replace(config.learning, holdout=0.0)
+
+    def make_env(index: int) -> SessionEnv:
+        return VocabularyEnv(world, online.sessions, settings.seed + index)
+
+    samples = first_samples(make_env(0), first, world.vocabulary, online, settings.seed)
+    algorithm = online_config(settings, samples, make_env, online).build_algo()
+    checkpoint = output / CHECKPOINT
+    try:
+        if algorithm.has_checkpoint(checkpoint):
+            algorithm.load_checkpoint(str(checkpoint))
+        resumed_at = len(algorithm.progress.history)
+        progress = Progress("train_online", online.iterations, "iterations")
+        progress.advance(resumed_at)
+        while not algorithm.finished:
+            algorithm.train()
+            algorithm.save_checkpoint(str(checkpoint))
+            entry = algorithm.progress.history[-1]
+            progress.advance(1, ", ".join(f"{name} {entry[f'feedback/{name}']:.4g}"
+                                          for name in world.vocabulary.behaviour_names))
+        history = algorithm.progress.history
+        bundle = export_policy(output, algorithm.policy(), world.vocabulary, training=dataclasses.asdict(config),
+                               data_fingerprint=samples.fingerprint, metrics=history[-1])
+    finally:
+        algorithm.stop()
+    (output / HISTORY).write_text("".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
+    return TrainOnlineResult(bundle, history, summary(history, world.vocabulary.behaviour_names), resumed_at)
