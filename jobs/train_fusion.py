@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recfuse.cluster import cluster
+from recfuse.cluster import cluster, resuming
 from recfuse.console import start, table
 from recfuse.learning.training import TrainFusionConfig, TrainFusionResult, train_fusion
 
@@ -10,7 +10,7 @@ from recfuse.learning.training import TrainFusionConfig, TrainFusionResult, trai
 def main(config: TrainFusionConfig) -> TrainFusionResult:
     """Runs the job on the current Ray, or on a local one."""
     with cluster():
-        result = train_fusion(config)
+        result = resuming(lambda: train_fusion(config))
     table(f"Fusion policy in {result.bundle}", ["phase", "passes", "last loss", "stopped by"], [
         (phase, numbers["iterations"], f"{numbers['loss']:.4f}", numbers["stopped"])
         for phase, numbers in result.metrics.items()

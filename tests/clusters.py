@@ -24,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"
+# The same in IPv4 and as an IPv6-mapped address, as /proc/net writes them.
+LOOPBACK_ADDRESSES = {"0100007F", "0000000000000000FFFF00000100007F"}
 _MEMORY = 192 << 20
 
 

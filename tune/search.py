@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from typing import Any, Literal
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 # The newer output of Tune prints every trial's result, whatever `verbose` says.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# A trial is judged at its end; what it reports before has no worth yet.
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
 import optuna
 import ray
@@ -47,6 +50,8 @@ class SearchConfig:
         cpus, gpus: of a trial; fractions let several share one.
         concurrent: most trials at a time; 0: as many as fit.
         seed: of draws.
+        trackers: `tensorboard`, `mlflow`, `wandb`: Tune's own callbacks, for which the library of that name must be
+            installed; they write every report of every trial.
     """
 
     searcher: Literal["grid", "random", "optuna"] = "grid"
@@ -58,6 +63,7 @@ class SearchConfig:
     gpus: float = 0.0
     concurrent: int = 0
     seed: int = 0
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
         require(self.searcher in ("grid", "random", "optuna"), "searcher", self.searcher, "grid, random, optuna")
@@ -213,8 +219,21 @@ def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledg
             failure_config=tune.FailureConfig(max_failures=0),
             # A trial is minutes; what must survive a crash is the ledger.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[Recorder(ledger, identity, numbers, count, study.objective)]))
+            callbacks=[Recorder(ledger, identity, numbers, count, study.objective), *trackers(config)]))
     tuner.fit()
+
+
+def trackers(config: SearchConfig) -> list[Any]:
+    """Tune's callbacks for the trackers that the config names."""
+    places = {"tensorboard": "ray.tune.logger.tensorboardx.TBXLoggerCallback",
+              "mlflow": "ray.air.integrations.mlflow.MLflowLoggerCallback",
+              "wandb": "ray.air.integrations.wandb.WandbLoggerCallback"}
+    found = []
+    for name in config.trackers:
+        module, _, kind = places[name].rpartition(".")
+        options = {"project": "recfuse"} if name == "wandb" else {}
+        found.append(getattr(importlib.import_module(module), kind)(**options))
+    return found
 
 
 def at_once(config: SearchConfig) -> int:

@@ -219,6 +219,8 @@ def _check_measures(config: SweepConfig, objective: str, guarded: tuple[str, ...
 
 def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, str, Any]:
     """The study, what its rows depend on, and the judge of the winner."""
+    require(config.search.scheduler == "fifo", "search.scheduler", config.search.scheduler,
+            "fifo, because a trial of the scorer reports once, at its end")
     exposures = scene_rows(load_exposures(config.scenes.logs), KUAIRAND)
     group = ScenesStudy.deal(exposures, config.split)
     tasks = tuple(dict.fromkeys(task for scene in KUAIRAND.scenes for task in scene.tasks))

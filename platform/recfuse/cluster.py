@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import RayError
 
+logger = logging.getLogger("recfuse")
+T = TypeVar("T")
 # They announce at every start what we chose on purpose.
 _CHATTY = ("ray.rllib", "ray.data", "ray.tune", "ray.train", "ray._common.deprecation",
            "ray._private.authentication.authentication_token_setup")
@@ -60,3 +64,20 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def resuming(call: Callable[[], T], attempts: int = 20) -> T:
+    """Calls again what the death of a worker or a node has cut off.
+
+    Args:
+        call: takes up its own last checkpoint, so that nothing is done twice.
+        attempts: calls in all. The peers of a dead worker fail with errors of their own, so every error that comes from
+            another process counts; those of this process are raised at once.
+    """
+    for attempt in range(1, attempts):
+        try:
+            return call()
+        except RayError as error:
+            logger.warning("attempt %d of %d was cut off, resuming: %s", attempt, attempts,
+                           str(error).strip().splitlines()[-1][:200])
+    return call()
