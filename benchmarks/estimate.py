@@ -40,10 +40,10 @@ class Assumptions:
     log_disk: float = 100.0
     sample_bytes: float = 500.0
     sample_disk: float = 83.0
-    ingest_rate: float = 10_000.0
-    training_rate: float = 60_000.0
-    evaluation_rate: float = 500_000.0
-    efficiency: float = 0.7
+    ingest_rate: float = 24_500.0
+    training_rate: float = 150_000.0
+    evaluation_rate: float = 2_000_000.0
+    efficiency: float = 0.65
     partition_mib: float = 128.0
     passes: float = 35.0
     training_share: float = 0.1
@@ -88,7 +88,7 @@ def estimate(given: Assumptions) -> list[tuple[str, str]]:
         ("ingest", f"{ingest:,.0f} core hours; {ingest / given.hours:,.0f} cores for {given.hours:g} h"),
         ("training, each", f"{trained:,.0f} samples, {training:,.0f} core hours"),
         ("", f"{training / given.hours:,.0f} learners of a core for {given.hours:g} h, "
-             f"{trained * given.sample_bytes / 2**30:,.0f} GiB between them"),
+             f"each of which reads all {trained * given.sample_bytes / 2**30:,.0f} GiB in every pass"),
         ("trainings, sweeps, evaluation a day", f"{daily['training'] + sweep + evaluation:,.0f} core hours"),
         ("serving at peak", f"{serving:,.0f} cores"),
         *((f"cost a day: {name}", f"{value:,.0f}") for name, value in cost.items()),

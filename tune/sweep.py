@@ -103,7 +103,7 @@ class SweepConfig:
     dry_run: bool = False
     retry_failed: bool = False
     cpu_hour: float = 0.04
-    passes_per_second: float = 80_000.0
+    passes_per_second: float = 150_000.0
 
     def __post_init__(self) -> None:
         space.check(self.space)
