@@ -254,6 +254,8 @@ def estimate_streaming(config: EvaluateConfig, actor: FusionActor, dataset: Data
 
 
 def _sums_of_batch(batch: pa.Table, actor: FusionActor, cap: float) -> pa.Table:
+    if not batch.num_rows:
+        return pa.table({})
     log = _held_out(batch, actor.vocabulary)
     return user_sums(policy_log_prob(actor, log), log.log_prob, log.feedback, cap, log.user_id)
 

@@ -32,9 +32,11 @@ def user_sums(log_prob: ArrayLike, behaviour_log_prob: ArrayLike, feedback: Arra
 
 
 def merge(parts: Iterable[pa.Table]) -> pa.Table:
-    """The sums of all batches, users in the order of their ids."""
+    """The sums of all batches, users in the order of their ids; empty ones say nothing."""
     total: pa.Table | None = None
     for part in parts:
+        if not part.num_rows:
+            continue
         total = part if total is None else _grouped(pa.concat_tables([total, part]))
     require(total is not None and total.num_rows > 0, "log", 0, "at least one request")
     assert total is not None
