@@ -1,0 +1,75 @@
+"""What surrounds the trials: where samples come from, floors, the config files."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from jobs import demo
+from recfuse.console import load_config
+from recfuse.errors import InvalidFieldError
+from tune import sweep
+from tune.search import SearchConfig, planned
+from tune.sweep import SweepConfig
+
+CONFIGS = Path(sweep.__file__).parent / "config"
+SPACE = ({"multipliers.total": [1.0]},)
+
+
+def test_absent_samples_are_made_as_the_demo_makes_them(tmp_path, monkeypatch):
+    """Same configs, so that the demo takes up what the sweep made, and the sweep what the demo made."""
+    class Enough(Exception):
+        pass
+
+    seen: list = []
+
+    def main_of(made: SimpleNamespace):
+        return lambda config: seen.append(config) or made
+
+    def stop(config):
+        seen.append(config)
+        raise Enough
+
+    def steps(run) -> list:
+        seen.clear()
+        with pytest.raises(Enough):
+            run()
+        return list(seen)
+
+    for module in (demo, sweep):
+        monkeypatch.setattr(module.train_scenes, "main", main_of(SimpleNamespace(bundle="b")))
+        monkeypatch.setattr(module.simulate, "main", main_of(SimpleNamespace(logs="l")))
+        monkeypatch.setattr(module.ingest, "main", stop)
+    monkeypatch.setattr(demo, "cluster", contextlib.nullcontext)  # starts no Ray
+    out = str(tmp_path / "demo")
+    ours = steps(lambda: sweep.make_samples(SweepConfig(space=SPACE, demo=out)))
+    theirs = steps(lambda: demo.main(demo.DemoConfig(output=out)))
+    assert len(ours) == 3
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configs_that_come_with_it_are_good(file):
+    config = load_config(SweepConfig, file)
+    assert config.space
+    planned(config.space, config.search)
+
+
+def test_the_demo_sweeps_both_discounts_and_five_decades_of_lambda():
+    trials = planned(load_config(SweepConfig, CONFIGS / "fusion.yaml").space, SearchConfig())
+    totals = sorted({one["multipliers.total"] for one in trials if "multipliers.total" in one})
+    assert totals[-1] / totals[0] == pytest.approx(1e5)
+    assert {one["discounts.short_term"] for one in trials if "discounts.short_term" in one} == {0.0, 0.95}
+
+
+def test_optuna_takes_one_block():
+    with pytest.raises(InvalidFieldError, match="one block"):
+        planned([{"a": [1]}, {"b": [1]}], SearchConfig(searcher="optuna"))
+
+
+def test_a_scorers_trial_has_nothing_for_a_scheduler():
+    with pytest.raises(InvalidFieldError, match=r"search\.scheduler"):
+        sweep.scenes_study(SweepConfig(learner="scenes", space=SPACE, search=SearchConfig(scheduler="asha")))
