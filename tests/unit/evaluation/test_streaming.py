@@ -17,8 +17,8 @@ def test_batches_merge_to_the_whole():
     parts = [user_sums(target[some], behaviour[some], feedback[some], 5.0, users[some])
              for some in np.array_split(shuffled, 7)]
     whole = (target, behaviour, feedback, 5.0, users)
-    for found, expected in zip(estimates_of_sums(merge([pa.table({}), *parts])), (ncis(*whole), importance_sampling(*whole)),
-                               strict=True):
+    merged = estimates_of_sums(merge([pa.table({}), *parts]))
+    for found, expected in zip(merged, (ncis(*whole), importance_sampling(*whole)), strict=True):
         assert (found.estimator, found.requests, found.users) == (expected.estimator, 5_000, expected.users)
         for name in ("estimate", "low", "high", "logged", "effective_sample_size"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5, err_msg=name)
