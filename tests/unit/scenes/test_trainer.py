@@ -13,8 +13,9 @@ import torch
 from recfuse.errors import InvalidFieldError
 from recfuse.evaluation.ranking import auc
 from recfuse.logs.exposures import Exposures
-from recfuse.scenes import trainer
+from recfuse.scenes import dataset, trainer
 from recfuse.scenes.dataset import scene_rows
+from recfuse.scenes.features import FeatureEncoder
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.trainer import Problem, TrainingConfig, prepare, train
@@ -91,12 +92,11 @@ def test_predictions_are_shifted_to_the_last_training_day(problem: Problem) -> N
     assert torch.sigmoid(strong[pair]).item() == pytest.approx(rate, abs=1e-4)
 
 
-def test_nothing_of_later_days_reaches_the_model(problem: Problem, exposures: Exposures) -> None:
-    """Vocabularies, quantiles, normalisation, weights, priors and training histories: all from earlier rows alone."""
+def two_futures(problem: Problem, exposures: Exposures) -> tuple[Problem, Problem]:
+    """Two problems whose data differ on the test day alone: in its labels and its items."""
     registry = Registry(scenes=(Scene(name="1", tasks=("click", "long_view")),))
     inside = exposures.filter(np.array(exposures.rows["scene"].to_pylist()) == "1")
     rows = inside.column("day") < inside.column("day").max()
-    # Other labels and other items on the test day.
     labels = [np.where(rows, inside.column(name), 1 - inside.column(name)) for name in ("click", "long_view")]
     changed = inside.rows
     for name, values in (*zip(("click", "long_view"), labels, strict=True),
@@ -106,6 +106,12 @@ def test_nothing_of_later_days_reaches_the_model(problem: Problem, exposures: Ex
                                      pa.array(values).cast(changed.schema.field(name).type))
     first, second = (prepare(source, rows, registry, problem.model, problem.training)
                      for source in (inside, dataclasses.replace(inside, rows=changed)))
+    return first, second
+
+
+def test_nothing_of_later_days_reaches_the_model(problem: Problem, exposures: Exposures) -> None:
+    """Vocabularies, quantiles, normalisation, weights, priors and training histories: all from earlier rows alone."""
+    first, second = two_futures(problem, exposures)
     for name in ("positive_weight", "task_weight", "prior_logits"):
         torch.testing.assert_close(getattr(first, name), getattr(second, name), rtol=0, atol=0)
     assert first.encoder.table_rows == second.encoder.table_rows
@@ -114,6 +120,32 @@ def test_nothing_of_later_days_reaches_the_model(problem: Problem, exposures: Ex
         assert (a.mean, a.std) == (b.mean, b.std)
     np.testing.assert_array_equal(first.rows.ids(), second.rows.ids())
     np.testing.assert_array_equal(first.rows.history, second.rows.history)
+
+
+@pytest.mark.parametrize("leak", ["vocabularies", "weights", "histories"])
+def test_a_leak_would_be_seen(problem: Problem, exposures: Exposures, leak: str,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to let the test day in makes the two futures differ, so the test above cannot pass with it."""
+    if leak == "vocabularies":
+        fit = FeatureEncoder.fit
+        monkeypatch.setattr(FeatureEncoder, "fit", lambda features, source, training, length: fit(
+            features, source, np.ones_like(training), length))
+    if leak == "weights":
+        whole: list[pa.Table] = []
+        count, encode = trainer.count_pairs, trainer._hold_out
+        monkeypatch.setattr(trainer, "_hold_out", lambda source, *rest: (whole.append(source.rows),
+                                                                         encode(source, *rest))[1])
+        monkeypatch.setattr(trainer, "count_pairs", lambda _, registry: count(whole[-1], registry))
+    if leak == "histories":
+        monkeypatch.setattr(dataset, "row_histories", lambda source, length: np.repeat(
+            source.column("item_id")[-length:][None, :], source.rows.num_rows, axis=0))
+    first, second = two_futures(problem, exposures)
+    seen = {"vocabularies": [one.values.tolist() for one in first.encoder.fitted]
+            != [one.values.tolist() for one in second.encoder.fitted],
+            "weights": not torch.equal(first.positive_weight, second.positive_weight)
+            or not torch.equal(first.prior_logits, second.prior_logits),
+            "histories": not np.array_equal(first.rows.history, second.rows.history)}
+    assert seen[leak]
 
 
 @pytest.mark.parametrize(("field", "value"), [
