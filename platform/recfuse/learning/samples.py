@@ -74,7 +74,8 @@ class SampleSet:
         _check_schema(data.schema, vocabulary)
         sums = {name: _Sums() for name in ("state", "action", "feedback")}
         rows, ends, lacking = 0, 0.0, 0
-        for batch in data.to_batches(columns=list(COLUMNS)):
+        # Arrow reads ahead four files unless told otherwise, which would be most of the learner's memory.
+        for batch in data.to_batches(columns=list(COLUMNS), batch_readahead=2, fragment_readahead=1):
             if batch.num_rows == 0:
                 continue
             columns = arrays(pa.Table.from_batches([batch]))
@@ -90,6 +91,7 @@ class SampleSet:
             rows += batch.num_rows
             ends += float(columns["done"].sum(dtype=np.float64))
         require(rows > 0, "samples", str(directory), "at least one row")
+        pa.default_memory_pool().release_unused()
         moments = {name: total.moments(rows) for name, total in sums.items()}
         content = [vocabulary.to_dict(), [file.name for file in files], rows, moments, ends, lacking]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -200,7 +202,10 @@ class Windows:
             columns = arrays(table)
             columns["feedback"] = rewards(columns["feedback"], self._behaviours) / self._reward_std
             # A copy: Arrow's memory is read-only, and shared with the object store.
-            yield {name: torch.from_numpy(np.array(values)).to(self._device) for name, values in columns.items()}
+            window = {name: torch.from_numpy(np.array(values)).to(self._device) for name, values in columns.items()}
+            del table, columns
+            pa.default_memory_pool().release_unused()
+            yield window
 
 
 def arrays(table: pa.Table) -> dict[str, NDArray[np.float32]]:
