@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -60,7 +59,7 @@ class BenchmarkConfig:
 
     endpoints: tuple[str, ...] = tuple(ENDPOINTS)
     candidates: tuple[int, ...] = (100, 1_000)
-    concurrency: tuple[int, ...] = (1, 8, 32)
+    concurrency: tuple[int, ...] = (1, 8, 32, 128)
     seconds: float = 4.0
     rounds: int = 1
     sides: tuple[str, ...] = ("serve", "bare")
@@ -133,10 +132,9 @@ def started(side: str, work: Path, config: BenchmarkConfig) -> Iterator[str]:
     import httpx
 
     from serving.environment import settings
+    from serving.local import free_port
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     more = settings() if side == "serve" and config.settings == "fast" else {}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.serving", "--child", side, str(work), str(port), config.layout],
@@ -164,7 +162,7 @@ def child(side: str, work: Path, port: int, layout: str) -> None:
     from serving.config import ServingConfig
 
     config = ServingConfig(models=str(work / "models"), decision_log=str(work / side),
-                           layout=layout)  # type: ignore[arg-type]
+                           max_concurrent=1_000, layout=layout)  # type: ignore[arg-type]
     if side == "serve":
         import ray
 
@@ -192,13 +190,15 @@ class NoLog:
     async def append(self, kind: str, row: dict[str, Any]) -> None:
         return None
 
+    def close(self) -> None:
+        return None
+
 
 def bare_application(config: Any, logged: bool) -> FastAPI:
     from serving import replicas
 
-    if not logged:
-        replicas.DecisionLog = lambda *_, **__: NoLog()  # type: ignore[assignment, misc]
-    fusion, scenes = replicas.FusionReplica(config), replicas.ScenesReplica(config)
+    fusion = replicas.FusionReplica(config, log=None if logged else NoLog())
+    scenes = replicas.ScenesReplica(config)
     api = FastAPI()
 
     @api.post("/v1/fusion/{stage}/rank")

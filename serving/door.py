@@ -22,8 +22,7 @@ class Door:
     """The ASGI application: what it knows by its path it answers itself, everything else goes to FastAPI.
 
     FastAPI has the same endpoints, for /docs and for requests that are written in an unusual way (escaped paths, bodies
-    without a length); both ways lead to the same `Gateway`. Measured on 100 candidates, the short way saves a quarter
-    of the processor time of a fusion request (`python -m benchmarks.serving --doors`).
+    without a length); both ways lead to the same `Gateway`.
 
     Args:
         api: the FastAPI application.
@@ -31,12 +30,11 @@ class Door:
         tokens: any of them opens; none of them, and everything is open.
         max_body_bytes: also counted while a body without a length comes in.
         max_concurrent: refused at once is better than answered after the client has given up. /healthz is not counted.
-        short: False sends everything through FastAPI.
     """
 
     def __init__(self, api: ASGIApp, gateway: Gateway, *, tokens: tuple[str, ...] = (), max_body_bytes: int,
-                 max_concurrent: int, short: bool = True) -> None:
-        self._api, self._gateway, self._short = api, gateway, short
+                 max_concurrent: int) -> None:
+        self._api, self._gateway = api, gateway
         self._max_body_bytes, self._max_concurrent, self._ongoing = max_body_bytes, max_concurrent, 0
         self._tokens = [token.encode() for token in tokens]
 
@@ -54,7 +52,7 @@ class Door:
         self._ongoing += 1
         try:
             length = headers.get(b"content-length")
-            handler = self._handler(path) if self._short and length and scope["method"] == "POST" else None
+            handler = self._handler(path) if length and scope["method"] == "POST" else None
             if handler is not None:
                 await self._answer(handler, receive, send)
             else:

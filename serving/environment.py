@@ -26,6 +26,10 @@ def settings() -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Else HAProxy sends a line a request to a Python process that counts; the replicas count as well.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        # Bounds a request in place of a task and a timer in the replica (haproxy-loopback).
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "10",
         # Long enough for HAProxy to hear that a replica ends; Ray's 30 s are for load balancers outside.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         # Binds the ports that Ray leaves open to loopback, then starts the real one.

