@@ -38,8 +38,8 @@ class DecisionLog:
     """Appends rows to this replica's segment files.
 
     Requests that arrive while the disk is busy share the next write and the next sync. A segment is filled with zeros
-    ahead of its use: a sync then writes rows alone and no new size of the file, which takes about half the time. A
-    segment that is done is cut to its rows; readers stop at the first zero of one whose replica was killed.
+    ahead of its use: a sync then writes rows alone and no new size of the file. A segment that is done is cut
+    to its rows; readers stop at the first zero of one whose replica was killed.
 
     Args:
         directory: created where it is missing; shared by all replicas.
