@@ -53,7 +53,6 @@ SHOWN = ("watch_time", "forward", "follow", "comment", "like")
 # The live test of the source, per cent over CEM. It had no follow and no like; its downloads stand for our follows.
 SOURCE = {"actor_critic": (.31, -.71, .15, -1.30), "rcpo": (.28, -1.08, -.52, -.77),
           "interaction_only": (.12, 5.01, 1.95, -.10), "two_stage": (.34, 3.32, 1.79, -.62)}
-SECONDS = 100.0  # scale of raw watch time; the learner divides by its deviation anyway
 LITERATURE = 28.0  # total watch time of two-stage over CEM on KuaiRand, per cent, as published
 # Student's t, two-sided 95%, by degrees of freedom; 1.96 beyond.
 _T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 19: 2.09}
@@ -69,8 +68,6 @@ class AlgorithmsConfig:
         seeds: repetitions, each with a seed of its own for everything; first_seed: of the first.
         logged: whose logs are learned from; sigma: exploration around CEM's vector, whose length is set to that of the
             hand-tuned one (the length changes no ranking, but how far exploration turns it).
-        reward: what the learners take for watch time in CEM's logs: log(1 + seconds), as the simulator's vocabulary has
-            it, or the seconds that CEM and the test count.
         log_persons: simulated people in the logs.
         persons: in each test; base_share: of them, CEM's bucket.
         users: whose tastes occur in the test.
@@ -86,7 +83,6 @@ class AlgorithmsConfig:
     first_seed: int = 300
     logged: Literal["cem", "hand_tuned"] = "cem"
     sigma: float = 0.7
-    reward: Literal["log", "seconds"] = "log"
     log_persons: int = 6_000
     persons: int = 150_000
     base_share: float = 0.8
@@ -143,10 +139,6 @@ def base_logs(config: AlgorithmsConfig, out: Path, seed: int) -> Path:
     tuned = behaviour_policy(HAND_TUNED, config.sigma, world.vocabulary.fusion_parameters)
     policy = FixedGaussian(vector * np.linalg.norm(tuned.mu) / np.linalg.norm(vector), config.sigma)
     users = ~held_out(world, SimulateConfig().held_out_users)
-    if config.reward == "seconds":
-        behaviours = tuple(dataclasses.replace(one, transform="identity", scale=SECONDS)
-                           if one.name == "watch_time" else one for one in world.vocabulary.behaviours)
-        world = world.replace(vocabulary=dataclasses.replace(world.vocabulary, behaviours=behaviours))
     write_logs(world, policy, directory, persons=persons_of(users, config.log_persons), seed=seed, model_version="cem")
     return directory
 

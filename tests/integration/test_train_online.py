@@ -104,10 +104,9 @@ def test_what_does_not_learn_online_is_named():
 
 
 def test_the_job_learns_in_the_simulator_and_exports(tmp_path):
-    from tests.unit.simulation import worlds
-
     from jobs.train_online import main
     from recfuse.simulation.online import TrainOnlineConfig
+    from tests.unit.simulation import worlds
 
     world = worlds.world()
     world.save(tmp_path / "simulation" / "world")

@@ -33,7 +33,8 @@ Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 # Λ = 0.5: with an advantage of unit variance the tilt exp(A/Λ) moves a Gaussian by at most two of its deviations, about
 # as far as an effective sample size of 2% supports.
 BEHAVIOURS = (
-    Behaviour(name="watch_time", kind="long_term", transform="log1p"),
+    # In seconds, as A/B tests count them: log(1 + seconds) hardly sees how long what is shown lasts.
+    Behaviour(name="watch_time", kind="long_term"),
     *(Behaviour(name=name, kind="short_term", multiplier=0.125) for name in ("like", "comment", "forward", "follow")),
 )
 _USER_CATEGORIES, _USER_NUMBERS = 5, 4

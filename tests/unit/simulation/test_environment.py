@@ -207,12 +207,16 @@ def test_the_same_seed_gives_the_same_episodes():
     assert not np.array_equal(play(1), play(2))
 
 
-def test_rewards_are_transformed_and_scaled():
-    """watch time is log1p and divided by its scale: ln(1 + e² − 1) = 2."""
+@pytest.mark.parametrize(("transform", "watched", "reward"), [("identity", 6.0, 6.0), ("log1p", np.exp(2.0) - 1, 2.0)])
+def test_rewards_are_transformed_and_scaled(transform, watched, reward):
+    """Seconds are divided by their scale, and before that by log1p where the vocabulary says so: ln(1 + e² − 1) = 2."""
     world = worlds.world()
+    watch_time, *others = world.vocabulary.behaviours
+    behaviours = (dataclasses.replace(watch_time, transform=transform, scale=4.0), *others)
+    world = world.replace(vocabulary=dataclasses.replace(world.vocabulary, behaviours=behaviours))
     feedback = np.zeros((1, len(FEEDBACK)))
-    feedback[0, 0] = np.exp(2.0) - 1
-    assert rewards(world, feedback)[0] == pytest.approx(2.0 / world.vocabulary.long_term[0].scale)
+    feedback[0, 0] = watched
+    assert rewards(world, feedback)[0] == pytest.approx(reward / 4.0)
 
 
 def test_bad_actions_are_refused():
