@@ -232,14 +232,12 @@ def request_body(endpoint: str, items: np.ndarray, count: int) -> dict[str, Any]
 
 def write_models(models: Path) -> np.ndarray:
     """Untrained models of the default sizes, 8 tasks, a catalogue of 2,000 items; returns the items' ids."""
-    import torch
 
     from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
     from recfuse.fusion.inference import export_policy
     from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
-    from recfuse.scenes.features import FeatureEncoder, declared_features
     from recfuse.scenes.inference import SceneScorer
-    from recfuse.scenes.model import ModelConfig, MultiSceneModel
+    from recfuse.scenes.model import ModelConfig
     from recfuse.scenes.registry import Registry, Scene
     from recfuse.simulation.exposures import generate
     from recfuse.state.store import UserState
@@ -255,13 +253,7 @@ def write_models(models: Path) -> np.ndarray:
     exposures = generate(seed=0, users=200, items=2_000, rows=20_000)
     registry = Registry(scenes=tuple(Scene(name=name, tasks=PARAMETERS) for name in ("0", "1")))
     config = ModelConfig()
-    everything = np.ones(exposures.rows.num_rows, bool)
-    encoder = FeatureEncoder.fit(declared_features(exposures), exposures, everything, config.history_length)
-    item_field = [one.feature.name for one in encoder.fitted if one.offset >= 0].index("item_id")
-    torch.manual_seed(0)
-    model = MultiSceneModel(config, table_rows=encoder.table_rows, fields=encoder.fields, numeric=encoder.numeric,
-                            item_field=item_field, pair_scene=registry.pair_scene)
-    scorer = SceneScorer(model, registry, encoder, torch.ones(len(registry.pairs)))
+    scorer = SceneScorer.untrained(exposures, registry, config)
     scenes = scorer.export(models / "new", training={}, data_fingerprint="none", metrics={})
     history = tuple(exposures.items["item_id"].to_pylist()[:20])
     publish(models, fusion=fusion, scenes=scenes, catalogue=exposures.items, users={

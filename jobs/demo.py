@@ -57,7 +57,7 @@ def main(config: DemoConfig) -> Path:
                 samples=samples.samples, output=f"{out}/fusion"))
         with step("5/8 A/B test in the simulator"):
             tested = ab_test.main(ab_test.AbTestConfig(
-                simulation=f"{out}/simulation", output=f"{out}/ab_test",
+                simulation=f"{out}/simulation", output=f"{out}/ab_test", users="held_out",
                 policies=("logged", "logged_mean", "cem", f"two_stage={fusion.bundle}")))
         with step("6/8 publish the bundles"):
             export.main(export.ExportConfig(
@@ -108,7 +108,7 @@ def close(
 ) -> None:
     """Prints the closing tables and the path of the report."""
     base, *others = tested.result.arms
-    table("In the simulator: per user, difference to the logged policy with 95% intervals",
+    table("In the simulator, on users whom no log held: difference per user to the logged policy, 95% intervals",
           ["behaviour", f"{base.name} (mean)", *(arm.name for arm in others)], tested.result.rows())
     table(f"Scorer on the last day ({scenes.test_day})", ["scene", "task", "rows", "AUC"],
           [(m.scene, m.task, f"{m.rows:,}", f"{m.auc:.4f}") for m in scenes.metrics])

@@ -30,7 +30,7 @@ def test_the_main_job_runs_to_its_end(tmp_path):
                           capture_output=True, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
     assert left_behind(mark) == []
-    for line in ("In the simulator: per user", "Scorer on the last day", "Serving, 20 requests", "report: "):
+    for line in ("In the simulator, on users", "Scorer on the last day", "Serving, 20 requests", "report: "):
         assert line in done.stdout
     report = (tmp_path / "report" / "report.html").read_text()
     assert "Not measured in this run" not in report

@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from deltalake import DeltaTable
 
 from jobs import collect, ingest, train_fusion
@@ -28,9 +27,8 @@ from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.logs.exposures import Exposures
-from recfuse.scenes.features import FeatureEncoder, declared_features
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig, MultiSceneModel
+from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.simulation.exposures import generate
 from recfuse.state.encoder import StateEncoder
@@ -74,13 +72,7 @@ def write_policy(root: Path, seed: int) -> Path:
 def write_scorer(root: Path, exposures: Exposures) -> Path:
     registry = Registry(scenes=tuple(Scene(name=name, tasks=TASKS) for name in ("0", "1")))
     config = ModelConfig(embedding_size=4, history_length=5, experts=2, expert_layers=(8,), tower_layers=(4,))
-    everything = np.ones(exposures.rows.num_rows, bool)
-    encoder = FeatureEncoder.fit(declared_features(exposures), exposures, everything, config.history_length)
-    item_field = [one.feature.name for one in encoder.fitted if one.offset >= 0].index("item_id")
-    torch.manual_seed(0)
-    model = MultiSceneModel(config, table_rows=encoder.table_rows, fields=encoder.fields, numeric=encoder.numeric,
-                            item_field=item_field, pair_scene=registry.pair_scene)
-    scorer = SceneScorer(model, registry, encoder, torch.ones(len(registry.pairs)))
+    scorer = SceneScorer.untrained(exposures, registry, config)
     return scorer.export(root, training={}, data_fingerprint="none", metrics={})
 
 

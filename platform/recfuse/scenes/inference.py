@@ -21,7 +21,15 @@ from recfuse.bundle import Bundle, write_bundle
 from recfuse.errors import require
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import EncodedRows, encode_rows
-from recfuse.scenes.features import NO_ITEM, Encoded, Feature, FeatureEncoder, FittedFeature, row_histories
+from recfuse.scenes.features import (
+    NO_ITEM,
+    Encoded,
+    Feature,
+    FeatureEncoder,
+    FittedFeature,
+    declared_features,
+    row_histories,
+)
 from recfuse.scenes.loss import calibrated
 from recfuse.scenes.model import ModelConfig, MultiSceneModel, SceneModel, scene_spans, with_pairs
 from recfuse.scenes.registry import Pair, Registry
@@ -113,6 +121,17 @@ class SceneScorer:
         calibration = tensors["calibration"]
         return cls(model, registry, encoder, calibration["positive_weight"], bundle.version,
                    shift=calibration.get("shift"))
+
+    @classmethod
+    def untrained(cls, exposures: Exposures, registry: Registry, config: ModelConfig, *, seed: int = 0) -> SceneScorer:
+        """A scorer with random weights, its features fitted to all rows: where only sizes matter, as in a load test."""
+        everything = np.ones(exposures.rows.num_rows, bool)
+        encoder = FeatureEncoder.fit(declared_features(exposures), exposures, everything, config.history_length)
+        item_field = [one.feature.name for one in encoder.fitted if one.offset >= 0].index("item_id")
+        torch.manual_seed(seed)
+        model = MultiSceneModel(config, table_rows=encoder.table_rows, fields=encoder.fields, numeric=encoder.numeric,
+                                item_field=item_field, pair_scene=registry.pair_scene)
+        return cls(model, registry, encoder, torch.ones(len(registry.pairs)))
 
     def export(self, root: str | Path, *, training: Mapping[str, Any], data_fingerprint: str,
                metrics: Mapping[str, Any]) -> Path:
