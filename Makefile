@@ -23,7 +23,10 @@ demo: .venv/.installed ## the main job: logs → samples → scorer → policy �
 	@$(BIN)/python -m jobs.demo --output "$(OUT)" $(if $(LOGS),--logs "$(LOGS)")
 
 serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
-	@PYTHONPATH=platform env $$($(BIN)/python -m serving.environment) $(BIN)/serve run serving/config.yaml
+	@# A Ray of its own, on loopback (see recfuse.cluster.on_loopback), unless RAY_ADDRESS names another: without an address
+	@# `serve run` takes whatever ran here last, also when it is dead.
+	@PYTHONPATH=platform RAY_ADDRESS=$${RAY_ADDRESS:-local} RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 \
+		env $$($(BIN)/python -m serving.environment) $(BIN)/serve run serving/config.yaml
 
 sweep: .venv/.installed ## discounts and λ over the demo's samples (made where absent): frontier, report; a rerun repeats no trial
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tune.sweep --config tune/config/fusion.yaml --demo "$(OUT)" $(SWEEP_ARGS)
