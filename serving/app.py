@@ -31,6 +31,7 @@ from serving.errors import Reply
 from serving.fusion import Ranking
 from serving.gateway import Gateway, UnavailableError
 from serving.logs import log_as_json
+from serving.loopback import keep_on_loopback
 from serving.meters import METERS, TAGS, LocalMeters
 from serving.replicas import FusionReplica, ScenesReplica
 
@@ -93,12 +94,18 @@ def ray_meters() -> LocalMeters:
                        lambda name, value, tags: gauges[name].set(value, {**empty, **tags}))
 
 
+def _settle() -> None:
+    """What every replica does first, in its own process."""
+    log_as_json()
+    keep_on_loopback()
+
+
 @serve.ingress()
 class Together:
     """The whole application in one process."""
 
     def __init__(self, config: ServingConfig) -> None:
-        log_as_json()
+        _settle()
         meters = ray_meters()
         self._config = config
         self._fusion, self._scenes = FusionReplica(config, meters), ScenesReplica(config, meters)
@@ -120,7 +127,7 @@ class Ingress:
     """The one HTTP door where policy and scorer are apart."""
 
     def __init__(self, config: ServingConfig, fusion: DeploymentHandle, scenes: DeploymentHandle) -> None:
-        log_as_json()
+        _settle()
         self._config = config
         self._gateway = Gateway(RemoteFusion(fusion), RemoteScenes(scenes))
 
@@ -130,13 +137,13 @@ class Ingress:
 
 class MeteredFusion(FusionReplica):
     def __init__(self, config: ServingConfig) -> None:
-        log_as_json()
+        _settle()
         super().__init__(config, ray_meters())
 
 
 class MeteredScenes(ScenesReplica):
     def __init__(self, config: ServingConfig) -> None:
-        log_as_json()
+        _settle()
         super().__init__(config, ray_meters())
 
 

@@ -131,6 +131,19 @@ def listening(process: int) -> set[str]:
     return found
 
 
+def descendants(process: int) -> dict[int, str]:
+    """Command lines of the processes that it started, and of theirs."""
+    parents, lines = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(path.name)] = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            lines[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    found = {process}
+    while new := {child for child, parent in parents.items() if parent in found} - found:
+        found |= new
+    return {child: lines[child] for child in found - {process}}
+
+
 def _hold(temporary: str, head_cpus: int, workers: int, cpus: int) -> None:
     import ray._private.utils
     from ray.cluster_utils import Cluster

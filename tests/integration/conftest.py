@@ -20,8 +20,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(ROOT, part) for part in 
 def local_ray():
     import ray
 
+    from recfuse.cluster import LOOPBACK, on_loopback
+
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-                 logging_level=logging.WARNING, object_store_memory=512 << 20)
+        with on_loopback():
+            ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=2, include_dashboard=False,
+                     log_to_driver=False, logging_level=logging.WARNING, object_store_memory=512 << 20)
     yield
     ray.shutdown()

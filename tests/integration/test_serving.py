@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from clusters import LOOPBACK_ADDRESSES, descendants, listening
 from deltalake import DeltaTable
 
 from jobs import collect, ingest, train_fusion
@@ -222,6 +224,16 @@ def test_without_a_token_only_health_answers(server: Server) -> None:
     headers = {"Authorization": "Bearer something-else"}
     assert server.client.get("/v1/models", headers=headers).status_code == 401
     assert server.client.get("/healthz", headers=headers).status_code == 200
+
+
+def test_nothing_listens_beyond_loopback(server: Server) -> None:
+    found = {}
+    for process, line in descendants(os.getpid()).items():
+        with suppress(OSError):  # it ended while we looked
+            found[f"{process} {line}"] = listening(process)
+    for what in ("raylet", "ray::ServeReplica", "ray::ProxyActor"):
+        assert any(what in line and addresses for line, addresses in found.items()), (what, found)
+    assert not {line: addresses for line, addresses in found.items() if not addresses <= LOOPBACK_ADDRESSES}
 
 
 def test_the_loop_closes(server: Server, tmp_path: Path) -> None:

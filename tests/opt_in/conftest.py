@@ -16,18 +16,23 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        mark = next((mark for mark in MARKS if item.get_closest_marker(mark)), None)
-        if Path(__file__).parent in item.path.parents and (mark is None or mark not in config.option.markexpr):
-            item.add_marker(pytest.mark.skip(reason=f"opt-in: -m {mark}"))
+    here = Path(__file__).parent
+    asked = [mark for mark in MARKS if mark in config.option.markexpr]
+    left_out = [item for item in items
+                if here in item.path.parents and not any(item.get_closest_marker(mark) for mark in asked)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             logging_level=logging.WARNING, object_store_memory=512 << 20)
+    from recfuse.cluster import LOOPBACK, on_loopback
+
+    with on_loopback():
+        ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=2, include_dashboard=False,
+                 log_to_driver=False, logging_level=logging.WARNING, object_store_memory=512 << 20)
     yield
     ray.shutdown()
 

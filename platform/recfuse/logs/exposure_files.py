@@ -104,7 +104,7 @@ def _keys(raw: pa.Table) -> tuple[pa.Table, np.ndarray]:
         require(fits, f"rows.{name}", str(given), str(kind))
         try:
             column = raw[name].cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        except pa.ArrowException:
             raise InvalidFieldError(f"rows.{name}", str(given), str(kind)) from None
         missing = pc.is_null(column).to_numpy()
         reasons[(reasons == "") & missing] = f"{name} is null"

@@ -330,16 +330,20 @@ def test_more_than_the_limit_at_a_time_is_refused_at_once(
 ) -> None:
     narrow = start(max_concurrent=2)
 
-    async def slow(*_: Any) -> None:
-        await asyncio.sleep(0.2)
-
-    monkeypatch.setattr(narrow.log, "append", slow)
-
     async def send() -> list[httpx.Response]:
+        written = asyncio.Event()
+
+        async def append(*_: Any) -> None:
+            await written.wait()
+
+        monkeypatch.setattr(narrow.log, "append", append)
         transport = httpx.ASGITransport(app=narrow.api)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            posts = [client.post(FUSION, json=FUSION_BODY) for _ in range(5)]
-            return await asyncio.gather(*posts, client.get("/healthz"))
+            finished = asyncio.as_completed([client.post(FUSION, json=FUSION_BODY) for _ in range(5)], timeout=30)
+            refused = [await next(finished) for _ in range(3)]
+            health = await client.get("/healthz")
+            written.set()
+            return [*refused, *[await answer for answer in finished], health]
 
     *answers, health = asyncio.run(send())
     assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503]

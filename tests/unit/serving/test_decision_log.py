@@ -33,9 +33,9 @@ def event(request_id: str, ts: float, event_id: str = "e", session_end: bool = F
     return {"request_id": request_id, "ts": ts, "event_id": event_id, "feedback": feedback, "session_end": session_end}
 
 
-def write(directory: Path, *rows: tuple[str, dict[str, Any]], **options: Any) -> None:
+def write(directory: Path, *rows: tuple[str, dict[str, Any]]) -> None:
     async def append() -> None:
-        log = DecisionLog(directory, **options)
+        log = DecisionLog(directory)
         await asyncio.gather(*[log.append(kind, row) for kind, row in rows])
         log.close()
 
@@ -47,7 +47,14 @@ def move(directory: Path, output: Path, vocabulary: Vocabulary, now: float = 1e6
 
 
 def test_many_requests_share_writes_and_none_is_lost(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    write(tmp_path, *[(DECISION, decision(f"r{i}", float(i))) for i in range(2_000)], segment_bytes=50_000)
+    async def append() -> None:
+        log = DecisionLog(tmp_path, segment_bytes=50_000)
+        for start in range(0, 2_000, 100):  # a hundred at a time: a segment takes one of these and not two
+            await asyncio.gather(*[log.append(DECISION, decision(f"r{i}", float(i)))
+                                   for i in range(start, start + 100)])
+        log.close()
+
+    asyncio.run(append())
     assert len(list(tmp_path.glob("*.jsonl"))) > 1
     account = move(tmp_path, tmp_path / "out", vocabulary)
     assert (account.written, account.torn) == (2_000, 0)
