@@ -424,7 +424,7 @@ def _users(world: World, simulation: Path, who: Who) -> NDArray[np.bool_] | None
 
 def _arm(text: str, simulation: Path, world: World) -> Arm:
     if text in ("logged", "logged_mean"):
-        return Arm(text, _logged(simulation, world), explore=text == "logged")
+        return Arm(text, logged_policy(simulation, world), explore=text == "logged")
     name, _, path = text.rpartition("=")
     if _WEIGHTS.fullmatch(path):
         return Arm(name or path, _fixed(path, world))
@@ -445,7 +445,8 @@ def _fixed(text: str, world: World) -> FixedGaussian:
     return FixedGaussian([given.get(name, 0.0) for name in parameters], 1.0)
 
 
-def _logged(simulation: Path, world: World) -> FixedGaussian:
+def logged_policy(simulation: Path, world: World) -> FixedGaussian:
+    """The policy that a simulation's logs were made by; `simulation`: output of the job."""
     declared = json.loads((simulation / SIMULATION_METRICS).read_text())["behaviour_policy"]
     return behaviour_policy(declared["mu"], declared["sigma"], world.vocabulary.fusion_parameters)
 
@@ -457,7 +458,7 @@ def cem_bundle(world: World, simulation: Path, config: CemConfig, output: Path) 
     saved = json.loads((output / CEM_FILE).read_text()) if (output / CEM_FILE).is_file() else {}
     if saved.get("identity") == identity and (output / saved["bundle"]).is_dir():
         return output / str(saved["bundle"])
-    found = search(world, _logged(simulation, world), config)
+    found = search(world, logged_policy(simulation, world), config)
     bundle = export_policy(output, FixedGaussian(found.vector, config.sigma), world.vocabulary,
                            training=identity, data_fingerprint=run,
                            metrics={"elite_score": [entry.elite_score for entry in found.history]})
