@@ -76,7 +76,8 @@ def main(config: BenchmarkConfig) -> None:
         items = write_models(work / "models")
         (work / "load.lua").write_text(SCRIPT)
         with contextlib.ExitStack() as stack:
-            urls = {side: stack.enter_context(started(side, work, config)) for side in config.sides}
+            urls = {side: stack.enter_context(started(side, work, fast=config.settings == "fast", layout=config.layout))
+                    for side in config.sides}
             print(f"{'endpoint':10}{'items':>6}{'conns':>6}  " + "".join(
                 f"{side:>10} req/s   p50   p95   p99 ms" for side in config.sides) + "     a/b")
             for endpoint in config.endpoints:
@@ -127,17 +128,32 @@ def wrk(url: str, endpoint: str, body: Path, connections: int, seconds: float, w
 
 
 @contextlib.contextmanager
-def started(side: str, work: Path, config: BenchmarkConfig) -> Iterator[str]:
-    """A side in a process of its own, until the block ends."""
+def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **options: Any) -> Iterator[str]:
+    """A side in a process of its own, until the block ends; yields its URL.
+
+    Args:
+        side: serve, bare or bare_log.
+        work: a directory with `models` in it.
+        fast: with the settings of `make serve`.
+        room: requests that a replica has at a time: so many that none is refused.
+        options: of `ServingConfig`.
+    """
     import httpx
 
     from serving.environment import settings
     from serving.local import free_port
 
-    port = free_port()
-    more = settings() if side == "serve" and config.settings == "fast" else {}
+    port, more = free_port(), {}
+    if side == "serve" and fast:
+        # HAProxy's ports and files are fixed: others, so that `make serve` may run beside it.
+        own = {"STATS_PORT": free_port(), "METRICS_PORT": free_port(), "CONFIG_FILE_LOC": work / "haproxy/haproxy.cfg",
+               "SOCKET_PATH": work / "haproxy/admin.sock", "SERVER_STATE_BASE": work / "haproxy",
+               "SERVER_STATE_FILE": work / "haproxy/server-state"}
+        more = {**settings(), "RECFUSE_ROOM": str(room),
+                **{f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in own.items()}}
+    options = {"models": str(work / "models"), "decision_log": str(work / side), "max_concurrent": room, **options}
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.serving", "--child", side, str(work), str(port), config.layout],
+        [sys.executable, "-m", "benchmarks.serving", "--child", side, str(port), json.dumps(options)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}/platform", **more},
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stdin is not None
@@ -157,19 +173,20 @@ def started(side: str, work: Path, config: BenchmarkConfig) -> Iterator[str]:
         process.wait(60)
 
 
-def child(side: str, work: Path, port: int, layout: str) -> None:
+def child(side: str, port: int, options: dict[str, Any]) -> None:
     """Serves until the standard input ends, with the parent or before it."""
     from serving.config import ServingConfig
 
-    config = ServingConfig(models=str(work / "models"), decision_log=str(work / side),
-                           max_concurrent=1_000, layout=layout)  # type: ignore[arg-type]
+    config = ServingConfig(**options)
     if side == "serve":
         import ray
 
+        from recfuse.cluster import LOOPBACK, on_loopback
         from serving.local import running
 
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-                 object_store_memory=256 << 20)
+        with on_loopback():
+            ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=2, include_dashboard=False,
+                     log_to_driver=False, object_store_memory=256 << 20)
         with running(config, port):
             sys.stdin.read()
     else:
@@ -263,6 +280,6 @@ def write_models(models: Path) -> np.ndarray:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+        child(sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))
     else:
         main(tyro.cli(BenchmarkConfig, description=__doc__))

