@@ -1,6 +1,7 @@
 # The image of every pod: jobs, learners, replicas.   docker build --tag recfuse:0.1.0 .
 # A GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128
-ARG PYTHON=3.11.14-slim-bookworm
+# The digest is that of the index over all architectures, as public repositories pin it; the tag says what it is.
+ARG PYTHON=3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu

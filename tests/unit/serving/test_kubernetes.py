@@ -154,7 +154,7 @@ def test_the_image_is_pinned_and_runs_as_nobody_without_build_tools():
     stages = [number for number, line in enumerate(lines) if line.startswith("FROM ")]
     assert len(stages) == 2
     last = "\n".join(lines[stages[-1]:])
-    assert re.search(r"^ARG PYTHON=\d+\.\d+\.\d+-slim-\w+$", "\n".join(lines), re.M)
+    assert re.search(r"^ARG PYTHON=\d+\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}$", "\n".join(lines), re.M)
     assert "pip install" not in last.replace("pip uninstall", "")
     assert "apt-get" not in last
     assert re.search(r"^USER 10001:10001$", last, re.M)
