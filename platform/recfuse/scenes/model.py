@@ -91,6 +91,42 @@ def _sum_precision(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+class FoldedFields(nn.Module):
+    """A linear layer on the embeddings of fields with few categories: once per category and batch, not once per row.
+
+    A row's sum over fields of W_f e_f equals one row of zeros and ones times the stacked products E_f W_f. For a field
+    of v categories and embeddings of width w a pass forward and back then costs 2 v instead of 3 w products a row and
+    output, so fields with 2 v < 3 w are folded. Same function, other order of rounding.
+
+    Args:
+        rows: (first row of the embedding table, rows) of every field.
+        width: of embeddings.
+        unfolded: fields that stay, whatever their size.
+    """
+
+    def __init__(self, rows: Sequence[tuple[int, int]], width: int, unfolded: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.fields = [i for i, (_, size) in enumerate(rows) if 2 * size < 3 * width and i not in unfolded]
+        self.others = [i for i in range(len(rows)) if i not in self.fields]
+        self.sizes = [rows[i][1] for i in self.fields]
+        sizes, firsts = torch.tensor(self.sizes), torch.tensor([rows[i][0] for i in self.fields])
+        self.shift = nn.Buffer(firsts - sizes.cumsum(0) + sizes, persistent=False)
+        self.table_rows = nn.Buffer(
+            torch.arange(sum(self.sizes)) + torch.repeat_interleave(self.shift, sizes), persistent=False)
+
+    def forward(self, ids: Tensor, embedded: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What to multiply: zeros and ones [B, S], and the products of the S categories [S, out].
+
+        Args:
+            ids: [B, folded fields]; embedded: [S, width], of `table_rows`; weights: [out, width] of each folded field.
+        """
+        chosen = embedded.new_zeros(len(ids), len(self.table_rows)).scatter_(1, ids.long() - self.shift, 1.0)
+        with torch.autocast(ids.device.type, enabled=False):  # too small to gain by bfloat16
+            products = torch.cat([part @ weight.T for part, weight in zip(
+                embedded.to(weights[0].dtype).split(self.sizes), weights, strict=True)])
+        return chosen, products.to(embedded.dtype)
+
+
 class StackedLinear(nn.Module):
     """`count` linear layers side by side: [count, B, in] → [count, B, out] in one batched matmul."""
 
@@ -118,19 +154,21 @@ class SceneModel(nn.Module, ABC):
         item_field: which of the ids is the item's own; its product with the pooled history is an input.
         pair_scene: scene index of every pair, ascending.
         pair_task: task index of every pair; absent, every pair is a task of its own.
+        field_rows: (first row, rows) of every field in the embedding table; given, training may use it to be faster.
         prior_logits: [T] where the pairs start; absent, near 0. A rare task that starts at its base rate does not
             spend the first steps pushing every embedding towards "no".
     """
 
     def __init__(self, config: ModelConfig, *, table_rows: int, fields: int, numeric: int, item_field: int,
                  pair_scene: Sequence[int], pair_task: Sequence[int] | None = None,
-                 prior_logits: Tensor | None = None) -> None:
+                 field_rows: Sequence[tuple[int, int]] = (), prior_logits: Tensor | None = None) -> None:
         super().__init__()
         require(list(pair_scene) == sorted(pair_scene), "pair_scene", list(pair_scene), "scenes in ascending order")
         self.config = config
         self.pair_scene = tuple(pair_scene)
         self.pair_task = tuple(range(len(self.pair_scene)) if pair_task is None else pair_task)
         self.fields, self.numeric, self.item_field = fields, numeric, item_field
+        self.field_rows = tuple(field_rows)
         self.spans = scene_spans(self.pair_scene)
         width = config.embedding_size
         self.embedding = nn.Parameter(torch.randn(table_rows, width) * 0.05)
@@ -168,16 +206,22 @@ class SceneModel(nn.Module, ABC):
         # Rows are grouped by scene while they are still integers, which is the cheapest moment to move them.
         order = torch.argsort(scene, stable=True)
         bounds = torch.bincount(scene, minlength=len(self.spans)).cumsum(0).tolist()
-        x = self.features(ids[order], numbers[order], history[order])
-        logits = self._grouped_logits(x, bounds)
+        logits = self._grouped_logits(self.encoded(ids[order], numbers[order], history[order]), bounds)
         return torch.empty_like(logits).index_copy(0, order, logits)
+
+    def encoded(self, ids: Tensor, numbers: Tensor, history: Tensor) -> tuple[Tensor, ...]:
+        """`shared` of the rows' features."""
+        return self.shared(self.features(ids, numbers, history))
 
     def features(self, ids: Tensor, numbers: Tensor, history: Tensor) -> Tensor:
         """x [B, input_size]: embeddings, numbers, the pooled history and its product with the item's embedding."""
         embedded = self.lookup(ids)
+        return self._joined(embedded, embedded[:, self.item_field], numbers, history)
+
+    def _joined(self, embedded: Tensor, item: Tensor, numbers: Tensor, history: Tensor) -> Tensor:
+        """Embeddings [B, F, width], numbers and what the history says of the item [B, width], side by side."""
         parts = [embedded.flatten(1), numbers.to(embedded.dtype)]
         if self.config.history_length:
-            item = embedded[:, self.item_field]
             pooled = self._pooled(history, item)
             parts += [pooled, pooled * item]
         return torch.cat(parts, dim=1)
@@ -207,11 +251,11 @@ class SceneModel(nn.Module, ABC):
             return watched.mean(0).expand(len(item), -1)
         return torch.mm(torch.mm(self.query(item), watched.T).softmax(-1), watched)
 
-    def _grouped_logits(self, x: Tensor, bounds: list[int]) -> Tensor:
+    def _grouped_logits(self, shared: tuple[Tensor, ...], bounds: list[int]) -> Tensor:
         """Logits [B, T] of rows grouped by scene; scene s ends at bounds[s]."""
         sizes = [end - start for start, end in pairwise([0, *bounds])]
         # Split, not sliced: the gradient of every slice would be a tensor of zeros as large as the whole.
-        parts = zip(*(part.split(sizes) for part in self.shared(x)), strict=True)
+        parts = zip(*(part.split(sizes) for part in shared), strict=True)
         return torch.cat([self._padded_logits(own, scene, pairs)
                           for scene, (pairs, own) in enumerate(zip(self.spans, parts, strict=True))])
 
@@ -232,6 +276,9 @@ class MultiSceneModel(SceneModel):
         self.first = nn.Linear(self.input_size, shared + pairs * config.experts)
         self.experts = stack(config.experts, config.expert_layers)
         self.towers = stack(pairs, (config.expert_layers[-1], *config.tower_layers, 1))
+        # The item's own field stays: its embedding is multiplied with the history.
+        folded = FoldedFields(self.field_rows, config.embedding_size, (self.item_field,)) if self.field_rows else None
+        self.folded = folded if folded and folded.fields else None
 
     def start_at(self, prior_logits: Tensor) -> None:
         with torch.no_grad():
@@ -239,9 +286,33 @@ class MultiSceneModel(SceneModel):
 
     def shared(self, x: Tensor) -> tuple[Tensor, ...]:
         """Experts e [B, K, H] and gate logits [B, T, K], from one matmul."""
+        return self._behind_first(self.first(x))
+
+    def encoded(self, ids: Tensor, numbers: Tensor, history: Tensor) -> tuple[Tensor, ...]:
+        if self.folded is None or not self.training:  # what serves is computed in one way only
+            return super().encoded(ids, numbers, history)
+        return self._behind_first(self._folded_first(self.folded, ids, numbers, history))
+
+    def _folded_first(self, folded: FoldedFields, ids: Tensor, numbers: Tensor, history: Tensor) -> Tensor:
+        """The first layer [B, outputs], small fields folded; equals `first(features(…))` up to rounding."""
+        rows, width = len(ids), self.config.embedding_size
+        # One lookup for both: each has a gradient as large as the table.
+        large = ids[:, folded.others]
+        wanted = torch.cat([large.flatten(), folded.table_rows.to(ids.dtype)])
+        embedded, categories = self.lookup(wanted).split((large.numel(), len(folded.table_rows)))
+        embedded = embedded.view(rows, len(folded.others), width)
+        x = self._joined(embedded, embedded[:, folded.others.index(self.item_field)], numbers, history)
+        # Columns of one field each, and those behind the fields; split, because slices have large gradients.
+        *fields, rest = self.first.weight.split([width] * self.fields + [self.input_size - self.fields * width], 1)
+        chosen, products = folded(ids[:, folded.fields], categories, [fields[i] for i in folded.fields])
+        weight = torch.cat([*(fields[i] for i in folded.others), rest], 1)
+        return torch.addmm(F.linear(x, weight, self.first.bias), chosen, products)
+
+    def _behind_first(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """Experts e [B, K, H] and gate logits [B, T, K] from the first layer [B, outputs]."""
         count, width = self.config.experts, self.config.expert_layers[0]
         pairs = len(self.pair_scene)
-        hidden, gates = self.first(x).split((count * width, pairs * count), 1)
+        hidden, gates = outputs.split((count * width, pairs * count), 1)
         return self._deeper(hidden.view(-1, count, width)), gates.view(-1, pairs, count)
 
     def _deeper(self, hidden: Tensor) -> Tensor:

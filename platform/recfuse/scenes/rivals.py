@@ -203,11 +203,12 @@ _CLASSES: dict[str, type[SceneModel]] = {
 
 
 def build_model(config: ModelConfig, *, table_rows: int, fields: int, numeric: int, item_field: int,
-                pair_scene: Sequence[int], pair_task: Sequence[int], prior_logits: Tensor | None = None) -> SceneModel:
+                pair_scene: Sequence[int], pair_task: Sequence[int], field_rows: Sequence[tuple[int, int]] = (),
+                prior_logits: Tensor | None = None) -> SceneModel:
     """The network of `config.architecture`; arguments as of SceneModel."""
     return _CLASSES[config.architecture](
         config, table_rows=table_rows, fields=fields, numeric=numeric, item_field=item_field, pair_scene=pair_scene,
-        pair_task=pair_task, prior_logits=prior_logits)
+        pair_task=pair_task, field_rows=field_rows, prior_logits=prior_logits)
 
 
 def _mlp(widths: Sequence[int]) -> nn.Sequential:

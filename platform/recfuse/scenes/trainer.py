@@ -210,11 +210,12 @@ def train(problem: Problem, storage: str | Path, name: str = "scenes") -> SceneS
 def untrained(problem: Problem) -> SceneModel:
     """The network that training starts with: from the problem's seed, or the one it goes on from."""
     torch.manual_seed(problem.training.seed)
-    ids = [one.feature for one in problem.encoder.fitted if one.offset >= 0]
-    item = next((i for i, feature in enumerate(ids) if feature.source == "item" and feature.name == "item_id"), 0)
+    ids = [one for one in problem.encoder.fitted if one.offset >= 0]
+    item = next((i for i, one in enumerate(ids) if one is problem.encoder.item_feature), 0)
     model = build_model(problem.model, table_rows=problem.encoder.table_rows, fields=problem.encoder.fields,
                         numeric=problem.encoder.numeric, item_field=item, pair_scene=problem.registry.pair_scene,
-                        pair_task=problem.registry.pair_task, prior_logits=problem.prior_logits)
+                        pair_task=problem.registry.pair_task, field_rows=[(one.offset, one.size) for one in ids],
+                        prior_logits=problem.prior_logits)
     if problem.start:
         model.load_state_dict(problem.start.parameters())
     return model

@@ -63,6 +63,39 @@ def test_logits_follow_the_formula() -> None:
                 assert logits[row, pair] == 0
 
 
+@pytest.mark.parametrize("history", [0, 4])
+@pytest.mark.parametrize("dense", [None, torch.bfloat16])
+def test_folding_small_fields_changes_neither_logits_nor_gradients(history: int, dense: torch.dtype | None) -> None:
+    """Fields of 4, 4, 30 and 2 categories, embeddings of 3: the item's own, the second, must stay unfolded."""
+    rows = [(1, 4), (5, 4), (9, 30), (39, 2)]
+
+    def built(field_rows: list[tuple[int, int]]) -> MultiSceneModel:
+        torch.manual_seed(7)
+        config = ModelConfig(embedding_size=3, history_length=history, experts=4, expert_layers=(7, 5))
+        return MultiSceneModel(config, table_rows=41, fields=4, numeric=2, item_field=1, pair_scene=PAIR_SCENE,
+                               field_rows=field_rows)
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.stack([torch.randint(first, first + size, (50,), generator=generator, dtype=torch.int32)
+                       for first, size in rows], 1)
+    inputs = (ids, torch.randn(50, 2, generator=generator),
+              torch.randint(0, 9, (50, history), generator=generator, dtype=torch.int32), batch(2, 50)[3])
+    folded, plain = built(rows), built([])
+    assert folded.folded.fields == [0, 3]
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+    for model in (folded, plain):
+        with torch.autocast("cpu", dtype=dense or torch.bfloat16, enabled=dense is not None):
+            model.logits = model(*inputs)
+        (model.logits * torch.arange(6.0)).sin().sum().backward()
+    close = {"rtol": 1e-4, "atol": 1e-6} if dense is None else {"rtol": .05, "atol": .03}
+    torch.testing.assert_close(folded.logits, plain.logits, **close)
+    for one, other in zip(folded.parameters(), plain.parameters(), strict=True):
+        if dense is not None:
+            close = {"rtol": .1, "atol": .1 * float(other.grad.abs().max())}
+        torch.testing.assert_close(one.grad, other.grad, **close)
+    assert torch.equal(folded.eval()(*inputs), plain.eval()(*inputs))
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 2))
 def test_s1_other_scenes_get_exactly_no_gradient(seed: int, scene: int) -> None:
