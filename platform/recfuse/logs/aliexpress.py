@@ -1,11 +1,14 @@
-"""Reads AliExpress search logs (Li et al., ICDE 2020) in the layout in which multi-task libraries publish them.
+"""Reads AliExpress search logs (Li et al., CIKM 2020; tianchi.aliyun.com/dataset/74690) as MTReclib prepares them.
 
-One directory a country (`AliExpress_NL`, `AliExpress_ES`, …), each with `train.csv` and `test.csv`: a search id,
-`categorical_*` and `numerical_*` columns, `click` and `conversion`. A country is a scene; a search stands for its user,
-so that GAUC is within searches. There are no item ids, no times and no history.
+The layout is that of easezyc/Multitask-Recommendation-Library, `data/preprocess.py` and `datasets/aliexpress.py`
+(ee2427f): one directory a country (`AliExpress_NL`, `_ES`, `_FR`, `_US`), each with `train.csv` and `test.csv`, and in
+these `search_id`, `categorical_1` to `_16` (integers), `numerical_1` to `_63`, `click`, `conversion`. A country is a
+scene; a search stands for its user, so that GAUC is within searches. Searches are numbered anew in every file, so a
+user is a search of a file. There are no item ids, no times and no history.
 
-The files give two parts. Training is split once more, by a hash of the search, so that models are selected on rows that
-neither train nor test: day 1 trains, day 2 validates, day 3 tests.
+The files give two parts, and MTReclib stops at the epoch that is best on test. Here training is split once more, by a
+hash of the search, so that models are selected on rows that neither train nor test: day 1 trains, day 2 validates,
+day 3 tests.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ def read_exposures(path: str | Path, orphan: Orphan = "quarantine") -> Exposures
     countries = sorted(entry for entry in directory.glob(f"{_PREFIX}*") if entry.is_dir())
     require(bool(countries), "logs", str(directory), f"a directory with {_PREFIX}NL and the like")
     parts = [_part(country, name) for country in countries for name in ("train", "test")]
+    # Every file's searches follow those of the files before it.
+    counts = np.cumsum([0, *(part["user_id"].to_numpy().max() + 1 for part in parts)])
+    parts = [part.set_column(0, "user_id", pa.array(part["user_id"].to_numpy() + first))
+             for part, first in zip(parts, counts[:-1], strict=True)]
     table = pa.concat_tables(parts, promote_options="default").combine_chunks()
     users = pa.table({"user_id": np.unique(table["user_id"].to_numpy())})
     return order_exposures(dict(zip(table.column_names, table.columns, strict=True)), users,
@@ -50,21 +57,24 @@ def feature_columns(rows: pa.Table) -> tuple[list[str], list[str]]:
 def _part(country: Path, name: str) -> pa.Table:
     file = country / f"{name}.csv"
     require(file.is_file(), "logs", str(file), "a CSV file")
-    try:
-        raw = pyarrow.csv.read_csv(file)
-    except pa.ArrowInvalid as error:
-        raise InvalidFieldError(f"{country.name}/{file.name}", str(error), "a readable CSV file") from None
     where = f"{country.name}/{file.name}"
+    with file.open() as lines:
+        header = next(lines, "").strip().split(",")
+    # Some numbers are 0 for long stretches: what they are must not be guessed from the first block.
+    numbers = {name: pa.float32() for name in header if name.startswith("numerical_")}
+    try:
+        raw = pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(column_types=numbers))
+    except pa.ArrowInvalid as error:
+        raise InvalidFieldError(where, str(error), "a readable CSV file") from None
     require(raw.num_rows > 0, where, 0, "at least one row")
-    search = "search_id" if "search_id" in raw.column_names else raw.column_names[0]
-    for column in ("click", "conversion"):
+    for column in ("search_id", "click", "conversion"):
         require(column in raw.column_names, f"{where}: column {column}", raw.column_names, f"a column {column}")
     categorical, numerical = feature_columns(raw)
     require(bool(categorical), f"{where}: columns", raw.column_names, "columns categorical_1 and so on")
-    for column in (search, *categorical):
+    for column in ("search_id", *categorical):
         kind = raw[column].type
         require(pa.types.is_integer(kind), f"{where}: column {column}", str(kind), "integers")
-    user = raw[search].to_numpy().astype(np.int64)
+    user = np.unique(raw["search_id"].to_numpy(), return_inverse=True)[1].reshape(-1).astype(np.int64)
     day = training_day(user) if name == "train" else np.full(len(user), TEST)
     return pa.table({
         "user_id": user, "item_id": np.zeros(len(user), np.int64),
@@ -73,7 +83,7 @@ def _part(country: Path, name: str) -> pa.Table:
         "day": day.astype(np.int32), "hour": np.zeros(len(user), np.int8),
         "click": raw["click"].cast(pa.float64()), "order": raw["conversion"].cast(pa.float64()),
         **{column: raw[column] for column in categorical},
-        **{column: raw[column].cast(pa.float32()) for column in numerical}})
+        **{column: raw[column] for column in numerical}})
 
 
 def training_day(user: np.ndarray) -> np.ndarray:

@@ -36,17 +36,30 @@ def many(rows: int, seed: int) -> list[str]:
 
 
 def test_columns_days_and_orphans(tmp_path: Path) -> None:
-    write(tmp_path, "NL", [f"{BIG},3,4,0.5,1,1", "12,3,4,0.1,0,1", "13,9,9,0.2,0,0"], ["14,1,1,0.0,1,0"])
-    write(tmp_path, "ES", ["13,3,4,0.5,0,0"], ["15,2,2,0.3,0,0"])
+    """Searches are exact beyond 2⁵³, and one of another file is another search."""
+    write(tmp_path, "NL", [f"{BIG},3,4,0.5,1,1", "12,3,4,0.1,0,1", f"{BIG - 1},9,9,0.2,0,0"], ["12,1,1,0.0,1,0"])
+    write(tmp_path, "ES", [f"{BIG},3,4,0.5,0,0"], ["12,2,2,0.3,0,0"])
     exposures = read_exposures(tmp_path)
     assert sorted(exposures.rows["scene"].to_pylist()) == ["ES", "ES", "NL", "NL", "NL"]
-    assert BIG in exposures.column("user_id").tolist()
+    assert len(set(exposures.column("user_id").tolist())) == 5
     assert feature_columns(exposures.rows) == (["categorical_1", "categorical_2"], ["numerical_1"])
     assert exposures.account.quarantined == {"order without its click": 1}
-    days = dict(zip(exposures.column("user_id").tolist(), exposures.column("day").tolist(), strict=True))
-    assert days[14] == days[15] == TEST
-    assert days[BIG] in (TRAINING, VALIDATION)
+    days = sorted(zip(exposures.rows["scene"].to_pylist(), exposures.column("day").tolist(), strict=True))
+    assert [(scene, day == TEST) for scene, day in days] == [
+        ("ES", False), ("ES", True), ("NL", False), ("NL", False), ("NL", True)]
     assert read_exposures(tmp_path, "repair").account.kept == 6
+
+
+def test_the_published_header_and_numbers_that_look_like_integers_first(tmp_path: Path) -> None:
+    """16 categories and 63 numbers; `numerical_58` is 0 in all of the first block that Arrow guesses types from."""
+    names = [*(f"categorical_{i}" for i in range(1, 17)), *(f"numerical_{i}" for i in range(1, 64))]
+    header = ",".join(["search_id", *names, "click", "conversion"])
+    zeros = ",".join(["3", *["8"] * 16, *["0"] * 63, "0", "0"])
+    last = ",".join(["4", *["8"] * 16, *["0.25"] * 63, "1", "0"])
+    write(tmp_path, "NL", [zeros] * 8_000 + [last], [last], header)
+    rows = read_exposures(tmp_path).rows
+    assert tuple(map(len, feature_columns(rows))) == (16, 63)
+    assert rows["numerical_58"].to_numpy().sum() == .5
 
 
 def test_a_search_is_in_one_part_and_a_tenth_validates(tmp_path: Path) -> None:
@@ -74,6 +87,7 @@ def test_the_published_protocol_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("header", "line", "message"), [
     (HEADER.replace("click,", ""), "1,2,3,0.1,0", r"AliExpress_NL/train.csv: column click: got .*a column click"),
+    (HEADER.replace("search_id", "search"), "1,2,3,0.1,0,0", r"column search_id: got .*a column search_id"),
     (HEADER, "1,x,3,0.1,0,0", r"AliExpress_NL/train.csv: column categorical_1: got 'string'; allowed: integers"),
     (HEADER, "1.5,2,3,0.1,0,0", r"column search_id: got 'double'; allowed: integers"),
     (HEADER.replace("categorical", "c"), "1,2,3,0.1,0,0", r"AliExpress_NL/train.csv: columns: got .*categorical_1"),
