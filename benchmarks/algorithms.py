@@ -20,16 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from benchmarks.seeds import repeat
 from recfuse.bundle import read_bundle
-from recfuse.cluster import cluster
 from recfuse.console import start, table
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian
@@ -93,15 +91,7 @@ class AlgorithmsConfig:
 
 def main(config: AlgorithmsConfig) -> np.ndarray:
     """Runs the repetitions, prints the table; returns effects [seeds, algorithms, behaviours]."""
-    effects = []
-    with cluster():
-        for seed in range(config.first_seed, config.first_seed + config.seeds):
-            begin = time.monotonic()
-            effects.append(once(config, seed))
-            show(config, np.stack(effects))
-            print(f"seed {seed}: {time.monotonic() - begin:.0f} s", flush=True)
-    print(f"{os.cpu_count()} cores; {config}")
-    return np.stack(effects)
+    return np.stack(repeat(config, once, lambda _, effects: show(config, np.stack(effects))))
 
 
 def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:

@@ -27,7 +27,14 @@ from recfuse.console import Progress, start, table
 from recfuse.density import gaussian_log_density
 from recfuse.evaluation.fitted_q import ActionMoments, LinearCritics, Transitions, fit_critics
 from recfuse.evaluation.intervals import ratio_of_sums
-from recfuse.evaluation.ope import OffPolicyEstimate, direct_method, doubly_robust, importance_sampling, ncis
+from recfuse.evaluation.ope import (
+    EstimateOptions,
+    OffPolicyEstimate,
+    direct_method,
+    doubly_robust,
+    importance_sampling,
+    ncis,
+)
 from recfuse.evaluation.sequential import (
     Sessions,
     fitted_q_estimate,
@@ -143,23 +150,23 @@ def estimates(rows: Requests, policy: FixedGaussian,
               critics: list[LinearCritics]) -> Iterator[tuple[int, OffPolicyEstimate]]:
     """(requests that it speaks of, estimate) of every estimator."""
     target, behaviour = gaussian_log_density(rows.action, policy.mu, policy.sigma), rows.action_logp
-    feedback, draws = rows.feedback[:, COLUMNS], dict(draws=400)
+    feedback, options = rows.feedback[:, COLUMNS], EstimateOptions(draws=400)
     first = rows.request == 0
     one = (target[first], behaviour[first], feedback[first], 20.0, rows.person[first])
     moments = moments_of(policy)
     critic = (critics[0].predict(rows.state[first], rows.action[first]), critics[0].expect(rows.state[first], moments))
-    yield 1, importance_sampling(*one, **draws)
-    yield 1, ncis(*one, **draws)
-    yield 1, doubly_robust(*one, *critic, **draws)
-    yield 1, doubly_robust(*one, *critic, normalise=True, **draws)
+    yield 1, importance_sampling(*one, options)
+    yield 1, ncis(*one, options)
+    yield 1, doubly_robust(*one, *critic, options)
+    yield 1, doubly_robust(*one, *critic, options, normalise=True)
     sessions = Sessions.of(target, behaviour, feedback, 1.0, 20.0, rows.person, rows.person)
     whole = (critics[1].predict(rows.state, rows.action), critics[1].expect(rows.state, moments))
     for normalise in (False, True):
-        options = dict(normalise=normalise, horizon=HORIZON, draws=400)
-        yield HORIZON, trajectory_importance_sampling(sessions, **options)
-        yield HORIZON, per_decision(sessions, **options)
-        yield 60, sequential_doubly_robust(sessions, *whole, **options)
-    yield 60, fitted_q_estimate(sessions, whole[1], draws=400)
+        how = dict(normalise=normalise, horizon=HORIZON)
+        yield HORIZON, trajectory_importance_sampling(sessions, options, **how)
+        yield HORIZON, per_decision(sessions, options, **how)
+        yield 60, sequential_doubly_robust(sessions, *whole, options, **how)
+    yield 60, fitted_q_estimate(sessions, whole[1], options)
 
 
 def open_bandit(directory: Path) -> tuple[tuple[float, float, float], list[OffPolicyEstimate]]:

@@ -11,13 +11,12 @@ what a learned policy gains beyond it is what it has learned.
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from recfuse.cluster import cluster
+from benchmarks.seeds import repeat
 from recfuse.console import start, table
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
@@ -52,13 +51,7 @@ class PoliciesConfig:
 
 def main(config: PoliciesConfig) -> list[AbResult]:
     """Runs the repetitions and prints the table."""
-    results = []
-    with cluster():
-        for seed in range(config.first_seed, config.first_seed + config.seeds):
-            results.append(once(config, seed))
-            show(f"after seed {seed}", results)
-    print(f"{os.cpu_count()} cores; {config}")
-    return results
+    return repeat(config, once, show)
 
 
 def once(config: PoliciesConfig, seed: int) -> AbResult:

@@ -11,13 +11,12 @@ difference per user to the logged policy.
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.policies import show
+from benchmarks.seeds import repeat
 from recfuse.bundle import read_bundle
-from recfuse.cluster import cluster
 from recfuse.console import start
 from recfuse.errors import require
 from recfuse.fusion.inference import FusionActor
@@ -60,14 +59,9 @@ class RoundsConfig:
 
 def main(config: RoundsConfig) -> list[AbResult]:
     """Runs the repetitions and prints the table."""
-    results = []
-    with cluster():
-        for seed in range(config.first_seed, config.first_seed + config.seeds):
-            results.append(once(config, seed))
-            show(f"after seed {seed}", results)
+    results = repeat(config, once, show)
     print(f"simulated lives: {config.persons * (config.rounds + 1):,} logged in all rounds, "
           f"{lives(CemConfig()):,} searched by cem, {lives(same_budget(config)):,} by cem_same")
-    print(f"{os.cpu_count()} cores; {config}")
     return results
 
 

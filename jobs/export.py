@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from recfuse.bundle import newest_bundle
 from recfuse.bundle.pointer import Pointer
 from recfuse.console import start, table
-from recfuse.simulation.simulate import load_exposures
+from recfuse.simulation.sources import read_source
 from recfuse.simulation.world import World
 from recfuse.state.store import UserState
 from serving.publish import publish, user_states
@@ -42,7 +42,7 @@ def main(config: ExportConfig) -> Pointer:
     make: dict[Part, Callable[[], Any]] = {
         "fusion": lambda: newest_bundle(config.fusion, "fusion"),
         "scenes": lambda: newest_bundle(config.scenes, "scenes"),
-        "catalogue": lambda: load_exposures(config.logs).items,
+        "catalogue": lambda: read_source(config.logs).exposures.items,
         "users": lambda: known_users(config),
     }
     pointer = publish(config.models, **{part: make[part]() for part in config.parts})
@@ -53,7 +53,7 @@ def main(config: ExportConfig) -> Pointer:
 
 def known_users(config: ExportConfig) -> dict[str, UserState]:
     """What is known of users before their first request."""
-    exposures = load_exposures(config.logs)
+    exposures = read_source(config.logs).exposures
     world = World.load(config.world) if config.world else None
     contexts, ids = (world.features, world.user_ids) if world else ({}, exposures.users["user_id"].to_numpy()[:0])
     return user_states(exposures.users, exposures.history, contexts, ids)

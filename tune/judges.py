@@ -14,7 +14,7 @@ from recfuse.behaviours import Vocabulary
 from recfuse.errors import require
 from recfuse.evaluation.evaluate import HeldOut, policy_log_prob, read_held_out
 from recfuse.evaluation.intervals import paired_difference
-from recfuse.evaluation.ope import ncis
+from recfuse.evaluation.ope import EstimateOptions, ncis
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import Policy
 from recfuse.simulation.environment import SessionEngine
@@ -65,7 +65,7 @@ class OffPolicyJudge:
 
     def __call__(self, actor: FusionActor) -> Worths:
         found = ncis(policy_log_prob(actor, self.log), self.log.log_prob, self.log.feedback, self.cap,
-                     self.log.user_id, min_ess=self.min_ess, level=self.level)
+                     self.log.user_id, EstimateOptions(min_ess=self.min_ess, level=self.level))
         with np.errstate(divide="ignore", invalid="ignore"):
             # Over the size of the mean, so that more is more where feedback is negative.
             change = [(values - found.logged) / np.abs(found.logged)

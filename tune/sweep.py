@@ -35,7 +35,8 @@ from recfuse.scenes.dataset import fingerprint, scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
-from recfuse.simulation.simulate import behaviour_policy, load_exposures
+from recfuse.simulation.simulate import behaviour_policy
+from recfuse.simulation.sources import read_source
 from recfuse.simulation.world import World
 from tune import space
 from tune.frontier import Point, cheapest, closest, frontier, keeps, points
@@ -221,7 +222,7 @@ def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, str, Any]:
     """The study, what its rows depend on, and the judge of the winner."""
     require(config.search.scheduler == "fifo", "search.scheduler", config.search.scheduler,
             "fifo, because a trial of the scorer reports once, at its end")
-    exposures = scene_rows(load_exposures(config.scenes.logs), KUAIRAND)
+    exposures = scene_rows(read_source(config.scenes.logs).exposures, KUAIRAND)
     group = ScenesStudy.deal(exposures, config.split)
     tasks = tuple(dict.fromkeys(task for scene in KUAIRAND.scenes for task in scene.tasks))
     objective = config.objective or tasks[0]

@@ -10,8 +10,10 @@ from jobs import simulate as job
 from recfuse.behaviours import Vocabulary
 from recfuse.errors import InvalidFieldError
 from recfuse.logs.schema import session_log_schema
+from recfuse.scenes.registry import KUAIRAND
 from recfuse.simulation.response import ResponseConfig
 from recfuse.simulation.simulate import SimulateConfig
+from recfuse.simulation.sources import Source
 from recfuse.simulation.world import World, WorldConfig
 from tests.unit.simulation import worlds
 
@@ -22,7 +24,8 @@ SMALL = WorldConfig(users=100, pool=30, candidates=15, page=3)
 def config(tmp_path, monkeypatch):
     """A small run whose scorer is the tests' own."""
     scorer = worlds.NoisyScorer(worlds.response())
-    monkeypatch.setattr("recfuse.simulation.simulate.load_exposures", lambda logs: worlds.exposures()[0])
+    monkeypatch.setattr("recfuse.simulation.simulate.read_source",
+                        lambda logs: Source(worlds.exposures()[0], KUAIRAND))
     monkeypatch.setattr("recfuse.simulation.simulate.load_scorer", lambda path: scorer)
     return SimulateConfig(output=str(tmp_path), world=SMALL, response=ResponseConfig(epochs=1), persons=200,
                           holdout_persons=50)

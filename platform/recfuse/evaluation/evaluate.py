@@ -32,7 +32,7 @@ from recfuse.evaluation.sequential import (
     trajectory_importance_sampling,
 )
 from recfuse.evaluation.streaming import estimates_of_sums, merge, user_sums
-from recfuse.evaluation.support import MIN_ESS, OffPolicyEstimate
+from recfuse.evaluation.support import MIN_ESS, EstimateOptions, OffPolicyEstimate
 from recfuse.fusion.inference import FusionActor
 from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE
 
@@ -88,6 +88,12 @@ class EvaluateConfig:
         require(not (self.after and self.streaming), "after", self.after, "nothing with streaming")
         require(0 <= self.session_discount <= 1, "session_discount", self.session_discount, "a number in [0, 1]")
         require(self.critic_rows >= 1, "critic_rows", self.critic_rows, "an integer ≥ 1")
+        require(self.min_ess >= 0, "min_ess", self.min_ess, "a number ≥ 0")
+
+    @property
+    def options(self) -> EstimateOptions:
+        """Of every estimator."""
+        return EstimateOptions(min_ess=self.min_ess, level=self.level, seed=self.seed)
 
 
 def _time(text: str) -> datetime | None:
@@ -224,25 +230,24 @@ def evaluate(config: EvaluateConfig, dataset: Dataset | None = None) -> Evaluate
 def estimate(config: EvaluateConfig, actor: FusionActor, log: HeldOut) -> tuple[list[OffPolicyEstimate], int]:
     """Every estimator, NCIS first, and the supported horizon; without samples, those that need no critic."""
     target = policy_log_prob(actor, log)
-    options: dict[str, Any] = {"level": config.level, "seed": config.seed}
-    supported = options | {"min_ess": config.min_ess}
+    options = config.options
     one = (target, log.log_prob, log.feedback, config.cap, log.user_id)
     sessions = Sessions.of(target, log.log_prob, log.feedback, config.session_discount, config.cap, log.session,
                            log.user_id)
     horizon = supported_horizon(sessions, config.min_ess)
-    some = supported | {"horizon": max(horizon, 1)}
-    requests = [ncis(*one, **supported), importance_sampling(*one, **supported)]
-    whole = [trajectory_importance_sampling(sessions, **some, normalise=True), per_decision(sessions, **some),
-             per_decision(sessions, **some, normalise=True)]
+    first = max(horizon, 1)
+    requests = [ncis(*one, options), importance_sampling(*one, options)]
+    whole = [trajectory_importance_sampling(sessions, options, normalise=True, horizon=first),
+             per_decision(sessions, options, horizon=first),
+             per_decision(sessions, options, normalise=True, horizon=first)]
     samples = read_transitions(config.samples, actor.vocabulary, config.critic_rows)
     if samples is not None:
         moments = action_moments(actor, config.seed)
-        first, later = fit_critics(samples, moments, [0.0, config.session_discount])
-        q, v = first.predict(log.state, log.action), first.expect(log.state, moments)
-        requests += [doubly_robust(*one, q, v, **supported),
-                     doubly_robust(*one, q, v, normalise=True, **supported),
-                     direct_method(v, log.feedback, log.user_id, **options)]
-        whole += _with_critics(sessions, later, log, moments, some, options)
+        of_request, of_session = fit_critics(samples, moments, [0.0, config.session_discount])
+        q, v = of_request.predict(log.state, log.action), of_request.expect(log.state, moments)
+        requests += [doubly_robust(*one, q, v, options), doubly_robust(*one, q, v, options, normalise=True),
+                     direct_method(v, log.feedback, log.user_id, options)]
+        whole += _with_critics(sessions, of_session, log, moments, options, first)
     return requests + whole, horizon
 
 
@@ -250,7 +255,7 @@ def estimate_streaming(config: EvaluateConfig, actor: FusionActor, dataset: Data
     """NCIS and IS of a whole dataset; what comes back of a batch is a row a user."""
     parts = dataset.map_batches(_sums_of_batch, fn_args=(actor, config.cap), batch_format="pyarrow", batch_size=_ROWS)
     sums = merge(parts.iter_batches(batch_format="pyarrow", batch_size=None))
-    return estimates_of_sums(sums, min_ess=config.min_ess, level=config.level, seed=config.seed)
+    return estimates_of_sums(sums, config.options)
 
 
 def _sums_of_batch(batch: pa.Table, actor: FusionActor, cap: float) -> pa.Table:
@@ -261,15 +266,15 @@ def _sums_of_batch(batch: pa.Table, actor: FusionActor, cap: float) -> pa.Table:
 
 
 def _with_critics(sessions: Sessions, critics: LinearCritics, log: HeldOut, moments: ActionMoments,
-                  some: dict[str, Any], options: dict[str, Any]) -> list[OffPolicyEstimate]:
+                  options: EstimateOptions, horizon: int) -> list[OffPolicyEstimate]:
     if not critics.converged:
         logger.warning("evaluate: fitted Q evaluation did not stand still after %d iterations and is left out",
                        critics.iterations)
         return []
     q, v = critics.predict(log.state, log.action), critics.expect(log.state, moments)
-    return [sequential_doubly_robust(sessions, q, v, **some),
-            sequential_doubly_robust(sessions, q, v, normalise=True, **some),
-            fitted_q_estimate(sessions, v, **options)]
+    return [sequential_doubly_robust(sessions, q, v, options, horizon=horizon),
+            sequential_doubly_robust(sessions, q, v, options, normalise=True, horizon=horizon),
+            fitted_q_estimate(sessions, v, options)]
 
 
 def action_moments(actor: FusionActor, seed: int = 0) -> ActionMoments:

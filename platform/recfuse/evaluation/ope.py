@@ -11,18 +11,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from recfuse.errors import require
-from recfuse.evaluation.intervals import DRAWS, LEVEL, of_sums, sum_per_user
+from recfuse.evaluation.intervals import sum_per_user
 from recfuse.evaluation.support import (
+    DEFAULTS,
     MIN_ESS,
+    EstimateOptions,
+    Evidence,
     OffPolicyEstimate,
     Ratios,
+    Vector,
+    conclude,
     effective_sample_size,
     feedback_array,
-    nothing,
     refusal,
 )
 
-__all__ = ["MIN_ESS", "OffPolicyEstimate", "direct_method", "doubly_robust", "importance_sampling", "ncis"]
+__all__ = ["MIN_ESS", "EstimateOptions", "OffPolicyEstimate", "direct_method", "doubly_robust", "importance_sampling",
+           "ncis"]
 
 
 def ncis(
@@ -31,11 +36,7 @@ def ncis(
     feedback: ArrayLike,
     cap: float,
     user_id: ArrayLike,
-    *,
-    min_ess: float = MIN_ESS,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = 0,
+    options: EstimateOptions = DEFAULTS,
 ) -> OffPolicyEstimate:
     """Normalised capped importance sampling: `Σ ρ_t r_{t,j} / Σ ρ_t`, `ρ_t = min(cap, π(a_t|s_t) / π_b(a_t|s_t))`.
 
@@ -45,8 +46,7 @@ def ncis(
         feedback: [n, m], finite.
         cap: c > 0; inf for none.
         user_id: [n]; the interval is a bootstrap over users.
-        min_ess: below this effective sample size no number is given but the reason.
-        draws, level, seed: of the bootstrap.
+        options: of the interval and of the support that is asked for.
 
     Raises:
         InvalidFieldError: a shape that does not fit or a value that is not allowed.
@@ -54,8 +54,7 @@ def ncis(
     References:
         FORMULAS 4.1; Swaminathan & Joachims, "The Self-Normalized Estimator for Counterfactual Learning", NIPS 2015.
     """
-    return importance_sampling(log_prob, behaviour_log_prob, feedback, cap, user_id, normalise=True, min_ess=min_ess,
-                               draws=draws, level=level, seed=seed)
+    return importance_sampling(log_prob, behaviour_log_prob, feedback, cap, user_id, options, normalise=True)
 
 
 def importance_sampling(
@@ -64,12 +63,9 @@ def importance_sampling(
     feedback: ArrayLike,
     cap: float,
     user_id: ArrayLike,
+    options: EstimateOptions = DEFAULTS,
     *,
     normalise: bool = False,
-    min_ess: float = MIN_ESS,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = 0,
 ) -> OffPolicyEstimate:
     """`Σ ρ_t r_{t,j} / n`, unbiased without a cap; over `Σ ρ_t` where `normalise` (see `ncis`, whose arguments it has).
 
@@ -83,8 +79,8 @@ def importance_sampling(
     weight = ratios.scaled if normalise else ratios.weights
     bottom = weight if normalise else np.ones(rows)
     per_user = sum_per_user(np.column_stack([weight[:, None] * values, bottom]), user_id)
-    return _estimate("NCIS" if normalise else "IS", ratios, values, per_user,
-                     lambda sums: sums[:, :-1] / sums[:, -1:], min_ess, draws, level, seed)
+    return conclude(_evidence("NCIS" if normalise else "IS", ratios, values, per_user, options.min_ess), per_user,
+                    lambda sums: sums[:, :-1] / sums[:, -1:], options)
 
 
 def doubly_robust(
@@ -95,12 +91,9 @@ def doubly_robust(
     user_id: ArrayLike,
     predicted: ArrayLike,
     expected: ArrayLike,
+    options: EstimateOptions = DEFAULTS,
     *,
     normalise: bool = False,
-    min_ess: float = MIN_ESS,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = 0,
 ) -> OffPolicyEstimate:
     """`mean(v(s_t)) + mean(ρ_t (r_t − q(s_t, a_t)))`; the second mean over `Σ ρ_t` where `normalise`.
 
@@ -122,19 +115,16 @@ def doubly_robust(
     bottom = weight if normalise else np.ones(rows)
     width = values.shape[1]
     per_user = sum_per_user(np.column_stack([v, weight[:, None] * (values - q), np.ones(rows), bottom]), user_id)
-    return _estimate(
-        "SN-DR" if normalise else "DR", ratios, values, per_user,
-        lambda sums: sums[:, :width] / sums[:, -2:-1] + sums[:, width:-2] / sums[:, -1:], min_ess, draws, level, seed)
+    return conclude(
+        _evidence("SN-DR" if normalise else "DR", ratios, values, per_user, options.min_ess), per_user,
+        lambda sums: sums[:, :width] / sums[:, -2:-1] + sums[:, width:-2] / sums[:, -1:], options)
 
 
 def direct_method(
     expected: ArrayLike,
     feedback: ArrayLike,
     user_id: ArrayLike,
-    *,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = 0,
+    options: EstimateOptions = DEFAULTS,
 ) -> OffPolicyEstimate:
     """`mean(v(s_t))` of a critic that was fitted to other rows: no ratios, and as wrong as the critic.
 
@@ -143,8 +133,8 @@ def direct_method(
     rows = len(np.asarray(user_id))
     values = feedback_array(feedback, rows)
     per_user = sum_per_user(np.column_stack([_critic(expected, "expected", values), np.ones(rows)]), user_id)
-    return _estimate("DM", Ratios(np.zeros(rows), math.inf), values, per_user,
-                     lambda sums: sums[:, :-1] / sums[:, -1:], 0.0, draws, level, seed)
+    return conclude(_evidence("DM", Ratios(np.zeros(rows), math.inf), values, per_user, 0.0), per_user,
+                    lambda sums: sums[:, :-1] / sums[:, -1:], options)
 
 
 def _critic(values: ArrayLike, field: str, feedback: np.ndarray) -> np.ndarray:
@@ -154,13 +144,8 @@ def _critic(values: ArrayLike, field: str, feedback: np.ndarray) -> np.ndarray:
     return found
 
 
-def _estimate(name, ratios, values, per_user, statistic, min_ess, draws, level, seed) -> OffPolicyEstimate:  # type: ignore[no-untyped-def]
-    size, width = effective_sample_size(ratios.scaled), values.shape[1]
-    mean_ratio = float(ratios.weights.mean())
-    reason = refusal(size, min_ess, len(values), len(per_user), mean_ratio)
-    found = None if reason else of_sums(per_user, statistic, draws=draws, level=level, seed=seed)
-    return OffPolicyEstimate(
-        found.estimate if found else nothing(width), found.low if found else nothing(width),
-        found.high if found else nothing(width), logged=values.mean(0),
-        effective_sample_size=np.full(width, size), requests=len(values), users=len(per_user),
-        capped_share=ratios.capped_share, mean_ratio=mean_ratio, estimator=name, refused=reason)
+def _evidence(estimator: str, ratios: Ratios, values: Vector, per_user: Vector, least: float) -> Evidence:
+    size, mean_ratio = effective_sample_size(ratios.scaled), float(ratios.weights.mean())
+    return Evidence(estimator=estimator, logged=values.mean(0), size=size, requests=len(values), users=len(per_user),
+                    capped_share=ratios.capped_share, mean_ratio=mean_ratio,
+                    refused=refusal(size, least, len(values), len(per_user), mean_ratio))

@@ -16,16 +16,18 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from recfuse.errors import require
-from recfuse.evaluation.intervals import DRAWS, LEVEL, of_sums
 from recfuse.evaluation.support import (
+    DEFAULTS,
     MIN_ESS,
     MIN_MEAN_PRODUCT,
+    EstimateOptions,
+    Evidence,
     OffPolicyEstimate,
     Ratios,
     Vector,
+    conclude,
     effective_sample_size,
     feedback_array,
-    nothing,
     refusal,
 )
 
@@ -129,9 +131,8 @@ def supported_horizon(sessions: Sessions, min_ess: float = MIN_ESS) -> int:
     return len(after)
 
 
-def trajectory_importance_sampling(sessions: Sessions, *, normalise: bool = False, horizon: int | None = None,
-                                   min_ess: float = MIN_ESS, draws: int = DRAWS, level: float = LEVEL,
-                                   seed: int = 0) -> OffPolicyEstimate:
+def trajectory_importance_sampling(sessions: Sessions, options: EstimateOptions = DEFAULTS, *, normalise: bool = False,
+                                   horizon: int | None = None) -> OffPolicyEstimate:
     """`mean_i(w_i Σ_t γ^t r_t)` with the weight of the whole session, over `mean_i w_i` where `normalise`.
 
     References:
@@ -143,33 +144,29 @@ def trajectory_importance_sampling(sessions: Sessions, *, normalise: bool = Fals
     value = _per_session(some, some.discounts() * some.feedback)
     bottom = weight if normalise else np.ones(some.count)
     sums = _per_user(some, np.column_stack([weight[:, None] * value, bottom]))
-    return _estimate("SN-IS (session)" if normalise else "IS (session)", some, after[-1:], sums,
-                     lambda s: s[:, :width] / s[:, width:], min_ess, draws, level, seed)
+    return conclude(_evidence("SN-IS (session)" if normalise else "IS (session)", some, after[-1:], options.min_ess),
+                    sums, lambda s: s[:, :width] / s[:, width:], options)
 
 
-def per_decision(sessions: Sessions, *, normalise: bool = False, horizon: int | None = None, min_ess: float = MIN_ESS,
-                 draws: int = DRAWS, level: float = LEVEL, seed: int = 0) -> OffPolicyEstimate:
+def per_decision(sessions: Sessions, options: EstimateOptions = DEFAULTS, *, normalise: bool = False,
+                 horizon: int | None = None) -> OffPolicyEstimate:
     """PDIS: `mean_i Σ_t γ^t w_{i,t} r_{i,t}`; each request only weighs what led to it. With `normalise` the weights of
     every step sum to one over the sessions.
 
     References:
         Precup, Sutton & Singh, ICML 2000; the normalised form: Thomas, "Safe Reinforcement Learning", 2015.
     """
-    return sequential_doubly_robust(sessions, None, None, normalise=normalise, horizon=horizon, min_ess=min_ess,
-                                    draws=draws, level=level, seed=seed)
+    return sequential_doubly_robust(sessions, None, None, options, normalise=normalise, horizon=horizon)
 
 
 def sequential_doubly_robust(
     sessions: Sessions,
     predicted: ArrayLike | None,
     expected: ArrayLike | None,
+    options: EstimateOptions = DEFAULTS,
     *,
     normalise: bool = False,
     horizon: int | None = None,
-    min_ess: float = MIN_ESS,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-    seed: int = 0,
 ) -> OffPolicyEstimate:
     """`mean_i Σ_t γ^t [ w_t (r_t − q(s_t, a_t)) + w_{t−1} v(s_t) ]`, `w_{−1} = 1`.
 
@@ -203,11 +200,10 @@ def sequential_doubly_robust(
     beyond *= after[-1][:, None]
     name = ("SN-PDIS" if normalise else "PDIS") if predicted is None else (
         "SN-DR (session)" if normalise else "DR (session)")
-    whole = some if predicted is None else sessions
+    evidence = _evidence(name, some, after, options.min_ess, whole=None if predicted is None else sessions)
     if not normalise:
         sums = _per_user(some, np.column_stack([_per_session(some, own + led) + beyond, np.ones(some.count)]))
-        return _estimate(name, some, after, sums, lambda s: s[:, :width] / s[:, width:], min_ess, draws, level, seed,
-                         whole)
+        return conclude(evidence, sums, lambda s: s[:, :width] / s[:, width:], options)
     steps = len(after)
     # Columns of a user: Σ own [T·m], Σ led [T·m] and beyond [m], Σ w_t [T], with Σ w_{−1} before them.
     columns = [_per_step(some, own), _per_step(some, led), _per_user(some, beyond),
@@ -219,11 +215,11 @@ def sequential_doubly_robust(
         total: Vector = top.sum(1) + (s[:, first:last].reshape(-1, steps + 1, width) / s[:, last:, None]).sum(1)
         return total
 
-    return _estimate(name, some, after, np.concatenate(columns, 1), statistic, min_ess, draws, level, seed, whole)
+    return conclude(evidence, np.concatenate(columns, 1), statistic, options)
 
 
-def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,
-                      seed: int = 0) -> OffPolicyEstimate:
+def fitted_q_estimate(sessions: Sessions, expected: ArrayLike,
+                      options: EstimateOptions = DEFAULTS) -> OffPolicyEstimate:
     """`mean_i v(s_{i,0})` of critics fitted to other rows; its interval speaks of the users, not of the critics' error.
 
     Args:
@@ -234,8 +230,8 @@ def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, *, draws: int = D
     first = sessions.step == 0
     sums = _per_user(sessions, np.column_stack([_per_session(sessions, np.where(first[:, None], v, 0.0)),
                                                 np.ones(sessions.count)]))
-    return _estimate("FQE", sessions, np.ones((1, sessions.count)), sums, lambda s: s[:, :width] / s[:, width:], 0.0,
-                     draws, level, seed)
+    return conclude(_evidence("FQE", sessions, np.ones((1, sessions.count)), 0.0), sums,
+                    lambda s: s[:, :width] / s[:, width:], options)
 
 
 def _per_session(sessions: Sessions, values: Vector) -> Vector:
@@ -257,19 +253,17 @@ def _per_step(sessions: Sessions, values: Vector) -> Vector:
     return sums.reshape(users, -1)
 
 
-def _estimate(name, sessions, after, sums, statistic, min_ess, draws, level, seed,  # type: ignore[no-untyped-def]
-              whole=None) -> OffPolicyEstimate:
+def _evidence(estimator: str, sessions: Sessions, after: Vector, least: float,
+              whole: Sessions | None = None) -> Evidence:
+    """What the sessions have, whose weights after each number of requests are `after` [T, N]; `whole` are the sessions
+    that the estimate speaks of, where it speaks of more requests than these."""
     sizes, means = [effective_sample_size(weight) for weight in after], after.mean(1)
-    worst, width = int(np.argmin(sizes)), sessions.feedback.shape[1]
-    reason = refusal(sizes[worst], min_ess, sessions.count, len(sums), float(means.min()), "sessions",
-                     MIN_MEAN_PRODUCT)
-    if reason and len(sums) > 1:
+    worst, users, mean_ratio = int(np.argmin(sizes)), int(sessions.user.max()) + 1, float(means.min())
+    reason = refusal(sizes[worst], least, sessions.count, users, mean_ratio, "sessions", MIN_MEAN_PRODUCT)
+    if reason and users > 1:
         reason = f"after {worst + 1 if len(after) > 1 else sessions.longest} requests, {reason}"
-    found = None if reason else of_sums(sums, statistic, draws=draws, level=level, seed=seed)
     whole = whole or sessions
-    logged = _per_session(whole, whole.discounts() * whole.feedback).mean(0)
-    return OffPolicyEstimate(
-        found.estimate if found else nothing(width), found.low if found else nothing(width),
-        found.high if found else nothing(width), logged=logged, effective_sample_size=np.full(width, sizes[worst]),
-        requests=len(sessions.feedback), users=len(sums), capped_share=float((after >= sessions.ratios.cap).mean()),
-        mean_ratio=float(means.min()), estimator=name, per="session", refused=reason)
+    return Evidence(
+        estimator=estimator, logged=_per_session(whole, whole.discounts() * whole.feedback).mean(0), size=sizes[worst],
+        requests=len(sessions.feedback), users=users, capped_share=float((after >= sessions.ratios.cap).mean()),
+        mean_ratio=mean_ratio, per="session", refused=reason)

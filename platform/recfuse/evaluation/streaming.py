@@ -9,8 +9,16 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from recfuse.errors import require
-from recfuse.evaluation.intervals import DRAWS, LEVEL, of_sums
-from recfuse.evaluation.support import MIN_ESS, OffPolicyEstimate, Ratios, feedback_array, nothing, refusal
+from recfuse.evaluation.support import (
+    DEFAULTS,
+    EstimateOptions,
+    Evidence,
+    OffPolicyEstimate,
+    Ratios,
+    conclude,
+    feedback_array,
+    refusal,
+)
 
 _COUNTS = ("weight", "squared", "rows", "capped")
 
@@ -43,8 +51,7 @@ def merge(parts: Iterable[pa.Table]) -> pa.Table:
     return total.sort_by("user_id")
 
 
-def estimates_of_sums(sums: pa.Table, *, min_ess: float = MIN_ESS, draws: int = DRAWS, level: float = LEVEL,
-                      seed: int = 0) -> list[OffPolicyEstimate]:
+def estimates_of_sums(sums: pa.Table, options: EstimateOptions = DEFAULTS) -> list[OffPolicyEstimate]:
     """[NCIS, IS] of merged sums; the same as in memory."""
     behaviours = sum(name.startswith("plain_") for name in sums.column_names)
     weight, squared, rows, capped = (sums[name].to_numpy() for name in _COUNTS)
@@ -52,17 +59,11 @@ def estimates_of_sums(sums: pa.Table, *, min_ess: float = MIN_ESS, draws: int = 
                        for kind in ("weighted", "plain"))
     count, size = int(rows.sum()), float(weight.sum()) ** 2 / max(float(squared.sum()), 1e-300)
     mean_ratio = float(weight.sum()) / count
-    reason = refusal(size, min_ess, count, len(weight), mean_ratio)
-    result = []
-    for name, bottom in (("NCIS", weight), ("IS", rows)):
-        found = None if reason else of_sums(np.column_stack([weighted, bottom]), lambda s: s[:, :-1] / s[:, -1:],
-                                            draws=draws, level=level, seed=seed)
-        result.append(OffPolicyEstimate(
-            found.estimate if found else nothing(behaviours), found.low if found else nothing(behaviours),
-            found.high if found else nothing(behaviours), logged=plain.sum(0) / count,
-            effective_sample_size=np.full(behaviours, size), requests=count, users=len(weight),
-            capped_share=float(capped.sum()) / count, mean_ratio=mean_ratio, estimator=name, refused=reason))
-    return result
+    reason = refusal(size, options.min_ess, count, len(weight), mean_ratio)
+    return [conclude(Evidence(estimator=name, logged=plain.sum(0) / count, size=size, requests=count, users=len(weight),
+                              capped_share=float(capped.sum()) / count, mean_ratio=mean_ratio, refused=reason),
+                     np.column_stack([weighted, bottom]), lambda s: s[:, :-1] / s[:, -1:], options)
+            for name, bottom in (("NCIS", weight), ("IS", rows))]
 
 
 def _grouped(table: pa.Table) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recfuse.errors import require
+from recfuse.evaluation.intervals import DRAWS, LEVEL, of_sums
 
 # Below it an estimate says more about a few requests than about the policy.
 MIN_ESS = 100.0
@@ -18,6 +20,29 @@ MIN_MEAN_RATIO = 0.2
 # Of products of ratios, whose cap would otherwise pass for an effect: what is missing is missing from the estimate.
 MIN_MEAN_PRODUCT = 0.9
 Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions:
+    """What every estimator is told beside its data.
+
+    Attributes:
+        min_ess: below this effective sample size no number is given but the reason.
+        draws, level, seed: of the bootstrap over users.
+    """
+
+    min_ess: float = MIN_ESS
+    draws: int = DRAWS
+    level: float = LEVEL
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.min_ess >= 0, "min_ess", self.min_ess, "a number ≥ 0")
+        require(self.draws >= 1, "draws", self.draws, "an integer ≥ 1")
+        require(0 < self.level < 1, "level", self.level, "a number in (0, 1)")
+
+
+DEFAULTS = EstimateOptions()
 
 
 @dataclass(frozen=True)
@@ -114,10 +139,43 @@ def effective_sample_size(weight: Vector) -> float:
     return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a log has for an estimate; the fields are those of `OffPolicyEstimate`, `size` its effective sample size."""
+
+    estimator: str
+    logged: Vector
+    size: float
+    requests: int
+    users: int
+    capped_share: float
+    mean_ratio: float
+    per: str = "request"
+    refused: str = ""
+
+
+def conclude(evidence: Evidence, sums: Vector, statistic: Callable[[Vector], Vector],
+             options: EstimateOptions) -> OffPolicyEstimate:
+    """A function of sums over users with its interval, or NaN where the evidence is refused.
+
+    Args:
+        sums: [U, k], one row a user.
+        statistic: sums [B, k] → values [B, m], row by row.
+    """
+    width = len(evidence.logged)
+    found = None if evidence.refused else of_sums(sums, statistic, draws=options.draws, level=options.level,
+                                                  seed=options.seed)
+    return OffPolicyEstimate(
+        found.estimate if found else nothing(width), found.low if found else nothing(width),
+        found.high if found else nothing(width), logged=evidence.logged,
+        effective_sample_size=np.full(width, evidence.size), requests=evidence.requests, users=evidence.users,
+        capped_share=evidence.capped_share, mean_ratio=evidence.mean_ratio, estimator=evidence.estimator,
+        per=evidence.per, refused=evidence.refused)
+
+
 def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests",
             least_ratio: float = MIN_MEAN_RATIO) -> str:
     """Why a log with these weights carries no estimate; "" where it does."""
-    require(least >= 0, "min_ess", least, "a number ≥ 0")
     if users < 2:
         return f"{users} user: an interval over users needs at least 2"
     if size < least or size == 0:

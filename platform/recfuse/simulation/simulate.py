@@ -17,14 +17,12 @@ from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.errors import require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import Exposures
-from recfuse.logs.kuairand import read_exposures
 from recfuse.scenes.inference import SceneScorer
-from recfuse.simulation import exposures as embedded
-from recfuse.simulation import shop
 from recfuse.simulation.build import TOLERANCE, Calibration, build_world, within_tolerance
 from recfuse.simulation.predictions import Scorer, predictor, task_names
 from recfuse.simulation.response import ResponseConfig, ResponseFit, fit_response
 from recfuse.simulation.rollout import write_logs
+from recfuse.simulation.sources import read_source
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import World, WorldConfig
 
@@ -44,7 +42,7 @@ class SimulateConfig:
     """Config of the job.
 
     Attributes:
-        logs: a directory with KuaiRand files, or `embedded` for the generator.
+        logs: a directory with KuaiRand files; `embedded` or `shop` for a generator.
         scorer: a bundle of kind `scenes`, or a directory that holds one.
         output: gets `logs/`, `holdout/`, `world/` and `metrics.json`.
         behaviour_mu: fusion parameter → mean of the declared behaviour policy; a parameter not named has 0.3.
@@ -127,13 +125,6 @@ def load_scorer(path: str | Path) -> Scorer:
     return SceneScorer.from_bundle(read_bundle(newest_bundle(path, "scenes"), "scenes"))
 
 
-def load_exposures(logs: str) -> Exposures:
-    """The exposures of a directory, of the embedded generator, or of the shop's."""
-    if logs == "shop":
-        return shop.generate()[0]
-    return embedded.generate() if logs == "embedded" else read_exposures(logs)
-
-
 def simulate(config: SimulateConfig) -> SimulateResult:
     """Builds the world, or takes up that of an earlier run of the same config, and writes the logs."""
     scorer, output = load_scorer(config.scorer), Path(config.output)
@@ -144,7 +135,7 @@ def simulate(config: SimulateConfig) -> SimulateResult:
         for name in (LOGS, HOLDOUT, WORLD):  # of another run: its parts must not mix with ours
             shutil.rmtree(output / name, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
-        exposures = load_exposures(config.logs)
+        exposures = read_source(config.logs).exposures
         world, fit, calibration = make_world(config, scorer, exposures)
         world.save(output / WORLD)
         metrics = {"run": run, "exposures": str(exposures.account), **_report(config, fit, calibration)}

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.ope import direct_method, doubly_robust, importance_sampling, ncis
+from recfuse.evaluation.ope import EstimateOptions, direct_method, doubly_robust, importance_sampling, ncis
+
+FEW = EstimateOptions(min_ess=1, draws=20)
 
 
 def test_by_hand():
@@ -14,7 +16,7 @@ def test_by_hand():
     Behaviour 1, r = (10, 1, 0): (5 + 2 + 0) / 6.5 = 14/13. Behaviour 2, r = (0, 0, 1): 4 / 6.5 = 8/13.
     ESS = 6.5² / (1/4 + 4 + 16) = 42.25 / 20.25. One of three weights is capped.
     """
-    found = ncis(np.log([.1, .4, .8]), np.log([.2, .2, .1]), [[10, 0], [1, 0], [0, 1]], 4.0, ["a", "b", "c"], min_ess=1)
+    found = ncis(np.log([.1, .4, .8]), np.log([.2, .2, .1]), [[10, 0], [1, 0], [0, 1]], 4.0, ["a", "b", "c"], FEW)
     np.testing.assert_allclose(found.estimate, [14 / 13, 8 / 13], rtol=1e-12)
     np.testing.assert_allclose(found.ess, 42.25 / 20.25, rtol=1e-12)
     np.testing.assert_allclose(found.logged, [11 / 3, 1 / 3], rtol=1e-12)
@@ -64,10 +66,10 @@ def test_the_interval_is_over_users_not_requests():
 def test_extreme_ratios_do_not_overflow():
     """Log-ratios of ±2000: the two huge ones share all the weight equally under a cap."""
     log_prob = np.array([2_000., 2_000., -2_000., -np.inf])
-    found = ncis(log_prob, np.zeros(4), [[1.], [3.], [100.], [100.]], 10.0, list("abcd"), min_ess=1)
+    found = ncis(log_prob, np.zeros(4), [[1.], [3.], [100.], [100.]], 10.0, list("abcd"), options=FEW)
     assert found.estimate[0] == pytest.approx(2.0)
     assert found.ess[0] == pytest.approx(2.0)
-    uncapped = ncis(log_prob, np.zeros(4), [[1.], [3.], [100.], [100.]], np.inf, list("abcd"), min_ess=1)
+    uncapped = ncis(log_prob, np.zeros(4), [[1.], [3.], [100.], [100.]], np.inf, list("abcd"), options=FEW)
     assert uncapped.estimate[0] == pytest.approx(2.0)
     assert uncapped.capped_share == 0
 
@@ -88,7 +90,7 @@ def test_one_user_has_no_interval():
 
 
 def test_a_policy_that_takes_none_of_the_actions_is_refused():
-    found = ncis(np.full(5, -np.inf), np.zeros(5), np.ones((5, 1)), np.inf, np.arange(5), min_ess=0)
+    found = ncis(np.full(5, -np.inf), np.zeros(5), np.ones((5, 1)), np.inf, np.arange(5), EstimateOptions(min_ess=0))
     assert "effective sample size 0.0" in found.refused
 
 
@@ -107,13 +109,22 @@ GOOD = {"log_prob": np.zeros(3), "behaviour_log_prob": np.zeros(3), "feedback": 
     ({"cap": 0.0}, "cap: got 0.0; allowed: a number > 0"),
     ({"cap": float("nan")}, "cap: got nan; allowed: a number > 0"),
     ({"user_id": np.arange(2)}, "user_id: got 2; allowed: 3 ids, one a row"),
-    ({"min_ess": -1.0}, "min_ess: got -1.0; allowed: a number ≥ 0"),
     ({"log_prob": np.zeros(0), "behaviour_log_prob": np.zeros(0), "feedback": np.ones((0, 2)), "user_id": []},
      "log_prob: got 0; allowed: at least one request"),
 ])
 def test_bad_input_is_refused(changes, message):
     with pytest.raises(InvalidFieldError, match=message):
         ncis(**{**GOOD, **changes})
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"min_ess": -1.0}, "min_ess: got -1.0; allowed: a number ≥ 0"),
+    ({"draws": 0}, "draws: got 0; allowed: an integer ≥ 1"),
+    ({"level": 1.0}, r"level: got 1.0; allowed: a number in \(0, 1\)"),
+])
+def test_bad_options_are_refused(changes, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        EstimateOptions(**changes)
 
 
 # Ratios 1/2, 2, 8 and r = 10, 1, 0 as above; q = 8, 2, 1; v = 6, 3, 0.
@@ -123,20 +134,20 @@ CRITIC = ([[8.], [2.], [1.]], [[6.], [3.], [0.]])
 
 def test_plain_importance_sampling_by_hand():
     """(½·10 + 2·1 + 8·0) / 3 = 7/3; with cap 1 (½·10 + 1·1) / 3 = 2. The mean ratio is 10.5 / 3."""
-    found = importance_sampling(*HAND, min_ess=1, draws=20)
+    found = importance_sampling(*HAND, options=FEW)
     assert found.estimate[0] == pytest.approx(7 / 3)
     assert found.mean_ratio == pytest.approx(3.5)
     assert found.estimator == "IS"
-    capped = importance_sampling(*HAND[:3], 1.0, HAND[4], min_ess=1, draws=20)
+    capped = importance_sampling(*HAND[:3], 1.0, HAND[4], options=FEW)
     assert capped.estimate[0] == pytest.approx(2.0)
 
 
 def test_doubly_robust_by_hand():
     """mean v = 3; (½·(10 − 8) + 2·(1 − 2) + 8·(0 − 1)) / 3 = −3; normalised −9 / 10.5."""
-    assert doubly_robust(*HAND, *CRITIC, min_ess=1, draws=20).estimate[0] == pytest.approx(0.0)
-    normalised = doubly_robust(*HAND, *CRITIC, normalise=True, min_ess=1, draws=20)
+    assert doubly_robust(*HAND, *CRITIC, options=FEW).estimate[0] == pytest.approx(0.0)
+    normalised = doubly_robust(*HAND, *CRITIC, normalise=True, options=FEW)
     assert normalised.estimate[0] == pytest.approx(3 - 9 / 10.5)
-    assert direct_method(CRITIC[1], HAND[2], HAND[4], draws=20).estimate[0] == pytest.approx(3.0)
+    assert direct_method(CRITIC[1], HAND[2], HAND[4], FEW).estimate[0] == pytest.approx(3.0)
 
 
 def test_doubly_robust_needs_only_one_to_be_right():
@@ -179,7 +190,7 @@ def test_zr_obp_computes_the_same():
     rows = np.arange(rounds)
     chosen, pscore = policy[rows, action], logged[rows, action]
     ours = dict(log_prob=np.log(chosen), behaviour_log_prob=np.log(pscore), feedback=reward[:, None], cap=np.inf,
-                user_id=rows, min_ess=1, draws=2)
+                user_id=rows, options=EstimateOptions(min_ess=1, draws=2))
     critic = dict(predicted=model[rows, action][:, None], expected=(policy * model).sum(1)[:, None])
     theirs = dict(reward=reward, action=action, pscore=pscore, action_dist=policy[..., None],
                   estimated_rewards_by_reg_model=model[..., None], position=np.zeros(rounds, int))
@@ -188,7 +199,7 @@ def test_zr_obp_computes_the_same():
         (ncis(**ours), obp.SelfNormalizedInverseProbabilityWeighting()),
         (doubly_robust(**ours, **critic), obp.DoublyRobust()),
         (doubly_robust(**ours, **critic, normalise=True), obp.SelfNormalizedDoublyRobust()),
-        (direct_method(critic["expected"], ours["feedback"], rows, draws=2), obp.DirectMethod()),
+        (direct_method(critic["expected"], ours["feedback"], rows, FEW), obp.DirectMethod()),
     ]
     for found, estimator in pairs:
         assert found.estimate[0] == pytest.approx(estimator.estimate_policy_value(**theirs), abs=1e-9), found.estimator

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from recfuse.errors import InvalidFieldError
+from recfuse.evaluation.ope import EstimateOptions
 from recfuse.evaluation.sequential import (
     Sessions,
     fitted_q_estimate,
@@ -14,6 +15,7 @@ from recfuse.evaluation.sequential import (
 )
 from tests.unit.evaluation import mdp
 
+FEW = EstimateOptions(min_ess=1, draws=10)
 # Sessions a = requests 0, 2 and b = request 1; ratios 2, 1/2 | 4; rewards 1, 10 | 3; γ = 1/2.
 HAND = dict(log_prob=np.log([.4, .8, .2]), behaviour_log_prob=np.log([.2, .2, .4]), feedback=[[1.0], [3.0], [10.0]],
             discount=.5, cap=np.inf, session_id=["a", "b", "a"], user_id=["u", "v", "u"])
@@ -33,7 +35,7 @@ def by_hand(**changes):
     (trajectory_importance_sampling, True, (1 * 6 + 4 * 3) / 5),
 ])
 def test_by_hand(estimator, normalise, expected):
-    found = estimator(by_hand(), normalise=normalise, min_ess=1, draws=10)
+    found = estimator(by_hand(), normalise=normalise, options=FEW)
     assert found.estimate[0] == pytest.approx(expected)
     assert found.logged[0] == pytest.approx((1 + 5 + 3) / 2)
     assert (found.requests, found.users, found.per) == (3, 2, "session")
@@ -44,18 +46,18 @@ def test_doubly_robust_by_hand():
     b: 5 + 4·(3 − 2) = 9. The mean is 10.5. With a horizon of 1 a's second request is the critic's: 3 + 0 + ½·2·6 = 9.
     """
     q, v = np.array([[1.0], [2.0], [4.0]]), np.array([[3.0], [5.0], [6.0]])
-    assert sequential_doubly_robust(by_hand(), q, v, min_ess=1, draws=10).estimate[0] == pytest.approx(10.5)
-    cut = sequential_doubly_robust(by_hand(), q, v, horizon=1, min_ess=1, draws=10)
+    assert sequential_doubly_robust(by_hand(), q, v, options=FEW).estimate[0] == pytest.approx(10.5)
+    cut = sequential_doubly_robust(by_hand(), q, v, horizon=1, options=FEW)
     assert cut.estimate[0] == pytest.approx((9 + 9) / 2)
     assert cut.logged[0] == pytest.approx(4.5), "still of whole sessions"
     # Normalised: (3 + 5)/2 + [2·0 + 4·1]/6 + ½·2·6/6 + ½ [1·6 + 0]/5.
-    own = sequential_doubly_robust(by_hand(), q, v, normalise=True, min_ess=1, draws=10)
+    own = sequential_doubly_robust(by_hand(), q, v, normalise=True, options=FEW)
     assert own.estimate[0] == pytest.approx(4 + 4 / 6 + 1 + .6)
 
 
 def test_the_cap_cuts_products():
     """Cap 2: weights a 2, 1; b 2."""
-    found = per_decision(by_hand(cap=2.0), min_ess=1, draws=10)
+    found = per_decision(by_hand(cap=2.0), options=FEW)
     assert found.estimate[0] == pytest.approx((2 + 5 + 6) / 2)
 
 
@@ -77,16 +79,16 @@ def test_the_closed_form_is_found(log, name, discount):
     truth = mdp.START @ v
     sessions = sessions_of(log, discount)
     critic = (q[log.state, log.action][:, None], v[log.state][:, None])
-    options = dict(draws=300, min_ess=50)
+    some = dict(options=EstimateOptions(draws=300, min_ess=50))
     found = {
-        "trajectory": lambda: trajectory_importance_sampling(sessions, normalise=True, **options),
-        "pdis": lambda: per_decision(sessions, **options),
-        "sn-pdis": lambda: per_decision(sessions, normalise=True, **options),
-        "dr": lambda: sequential_doubly_robust(sessions, *critic, **options),
-        "sn-dr": lambda: sequential_doubly_robust(sessions, *critic, normalise=True, **options),
+        "trajectory": lambda: trajectory_importance_sampling(sessions, normalise=True, **some),
+        "pdis": lambda: per_decision(sessions, **some),
+        "sn-pdis": lambda: per_decision(sessions, normalise=True, **some),
+        "dr": lambda: sequential_doubly_robust(sessions, *critic, **some),
+        "sn-dr": lambda: sequential_doubly_robust(sessions, *critic, normalise=True, **some),
         # E q over the target policy must be v, whatever q is; here q = 5 everywhere.
         "dr, wrong critic": lambda: sequential_doubly_robust(
-            sessions, np.full((len(log.state), 1), 5.0), np.full((len(log.state), 1), 5.0), **options),
+            sessions, np.full((len(log.state), 1), 5.0), np.full((len(log.state), 1), 5.0), **some),
     }[name]()
     error = (found.high[0] - found.low[0]) / 3.92
     assert error < .15
@@ -96,21 +98,22 @@ def test_the_closed_form_is_found(log, name, discount):
 def test_the_right_critic_narrows_the_interval(log):
     v, q = mdp.values(mdp.TARGET, 1.0)
     sessions = sessions_of(log, 1.0)
-    plain = per_decision(sessions, draws=300)
-    robust = sequential_doubly_robust(sessions, q[log.state, log.action][:, None], v[log.state][:, None], draws=300)
+    critic = (q[log.state, log.action][:, None], v[log.state][:, None])
+    plain = per_decision(sessions, EstimateOptions(draws=300))
+    robust = sequential_doubly_robust(sessions, *critic, EstimateOptions(draws=300))
     assert robust.high[0] - robust.low[0] < .95 * (plain.high[0] - plain.low[0])
 
 
 def test_the_truth_of_the_first_requests():
     """With a horizon of 1 PDIS is importance sampling of the first request: Σ_s P(s) Σ_a π(a|s) r(s, a)."""
     log = mdp.simulate(20_000, seed=2)
-    found = per_decision(sessions_of(log, 1.0), horizon=1, draws=300)
+    found = per_decision(sessions_of(log, 1.0), horizon=1, options=EstimateOptions(draws=300))
     assert found.low[0] < mdp.START @ (mdp.TARGET * mdp.REWARD).sum(1) < found.high[0]
 
 
 def test_fitted_q_is_the_mean_value_of_the_first_states(log):
     v, _ = mdp.values(mdp.TARGET, 1.0)
-    found = fitted_q_estimate(sessions_of(log, 1.0), v[log.state][:, None], draws=100)
+    found = fitted_q_estimate(sessions_of(log, 1.0), v[log.state][:, None], options=EstimateOptions(draws=100))
     assert found.estimate[0] == pytest.approx(v[log.state[log.step == 0]].mean())
 
 
@@ -141,7 +144,7 @@ def test_a_cap_that_hides_what_is_missing_is_refused(log):
 def test_rows_of_sessions_may_be_mixed(log):
     order = np.lexsort([log.session, log.step])
     mixed = mdp.Log(*(column[order] for column in log.__dict__.values()))
-    one, two = (per_decision(sessions_of(which, .9), draws=20).estimate[0] for which in (log, mixed))
+    one, two = (per_decision(sessions_of(which, .9), FEW).estimate[0] for which in (log, mixed))
     assert one == pytest.approx(two)
 
 
