@@ -213,22 +213,26 @@ class NoLog:
 
 def bare_application(config: Any, logged: bool) -> FastAPI:
     from serving import replicas
+    from serving.formats import Body
 
     fusion = replicas.FusionReplica(config, log=None if logged else NoLog())
     scenes = replicas.ScenesReplica(config)
     api = FastAPI()
 
+    async def body_of(request: Request) -> Body:
+        return Body.of(await request.body(), dict(request.headers.raw))
+
     @api.post("/v1/fusion/{stage}/rank")
     async def rank(stage: str, request: Request) -> Response:
-        return Response((await fusion.rank(stage, await request.body())).body, media_type="application/json")
+        return Response((await fusion.rank(stage, await body_of(request))).body, media_type="application/json")
 
     @api.post("/v1/scenes/{scene}/rank")
     async def score(scene: str, request: Request) -> Response:
-        return Response((await scenes.rank(scene, await request.body())).body, media_type="application/json")
+        return Response((await scenes.rank(scene, await body_of(request))).body, media_type="application/json")
 
     @api.post("/v1/recommend")
     async def recommend(request: Request) -> Response:
-        predicted: Any = await scenes.predict(await request.body())
+        predicted: Any = await scenes.predict(await body_of(request))
         return Response((await fusion.decide(predicted)).body, media_type="application/json")
 
     @api.get("/v1/models")

@@ -19,6 +19,7 @@ from serving.config import ServingConfig
 from serving.door import Door
 from serving.errors import Reply, refusal
 from serving.examples import with_examples
+from serving.formats import JSON, MESSAGE_PACK, Body
 from serving.gateway import Gateway, UnavailableError, overloaded
 from serving.schemas import (
     ErrorAnswer,
@@ -36,8 +37,11 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     ErrorAnswer, FeedbackAnswer, FeedbackRequest, FusionAnswer, FusionRequest, RecommendAnswer, RecommendRequest,
     SceneAnswer, ScenesRequest,
 )
-_REFUSALS = {400: "the body is no JSON object", 401: "no valid bearer token", 404: "unknown path, stage or scene",
-             413: "body or candidates too large", 422: "a bad field", 503: "overloaded; try again"}
+_FORMATS = ("JSON, or MessagePack where Content-Type says application/msgpack; Accept chooses the format of the answer "
+            "likewise. In MessagePack a list of numbers may be a bin of little-endian float64, one of ids of int64.")
+_REFUSALS = {400: "the body is no JSON object or MessagePack map", 401: "no valid bearer token",
+             404: "unknown path, stage or scene", 413: "body or candidates too large", 422: "a bad field",
+             503: "overloaded; try again"}
 
 
 def create_app(gateway: Gateway, config: ServingConfig) -> Door:
@@ -60,23 +64,23 @@ def create_api(gateway: Gateway, tokens: bool = False) -> FastAPI:
     @api.post("/v1/fusion/{stage}/rank", openapi_extra=_body(FusionRequest), responses=_answers(FusionAnswer))
     async def rank_fusion(stage: str, request: Request) -> Response:
         """Ranks candidates by a fusion of their predictions that the policy chooses for this state."""
-        return _response(await gateway.rank_fusion(stage, await request.body()))
+        return _response(await gateway.rank_fusion(stage, await _body_of(request)))
 
     @api.post("/v1/scenes/{scene}/rank", openapi_extra=_body(ScenesRequest), responses=_answers(SceneAnswer))
     async def rank_scene(scene: str, request: Request) -> Response:
         """Predicts every task of a scene and ranks by the operator's weights, or those of the request."""
-        return _response(await gateway.rank_scene(scene, await request.body()))
+        return _response(await gateway.rank_scene(scene, await _body_of(request)))
 
     @api.post("/v1/recommend", openapi_extra=_body(RecommendRequest), responses=_answers(RecommendAnswer))
     async def recommend(request: Request) -> Response:
         """The scorer predicts, the fusion policy ranks."""
-        return _response(await gateway.recommend(await request.body()))
+        return _response(await gateway.recommend(await _body_of(request)))
 
     @api.post("/v1/feedback", status_code=202, openapi_extra=_body(FeedbackRequest),
               responses=_answers(FeedbackAnswer, status=202))
     async def feedback(request: Request) -> Response:
         """Tells what the user did with an answer; from this the next policy learns."""
-        return _response(await gateway.feedback(await request.body()))
+        return _response(await gateway.feedback(await _body_of(request)))
 
     @api.get("/v1/models")
     async def models() -> Response:
@@ -130,25 +134,30 @@ def _refuse_in_one_shape(api: FastAPI) -> None:
 
 
 def _response(reply: Reply, headers: Mapping[str, str] | None = None) -> Response:
-    status, body, retry_after = reply
+    status, body, retry_after, packed = reply
     more = dict(headers or {})
     if retry_after is not None:
         more["Retry-After"] = str(retry_after)
     if status == 401:
         more["WWW-Authenticate"] = "Bearer"
-    return Response(body, status, more, media_type="application/json")
+    return Response(body, status, more, media_type=MESSAGE_PACK if packed else JSON)
 
 
-def _reference(model: type[BaseModel]) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+async def _body_of(request: Request) -> Body:
+    return Body.of(await request.body(), dict(request.headers.raw))
+
+
+def _reference(model: type[BaseModel], *formats: str) -> dict[str, Any]:
+    return {name: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}} for name in (JSON, *formats)}
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": _reference(model)}}
+    return {"requestBody": {"required": True, "content": _reference(model, MESSAGE_PACK), "description": _FORMATS}}
 
 
 def _answers(model: type[BaseModel], status: int = 200) -> dict[int | str, dict[str, Any]]:
-    answers: dict[int | str, dict[str, Any]] = {status: {"description": "answered", "content": _reference(model)}}
+    content = _reference(model, MESSAGE_PACK)
+    answers: dict[int | str, dict[str, Any]] = {status: {"description": "answered", "content": content}}
     for code, why in _REFUSALS.items():
         answers[code] = {"description": why, "content": _reference(ErrorAnswer)}
     return answers

@@ -28,6 +28,7 @@ from serving.api import create_app
 from serving.config import ServingConfig, config_from_environment, with_tokens_of_environment
 from serving.door import Door
 from serving.errors import Reply
+from serving.formats import Body
 from serving.fusion import Ranking
 from serving.gateway import Gateway, UnavailableError
 from serving.logs import log_as_json
@@ -58,21 +59,21 @@ class _Remote:
 
 
 class RemoteFusion(_Remote):
-    async def rank(self, stage: str, body: bytes) -> Reply:
+    async def rank(self, stage: str, body: Body) -> Reply:
         return Reply(*await self._call("rank", stage, body))
 
     async def decide(self, ranking: Ranking) -> Reply:
         return Reply(*await self._call("decide", ranking))
 
-    async def feedback(self, body: bytes) -> Reply:
+    async def feedback(self, body: Body) -> Reply:
         return Reply(*await self._call("feedback", body))
 
 
 class RemoteScenes(_Remote):
-    async def rank(self, scene: str, body: bytes) -> Reply:
+    async def rank(self, scene: str, body: Body) -> Reply:
         return Reply(*await self._call("rank", scene, body))
 
-    async def predict(self, body: bytes) -> Ranking | Reply:
+    async def predict(self, body: Body) -> Ranking | Reply:
         predicted = await self._call("predict", body)
         return predicted if isinstance(predicted, Ranking) else Reply(*predicted)
 

@@ -10,12 +10,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import Reply, refusal
+from serving.formats import JSON, MESSAGE_PACK, Body
 from serving.gateway import Gateway, UnavailableError, overloaded
 from serving.logs import REQUEST_ID
 
 logger = logging.getLogger("recfuse.serving")
-Handler = Callable[[bytes], Awaitable[Reply]]
-_JSON = (b"content-type", b"application/json")
+Handler = Callable[[Body], Awaitable[Reply]]
+_JSON, _PACKED = ((b"content-type", name.encode()) for name in (JSON, MESSAGE_PACK))
 
 
 class Door:
@@ -54,7 +55,7 @@ class Door:
             length = headers.get(b"content-length")
             handler = self._handler(path) if length and scope["method"] == "POST" else None
             if handler is not None:
-                await self._answer(handler, receive, send)
+                await self._answer(handler, headers, receive, send)
             else:
                 counted = receive if length is not None else self._counted(receive)
                 await self._api(scope, counted, send)
@@ -76,7 +77,7 @@ class Door:
                 return lambda body: gateway.rank_scene(parts[3], body)
         return None
 
-    async def _answer(self, handler: Handler, receive: Receive, send: Send) -> None:
+    async def _answer(self, handler: Handler, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         body, more = b"", True
         while more:
             message = await receive()
@@ -86,7 +87,7 @@ class Door:
             body = body + part if body else part
             more = message.get("more_body", False)
         try:
-            reply = await handler(body)
+            reply = await handler(Body.of(body, headers))
         except Exception:
             logger.exception("request failed")
             reply = refusal(500, None, None, "nothing: the fault is the server's, see its log")
@@ -125,7 +126,7 @@ class Door:
 
 async def respond(send: Send, reply: Reply) -> None:
     """Sends a reply that is ready for the socket."""
-    headers = [_JSON, (b"content-length", b"%d" % len(reply.body))]
+    headers = [_PACKED if reply.packed else _JSON, (b"content-length", b"%d" % len(reply.body))]
     if reply.retry_after is not None:
         headers.append((b"retry-after", b"%d" % reply.retry_after))
     if reply.status == 401:

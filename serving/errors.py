@@ -18,11 +18,12 @@ _ALTERNATIVES = ("int", "str", "float", "bool", "none", "constrained-int", "cons
 
 
 class Reply(NamedTuple):
-    """An answer that is ready for the socket."""
+    """An answer that is ready for the socket: JSON, or MessagePack where it is `packed`."""
 
     status: int
     body: bytes
     retry_after: int | None = None
+    packed: bool = False
 
 
 class RefusedError(Exception):
@@ -64,6 +65,8 @@ def refused_by_model(error: ValidationError) -> RefusedError:
         return RefusedError(400, "body", first["ctx"]["error"], "a JSON object")
     if kind == "missing":
         return RefusedError(422, _name(path), None, "a value: the field is required")
+    if kind in ("model_type", "dict_type"):
+        return RefusedError(422, _name(path), first["input"], "an object")
     if kind == "extra_forbidden":
         return RefusedError(422, _name(path), first["input"], "no such field")
     if len(path) > 1 and path[-1] in _ALTERNATIVES:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import orjson
 
 from recfuse.behaviours import Vocabulary
 from recfuse.errors import InvalidFieldError
@@ -22,9 +21,10 @@ from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.decision_log import DECISION, FEEDBACK, Appends
 from serving.errors import RefusedError, Reply
+from serving.formats import Body, decode, encode
 from serving.meters import Meters, NoMeters, Stopwatch
 from serving.models import Models
-from serving.schemas import FeedbackRequest, FusionRequest, Order, decode
+from serving.schemas import FeedbackRequest, FusionRequest, Order
 
 _FUSION, _RECOMMEND, _FEEDBACK = ({"endpoint": name} for name in ("fusion", "recommend", "feedback"))
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -60,6 +60,7 @@ class Ranking:
         explain: answer with each item's predictions.
         fill: a fusion parameter without predictions (its task does not exist in the scene) is 0 for every candidate,
             which moves no candidate past another; else it is refused.
+        packed: answer in MessagePack instead of JSON.
         extra: what the answer says besides the decision.
     """
 
@@ -79,6 +80,7 @@ class Ranking:
     catalogue: bool = False
     explain: bool = False
     fill: bool = False
+    packed: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,7 +100,7 @@ class FusionService:
         self._config, self._log, self._users, self._catalogue = config, log, users, catalogue
         self._meters = meters or NoMeters()
 
-    async def rank(self, models: Models[FusionModel], stage: str, body: bytes) -> Reply:
+    async def rank(self, models: Models[FusionModel], stage: str, body: Body) -> Reply:
         """`POST /v1/fusion/{stage}/rank`."""
         watch = Stopwatch(self._meters, _FUSION)
         request = decode(FusionRequest, body)
@@ -109,7 +111,7 @@ class FusionService:
             user_id=str(request.user_id), stage=stage, scene=request.scene, session_id=request.session_id,
             state=request.state, context=request.context, item_ids=candidates.item_id,
             predictions=candidates.predictions, explore=request.explore, top_n=request.top_n, order=request.order,
-            seed=request.seed), watch)
+            seed=request.seed, packed=body.answer_packed), watch)
         watch.whole("recfuse_request_ms")
         return reply
 
@@ -148,14 +150,14 @@ class FusionService:
         if ranking.catalogue:
             self._add_entries(items)
         answer = {**shown, "state_source": source, **ranking.extra, "items": items}
-        reply = Reply(200, orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
+        reply = Reply(200, encode(answer, ranking.packed), packed=ranking.packed)
         watch.lap("recfuse_encode_ms")
         with _durably():
             await logged
         watch.lap("recfuse_log_ms")
         return reply
 
-    async def feedback(self, models: Models[FusionModel], body: bytes) -> Reply:
+    async def feedback(self, models: Models[FusionModel], body: Body) -> Reply:
         """`POST /v1/feedback`."""
         watch = Stopwatch(self._meters, _FEEDBACK)
         request = decode(FeedbackRequest, body)
@@ -164,7 +166,7 @@ class FusionService:
         _check_feedback(request.feedback, model.vocabulary)
         if request.user_id is None and (request.items or request.features):
             raise RefusedError(422, "user_id", None, "the user whose stored state `items` and `features` update")
-        event_id = request.event_id or hashlib.sha256(body).hexdigest()[:32]
+        event_id = request.event_id or hashlib.sha256(body.content).hexdigest()[:32]
         if request.features and model.encoder is not None:
             _check_features(model.encoder, request.features)
         with _durably():
@@ -175,7 +177,8 @@ class FusionService:
         self._meters.record("recfuse_feedback", 1.0)
         if request.user_id is not None and self._users is not None and (request.items or request.features):
             self._users.record(str(request.user_id), request.items or (), request.features)
-        return Reply(202, orjson.dumps({"request_id": request.request_id, "accepted": True}))
+        answer = {"request_id": request.request_id, "accepted": True}
+        return Reply(202, encode(answer, body.answer_packed), packed=body.answer_packed)
 
     def _measure(self, ranking: Ranking, decision: Decision, source: str, version: str) -> None:
         meters = self._meters

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from serving.errors import Reply, refusal
+from serving.formats import Body
 from serving.fusion import Ranking
 
 logger = logging.getLogger("recfuse.serving")
@@ -16,11 +17,11 @@ logger = logging.getLogger("recfuse.serving")
 class FusionBackend(Protocol):
     """`serving.replicas.FusionReplica`, in this process or behind a handle."""
 
-    async def rank(self, stage: str, body: bytes) -> Reply: ...
+    async def rank(self, stage: str, body: Body) -> Reply: ...
 
     async def decide(self, ranking: Ranking) -> Reply: ...
 
-    async def feedback(self, body: bytes) -> Reply: ...
+    async def feedback(self, body: Body) -> Reply: ...
 
     async def describe(self) -> Mapping[str, Any]: ...
 
@@ -28,9 +29,9 @@ class FusionBackend(Protocol):
 class ScenesBackend(Protocol):
     """`serving.replicas.ScenesReplica`, in this process or behind a handle."""
 
-    async def rank(self, scene: str, body: bytes) -> Reply: ...
+    async def rank(self, scene: str, body: Body) -> Reply: ...
 
-    async def predict(self, body: bytes) -> Ranking | Reply: ...
+    async def predict(self, body: Body) -> Ranking | Reply: ...
 
     async def describe(self) -> Mapping[str, Any]: ...
 
@@ -45,19 +46,19 @@ class Gateway:
     def __init__(self, fusion: FusionBackend, scenes: ScenesBackend) -> None:
         self._fusion, self._scenes = fusion, scenes
 
-    async def rank_fusion(self, stage: str, body: bytes) -> Reply:
+    async def rank_fusion(self, stage: str, body: Body) -> Reply:
         try:
             return await self._fusion.rank(stage, body)
         except UnavailableError as error:
             return overloaded(error)
 
-    async def rank_scene(self, scene: str, body: bytes) -> Reply:
+    async def rank_scene(self, scene: str, body: Body) -> Reply:
         try:
             return await self._scenes.rank(scene, body)
         except UnavailableError as error:
             return overloaded(error)
 
-    async def recommend(self, body: bytes) -> Reply:
+    async def recommend(self, body: Body) -> Reply:
         try:
             predicted = await self._scenes.predict(body)
             # A Reply is a plain tuple after a journey between processes too; only a Ranking goes on.
@@ -65,7 +66,7 @@ class Gateway:
         except UnavailableError as error:
             return overloaded(error)
 
-    async def feedback(self, body: bytes) -> Reply:
+    async def feedback(self, body: Body) -> Reply:
         try:
             return await self._fusion.feedback(body)
         except UnavailableError as error:

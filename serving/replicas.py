@@ -22,6 +22,7 @@ from recfuse.state.store import UserStates, UserStateStore
 from serving.config import ServingConfig
 from serving.decision_log import Appends, DecisionLog
 from serving.errors import Reply, answered
+from serving.formats import Body
 from serving.fusion import FusionModel, FusionService, Ranking
 from serving.meters import Meters, NoMeters
 from serving.models import ServedCatalogue, ServedModel
@@ -80,7 +81,7 @@ class FusionReplica(_Replica[FusionModel]):
             config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
             self._meters)
 
-    async def rank(self, stage: str, body: bytes) -> Reply:
+    async def rank(self, stage: str, body: Body) -> Reply:
         """`POST /v1/fusion/{stage}/rank`."""
         return await counted(self._meters, self._service.rank, self.served, stage, body)
 
@@ -88,7 +89,7 @@ class FusionReplica(_Replica[FusionModel]):
         """The second half of `POST /v1/recommend`."""
         return await counted(self._meters, self._service.decide, self.served, ranking)
 
-    async def feedback(self, body: bytes) -> Reply:
+    async def feedback(self, body: Body) -> Reply:
         """`POST /v1/feedback`."""
         return await counted(self._meters, self._service.feedback, self.served, body)
 
@@ -118,11 +119,11 @@ class ScenesReplica(_Replica[SceneScorer]):
         super().__init__(config, "scenes", SceneScorer.from_bundle, meters)
         self._service = ScenesService(config, _users(config), lambda: self.catalogue.current, meters)
 
-    async def rank(self, scene: str, body: bytes) -> Reply:
+    async def rank(self, scene: str, body: Body) -> Reply:
         """`POST /v1/scenes/{scene}/rank`."""
         return await counted(self._meters, self._service.rank, self.served, scene, body)
 
-    async def predict(self, body: bytes) -> Ranking | Reply:
+    async def predict(self, body: Body) -> Ranking | Reply:
         """The first half of `POST /v1/recommend`; a Reply where the request was refused."""
         return await counted(self._meters, self._service.predict, self.served, body)
 

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import orjson
 
 from recfuse.errors import InvalidFieldError
 from recfuse.state.store import UserState, UserStates
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.errors import RefusedError, Reply
+from serving.formats import Body, decode, encode
 from serving.fusion import Ranking, absence, catalogue_entries, check_count
 from serving.meters import Meters, NoMeters, Stopwatch
 from serving.models import Models
-from serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User, decode
+from serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User
 
 _SCENES, _RECOMMEND = {"endpoint": "scenes"}, {"endpoint": "recommend"}
 RANK_OFFSET = 60.0  # the constant of reciprocal rank fusion (Cormack et al., SIGIR 2009)
@@ -75,7 +75,7 @@ class ScenesService:
         self._config, self._users, self._catalogue = config, users, catalogue
         self._meters = meters or NoMeters()
 
-    async def rank(self, models: Models[Scorer], scene: str, body: bytes) -> Reply:
+    async def rank(self, models: Models[Scorer], scene: str, body: Body) -> Reply:
         """`POST /v1/scenes/{scene}/rank`."""
         watch = Stopwatch(self._meters, _SCENES)
         if scene not in models.current.tasks:
@@ -91,15 +91,15 @@ class ScenesService:
         total = fuse_tasks(scores.probabilities, weights, request.fusion)
         best = np.argsort(-total, kind="stable")[:request.top_n]
         self._meters.record("recfuse_candidates", len(request.candidates.item_id), _SCENES)
-        reply = Reply(200, orjson.dumps({
-            "request_id": os.urandom(16).hex(), "model_version": scorer.version, "weights": weights,
-            "unknown": dict(scores.unknown), "items": self._items(request.candidates.item_id, scores, total, best),
-        }, default=str))
+        items = self._items(request.candidates.item_id, scores, total, best)
+        answer = {"request_id": os.urandom(16).hex(), "model_version": scorer.version, "weights": weights,
+                  "unknown": dict(scores.unknown), "items": items}
+        reply = Reply(200, encode(answer, body.answer_packed), packed=body.answer_packed)
         watch.lap("recfuse_encode_ms")
         watch.whole("recfuse_request_ms")
         return reply
 
-    async def predict(self, models: Models[Scorer], body: bytes) -> Ranking:
+    async def predict(self, models: Models[Scorer], body: Body) -> Ranking:
         """The first half of `POST /v1/recommend`: what the fusion deployment is to rank."""
         watch = Stopwatch(self._meters, _RECOMMEND)
         request = decode(RecommendRequest, body)
@@ -114,7 +114,7 @@ class ScenesService:
             user_id=str(request.user.user_id), stage=request.stage, scene=request.scene, session_id=request.session_id,
             state=request.state, context=context, context_source=source, item_ids=request.candidates.item_id,
             predictions=dict(scores.probabilities), explore=request.explore, top_n=request.top_n, order=request.order,
-            seed=request.seed, explain=request.explain, catalogue=True, fill=True,
+            seed=request.seed, explain=request.explain, catalogue=True, fill=True, packed=body.answer_packed,
             extra={"scenes_version": scorer.version, "unknown": dict(scores.unknown)})
 
     def _score(self, scorer: Scorer, scene: str, user: User,

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from serving.errors import refused_by_model
+from serving.formats import OrPacked
 
 # Strict, so that neither "0.5" nor true passes for a number. Lists stop at their first bad value.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Numbers = Annotated[list[Number], Field(fail_fast=True)]
+Numbers = Annotated[list[Number], Field(fail_fast=True), OrPacked("<f8")]
 Id = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
 Integer = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
-Integers = Annotated[list[Integer], Field(fail_fast=True)]
+Integers = Annotated[list[Integer], Field(fail_fast=True), OrPacked("<i8")]
 Value = Annotated[str, Field(strict=True)] | Annotated[bool, Field(strict=True)] | Integer | Number | None
-Values = Annotated[list[Value], Field(fail_fast=True)]
-ItemIds = Annotated[list[Integer | Id], Field(min_length=1, fail_fast=True)]
-IntegerItemIds = Annotated[list[Integer], Field(min_length=1, fail_fast=True)]
+Values = Annotated[list[Value], Field(fail_fast=True), OrPacked("<f8")]
+ItemIds = Annotated[list[Integer | Id], Field(min_length=1, fail_fast=True), OrPacked("<i8")]
+IntegerItemIds = Annotated[list[Integer], Field(min_length=1, fail_fast=True), OrPacked("<i8")]
 UserId = Id | Integer
 Order = Literal["descending", "ascending"]
 TopN = Annotated[int, Field(strict=True, ge=1)]
@@ -169,17 +169,3 @@ class ErrorDetail(BaseModel):
 class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def decode(model: type[M], body: bytes) -> M:
-    """A request from its body, decoded once.
-
-    Raises:
-        RefusedError: names the first bad field.
-    """
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise refused_by_model(error) from None

@@ -25,6 +25,7 @@ from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.decision_log import DecisionLog
 from serving.errors import Reply, answered
+from serving.formats import Body
 from serving.fusion import FusionModel, FusionService, Ranking
 from serving.gateway import Gateway
 from serving.models import OneModel
@@ -80,13 +81,13 @@ class LocalFusion:
     def __init__(self, model: FusionModel, service: FusionService) -> None:
         self.model, self.service = model, service
 
-    async def rank(self, stage: str, body: bytes) -> Reply:
+    async def rank(self, stage: str, body: Body) -> Reply:
         return await answered(self.service.rank, OneModel(self.model), stage, body)
 
     async def decide(self, ranking: Ranking) -> Reply:
         return await answered(self.service.decide, OneModel(self.model), ranking)
 
-    async def feedback(self, body: bytes) -> Reply:
+    async def feedback(self, body: Body) -> Reply:
         return await answered(self.service.feedback, OneModel(self.model), body)
 
     async def describe(self) -> dict[str, Any]:
@@ -97,10 +98,10 @@ class LocalScenes:
     def __init__(self, scorer: FakeScorer, service: ScenesService) -> None:
         self.scorer, self.service = scorer, service
 
-    async def rank(self, scene: str, body: bytes) -> Reply:
+    async def rank(self, scene: str, body: Body) -> Reply:
         return await answered(self.service.rank, OneModel(self.scorer), scene, body)
 
-    async def predict(self, body: bytes) -> Ranking | Reply:
+    async def predict(self, body: Body) -> Ranking | Reply:
         return await answered(self.service.predict, OneModel(self.scorer), body)
 
     async def describe(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from recfuse.bundle.pointer import read_pointer
 from recfuse.fusion.inference import FusionActor
 from serving.config import ServingConfig
 from serving.decision_log import DecisionLog
+from serving.formats import Body
 from serving.fusion import FusionModel, FusionService
 from serving.meters import METERS, LocalMeters
 from serving.models import OneModel
@@ -32,7 +33,7 @@ def test_a_decision_is_timed_and_described(models: Path, tmp_path: Path) -> None
     model = FusionModel(FusionActor.from_bundle(read_bundle(models / str(read_pointer(models).fusion))))
     service = FusionService(ServingConfig(explore=False), log, meters=meters)
     body = {"user_id": "u", "candidates": {"item_id": [1, 2], "predictions": {"click": [.1, .2], "long_view": [1, 2]}}}
-    asyncio.run(service.rank(OneModel(model), "fine", orjson.dumps(body)))
+    asyncio.run(service.rank(OneModel(model), "fine", Body(orjson.dumps(body))))
     log.close()
     assert set(meters.values) <= set(METERS)
     assert meters.values["recfuse_candidates"] == [2]
