@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"
 # The same in IPv4 and as an IPv6-mapped address, as /proc/net writes them.
 LOOPBACK_ADDRESSES = {"0100007F", "0000000000000000FFFF00000100007F"}
+CODE = "code"
 _MEMORY = 192 << 20
 
 
@@ -38,6 +40,7 @@ class LocalCluster:
         raylets: process ids, the head's first.
         environment: for programs that use the cluster: its token among others.
         process: of the program that holds it.
+        temporary: directory of its sessions.
     """
 
     gcs: str
@@ -45,6 +48,12 @@ class LocalCluster:
     raylets: tuple[int, ...]
     environment: dict[str, str]
     process: int
+    temporary: Path
+
+    def unpacked(self) -> list[int]:
+        """How many packages of uploaded code each worker node has unpacked so far."""
+        return [len([one for one in place.glob("working_dir_files/_ray_pkg_*") if one.is_dir()])
+                for place in sorted(self.temporary.glob(f"session_2*/{CODE}_*"))]
 
 
 def token_environment(directory: Path) -> dict[str, str]:
@@ -72,7 +81,8 @@ def running(head_cpus: int = 1, workers: int = 2, cpus: int = 1) -> Iterator[Loc
         line = process.stdout.readline()
         assert line.startswith("{"), f"the cluster did not start: {line}"
         started = json.loads(line)
-        yield LocalCluster(started["gcs"], started["dashboard"], tuple(started["raylets"]), environment, process.pid)
+        yield LocalCluster(started["gcs"], started["dashboard"], tuple(started["raylets"]), environment, process.pid,
+                           temporary)
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -108,6 +118,38 @@ def workers_of(raylet: int) -> list[int]:
             if parent == raylet and line.startswith(b"ray::") and b"Agent" not in line:
                 found.append(int(path.parent.name))
     return found
+
+
+@contextmanager
+def killing(raylet: int, *tasks: str) -> Iterator[list[str]]:
+    """Inside, one worker of the node is SIGKILLed in the middle of each of these tasks, in this order.
+
+    Args:
+        tasks: part of the title that a worker bears while it runs the task.
+
+    Returns:
+        titles of the killed ones so far.
+    """
+    killed: list[str] = []
+    stop = threading.Event()
+
+    def run() -> None:
+        while len(killed) < len(tasks) and not stop.wait(0.01):
+            for worker in workers_of(raylet):
+                with suppress(OSError):
+                    title = Path(f"/proc/{worker}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    if tasks[len(killed)] in title:
+                        os.kill(worker, signal.SIGKILL)
+                        killed.append(title)
+                        break
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
 
 
 def free_port() -> int:
@@ -155,7 +197,10 @@ def _hold(temporary: str, head_cpus: int, workers: int, cpus: int) -> None:
     cluster = Cluster()
     nodes = [cluster.add_node(num_cpus=head_cpus, include_dashboard=True, dashboard_host=LOOPBACK,
                               dashboard_port=free_port(), dashboard_agent_listen_port=0, **common)]
-    nodes += [cluster.add_node(num_cpus=cpus, **common) for _ in range(workers)]
+    # Each unpacks uploaded code into a directory of its own, as on machines of their own: in a shared one the last to
+    # come empties what the others run from.
+    nodes += [cluster.add_node(num_cpus=cpus, runtime_env_dir_name=f"{CODE}_{number}", **common)
+              for number in range(1, workers + 1)]
     sys.stdout.write(json.dumps({
         "gcs": cluster.gcs_address, "dashboard": f"http://{cluster.webui_url}",
         "raylets": [node.all_processes["raylet"][0].process.pid for node in nodes]}) + "\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +13,21 @@ import clusters
 import pyarrow.parquet as pq
 import pytest
 import session_logs
-from clusters import LocalCluster, listening, submit
+from clusters import LOOPBACK_ADDRESSES, ROOT, LocalCluster, listening, submit
 from session_logs import loose_table, random_rows, row, table
 
-# 127.0.0.1 in IPv4 and as an IPv6-mapped address, as /proc/net writes them.
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
+# In a process of its own, which has the cluster's token: the address, then the commands, one after the other.
+CLIENT = """
+import sys, time, yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+client = JobSubmissionClient(sys.argv[1])
+environment = yaml.safe_load(open("runtime_env.yaml")) | {"working_dir": "."}
+for command in sys.argv[2:]:
+    job = client.submit_job(entrypoint=command, runtime_env=environment)
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.2)
+    assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +36,30 @@ def cluster() -> Iterator[LocalCluster]:
         yield cluster
 
 
-def test_ingest_runs_as_a_submitted_job(cluster: LocalCluster, tmp_path: Path) -> None:
-    good = random_rows(60)
-    logs = session_logs.write(tmp_path / "logs", table(good), loose_table([row(99, state=[1.0])]))
-    done = submit(cluster, "jobs/ingest.py", "--logs", str(logs), "--output", str(tmp_path / "samples"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"in 61 = kept 60 \+ quarantined 1", done.stdout), done.stdout
-    saved = json.loads((tmp_path / "samples" / "account.json").read_text())
-    assert saved["account"]["kept"] == 60
-    parts = sorted((tmp_path / "samples").glob("part-*.parquet"))
-    assert sum(pq.read_metadata(part).num_rows for part in parts) == 60
+def test_ingest_by_cli_and_client_gives_the_same_samples_from_one_two_and_eight_blocks(
+        cluster: LocalCluster, tmp_path: Path) -> None:
+    """The code travels to every node, and all of them run it."""
+    rows, bad = random_rows(240, seed=3), loose_table([row(999, state=[1.0])])
+    logs = [session_logs.write(tmp_path / f"logs-{blocks}", *(table(rows[::-1][k::blocks]) for k in range(blocks)),
+                               *([bad] if blocks == 1 else [])) for blocks in (1, 2, 8)]
+    samples = [tmp_path / path.name.replace("logs", "samples") for path in logs]
+
+    by_cli = submit(cluster, "jobs/ingest.py", "--logs", str(logs[0]), "--output", str(samples[0]))
+    assert by_cli.returncode == 0, by_cli.stdout + by_cli.stderr
+    assert re.search(r"in 241 = kept 240 \+ quarantined 1", by_cli.stdout), by_cli.stdout
+    parts = sorted(samples[0].glob("part-*.parquet"))
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 240
+
+    commands = [f"python jobs/ingest.py --logs {source} --output {target}"
+                for source, target in zip(logs[1:], samples[1:], strict=True)]
+    by_client = subprocess.run([sys.executable, "-c", CLIENT, cluster.dashboard, *commands], cwd=ROOT,
+                               env=cluster.environment, text=True, capture_output=True, timeout=300)
+    assert by_client.returncode == 0, by_client.stdout + by_client.stderr
+    saved = [json.loads((path / "account.json").read_text()) for path in samples]
+    assert [one["account"]["kept"] for one in saved] == [240] * 3
+    assert len({(one["fingerprint"], one["sessions"]) for one in saved}) == 1
+    assert all(packages > 0 for packages in cluster.unpacked()), cluster.unpacked()
+    assert len(cluster.unpacked()) == 2
 
 
 def test_a_job_that_fails_says_so(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -45,4 +71,4 @@ def test_a_job_that_fails_says_so(cluster: LocalCluster, tmp_path: Path) -> None
 def test_nothing_listens_beyond_loopback(cluster: LocalCluster) -> None:
     for raylet in cluster.raylets:
         assert listening(raylet)
-        assert listening(raylet) <= LOOPBACK
+        assert listening(raylet) <= LOOPBACK_ADDRESSES

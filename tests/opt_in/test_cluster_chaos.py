@@ -19,10 +19,8 @@ import clusters
 import numpy as np
 import pytest
 import samples as toy
+import session_logs
 from clusters import ROOT, LocalCluster, workers_of
-from session_logs import vocabulary
-
-from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
 
 from .conftest import seconds
 
@@ -80,46 +78,13 @@ def job(cluster: LocalCluster, *arguments: str) -> str:
     return done.stdout
 
 
-def write_logs(directory: Path, rows: int, files: int) -> Path:
-    """Session logs of many users, every tenth request twice."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    of, rng = vocabulary(state_size=24), np.random.default_rng(0)
-    directory.mkdir()
-    of.save(directory / VOCABULARY_FILE)
-    number = np.arange(rows)
-    number[::10] = number[1::10]
-    user = rng.integers(rows // 20, size=rows)[number]
-
-    def lists(width: int, low: float = -1.0) -> pa.Array:
-        flat = pa.array(rng.uniform(low, 1.0, rows * width).astype(np.float32))
-        return pa.FixedSizeListArray.from_arrays(flat, width)
-
-    columns = {
-        "session_id": pa.nulls(rows, pa.string()), "request_id": pa.array([f"r{n}" for n in number]),
-        "user_id": pa.array([f"u{n}" for n in user]),
-        "ts": pa.array(1_650_000_000_000_000 + number.astype(np.int64) * 7_000_000).cast(pa.timestamp("us", "UTC")),
-        "stage": pa.array(["fine"] * rows), "scene": pa.array(["feed"] * rows), "state": lists(24), "mu": lists(2),
-        "sigma": lists(2, low=0.5), "action": lists(2), "action_logp": pa.array(rng.normal(size=rows)),
-        "model_version": pa.array(["v"] * rows),
-        "feedback": pa.StructArray.from_arrays([pa.array(rng.exponential(size=rows).astype(np.float32)),
-                                                pa.array((rng.random(rows) < .1).astype(np.float32))],
-                                               names=["watch_time", "like"]),
-        "last": pa.array(np.zeros(rows, bool))}
-    table = pa.table(columns).cast(session_log_schema(of))
-    for place, start in enumerate(range(0, rows, -(-rows // files))):
-        pq.write_table(table.slice(start, -(-rows // files)), directory / f"log-{place:03d}.parquet")
-    return directory
-
-
 def account(samples: Path) -> dict:
     return json.loads((samples / "account.json").read_text())
 
 
 def test_ingest_ends_with_the_same_samples(tmp_path: Path, say: Callable[[str], None]) -> None:
     rows = int(os.environ.get("RECFUSE_TEST_ROWS", 1_200_000))
-    logs = write_logs(tmp_path / "logs", rows, files=24)
+    logs = session_logs.write_many(tmp_path / "logs", rows, files=24)
     with clusters.running() as cluster:
         begin = time.monotonic()
         job(cluster, "jobs/ingest.py", "--logs", str(logs), "--output", str(tmp_path / "calm"))
