@@ -1,10 +1,16 @@
-"""Ray Serve against bare uvicorn + FastAPI: requests/s and latency of each endpoint, loaded alike by wrk.
+"""Ray Serve against bare uvicorn + FastAPI: requests/s and latency of each endpoint, loaded alike.
 
 (a) is the application as `make serve` starts it: every decision is on disk before its answer. (b) is the ceiling of
 Python serving: the same decoding, networks and encoding in one uvicorn process behind one FastAPI route, no decision
 log, no limits, no tokens. (b+log) adds the decision log to (b) and so shows what the disk costs.
 
+In a closed loop wrk asks again over each connection when its answer is there. In an open loop (benchmarks.serving_load)
+requests come at random moments at a share of what the side answered at most, and their time runs from the moment they
+were due.
+
     python -m benchmarks.serving --seconds 4
+    python -m benchmarks.serving --loop open --share 0.5 --seconds 10
+    python -m benchmarks.serving --endpoints fusion --formats json msgpack --sides serve
 """
 
 from __future__ import annotations
@@ -21,20 +27,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgpack
 import numpy as np
 import orjson
 import tyro
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
+from benchmarks.serving_load import Load, closed_loop, open_loop, post
+
 ROOT = Path(__file__).parents[1]
 PARAMETERS = tuple(f"p{k}" for k in range(8))
 ENDPOINTS = {"fusion": "/v1/fusion/fine/rank", "scenes": "/v1/scenes/1/rank", "recommend": "/v1/recommend"}
 SCRIPT = """
 wrk.method, wrk.path = "POST", os.getenv("BENCH_PATH")
-wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Content-Type"] = os.getenv("BENCH_TYPE"); wrk.headers["Accept"] = os.getenv("BENCH_TYPE")
 local file = io.open(os.getenv("BENCH_BODY")); wrk.body = file:read("*a"); file:close()
 done = function(summary, latency)
   local e = summary.errors
@@ -49,6 +58,10 @@ end
 class BenchmarkConfig:
     """Attributes:
         endpoints, candidates, concurrency: the load; every combination is measured.
+        loop: `closed` for throughput, `open` for latency.
+        share: in an open loop, of the rate that the side answers with 16 connections.
+        formats: of bodies and answers: json, or msgpack with its columns as bytes.
+        room: requests that HAProxy and the replica let in at a time; the default refuses none.
         seconds: of each measurement, after one of warming up.
         rounds: each measurement is repeated, the sides in turn, and the best of each side counts.
         sides: serve (a), bare (b), bare_log (b+log).
@@ -60,6 +73,10 @@ class BenchmarkConfig:
     endpoints: tuple[str, ...] = tuple(ENDPOINTS)
     candidates: tuple[int, ...] = (100, 1_000)
     concurrency: tuple[int, ...] = (1, 8, 32, 128)
+    loop: Literal["closed", "open"] = "closed"
+    share: float = 0.5
+    formats: tuple[str, ...] = ("json",)
+    room: int = 1_000
     seconds: float = 4.0
     rounds: int = 1
     sides: tuple[str, ...] = ("serve", "bare")
@@ -69,36 +86,75 @@ class BenchmarkConfig:
 
 
 def main(config: BenchmarkConfig) -> None:
-    if shutil.which("wrk") is None:
+    if config.loop == "closed" and shutil.which("wrk") is None:
         raise SystemExit("error: wrk is not installed; on Debian: apt-get install wrk")
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         items = write_models(work / "models")
         (work / "load.lua").write_text(SCRIPT)
         with contextlib.ExitStack() as stack:
-            urls = {side: stack.enter_context(started(side, work, fast=config.settings == "fast", layout=config.layout))
-                    for side in config.sides}
-            print(f"{'endpoint':10}{'items':>6}{'conns':>6}  " + "".join(
-                f"{side:>10} req/s   p50   p95   p99 ms" for side in config.sides) + "     a/b")
+            urls = {side: stack.enter_context(started(side, work, fast=config.settings == "fast", room=config.room,
+                                                      layout=config.layout)) for side in config.sides}
+            if config.loop == "closed":
+                print(f"{'endpoint':10}{'items':>6}{'format':>8}{'conns':>6}  " + "".join(
+                    f"{side:>10} req/s   p50   p95   p99 ms" for side in config.sides) + "     a/b")
             for endpoint in config.endpoints:
                 for count in config.candidates:
-                    body = work / f"{endpoint}-{count}.json"
-                    body.write_bytes(orjson.dumps(request_body(endpoint, items, count)))
-                    for connections in config.concurrency:
-                        results = load(urls, endpoint, body, connections, work, config)
-                        report(endpoint, count, connections, results, config)
+                    for name in config.formats:
+                        body = work / f"{endpoint}-{count}.{name}"
+                        body.write_bytes(encoded(request_body(endpoint, items, count), name))
+                        measure(urls, endpoint, count, body, work, config)
 
 
-def report(endpoint: str, count: int, connections: int, results: dict[str, dict[str, float]],
+def measure(urls: dict[str, str], endpoint: str, count: int, body: Path, work: Path, config: BenchmarkConfig) -> None:
+    if config.loop == "open":
+        for side, url in urls.items():
+            most, measured = at_share(url, endpoint, body, config)
+            refused, cores = (measured.status != 200).mean(), measured.cpu_seconds / measured.seconds
+            print(f"{side} {endpoint} {count} {body.suffix[1:]}, {config.share:.0%} of {most:.0f}: {measured}; "
+                  f"{refused:.2%} refused; generator: {cores:.2f} of a core, {measured.late_ms:.1f} ms late at p99",
+                  flush=True)
+        return
+    for connections in config.concurrency:
+        report(endpoint, count, connections, load(urls, endpoint, body, connections, work, config), body, config)
+
+
+def at_share(url: str, endpoint: str, body: Path, config: BenchmarkConfig) -> tuple[float, Load]:
+    """The most that a side answers per second, and an open loop at a share of it."""
+    requests = [post(url, ENDPOINTS[endpoint], body.read_bytes(), media_type(body), accept=media_type(body))]
+    closed_loop(url, requests, 1, 1.0)
+    most = closed_loop(url, requests, 16, config.seconds).rate(200)
+    return most, open_loop(url, requests, config.share * most, config.seconds)
+
+
+def media_type(body: Path) -> str:
+    return f"application/{body.suffix[1:]}"
+
+
+def encoded(body: dict[str, Any], name: str) -> bytes:
+    """JSON, or MessagePack with every column as little-endian bytes."""
+    if name == "json":
+        return orjson.dumps(body)
+    candidates = dict(body["candidates"])
+    candidates["item_id"] = np.array(candidates["item_id"], "<i8").tobytes()
+    if "predictions" in candidates:
+        columns = candidates["predictions"].items()
+        candidates["predictions"] = {key: np.array(column, "<f8").tobytes() for key, column in columns}
+    whole: bytes = msgpack.packb({**body, "candidates": candidates})
+    return whole
+
+
+def report(endpoint: str, count: int, connections: int, results: dict[str, dict[str, float]], body: Path,
            config: BenchmarkConfig) -> None:
     first, *others = results.values()
     ratio = f"{first['rps'] / others[0]['rps']:8.2f}" if others else ""
-    print(f"{endpoint:10}{count:6}{connections:6}  " + "".join(
+    print(f"{endpoint:10}{count:6}{body.suffix[1:]:>8}{connections:6}  " + "".join(
         f"{r['rps']:16.0f}{r['p50']:6.1f}{r['p95']:6.1f}{r['p99']:6.1f}   " for r in results.values()) + ratio,
         flush=True)
     if config.output:
         with open(config.output, "a") as file:
-            row = {"endpoint": endpoint, "candidates": count, "connections": connections, **results}
+            row = {"endpoint": endpoint, "candidates": count, "format": body.suffix[1:], "connections": connections,
+                   **results}
             file.write(json.dumps(row) + "\n")
 
 
@@ -122,7 +178,7 @@ def wrk(url: str, endpoint: str, body: Path, connections: int, seconds: float, w
     done = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "10s", "-s", str(work / "load.lua"), url],
         capture_output=True, text=True, check=True,
-        env={**os.environ, "BENCH_PATH": ENDPOINTS[endpoint], "BENCH_BODY": str(body)})
+        env={**os.environ, "BENCH_PATH": ENDPOINTS[endpoint], "BENCH_BODY": str(body), "BENCH_TYPE": media_type(body)})
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     return dict(json.loads(line.removeprefix("RESULT ")))
 
@@ -145,12 +201,9 @@ def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **op
 
     port, more = free_port(), {}
     if side == "serve" and fast:
-        # HAProxy's ports and files are fixed: others, so that `make serve` may run beside it.
-        own = {"STATS_PORT": free_port(), "METRICS_PORT": free_port(), "CONFIG_FILE_LOC": work / "haproxy/haproxy.cfg",
-               "SOCKET_PATH": work / "haproxy/admin.sock", "SERVER_STATE_BASE": work / "haproxy",
-               "SERVER_STATE_FILE": work / "haproxy/server-state"}
+        # Two ports of HAProxy are fixed: others, so that `make serve` may run beside it.
         more = {**settings(), "RECFUSE_ROOM": str(room),
-                **{f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in own.items()}}
+                **{f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}}
     options = {"models": str(work / "models"), "decision_log": str(work / side), "max_concurrent": room, **options}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.serving", "--child", side, str(port), json.dumps(options)],

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -255,11 +254,3 @@ def _number(head: bytes, name: bytes, missing: int) -> int:
     if place < 0:
         return missing
     return int(head[place + len(name):].split(b"\r\n", 1)[0])
-
-
-def described(load: Load) -> dict[str, Any]:
-    """The figures of a load, for a line of JSON."""
-    p50, p95, p99 = load.percentiles()
-    return {"rps": round(load.rate(), 1), "p50": round(p50, 2), "p95": round(p95, 2), "p99": round(p99, 2),
-            "failed": int((load.status != 200).sum()), "late_ms": round(load.late_ms, 2),
-            "cpu": round(load.cpu_seconds / load.seconds, 2)}

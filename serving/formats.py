@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
 class OrPacked:
     """Marks a list of numbers that MessagePack may send as a `bin`; `dtype` is `<f8` or `<i8`.
 
-    A bin of finite float64 becomes an array that shares its memory; anything else goes the way of a list.
+    A bin of finite float64 becomes an array that shares its memory; what is wrong is refused as in a list.
     """
 
     dtype: str
@@ -107,6 +107,6 @@ class OrPacked:
             name = {"name": "float64" if self.dtype == "<f8" else "int64"}
             raise PydanticCustomError("packed", "a list, or a bin of little-endian {name}, 8 bytes each", name)
         numbers = np.frombuffer(value, self.dtype)
-        if self.dtype == "<f8" and len(numbers) and np.isfinite(numbers).all():
-            return numbers
-        return of_list(numbers.tolist())
+        if self.dtype == "<i8":
+            return numbers.tolist() or of_list([])  # every int64 is an id; whether none is enough is the list's rule
+        return numbers if len(numbers) and np.isfinite(numbers).all() else of_list(numbers.tolist())
