@@ -5,7 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import session_logs
+from clusters import killing
 from session_logs import loose_table, random_rows, row, table, vocabulary
 
 from recfuse.errors import InvalidFieldError
@@ -77,6 +79,19 @@ def test_a_rerun_resumes_and_a_change_does_not(tmp_path):
     wider = ingest(IngestConfig(logs=str(tmp_path / "logs"), output=first.samples, gap_minutes=1e9))
     assert not wider.resumed
     assert wider.sessions < first.sessions
+
+
+def test_workers_that_are_killed_change_nothing(tmp_path):
+    """One in each step of the exchange; `pytest -m chaos` kills for a minute, and a node."""
+    logs = session_logs.write_many(tmp_path / "logs", rows=40_000, files=4)
+    calm = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "calm")))
+    raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
+    with killing(raylet, "(read)", "(deduplicate)", "(cut)") as killed:
+        disturbed = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "killed")))
+    assert len(killed) == 3, killed
+    assert (disturbed.fingerprint, disturbed.account) == (calm.fingerprint, calm.account)
+    assert disturbed.account.kept == 36_000
+    assert not list((tmp_path / "killed").rglob("_*")), "nothing half written is left"
 
 
 def test_an_interrupted_run_is_cleaned_up(tmp_path):
