@@ -370,6 +370,25 @@ def test_tokens(start: Callable[..., Any]) -> None:
         assert response.status_code == 200
 
 
+def test_behind_a_route_prefix(start: Callable[..., Any]) -> None:
+    """As Serve hands requests on: the prefix is in the path, and is the application's root path."""
+    closed = start(tokens=("first-token",))
+    bearer = {"Authorization": "Bearer first-token"}
+
+    async def send() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=closed.api, root_path="/shop")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/shop") as client:
+            return [await client.get("/healthz"), await client.get("/v1/models"),
+                    await client.get("/healthz/v1/models"), await client.get("/v1/models", headers=bearer),
+                    await client.post(FUSION, json=FUSION_BODY, headers=bearer),
+                    await client.post("/v1/fus%69on/fine/rank", json=FUSION_BODY, headers=bearer),
+                    await client.get("/openapi.json", headers=bearer)]
+
+    *answers, document = asyncio.run(send())
+    assert [answer.status_code for answer in answers] == [200, 401, 401, 200, 200, 200]
+    assert "http://test/shop/v1/recommend" in document.json()["paths"]["/v1/recommend"]["post"]["description"]
+
+
 def test_an_error_of_ours_is_answered_in_the_same_shape(application: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("secret")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from recfuse.behaviours import Vocabulary
 from recfuse.errors import InvalidFieldError
 from recfuse.logs.validation import check
 from serving.decision_log import DECISION, FEEDBACK
-from serving.session_table import MoveAccount, Mover, only_mover
+from serving.session_table import Background, MoveAccount, Mover, only_mover
 
 from .test_decision_log import STATE, decision, event, write
+from .test_meters import Recorded
 
 
 def rows_of(output: Path, name: str) -> list[dict[str, Any]]:
@@ -130,3 +132,26 @@ def test_a_table_keeps_its_vocabulary(log: Path, tmp_path: Path, vocabulary: Voc
     other = Vocabulary.from_dict({**vocabulary.to_dict(), "fusion_parameters": ["click", "long_view", "like"]})
     write(log, (DECISION, decision("new", 2e6, mu=[0.0] * 3, sigma=[1.0] * 3, action=[0.0] * 3)))
     assert counts(Mover(log, tmp_path / "out", other).move(now=4e6)) == {"misfits": 1}
+
+
+def test_the_process_beside_the_replicas_moves_and_reports(models: Path, tmp_path: Path) -> None:
+    write(tmp_path / "log", (DECISION, decision("a", 10.0)), (FEEDBACK, event("a", 11.0, like=1.0)),
+          (DECISION, decision("young", time.time() + 60)))
+    meters = Recorded()
+    background = Background(str(tmp_path / "log"), str(tmp_path / "out"), str(models), 0.0, 0.1, meters)
+    try:
+        _until(lambda: "recfuse_log_pending_bytes" in meters.values)
+    finally:
+        background.close()
+    assert meters.values["recfuse_log_lag_s"][0] >= 0.0
+    assert meters.values["recfuse_log_pending_bytes"][0] > 0
+    assert [row["request_id"] for row in rows_of(tmp_path / "out", "sessions")] == ["a"]
+    with only_mover(tmp_path / "log", wait=False):  # it has let go of the log
+        pass
+
+
+def _until(done: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
