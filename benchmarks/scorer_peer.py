@@ -9,14 +9,16 @@ import importlib.metadata
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from stopwatch import Stopwatch  # beside this file, which is run by its path
 
 TASKS = ["click", "long_view"]
-Trained = tuple[float, Callable[[np.ndarray], np.ndarray]]
+Predict = Callable[[np.ndarray], np.ndarray]
+# What the stopwatch read after a training, and how to predict.
+Trained = tuple[dict[str, float], Predict]
 
 
 def deepctr_torch(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch: int) -> Trained:
@@ -33,9 +35,9 @@ def deepctr_torch(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch
     def inputs(rows: np.ndarray) -> dict[str, np.ndarray]:
         return {f"f{i}": rows[:, i] for i in range(len(sizes))}
 
-    begin = time.perf_counter()
+    clock = Stopwatch()
     model.fit(inputs(codes), labels.astype(np.float32), batch_size=batch, epochs=1, verbose=0)
-    return time.perf_counter() - begin, lambda rows: model.predict(inputs(rows), 8192)
+    return clock.read(), lambda rows: model.predict(inputs(rows), 8192)
 
 
 def torch_rechub(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch: int) -> Trained:
@@ -58,9 +60,9 @@ def torch_rechub(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch:
         return np.asarray(trainer.predict(model, DataLoader(PredictDataset(inputs(rows)), 8192)))
 
     loader = DataLoader(TorchDataset(inputs(codes), labels.astype(np.float32)), batch, shuffle=True)
-    begin = time.perf_counter()
+    clock = Stopwatch()
     trainer.train_one_epoch(loader)
-    return time.perf_counter() - begin, predict
+    return clock.read(), predict
 
 
 def fuxictr(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch: int) -> Trained:
@@ -115,9 +117,9 @@ def fuxictr(codes: np.ndarray, labels: np.ndarray, sizes: list[int], batch: int)
     model, batches = MMoE(), loader(codes, labels, batch, True)
     model._max_gradient_norm, model._total_steps, model._stop_training = 10.0, 0, False
     model._eval_steps, model._epoch_index = 10**9, 0
-    begin = time.perf_counter()
+    clock = Stopwatch()
     model.train_epoch(batches)
-    return time.perf_counter() - begin, predict
+    return clock.read(), predict
 
 
 LIBRARIES = {"deepctr-torch": deepctr_torch, "torch-rechub": torch_rechub, "fuxictr": fuxictr}
@@ -131,10 +133,10 @@ def main(library: str, data: str, predictions: str, batch: str, threads: str, se
     with np.load(data) as shared:
         codes, labels, training = shared["codes"].astype(np.int64), shared["labels"], shared["training"]
         sizes = shared["sizes"].tolist()
-    seconds, predict = LIBRARIES[library](codes[training], labels[training], sizes, int(batch))
+    times, predict = LIBRARIES[library](codes[training], labels[training], sizes, int(batch))
     np.save(predictions, predict(codes[~training]))
-    print(json.dumps({"seconds": seconds, "versions":
-                      f"{library} {importlib.metadata.version(library)}, torch {torch.__version__}"}))
+    print(json.dumps(times | {"versions":
+                              f"{library} {importlib.metadata.version(library)}, torch {torch.__version__}"}))
 
 
 if __name__ == "__main__":
