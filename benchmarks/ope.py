@@ -25,7 +25,7 @@ import pandas as pd
 
 from recfuse.console import Progress, start, table
 from recfuse.density import gaussian_log_density
-from recfuse.evaluation.fitted_q import ActionMoments, LinearCritics, Transitions, fit_critics
+from recfuse.evaluation.fitted_q import ActionMoments, Transitions, fit_critics
 from recfuse.evaluation.intervals import ratio_of_sums
 from recfuse.evaluation.ope import (
     EstimateOptions,
@@ -56,7 +56,8 @@ class OpeConfig:
     """Attributes:
         requests, users: of the log that the speed is measured on; 0 leaves it out.
         coverage: fresh logs to estimate from; 0 leaves it out.
-        persons: simulated people in each of them; truth_persons: in the simulation that the truth is read off.
+        persons: simulated people in each of them; critic_persons: in the log beside it that its critics are fitted to.
+        truth_persons: in the simulation that the truth is read off.
         world: as the job `simulate` writes it, for coverage.
         open_bandit: directory of the data; empty leaves it out.
     """
@@ -65,7 +66,8 @@ class OpeConfig:
     users: int = 50_000
     coverage: int = 0
     persons: int = 1_500
-    truth_persons: int = 200_000
+    critic_persons: int = 3_000
+    truth_persons: int = 1_000_000
     world: str = "runs/demo/simulation/world"
     open_bandit: str = ""
 
@@ -74,9 +76,13 @@ def main(config: OpeConfig) -> None:
     if config.requests:
         speed(config)
     if config.coverage:
-        covered = measured(World.load(config.world), config.coverage, config.persons, config.truth_persons)
-        table(f"How often the 95% interval held the truth, {config.coverage} logs of {config.persons} sessions",
-              ["estimator", *WATCHED], [(name, *(f"{one:.1%}" for one in share)) for name, share in covered.items()])
+        found = measured(World.load(config.world), config.coverage, config.persons, config.critic_persons,
+                         config.truth_persons)
+        table(f"How often the 95% interval held the truth, {config.coverage} logs of {config.persons} sessions, "
+              f"critics from {config.critic_persons} others; in brackets the mean error and half the interval",
+              ["estimator", *WATCHED], [
+                  (name, *(f"{share:.1%} ({bias:+.1%}, {half:.1%})" for share, bias, half in zip(*of, strict=True)))
+                  for name, of in found.items()])
     if config.open_bandit:
         truth, found = open_bandit(Path(config.open_bandit))
         low, high = truth[1:]
@@ -102,42 +108,57 @@ def speed(config: OpeConfig) -> None:
           f"{min(seconds):.2f} s (best of {', '.join(f'{s:.2f}' for s in seconds)}; {os.cpu_count()} cores, one used)")
 
 
-def measured(world: World, logs: int, persons: int, truth_persons: int) -> dict[str, np.ndarray]:
-    """Estimator → share of the logs whose interval held the truth, per behaviour of WATCHED.
+Coverage = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-    Only everybody's first session counts, whose beginning no policy has touched.
+
+def measured(world: World, logs: int, persons: int, critic_persons: int, truth_persons: int) -> dict[str, Coverage]:
+    """Estimator → share of the logs whose interval held the truth, mean error and mean half of the interval over the
+    truth; per behaviour of WATCHED each.
+
+    Only everybody's first session counts, whose beginning no policy has touched. Every log has critics of its own, from
+    a second log of other people, so that the error of their fit is another each time.
     """
     world = world.replace(config=dataclasses.replace(world.config, horizon_days=1e-3))
     base = np.linspace(1.0, .2, world.vocabulary.action_size)
     logged, policy = FixedGaussian(base, .5), FixedGaussian(base + np.linspace(.15, -.15, len(base)), .45)
-    rows = rollout(world, policy, seed=10_000, persons=np.arange(truth_persons))
-    truth = {horizon: rows.feedback[rows.request < horizon][:, COLUMNS].sum(0, dtype=np.float64) / truth_persons
-             for horizon in (1, HORIZON, world.config.max_requests)}
-    critics = critics_of(world, policy, rollout(world, logged, seed=20_000, persons=np.arange(10_000, 30_000)))
-    inside: dict[str, list[np.ndarray]] = {}
+    truth = truth_of(world, policy, truth_persons)
+    found_of: dict[str, list[np.ndarray]] = {}
     progress = Progress("coverage", logs, "logs")
     for number in range(logs):
         # Persons of its own, drawn from all tastes, so that no log has a row that the critics were fitted to.
-        people = np.random.default_rng(number).integers(10**6, 10**9, persons)
-        rows = rollout(world, logged, seed=30_000 + number, persons=people)
-        for horizon, found in estimates(rows, policy, critics):
+        people = np.random.default_rng(number).integers(10**6, 10**9, persons + critic_persons)
+        log, others = (rollout(world, logged, seed=30_000 + number, persons=some)
+                       for some in (people[:persons], people[persons:]))
+        for horizon, found in estimates(log, policy, transitions_of(others)):
             assert not found.refused, found.refused
-            hit = (found.low <= truth[horizon]) & (truth[horizon] <= found.high)
-            inside.setdefault(f"{found.estimator}, {'whole session' if horizon > HORIZON else f'{horizon} requests'}",
-                              []).append(hit)
+            right = truth[horizon]
+            name = f"{found.estimator}, {'whole session' if horizon > HORIZON else f'{horizon} requests'}"
+            found_of.setdefault(name, []).append(np.stack([
+                (found.low <= right) & (right <= found.high), found.estimate / right - 1,
+                (found.high - found.low) / 2 / right]))
         progress.advance(1)
     progress.finish()
-    return {name: np.mean(hits, 0) for name, hits in inside.items()}
+    return {name: tuple(np.mean(found, 0)) for name, found in found_of.items()}
 
 
-def critics_of(world: World, policy: FixedGaussian, rows: Requests) -> list[LinearCritics]:
-    """Critics of single requests and of whole sessions, from a log of their own."""
+def truth_of(world: World, policy: FixedGaussian, persons: int) -> dict[int, np.ndarray]:
+    """Number of first requests → what they bring, per behaviour of WATCHED."""
+    horizons, block = (1, HORIZON, world.config.max_requests), 100_000
+    total = np.zeros((len(horizons), len(WATCHED)))
+    for first in range(0, persons, block):
+        rows = rollout(world, policy, seed=10_000 + first // block,
+                       persons=np.arange(first, min(first + block, persons)))
+        total += [rows.feedback[rows.request < horizon][:, COLUMNS].sum(0, dtype=np.float64) for horizon in horizons]
+    return dict(zip(horizons, total / persons, strict=True))
+
+
+def transitions_of(rows: Requests) -> Transitions:
+    """Samples of a log, for critics."""
     order = np.lexsort([rows.request, rows.person])
     state, last = rows.state[order], rows.last[order]
     following = np.where(last[:, None], state, np.roll(state, -1, 0))
-    samples = Transitions(state, rows.action[order], rows.feedback[order][:, COLUMNS], following,
-                          last.astype(np.float32))
-    return fit_critics(samples, moments_of(policy), [0.0, 1.0])
+    return Transitions(state, rows.action[order], rows.feedback[order][:, COLUMNS], following,
+                       last.astype(np.float32), rows.person[order])
 
 
 def moments_of(policy: FixedGaussian) -> ActionMoments:
@@ -146,27 +167,30 @@ def moments_of(policy: FixedGaussian) -> ActionMoments:
                           np.tile(policy.sigma.astype(np.float64)**2, (len(state), 1)))
 
 
-def estimates(rows: Requests, policy: FixedGaussian,
-              critics: list[LinearCritics]) -> Iterator[tuple[int, OffPolicyEstimate]]:
+def estimates(rows: Requests, policy: FixedGaussian, samples: Transitions) -> Iterator[tuple[int, OffPolicyEstimate]]:
     """(requests that it speaks of, estimate) of every estimator."""
     target, behaviour = gaussian_log_density(rows.action, policy.mu, policy.sigma), rows.action_logp
     feedback, options = rows.feedback[:, COLUMNS], EstimateOptions(draws=400)
     first = rows.request == 0
     one = (target[first], behaviour[first], feedback[first], 20.0, rows.person[first])
     moments = moments_of(policy)
-    critic = (critics[0].predict(rows.state[first], rows.action[first]), critics[0].expect(rows.state[first], moments))
+    of_request, of_session = fit_critics(samples, moments, [0.0, 1.0])
+    critic = (of_request.predict(rows.state[first], rows.action[first]), of_request.expect(rows.state[first], moments))
     yield 1, importance_sampling(*one, options)
     yield 1, ncis(*one, options)
     yield 1, doubly_robust(*one, *critic, options)
     yield 1, doubly_robust(*one, *critic, options, normalise=True)
+    yield 1, direct_method(critic[1], feedback[first], rows.person[first], options,
+                           fit_error=of_request.fit_error(samples, moments, rows.state[first]))
     sessions = Sessions.of(target, behaviour, feedback, 1.0, 20.0, rows.person, rows.person)
-    whole = (critics[1].predict(rows.state, rows.action), critics[1].expect(rows.state, moments))
+    whole = (of_session.predict(rows.state, rows.action), of_session.expect(rows.state, moments))
     for normalise in (False, True):
         how = dict(normalise=normalise, horizon=HORIZON)
         yield HORIZON, trajectory_importance_sampling(sessions, options, **how)
         yield HORIZON, per_decision(sessions, options, **how)
         yield 60, sequential_doubly_robust(sessions, *whole, options, **how)
-    yield 60, fitted_q_estimate(sessions, whole[1], options)
+    yield 60, fitted_q_estimate(sessions, whole[1], options,
+                                fit_error=of_session.fit_error(samples, moments, rows.state[first]))
 
 
 def open_bandit(directory: Path) -> tuple[tuple[float, float, float], list[OffPolicyEstimate]]:

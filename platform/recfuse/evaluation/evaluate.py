@@ -246,8 +246,9 @@ def estimate(config: EvaluateConfig, actor: FusionActor, log: HeldOut) -> tuple[
         of_request, of_session = fit_critics(samples, moments, [0.0, config.session_discount])
         q, v = of_request.predict(log.state, log.action), of_request.expect(log.state, moments)
         requests += [doubly_robust(*one, q, v, options), doubly_robust(*one, q, v, options, normalise=True),
-                     direct_method(v, log.feedback, log.user_id, options)]
-        whole += _with_critics(sessions, of_session, log, moments, options, first)
+                     direct_method(v, log.feedback, log.user_id, options,
+                                   fit_error=of_request.fit_error(samples, moments, log.state))]
+        whole += _with_critics(sessions, of_session, log, moments, options, first, samples)
     return requests + whole, horizon
 
 
@@ -266,7 +267,7 @@ def _sums_of_batch(batch: pa.Table, actor: FusionActor, cap: float) -> pa.Table:
 
 
 def _with_critics(sessions: Sessions, critics: LinearCritics, log: HeldOut, moments: ActionMoments,
-                  options: EstimateOptions, horizon: int) -> list[OffPolicyEstimate]:
+                  options: EstimateOptions, horizon: int, samples: Transitions) -> list[OffPolicyEstimate]:
     if not critics.converged:
         logger.warning("evaluate: fitted Q evaluation did not stand still after %d iterations and is left out",
                        critics.iterations)
@@ -274,7 +275,8 @@ def _with_critics(sessions: Sessions, critics: LinearCritics, log: HeldOut, mome
     q, v = critics.predict(log.state, log.action), critics.expect(log.state, moments)
     return [sequential_doubly_robust(sessions, q, v, options, horizon=horizon),
             sequential_doubly_robust(sessions, q, v, options, normalise=True, horizon=horizon),
-            fitted_q_estimate(sessions, v, options)]
+            fitted_q_estimate(sessions, v, options,
+                              fit_error=critics.fit_error(samples, moments, log.state[sessions.step == 0]))]
 
 
 def action_moments(actor: FusionActor, seed: int = 0) -> ActionMoments:
@@ -360,11 +362,11 @@ def read_transitions(directory: str | Path, vocabulary: Vocabulary, rows: int) -
     if not files:
         return None
     _check_vocabulary(directory, vocabulary, "samples")
-    table = ds.dataset(files).head(rows, columns=["state", "action", "feedback", "next_state", "done"])
+    table = ds.dataset(files).head(rows, columns=["user_id", "state", "action", "feedback", "next_state", "done"])
     widths = {"state": vocabulary.state_size, "action": vocabulary.action_size, "next_state": vocabulary.state_size,
               "feedback": len(vocabulary.behaviour_names)}
     return Transitions(**{name: _matrix(table[name], width) for name, width in widths.items()},
-                       done=table["done"].to_numpy())
+                       done=table["done"].to_numpy(), user=table["user_id"].to_numpy())
 
 
 def _check_vocabulary(directory: Path, vocabulary: Vocabulary, field: str) -> None:

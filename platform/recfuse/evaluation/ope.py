@@ -24,6 +24,7 @@ from recfuse.evaluation.support import (
     effective_sample_size,
     feedback_array,
     refusal,
+    with_fit_error,
 )
 
 __all__ = ["MIN_ESS", "EstimateOptions", "OffPolicyEstimate", "direct_method", "doubly_robust", "importance_sampling",
@@ -125,16 +126,21 @@ def direct_method(
     feedback: ArrayLike,
     user_id: ArrayLike,
     options: EstimateOptions = DEFAULTS,
+    *,
+    fit_error: ArrayLike | None = None,
 ) -> OffPolicyEstimate:
     """`mean(v(s_t))` of a critic that was fitted to other rows: no ratios, and as wrong as the critic.
 
-    Its interval speaks of the users, not of the critic's error. Arguments as of `doubly_robust`.
+    Args:
+        fit_error: [U', m], how each user of the critic's samples moved the mean (`LinearCritics.fit_error`), which
+            the interval then counts; None where the critic was not fitted.
+        others: as of `doubly_robust`.
     """
     rows = len(np.asarray(user_id))
     values = feedback_array(feedback, rows)
     per_user = sum_per_user(np.column_stack([_critic(expected, "expected", values), np.ones(rows)]), user_id)
-    return conclude(_evidence("DM", Ratios(np.zeros(rows), math.inf), values, per_user, 0.0), per_user,
-                    lambda sums: sums[:, :-1] / sums[:, -1:], options)
+    evidence = _evidence("DM", Ratios(np.zeros(rows), math.inf), values, per_user, 0.0)
+    return conclude(evidence, *with_fit_error(per_user, fit_error, values.shape[1]), options)
 
 
 def _critic(values: ArrayLike, field: str, feedback: np.ndarray) -> np.ndarray:

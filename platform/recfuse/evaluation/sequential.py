@@ -29,6 +29,7 @@ from recfuse.evaluation.support import (
     effective_sample_size,
     feedback_array,
     refusal,
+    with_fit_error,
 )
 
 
@@ -218,20 +219,22 @@ def sequential_doubly_robust(
     return conclude(evidence, np.concatenate(columns, 1), statistic, options)
 
 
-def fitted_q_estimate(sessions: Sessions, expected: ArrayLike,
-                      options: EstimateOptions = DEFAULTS) -> OffPolicyEstimate:
-    """`mean_i v(s_{i,0})` of critics fitted to other rows; its interval speaks of the users, not of the critics' error.
+def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, options: EstimateOptions = DEFAULTS, *,
+                      fit_error: ArrayLike | None = None) -> OffPolicyEstimate:
+    """`mean_i v(s_{i,0})` of critics fitted to other rows.
 
     Args:
         expected: [n, m], v(s_t) of the policy in question, in the units of feedback.
+        fit_error: [U', m], how each user of the critics' samples moved the mean (`LinearCritics.fit_error` at the
+            sessions' first states), which the interval then counts; None where the critics were not fitted.
     """
     v, width = np.asarray(expected, np.float64), sessions.feedback.shape[1]
     require(v.shape == sessions.feedback.shape, "expected", v.shape, f"{sessions.feedback.shape}, as feedback")
     first = sessions.step == 0
     sums = _per_user(sessions, np.column_stack([_per_session(sessions, np.where(first[:, None], v, 0.0)),
                                                 np.ones(sessions.count)]))
-    return conclude(_evidence("FQE", sessions, np.ones((1, sessions.count)), 0.0), sums,
-                    lambda s: s[:, :width] / s[:, width:], options)
+    return conclude(_evidence("FQE", sessions, np.ones((1, sessions.count)), 0.0),
+                    *with_fit_error(sums, fit_error, width), options)
 
 
 def _per_session(sessions: Sessions, values: Vector) -> Vector:

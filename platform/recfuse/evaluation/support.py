@@ -173,6 +173,20 @@ def conclude(evidence: Evidence, sums: Vector, statistic: Callable[[Vector], Vec
         per=evidence.per, refused=evidence.refused)
 
 
+def with_fit_error(sums: Vector, fit_error: ArrayLike | None,
+                   behaviours: int) -> tuple[Vector, Callable[[Vector], Vector]]:
+    """Sums per user [U, m + 1], of values and of how many, beside what the users of the critics' samples add to their
+    mean (`LinearCritics.fit_error`, [U', m]; None for critics without error): sums [U + U', 2m + 1], and the mean with
+    both. The two sets of users are taken to be different ones."""
+    error = np.zeros((0, behaviours)) if fit_error is None else array(fit_error)
+    require(error.ndim == 2 and error.shape[1] == behaviours, "fit_error", error.shape,
+            f"an array [users, {behaviours}]")
+    require(bool(np.isfinite(error).all()), "fit_error", "not finite", "finite numbers")
+    both = np.zeros((len(sums) + len(error), 2 * behaviours + 1))
+    both[:len(sums), :behaviours + 1], both[len(sums):, behaviours + 1:] = sums, error
+    return both, lambda s: s[:, :behaviours] / s[:, behaviours:behaviours + 1] + s[:, behaviours + 1:]
+
+
 def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests",
             least_ratio: float = MIN_MEAN_RATIO) -> str:
     """Why a log with these weights carries no estimate; "" where it does."""

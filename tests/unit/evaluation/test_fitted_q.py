@@ -1,10 +1,14 @@
 """Fitted Q evaluation against a tabular closed form, which linear critics of two states and actions hold exactly."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from recfuse.errors import InvalidFieldError
 from recfuse.evaluation.fitted_q import Transitions, fit_critics
+from recfuse.evaluation.ope import EstimateOptions
+from recfuse.evaluation.sequential import Sessions, fitted_q_estimate
 from tests.unit.evaluation import mdp
 
 STATES = np.eye(2, dtype=np.float32)[:, 1:]
@@ -53,6 +57,45 @@ def test_the_expectation_is_that_over_draws():
     assert found == pytest.approx(-.5 + .25 + .09 - state[0, 0], abs=.02)
 
 
+@pytest.mark.parametrize(("discount", "index"), [(0.0, 0), (1.0, 1)])
+def test_the_fit_error_is_what_leaving_a_user_out_changes(discount, index):
+    """θ(all) − θ(without u) is user u's share, to first order in 1/U."""
+    log = mdp.simulate(400, seed=5)
+    user = log.session // 4
+    samples = dataclasses.replace(transitions(log), user=user)
+    critic = fit_critics(samples, target, [0.0, 1.0], ridge=1e-9)[index]
+    found = critic.fit_error(samples, target, STATES)
+    assert found.shape == (100, 1)
+    np.testing.assert_allclose(found.sum(0), 0, atol=1e-5)
+    theta = critic.expect(STATES, target).mean()
+    for one in range(5):
+        kept = user != one
+        rest = Transitions(**{name: column[kept] for name, column in samples.__dict__.items()})
+        without = fit_critics(rest, target, [discount], ridge=1e-9)[0].expect(STATES, target).mean()
+        place = list(dict.fromkeys(user)).index(one)  # users stand in the order of their first rows
+        assert theta - without == pytest.approx(found[place, 0], rel=.2, abs=2e-3)
+
+
+def test_the_interval_with_the_fit_error_holds_the_truth():
+    """100 pairs of small logs: critics from 150 sessions, first states from 1,000 others."""
+    truth, held, without = mdp.START @ mdp.values(mdp.TARGET, 1.0)[0], 0, 0
+    for seed in range(100):
+        fitted, evaluated = mdp.simulate(150, seed=2 * seed), mdp.simulate(1_000, seed=2 * seed + 1)
+        samples = dataclasses.replace(transitions(fitted), user=fitted.session)
+        critic, = fit_critics(samples, target, [1.0], ridge=1e-7)
+        states = STATES[evaluated.state]
+        error = critic.fit_error(samples, target, states[evaluated.step == 0])
+        sessions = Sessions.of(*evaluated.log_probs, evaluated.reward[:, None], 1.0, np.inf, evaluated.session,
+                               evaluated.session)
+        for given in (error, None):
+            found = fitted_q_estimate(sessions, critic.expect(states, target), EstimateOptions(draws=300),
+                                      fit_error=given)
+            inside = found.low[0] <= truth <= found.high[0]
+            held, without = (held + inside, without) if given is not None else (held, without + inside)
+    assert held >= 89
+    assert without < 60, "and the users' first states alone say little of it"
+
+
 def test_a_fit_that_diverges_says_so():
     """One state that leads to itself for ever under γ = 1: no finite value, and no standing still."""
     ones = np.ones((200, 1), np.float32)
@@ -70,4 +113,7 @@ def test_bad_input_is_refused():
     with pytest.raises(InvalidFieldError, match="feedback: got 'not finite'; allowed: finite numbers"):
         Transitions(good.state, good.action, np.full_like(good.feedback, np.nan), good.next_state, good.done)
     with pytest.raises(InvalidFieldError, match="samples: got 0; allowed: at least one row"):
-        Transitions(*(column[:0] for column in good.__dict__.values()))
+        Transitions(*(getattr(good, name)[:0] for name in ("state", "action", "feedback", "next_state", "done")))
+    critic, = fit_critics(good, target, [0.0])
+    with pytest.raises(InvalidFieldError, match="user: got None; allowed: ids of the samples' users"):
+        critic.fit_error(good, target, STATES)

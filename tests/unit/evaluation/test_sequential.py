@@ -117,6 +117,11 @@ def test_fitted_q_is_the_mean_value_of_the_first_states(log):
     assert found.estimate[0] == pytest.approx(v[log.state[log.step == 0]].mean())
 
 
+def test_a_fit_error_of_other_behaviours_is_refused(log):
+    with pytest.raises(InvalidFieldError, match=r"fit_error: got \(5, 2\); allowed: an array \[users, 1\]"):
+        fitted_q_estimate(sessions_of(log, 1.0), np.ones((len(log.state), 1)), fit_error=np.zeros((5, 2)))
+
+
 def test_support_is_lost_with_the_number_of_requests():
     """Every request halves or doubles the weight: the effective number of sessions falls by 1/(1 + ¼) each."""
     rng = np.random.default_rng(0)
