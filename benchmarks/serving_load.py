@@ -29,6 +29,7 @@ class Load:
         status: of the answer; 0 where the connection broke or no answer came.
         milliseconds: until the last byte of the answer: in an open loop from the intended moment, in a closed one from
             the sending.
+        since_sent: milliseconds from the sending in either loop: without what the generator itself was late.
         waits: the number in Retry-After, −1 without one.
         seconds: how long the load went on.
         cpu_seconds: of this process meanwhile: what asking itself took of the machine.
@@ -37,6 +38,7 @@ class Load:
 
     status: np.ndarray
     milliseconds: np.ndarray
+    since_sent: np.ndarray
     waits: np.ndarray
     seconds: float
     cpu_seconds: float
@@ -102,6 +104,7 @@ def open_loop(url: str, requests: Sequence[bytes], rate: float, seconds: float, 
 class _Connection:
     socket: socket.socket
     begin: float = 0.0
+    sent: float = 0.0
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     answer: bytes = b""
     length: int = 0  # of the whole answer, 0 while its head is not there
@@ -116,7 +119,7 @@ class _Generator:
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
         self._busy = 0
-        self._results: list[tuple[int, float, int]] = []
+        self._results: list[tuple[int, float, float, int]] = []
 
     def run_closed(self, connections: int, seconds: float, count: int, pause: float) -> Load:
         begin, cpu = time.perf_counter(), time.process_time()
@@ -157,16 +160,17 @@ class _Generator:
         for connection in list(self._open):
             self._close(connection)
         self._selector.close()
-        status, times, waits = (np.array(column) for column in zip(*self._results, strict=True))
-        return Load(status=status, milliseconds=times * 1e3, waits=waits, seconds=seconds, cpu_seconds=cpu,
-                    late_ms=float(np.percentile(late, 99)) * 1e3)
+        status, times, since_sent, waits = (np.array(column) for column in zip(*self._results, strict=True))
+        return Load(status=status, milliseconds=times * 1e3, since_sent=since_sent * 1e3, waits=waits, seconds=seconds,
+                    cpu_seconds=cpu, late_ms=float(np.percentile(late, 99)) * 1e3)
 
     def _send(self, begin: float) -> None:
         request = self._requests[self._sent % len(self._requests)]
         self._sent += 1
         self._busy += 1
         connection = self._idle.pop() if self._idle else self._connect()
-        connection.begin, connection.answer, connection.length = begin, b"", 0
+        connection.begin, connection.sent = begin, time.perf_counter()
+        connection.answer, connection.length = b"", 0
         connection.unsent = memoryview(request)
         self._push(connection)
 
@@ -234,7 +238,8 @@ class _Generator:
                        wait=_number(head, b"\r\nretry-after: ", -1))
 
     def _done(self, connection: _Connection, status: int, keep: bool, wait: int = -1) -> None:
-        self._results.append((status, time.perf_counter() - connection.begin, wait))
+        now = time.perf_counter()
+        self._results.append((status, now - connection.begin, now - connection.sent, wait))
         self._busy -= 1
         connection.begin = 0.0
         if keep and not connection.unsent:

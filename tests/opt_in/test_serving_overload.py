@@ -33,8 +33,10 @@ def test_overload(models: Path, tmp_path: Path, say: Callable[[str], None]) -> N
 
     def show(name: str, load: Load, status: int) -> None:
         p50, _, p99 = load.percentiles(status)
-        say(f"{name}: {load.rate(status):.0f} a second, p50 {p50:.1f} ms, p99 {p99:.1f} ms (generator: "
-            f"{load.cpu_seconds / load.seconds:.2f} of a core, {load.late_ms:.1f} ms late at p99)")
+        sent = np.percentile(load.since_sent[load.status == status], [50, 99]) if load.rate(status) else [np.nan] * 2
+        say(f"{name}: {load.rate(status):.0f} a second, p50 {p50:.1f} ms, p99 {p99:.1f} ms; from the sending "
+            f"{sent[0]:.1f} and {sent[1]:.1f} ms (generator: {load.cpu_seconds / load.seconds:.2f} of a core, "
+            f"{load.late_ms:.1f} ms late at p99)")
 
     with started("serve", tmp_path, room=room) as url:
         requests = [post(url, ENDPOINTS["fusion"], body)]
