@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from recfuse.evaluation.report import COLOURS, Section
 from tune.frontier import Point, frontier, keeps
-from tune.space import DISCOUNTS, TOTAL, decode, label
+from tune.space import DISCOUNTS, TOTAL, decode, label, symbol
 
 _JOB = "python -m tune.sweep"
 _SOURCES, _ALTERNATIVE = 0.0, 0.95
@@ -25,6 +26,7 @@ class SweepData:
         points: finished trials; objective, guarded: measures.
         floors: of the guarded measures; winner: key of the point that keeps them at the least cost, "" for none.
         relative: worths are changes, shown in percent.
+        fields: trial's key → value of every field that any trial chose.
         discounts: of the config, by behaviour, and by kind where its behaviours share one.
         last: the winner's worth on users that no trial saw.
         subject: title lines.
@@ -37,6 +39,7 @@ class SweepData:
     floors: Mapping[str, float]
     winner: str
     relative: bool
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     discounts: Mapping[str, float] = field(default_factory=dict)
     last: Mapping[str, Sequence[float]] = field(default_factory=dict)
     subject: Mapping[str, str] = field(default_factory=dict)
@@ -173,7 +176,9 @@ def lambda_series(found: Sequence[Point]) -> dict[str, list[Point]]:
 
 def _lambdas(data: SweepData) -> Figure | None:
     series = lambda_series(data.points)
-    if not series:
+    joined = {point.key for some in series.values() for point in some}
+    alone = [point for point in data.points if TOTAL in point.choices and point.key not in joined]
+    if len(alone) < 2 and not series:
         return None
     measures = data.measures
     down = -(-len(measures) // 2)
@@ -185,6 +190,10 @@ def _lambdas(data: SweepData) -> Figure | None:
             colour = COLOURS[index % len(COLOURS)]
             axes.plot(x, y[0], "o-", ms=4, color=colour, label=name)
             axes.fill_between(x, y[1], y[2], color=colour, alpha=.15, lw=0)
+        if alone:
+            y = data.values(measure, alone)
+            axes.errorbar([float(point.choices[TOTAL]) for point in alone], y[0], yerr=_whiskers(y), fmt="o", ms=3,
+                          lw=.6, color="#999999", label="other choices differ too")
         if measure in data.floors:
             axes.axhline(data.scale * data.floors[measure], color="#666", ls="--", lw=.8)
         axes.set(xscale="log", xlabel="Λ, the sum of all λ (no unit)", ylabel=data.axis(measure))
@@ -196,11 +205,11 @@ def _lambdas(data: SweepData) -> Figure | None:
 def _parallel(data: SweepData) -> Figure | None:
     if len(data.points) < 2:
         return None
-    names = list(dict.fromkeys(name for point in data.points for name in point.choices))
     columns: dict[str, np.ndarray] = {}
     ends: dict[str, tuple[str, str]] = {}
-    for name in names:
-        columns[name], ends[name] = _unit([decode(point.choices.get(name)) for point in data.points])
+    for name in dict.fromkeys(name for point in data.points for name in point.choices):
+        values = [data.fields.get(point.key, point.choices).get(name) for point in data.points]
+        columns[symbol(name)], ends[symbol(name)] = _unit([decode(value) for value in values])
     for name in data.measures:
         columns[name], ends[name] = _unit(list(data.values(name)[0]))
     figure = Figure(figsize=(8, 4))
@@ -223,15 +232,19 @@ def _parallel(data: SweepData) -> Figure | None:
 
 
 def _unit(values: list[Any]) -> tuple[np.ndarray, tuple[str, str]]:
-    """Places in [0, 1] and what stands at the ends: numbers by size, anything else by its text; nothing is 'config'."""
+    """Places in [0, 1] and what stands at the ends: numbers by size (by their logarithm where they span a decade),
+    lists by their numbers, anything else by its text."""
     if all(isinstance(value, int | float) for value in values):
         numbers = np.array(values, float)
-        shown = np.log(numbers) if (numbers > 0).all() and numbers.max() > 100 * numbers.min() else numbers
+        shown = np.log(numbers) if (numbers > 0).all() and numbers.max() > 10 * numbers.min() else numbers
         span = float(np.ptp(shown)) or 1.0
         return (shown - shown.min()) / span, (f"{numbers.min():.4g}", f"{numbers.max():.4g}")
-    order = sorted({str(value): value for value in values}.values(),
-                   key=lambda value: (0, value, "") if isinstance(value, int | float) else (1, 0, str(value)))
-    texts = ["config" if value is None else str(value) for value in order]
+    def rank(value: Any) -> tuple[int, Any]:
+        if isinstance(value, int | float):
+            return 0, value
+        return (1, value) if isinstance(value, list) else (2, str(value))
+    order = sorted({str(value): value for value in values}.values(), key=rank)
+    texts = [str(value) for value in order]
     places = np.array([order.index(value) for value in values], float)
     return places / max(len(order) - 1, 1), (texts[0], texts[-1])
 
@@ -248,6 +261,7 @@ def _trials(data: SweepData) -> Figure | None:
             axes.bar([row["number"] for row in mine], [row["seconds"] for row in mine], label=status,
                      color=COLOURS[(2, 4, 1)[index]])
     axes.set(xlabel="trial (number)", ylabel="time (s)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, ncols=3)
     return figure
 
@@ -267,11 +281,12 @@ SECTIONS = (
             "joined are the points that no other dominates on these two, by their estimates. The table has those that "
             "no other dominates on all of them.", _JOB, _frontier, _frontier_rows),
     Section("discounts", "Effect of each discount: 0 against 0.95",
-            "Trials in pairs that differ in one discount alone: what the larger one changes.", _JOB, _discounts,
-            _discount_rows),
+            "Trials in pairs that differ in one discount alone: what the larger one changes. A change well below the "
+            "width of the intervals in the table is not settled.", _JOB, _discounts, _discount_rows),
     Section("lambdas", "Effect of λ",
-            "Every measure over Λ, with its interval as a band and its floor dashed: a larger Λ holds the policy "
-            "closer to those of the short-term behaviours and to the logged one.", _JOB, _lambdas),
+            "Every measure over Λ, with its interval as a band and its floor dashed; joined are trials that differ in "
+            "Λ alone. A larger Λ holds the policy closer to those of the short-term behaviours and to the logged one.",
+            _JOB, _lambdas),
     Section("parallel", "All choices side by side",
             "A line per trial through its choices and what they brought; darker is more of the objective, and the "
             "thick one is the cheapest that keeps every floor.", _JOB, _parallel),

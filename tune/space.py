@@ -82,11 +82,22 @@ def grid(space: Sequence[Block]) -> list[Assignment]:
 
 
 def random(space: Sequence[Block], samples: int, seed: int) -> list[Assignment]:
-    """Independent draws from the blocks in turn; the first n of a longer list are the list of n."""
+    """Independent draws from the blocks in turn, each kept once; the first n of a longer list are the list of n.
+
+    There are fewer than `samples` where the space holds no more.
+    """
     rng = np.random.default_rng([seed, 0x5EA])
-    return [{name: values.draw(rng) if isinstance(values, Range) else values[int(rng.integers(len(values)))]
-             for name, values in block.items()}
-            for block, _ in zip(itertools.cycle(space), range(samples), strict=False)]
+    endless = any(isinstance(values, Range) for block in space for values in block.values())
+    # The grid has the config as it stands besides.
+    count = samples if endless else min(samples, len(grid(space)) - 1)
+    found: dict[str, Assignment] = {}
+    for block in itertools.cycle(space):
+        drawn = {name: values.draw(rng) if isinstance(values, Range) else values[int(rng.integers(len(values)))]
+                 for name, values in block.items()}
+        found.setdefault(canonical(drawn), drawn)
+        if len(found) >= count:
+            return list(found.values())
+    return []
 
 
 def distributions(block: Block) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -116,10 +127,22 @@ def label(assignment: Assignment) -> str:
     """Short text for tables and figures, with the symbols of FORMULAS 1."""
     def text(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
-    def short(name: str) -> str:
-        head, _, rest = name.partition(".")
-        return "Λ" if name == TOTAL else f"{_SYMBOLS[head]} {rest}" if head in _SYMBOLS else name
-    return ", ".join(f"{short(name)}={text(value)}" for name, value in assignment.items()) or "the config as it stands"
+    return ", ".join(f"{symbol(name)}={text(value)}" for name, value in assignment.items()) or \
+        "the config as it stands"
+
+
+def symbol(name: str) -> str:
+    """A field as FORMULAS 1 writes it, where it does."""
+    head, _, rest = name.partition(".")
+    return "Λ" if name == TOTAL else f"{_SYMBOLS[head]} {rest}" if head in _SYMBOLS else name
+
+
+def read_field(config: Any, path: str) -> Any:
+    """The value at a dotted path of a config dataclass, as JSON has it."""
+    value = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def replace_fields(config: T, changes: Mapping[str, Any]) -> T:

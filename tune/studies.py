@@ -29,7 +29,17 @@ from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.trainer import TrainingConfig, prepare, train
 from tune.judges import Judge, Worth, Worths, flat
-from tune.space import Assignment, multipliers, replace_fields, split_fusion, with_discounts
+from tune.space import (
+    DISCOUNTS,
+    MULTIPLIERS,
+    TOTAL,
+    Assignment,
+    multipliers,
+    read_field,
+    replace_fields,
+    split_fusion,
+    with_discounts,
+)
 from tune.split import GROUPS, SplitConfig, groups_of
 
 # Of a trial's last report: `DONE`, the columns of its worth, and where its bundle lies.
@@ -72,6 +82,10 @@ class Study(Protocol):
 
     def limit(self, assignment: Assignment) -> int:
         """The most sample-passes that a trial can take."""
+        ...
+
+    def value(self, assignment: Assignment, field: str) -> Any:
+        """What a field is in a trial, whether the trial chose it or not."""
         ...
 
     def begin(self, assignment: Assignment) -> Run:
@@ -158,6 +172,18 @@ class FusionStudy:
         """See `Study`."""
         settings, _ = self.configure(assignment)
         return self.samples.rows * sum(settings.rule(phase).iterations for phase in settings.phases)
+
+    def value(self, assignment: Assignment, field: str) -> Any:
+        """See `Study`; of a kind whose behaviours differ, `mixed`."""
+        settings, vocabulary = self.configure(assignment)
+        head, _, name = field.partition(".")
+        if field == TOTAL:
+            return float(f"{sum(settings.multipliers.values()):.6g}")
+        if head not in (DISCOUNTS, MULTIPLIERS):
+            return read_field(settings, field)
+        members = [one for one in vocabulary.behaviours if name in (one.name, one.kind)]
+        found = {one.gamma if head == DISCOUNTS else settings.multipliers.get(one.name) for one in members}
+        return found.pop() if len(found) == 1 else "mixed"
 
     def begin(self, assignment: Assignment) -> FusionRun:
         """See `Study`."""
@@ -262,6 +288,10 @@ class ScenesStudy:
     def limit(self, assignment: Assignment) -> int:
         """See `Study`."""
         return int((self.group == 0).sum()) * self.configure(assignment).training.epochs
+
+    def value(self, assignment: Assignment, field: str) -> Any:
+        """See `Study`."""
+        return read_field(self.configure(assignment), field)
 
     def begin(self, assignment: Assignment) -> ScenesRun:
         """See `Study`."""

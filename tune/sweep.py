@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -278,7 +278,7 @@ def conclude(config: SweepConfig, study: Study, ledger: Ledger, last: Any) -> Sw
     data = SweepData(
         points=found, objective=study.objective, guarded=study.guarded, floors=floors, relative=study.relative,
         winner=winner.key if winner else "", last=worths, rows=ledger.rows, discounts=own_discounts(study),
-        subject=subject(config, study, ledger, winner, worths))
+        fields=fields_of(study, found), subject=subject(config, study, ledger, winner, worths))
     output.mkdir(parents=True, exist_ok=True)
     (output / SUMMARY).write_text(json.dumps({
         "objective": study.objective, "floors": floors, "frontier": [point.name for point in best],
@@ -292,6 +292,12 @@ def conclude(config: SweepConfig, study: Study, ledger: Ledger, last: Any) -> Sw
 def floors_of(config: SweepConfig, study: Study) -> Mapping[str, float]:
     """Floor of every guarded measure that has one."""
     return {name: config.floor.get(name, 0.0) for name in study.guarded} if study.relative else config.floor
+
+
+def fields_of(study: Study, found: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """Trial → value of every field that any trial chose."""
+    names = list(dict.fromkeys(name for point in found for name in point.choices))
+    return {point.key: {name: study.value(dict(point.choices), name) for name in names} for point in found}
 
 
 def own_discounts(study: Study) -> dict[str, float]:
@@ -334,10 +340,12 @@ def show(config: SweepConfig, study: Study, result: SweepResult) -> None:
     """Prints frontier, winner, failures, and the path of the report."""
     measures = [study.objective, *study.guarded]
     floors = floors_of(config, study)
-    table(f"Points that no other dominates ({len(result.frontier)})", ["trial", *measures, "floors"],
-          [(point.name, *(text(point.worth[name], study.relative) for name in measures),
-            "kept" if keeps(point, floors) else "")
-           for point in sorted(result.frontier, key=lambda one: -one.worth[study.objective].estimate)])
+    best = sorted(result.frontier, key=lambda one: -one.worth[study.objective].estimate)
+    table(f"Points that no other dominates ({len(best)})", ["trial", *measures, "floors"],
+          [(f"#{point.number}", *(text(point.worth[name], study.relative) for name in measures),
+            "kept" if keeps(point, floors) else "") for point in best])
+    table("What they chose", ["trial", "choices"],
+          [(f"#{point.number}", space.label(dict(point.choices))) for point in best])
     for row in result.ledger.rows:
         if row["status"] == FAILED:
             print(f"failed: #{row['number']}: {row['reason']}")

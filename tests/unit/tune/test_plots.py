@@ -61,3 +61,31 @@ def test_the_page_holds_every_figure_and_escapes_text():
 def test_a_sweep_without_finished_trials_still_has_a_page():
     page = render(data(points=[], rows=[]), SECTIONS, "Recfuse sweep")
     assert page.count("Not measured in this run") == len(SECTIONS)
+
+
+def test_trials_that_differ_in_more_than_lambda_stand_alone():
+    loose = [point(k, 0.01 * k, 0.02, multipliers__total=0.1 * k, network__hidden=f"[{k}]") for k in range(1, 5)]
+    draw = next(section for section in SECTIONS if section.name == "lambdas").draw
+    assert lambda_series(loose) == {}
+    axes = draw(data(points=loose)).axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["other choices differ too"]
+    assert draw(data(points=loose[:1])) is None
+
+
+def test_side_by_side_each_field_is_an_axis_with_its_own_ends():
+    of = {one.key: {"discounts.like": 0.95 if one.number == 2 else 0.0, "multipliers.total": one.choices.get(
+        "multipliers.total", 0.5)} for one in POINTS}
+    axes = next(section for section in SECTIONS if section.name == "parallel").draw(data(fields=of)).axes[0]
+    assert len(axes.lines) == len(POINTS)
+    shown = dict(zip([tick.get_text() for tick in axes.get_xticklabels()], zip(*[iter(axes.texts)] * 2, strict=True),
+                     strict=True))
+    assert {name: [one.get_text() for one in ends] for name, ends in shown.items() if name in ("Λ", "γ like")} == {
+        "Λ": ["0.01", "100"], "γ like": ["0", "0.95"]}
+
+
+def test_lists_stand_in_the_order_of_their_numbers():
+    sizes = ["[128, 128]", "[32]", "[64, 64]", "[]"]
+    some = [point(k, 0.01 * k, 0.02, network__hidden=size) for k, size in enumerate(sizes)]
+    axes = next(section for section in SECTIONS if section.name == "parallel").draw(data(points=some)).axes[0]
+    assert [one.get_text() for one in axes.texts[:2]] == ["[]", "[128, 128]"]
+    assert sorted(float(line.get_ydata()[0]) for line in axes.lines) == [0, 1 / 3, 2 / 3, 1]

@@ -27,6 +27,13 @@ def test_draws_are_reproducible_and_a_longer_list_begins_with_the_shorter():
     assert space.random(blocks, 3, seed=5) != few
 
 
+def test_no_draw_comes_twice_and_a_small_space_ends():
+    blocks = [{"a": [1, 2], "b": ["x", "y"]}, {"a": [1, 3], "b": ["x"]}]
+    found = space.random(blocks, 100, seed=0)
+    assert sorted((one["a"], one["b"]) for one in found) == [(1, "x"), (1, "y"), (2, "x"), (2, "y"), (3, "x")]
+    assert found[:3] == space.random(blocks, 3, seed=0)
+
+
 @pytest.mark.parametrize(("block", "field"), [({"a": []}, r"space\[0\].a"), ({}, "space")])
 def test_a_space_in_which_nothing_varies_is_refused(block, field):
     with pytest.raises(InvalidFieldError, match=field):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow.dataset as ds
 import pytest
 import samples as toy
 
-from recfuse.behaviours import Vocabulary
+from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.errors import InvalidFieldError
 from recfuse.fusion.inference import FusionActor, export_policy
@@ -67,6 +68,19 @@ def test_choices_reach_vocabulary_and_settings(study):
     assert LEARNING.network.hidden == (8,)
     with pytest.raises(InvalidFieldError, match="no_such"):
         study.check({"no_such": 1})
+
+
+def test_a_field_has_a_value_whether_a_trial_chose_it_or_not(study):
+    chosen = {"discounts.short_term": 0.95, "multipliers.total": 2.0, "network.hidden": "[4, 4]"}
+    fields = ("discounts.short_term", "discounts.like", "discounts.watch_time", "multipliers.like", "multipliers.total",
+              "network.hidden")
+    assert [study.value(chosen, name) for name in fields] == [0.95, 0.95, 0.5, 2.0, 2.0, [4, 4]]
+    assert [study.value({}, name) for name in fields] == [0.0, 0.0, 0.5, 1.0, 1.0, [8]]
+    both = dataclasses.replace(study, samples=dataclasses.replace(study.samples, vocabulary=Vocabulary(
+        behaviours=(*study.samples.vocabulary.behaviours, Behaviour(name="share", kind="short_term", multiplier=3.0)),
+        fusion_parameters=("first", "second"), state_size=3)))
+    assert both.value({"discounts.like": 0.95}, "discounts.short_term") == "mixed"
+    assert both.value({}, "multipliers.total") == 4.0
 
 
 def test_who_trains_does_not_judge(study):
