@@ -35,7 +35,8 @@ class ServingConfig:
         fsync: the log is on the disk before the client has its answer; false leaves it to the operating system, which
             survives the death of a replica but not of the machine.
         max_body_bytes, max_candidates: larger requests are refused.
-        max_concurrent: requests that a replica answers at a time; one more gets 503 with Retry-After at once.
+        max_concurrent: requests that a replica answers at a time; one more gets 503 with Retry-After at once. Behind
+            HAProxy, which refuses with less effort, RECFUSE_ROOM comes first (serving.environment).
         scene_weights: scene → task → weight ≥ 0 of the order within a scene (FORMULAS 3.5); scenes that are not named
             weigh their tasks alike.
         tokens: bearer tokens, any of which opens everything but /healthz; empty asks for none. RECFUSE_TOKENS (commas

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
+
+from serving.formats import MESSAGE_PACK
 
 if importlib.util.find_spec("schemathesis") is None:
     pytest.skip("schemathesis is not installed", allow_module_level=True)
@@ -34,6 +37,18 @@ OPERATIONS = (
 def schema(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The document of the whole application in this process, without Ray."""
     import schemathesis
+
+    @schemathesis.serializer(MESSAGE_PACK)
+    def packed(_: Any, value: Any) -> bytes:
+        try:
+            content: bytes = msgpack.packb(value)
+        except (OverflowError, UnicodeEncodeError, TypeError, ValueError):  # what MessagePack does not have
+            reject()
+        return content
+
+    @schemathesis.deserializer(MESSAGE_PACK)
+    def unpacked(_: Any, response: Any) -> Any:
+        return msgpack.unpackb(response.content)
 
     from serving.api import create_app
     from serving.config import ServingConfig
@@ -61,6 +76,7 @@ def test_in_process(schema: Any, method: str, path: str, say: Callable[[str], No
     checks = REGISTERED.get_by_names(list(CHECKS))
     strictly = REGISTERED.get_by_names([*CHECKS, "negative_data_rejection"])
     statuses: Counter[int] = Counter()
+    formats: Counter[str] = Counter()
 
     @settings(max_examples=int(CASES or 10_000), deadline=None, suppress_health_check=list(HealthCheck),
               database=None, phases=[Phase.generate, Phase.shrink])
@@ -71,12 +87,16 @@ def test_in_process(schema: Any, method: str, path: str, say: Callable[[str], No
         if mixed:
             taken = data.draw(st.sets(st.sampled_from(sorted(case.body)), max_size=2))
             case.body = {**declared["application/json"]["example"], **{name: case.body[name] for name in taken}}
+        if case.media_type == MESSAGE_PACK:
+            case.headers = {**(case.headers or {}), "Accept": MESSAGE_PACK}
         response = case.call()
         statuses[response.status_code] += 1
+        formats[case.media_type or "no body"] += 1
         case.validate_response(response, checks=checks if mixed else strictly)
 
     check()
-    say(f"{method} {path}: {statuses.total()} cases, {dict(sorted(statuses.items()))}, 0 violations")
+    say(f"{method} {path}: {statuses.total()} cases, {dict(sorted(statuses.items()))}, {dict(formats)}, "
+        "0 violations")
     assert not any(status >= 500 for status in statuses)
 
 
