@@ -174,14 +174,17 @@ def estimates(rows: Requests, policy: FixedGaussian, samples: Transitions) -> It
     first = rows.request == 0
     one = (target[first], behaviour[first], feedback[first], 20.0, rows.person[first])
     moments = moments_of(policy)
-    of_request, of_session = fit_critics(samples, moments, [0.0, 1.0])
+    # Critics of single requests come from first requests, as those that they are asked of.
+    begin = np.concatenate([[True], samples.done[:-1] > .5])
+    alone = Transitions(*(getattr(samples, one.name)[begin] for one in dataclasses.fields(samples)))
+    (of_request,), (of_session,) = fit_critics(alone, moments, [0.0]), fit_critics(samples, moments, [1.0])
     critic = (of_request.predict(rows.state[first], rows.action[first]), of_request.expect(rows.state[first], moments))
     yield 1, importance_sampling(*one, options)
     yield 1, ncis(*one, options)
     yield 1, doubly_robust(*one, *critic, options)
     yield 1, doubly_robust(*one, *critic, options, normalise=True)
     yield 1, direct_method(critic[1], feedback[first], rows.person[first], options,
-                           fit_error=of_request.fit_error(samples, moments, rows.state[first]))
+                           fit_error=of_request.fit_error(alone, moments, rows.state[first]))
     sessions = Sessions.of(target, behaviour, feedback, 1.0, 20.0, rows.person, rows.person)
     whole = (of_session.predict(rows.state, rows.action), of_session.expect(rows.state, moments))
     for normalise in (False, True):

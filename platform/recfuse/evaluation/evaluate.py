@@ -40,7 +40,7 @@ logger = logging.getLogger("recfuse")
 REPORT, METRICS = "report.html", "metrics.json"
 _ROWS = 65_536
 _DRAWS = 32  # of actions, where their mean and variance have no closed form
-_MOST_FEATURES, _MOST_GROUPS = 5, 8
+_MOST_FEATURES, _MOST_GROUPS = 3, 8
 
 
 @dataclass(frozen=True, kw_only=True)

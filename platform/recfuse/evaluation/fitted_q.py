@@ -105,9 +105,12 @@ class LinearCritics:
         moved = np.empty(samples.feedback.shape)
         for part in _chunks(len(moved)):
             here = self._terms(samples.state[part], samples.action[part])
-            onward = self._terms(samples.next_state[part], *moments(samples.next_state[part])) @ self.coefficients
-            onward *= self.discount * (1 - samples.done[part, None])
-            moved[part] = (here @ weight)[:, None] * (samples.feedback[part] + onward - here @ self.coefficients)
+            target = samples.feedback[part].astype(np.float64)
+            going = part.start + np.flatnonzero(samples.done[part] < .5)
+            if self.discount and len(going):
+                there = self._terms(samples.next_state[going], *moments(samples.next_state[going]))
+                target[going - part.start] += self.discount * (there @ self.coefficients)
+            moved[part] = (here @ weight)[:, None] * (target - here @ self.coefficients)
         return sum_per_user(moved, samples.user)
 
     def _terms(self, state: NDArray[np.generic], action: NDArray[np.generic],

@@ -25,6 +25,8 @@ from matplotlib.ticker import MaxNLocator
 Plain = Mapping[str, Any]
 PHASES = {"critics": "Critics", "cloning": "Imitation of the logged policy",
           "stage_one": "Stage one: short-term policies", "stage_two": "Stage two: the long-term policy"}
+# Of stage one the held-out loss is of another kind: what judges its stopping.
+_COMPARABLE = ("critics", "cloning", "stage_two")
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 _STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": .3, "axes.spines.top": False, "axes.spines.right": False,
@@ -93,10 +95,11 @@ def render(data: Any, sections: Sequence[Section] | None = None, title: str = "R
     with rc_context(_STYLE):
         body = "\n".join(_section(section, data) for section in sections)
     subject = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in data.subject.items())
+    opening = _opening(data) if isinstance(data, ReportData) else ""
     contents = "".join(f'<li><a href="#{section.name}">{_text(section.title)}</a></li>' for section in sections)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head>\n'
-            f'<body><h1>{_text(title)}</h1><dl>{subject}</dl><nav><ul>{contents}</ul></nav>\n{body}\n</body></html>\n')
+            f'<body><h1>{_text(title)}</h1><dl>{subject}</dl>{opening}<nav><ul>{contents}</ul></nav>\n{body}\n</body></html>\n')
 
 
 _CSS = """
@@ -105,8 +108,76 @@ h1{font-size:1.7rem}h2{font-size:1.2rem;margin-top:2.5rem;border-top:1px solid #
 img{width:100%;height:auto}table{border-collapse:collapse;font-size:.85rem;margin:.5rem 0}
 td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #eee}td:first-child,th:first-child{text-align:left}
 dl{display:grid;grid-template-columns:max-content auto;gap:.1rem 1rem}dt{color:#666}dd{margin:0}
-nav ul{columns:2;padding-left:1.2rem}.missing{color:#8a4b00}summary{cursor:pointer;color:#555}
+nav ul{columns:2;padding-left:1.2rem}section{overflow-x:auto}.missing{color:#8a4b00}summary{cursor:pointer;color:#555}
 """
+
+
+WORDS = {
+    "fusion policy": "decides per request how much each prediction of a candidate (click, like, …) weighs in its score",
+    "logged policy": "the one that was serving when the logs were written; it explores around its mean",
+    "logged_mean": "the same without exploring: what a policy gains beyond it, it has learned",
+    "cem": "one weight vector for everybody, searched in the simulator itself by the cross-entropy method",
+    "scene": "a page of recommendations; a task is a behaviour that is predicted there",
+    "critic": "predicts what a behaviour will still bring in a session; one per behaviour",
+    "off-policy estimate": "what a policy would have brought, from the log of another one",
+    "effective sample size (ESS)": "how many requests the log is worth for that, since it holds few actions that the "
+                                   "policy in question would take; too few, and no number is given",
+    "interval": "covers the truth 95 times in 100; of A/B tests and off-policy estimates it is drawn over users",
+    "AUC": "how often a positive is ranked above a negative; .5 is chance, 1 is perfect",
+}
+
+
+def _opening(data: ReportData) -> str:
+    """What was found, in sentences, and the words of the page."""
+    found = "".join(f"<li>{_text(sentence)}</li>" for sentence in summary(data))
+    words = "".join(f"<dt>{_text(word)}</dt><dd>{_text(meaning)}</dd>" for word, meaning in WORDS.items())
+    head = f'<h2 id="summary">What was found</h2><ul class="found">{found}</ul>' if found else ""
+    return f"{head}<details><summary>Words on this page</summary><dl>{words}</dl></details>"
+
+
+def summary(data: ReportData) -> list[str]:
+    """What each instrument found, in a sentence; nothing of what was not measured."""
+    return [*_ab_sentences(data), *_off_policy_sentences(data), *_model_sentences(data)]
+
+
+def _ab_sentences(data: ReportData) -> list[str]:
+    if data.ab_test is None:
+        return []
+    (base, *arms), measures = data.ab_test["arms"], data.ab_test["measures"]
+    sentences = []
+    for arm in arms:
+        surely = _numbers(arm.get("adjusted", [None] * len(measures))) < 1 - data.ab_test["level"]
+        effect, low, high = (100 * _numbers(arm[key]) for key in ("estimate", "low", "high"))
+        others = [f"{name} {effect[index]:+.1f}%" for index, name in enumerate(measures) if index and surely[index]]
+        sentences.append(
+            f"In the simulator {arm['name']} brought {effect[0]:+.1f}% [{low[0]:.1f}, {high[0]:.1f}] {measures[0]} per "
+            f"user against {base['name']}; sure among the other measures: {', '.join(others) or 'none'}.")
+    return sentences
+
+
+def _off_policy_sentences(data: ReportData) -> list[str]:
+    found = data.off_policy
+    if found is None or not _number(found["logged"][0]):
+        return []
+    if found.get("refused"):
+        return [f"The held-out log gives no estimate: {found['refused']}."]
+    middle, low, high = (100 * (_number(found[key][0]) / _number(found["logged"][0]) - 1)
+                         for key in ("estimate", "low", "high"))
+    return [f"From the held-out log the policy is estimated at {middle:+.1f}% [{low:.1f}, {high:.1f}] "
+            f"{found['behaviours'][0]} per request (NCIS), states as they were logged."]
+
+
+def _model_sentences(data: ReportData) -> list[str]:
+    sentences = []
+    ratios = np.array([_number(simulated) / _number(real) for _, _, simulated, real in data.calibration
+                       if _number(real) > 0])
+    if len(ratios):
+        sentences.append(f"The simulator is within 10% of the log in {(abs(ratios - 1) <= .1).sum()} of {len(ratios)} "
+                         "measures that are not 0.")
+    pooled = [f"{row['task']} {_number(row['auc']):.3f}" for row in data.scorer if row["scene"] == "all"]
+    if pooled:
+        sentences.append(f"The scorer's AUC over all scenes on the last day: {', '.join(pooled)}.")
+    return sentences
 
 
 def _section(section: Section, data: Any) -> str:
@@ -176,7 +247,12 @@ def _learning_curves(data: ReportData) -> Figure | None:
         axes = figure.add_subplot((len(phases) + 1) // 2, 2, panel + 1)
         entries = [entry for entry in data.history if entry["phase"] == phase]
         passes = [entry["iteration"] + 1 for entry in entries]
-        axes.plot(passes, _numbers([entry["loss"] for entry in entries]), "o-", color=COLOURS[0], ms=3)
+        axes.plot(passes, _numbers([entry["loss"] for entry in entries]), "o-", color=COLOURS[0], ms=3,
+                  label="samples that train")
+        if phase in _COMPARABLE and any("holdout_loss" in entry for entry in entries):
+            axes.plot(passes, _numbers([entry.get("holdout_loss") for entry in entries]), "s--", color=COLOURS[1], ms=3,
+                      label="samples held out")
+            axes.legend(frameon=False)
         axes.set(title=PHASES[phase], xlabel="passes over the samples", ylabel="loss (no unit)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -372,8 +448,10 @@ def _heat(data: ReportData, key: str, label: str, low: float, high: float, colou
     figure = Figure(figsize=(8, .9 + .45 * len(tasks)))
     axes = figure.subplots()
     image = axes.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto")
+    positives = _scorer_table(data, "positives")[2]
     for row, column in np.argwhere(np.isfinite(values)):
-        axes.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center",
+        count = "" if np.isnan(positives[row, column]) else f"\n{positives[row, column]:,.0f} pos."
+        axes.text(column, row, f"{values[row, column]:.3f}{count}", ha="center", va="center", fontsize=7.5,
                   bbox={"boxstyle": "round,pad=.15", "facecolor": "white", "alpha": .75, "linewidth": 0})
     axes.set_xticks(range(len(scenes)), scenes)
     axes.set_yticks(range(len(tasks)), tasks)
@@ -396,14 +474,15 @@ def _response(data: ReportData) -> Figure | None:
     areas = {name: _number(area) for name, area in data.response["auc"].items()}
     figure = Figure(figsize=(8, 2.6))
     axes = figure.subplots()
-    axes.bar(list(areas), list(areas.values()), color=COLOURS[0])
     for place, name in enumerate(areas):
-        axes.text(place, .32, f"{areas[name]:.3f}", ha="center", color="white")
         low, high = map(_number, data.response.get("interval", {}).get(name, (None, None)))
-        if low == low:
-            axes.plot([place, place], [low, high], color=COLOURS[6], lw=1.5)
+        axes.plot([place, place], [low, high], color=COLOURS[0], lw=1.5)
+        axes.plot([place], [areas[name]], "o", color=COLOURS[0])
+        if areas[name] == areas[name]:
+            axes.annotate(f"{areas[name]:.3f}", (place, areas[name]), (6, 0), textcoords="offset points", va="center")
+    axes.set_xticks(range(len(areas)), list(areas))
     axes.axhline(.5, color="#666", lw=.8)
-    axes.set(ylabel="AUC on the last day", xlabel="behaviour", ylim=(.3, 1))
+    axes.set(ylabel="AUC on the last day", xlabel="behaviour", ylim=(.3, 1), xlim=(-.5, len(areas)))
     return figure
 
 
@@ -493,26 +572,33 @@ SECTIONS = (
             _ab_rows),
     Section("off_policy", "Off-policy estimate from held-out logs (NCIS)",
             "What the learned policy would have got per request in the log of the logged policy, estimated by "
-            "normalised capped importance sampling.", "jobs/evaluate.py", _off_policy, _off_policy_rows),
+            "normalised capped importance sampling. That people stay longer or shorter is not in it: states come as "
+            "they were logged.", "jobs/evaluate.py", _off_policy, _off_policy_rows),
     Section("estimators", "Off-policy estimates, every estimator",
             "The same question by importance sampling per request (IS, NCIS), per session and per decision (PDIS: of "
-            "a session's first requests only), doubly robust with critics (DR), and by critics alone (DM, FQE), which "
-            "are as wrong as the critics without their intervals saying so; SN is self-normalised.",
+            "a session's first requests only), doubly robust with critics (DR), and by critics alone (DM, FQE), whose "
+            "intervals count the error of the fit but not that a linear critic may not fit at all; SN is "
+            "self-normalised. Believe what several of them say.",
             "jobs/evaluate.py", _estimators, _estimator_rows),
     Section("weights", "Where the fusion weights go",
             "Mean direction of the policy's weights per group of requests beside that of the log; a row that differs "
             "from the one of all requests is where the policy personalises.", "jobs/evaluate.py", _weights,
             _weights_rows),
-    Section("learning_curves", "Learning curves", "The loss of each fit, pass by pass; each ends by its stopping rule.",
+    Section("learning_curves", "Learning curves",
+            "The loss of each fit, pass by pass, until its stopping rule ends it. Critics learn where the held-out "
+            "line falls. A policy's loss is a weighted log-likelihood whose weights move with it, so it may rise: that "
+            "it settles is what counts.",
             "jobs/train_fusion.py", _learning_curves),
     Section("explained_variance", "Explained variance of the critics",
             "How much of each behaviour's target its critic explains; 0 is no better than the mean.",
             "jobs/train_fusion.py", _explained_variance),
     Section("scorer_auc", "Scorer: AUC per scene and task",
-            "How well the scorer orders the last day's exposures; .5 is chance.", "jobs/train_scenes.py", _scorer_auc,
+            "How well the scorer orders the last day's exposures; .5 is chance. Below it the positives of that day: "
+            "with a few dozen a figure says little.", "jobs/train_scenes.py", _scorer_auc,
             _scorer_rows),
     Section("scorer_calibration", "Scorer: calibration per scene and task",
-            "Sum of predicted probabilities over observed positives on the last day; 1 is right.",
+            "Sum of predicted probabilities over observed positives on the last day; 1 is right, and with n positives "
+            "chance alone moves it by about 1/√n.",
             "jobs/train_scenes.py", _scorer_calibration),
     Section("serving", "Serving latency", "Times of single requests over HTTP, one after the other.",
             "jobs/demo.py", _serving),

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from recfuse.evaluation.report import SECTIONS, ReportData, render, write_report
+from recfuse.evaluation.report import SECTIONS, WORDS, ReportData, render, summary, write_report
 
 ARM = {"estimate": [.05, None], "low": [.01, None], "high": [.09, None], "adjusted": [.01, None],
        "detectable": [.03, None]}
@@ -80,6 +80,21 @@ def test_figures_are_images_with_axes_and_units():
         assert root.tag.endswith("svg"), name
         comments = re.findall(rb"<!-- (.*?) -->", svg)
         assert any(len(comment) > 3 for comment in comments), f"{name}: its axes are labelled"
+
+
+def test_the_page_opens_with_what_was_found():
+    """Effects of DATA: watch time 5% [1, 9], like not known; NCIS 11 over 10; of 10 ratios only .5 over .49 is near 1."""
+    assert summary(DATA) == [
+        "In the simulator two<stage> brought +5.0% [1.0, 9.0] watch_time per user against logged; sure among the other "
+        "measures: none.",
+        "From the held-out log the policy is estimated at +10.0% [0.0, 20.0] watch_time per request (NCIS), states as "
+        "they were logged.",
+        "The simulator is within 10% of the log in 1 of 10 measures that are not 0.",
+        "The scorer's AUC over all scenes on the last day: click 0.700, long_view 0.700."]
+    assert summary(ReportData()) == []
+    text = render(DATA)
+    assert text.index("What was found") < text.index('<section id="ab_test">')
+    assert all(f"<dt>{word}</dt>" in text for word in WORDS)
 
 
 def test_user_text_is_escaped():
