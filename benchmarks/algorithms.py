@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy.stats import t as student
 
 from benchmarks.seeds import repeat
 from recfuse.bundle import read_bundle
@@ -52,8 +53,6 @@ SHOWN = ("watch_time", "forward", "follow", "comment", "like")
 SOURCE = {"actor_critic": (.31, -.71, .15, -1.30), "rcpo": (.28, -1.08, -.52, -.77),
           "interaction_only": (.12, 5.01, 1.95, -.10), "two_stage": (.34, 3.32, 1.79, -.62)}
 LITERATURE = 28.0  # total watch time of two-stage over CEM on KuaiRand, per cent, as published
-# Student's t, two-sided 95%, by degrees of freedom; 1.96 beyond.
-_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 19: 2.09}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,9 @@ def show(config: AlgorithmsConfig, effects: np.ndarray) -> None:
     if "two_stage" not in config.algorithms:
         return
     mine = config.algorithms.index("two_stage")
-    print(f"two-stage over CEM on total watch time {mean[mine, 0]:+.1%} (published {LITERATURE:+.0f}%)")
+    print(f"two-stage over CEM on total watch time {mean[mine, 0]:+.1%} ± {half[mine, 0]:.1%}, "
+          f"from {effects[:, mine, 0].min():+.1%} to {effects[:, mine, 0].max():+.1%} over {seeds} seeds "
+          f"(published {LITERATURE:+.0f}%)")
     for index, name in enumerate(config.algorithms):
         if index != mine:
             gap = effects[:, mine] - effects[:, index]
@@ -170,7 +171,7 @@ def spread(values: np.ndarray) -> np.ndarray:
     seeds = len(values)
     if seeds < 2:
         return np.full(values.shape[1:], np.nan)
-    half: np.ndarray = _T.get(seeds - 1, 1.96 if seeds > 20 else 2.2) * values.std(0, ddof=1) / seeds**.5
+    half: np.ndarray = student.ppf(.975, seeds - 1) * values.std(0, ddof=1) / seeds**.5
     return half
 
 

@@ -83,7 +83,7 @@ def test_figures_are_images_with_axes_and_units():
 
 
 def test_the_page_opens_with_what_was_found():
-    """Effects of DATA: watch time 5% [1, 9], like not known; NCIS 11 over 10; of 10 ratios only .5 over .49 is near 1."""
+    """Effects of DATA: watch time 5% [1, 9], like not known; NCIS 11 over 10; of 10 ratios .5 over .49 is near 1."""
     assert summary(DATA) == [
         "In the simulator two<stage> brought +5.0% [1.0, 9.0] watch_time per user against logged; sure among the other "
         "measures: none.",
