@@ -41,7 +41,7 @@ from recfuse.evaluation.ranking import auc, gauc, predicted_over_observed
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.kuairand import read_exposures
 from recfuse.scenes.dataset import encode_exposures, scene_rows
-from recfuse.scenes.features import Feature, FeatureEncoder, declared_features
+from recfuse.scenes.features import Feature, FeatureEncoder, declared_features, row_histories
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.registry import Registry, Scene
@@ -72,9 +72,10 @@ class Ours:
     counts: bool = False
 
 
-OURS = {"ours": Ours(ModelConfig(history_length=0), .2), "ours+history": Ours(ModelConfig(), .1),
-        "ours+history+counts": Ours(ModelConfig(), .1, counts=True)}
-RIVALS = {name: Ours(ModelConfig(architecture=name), .1) for name in get_args(Architecture) if name != "multi_scene"}
+OURS = {"ours": Ours(ModelConfig(history_length=0), .2), "ours+history": Ours(ModelConfig(), .05, 3e-3),
+        "ours+history+counts": Ours(ModelConfig(), .05, 3e-3, counts=True)}
+RIVALS = {name: Ours(ModelConfig(architecture=name), .05, 3e-3) for name in get_args(Architecture)
+          if name != "multi_scene"}
 # Student's t, 97.5%, by degrees of freedom.
 _STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 ENOUGH_ROWS = 5_000
@@ -276,8 +277,9 @@ def train_ours(config: ScoreboardConfig, name: str, seed: int, predictions: str)
         times = clock.read()
     scorer = SceneScorer(model, problem.registry, problem.encoder, problem.positive_weight,
                          shift=recent_shift(model, problem))
-    scores = scorer.score_exposures(exposures)
-    np.save(predictions, np.stack([scores[task][~training] for task in TASKS], 1))
+    histories, test = row_histories(exposures, scorer.history_length)[~training], exposures.filter(~training)
+    scores = scorer.score_rows(test.rows, test.users, test.items, histories)
+    np.save(predictions, np.stack([scores[task] for task in TASKS], 1))
     print(json.dumps(times | {"versions": f"torch {torch.__version__}"}))
 
 

@@ -2,13 +2,15 @@
 
 One process, one model, the same steps; rounds are interleaved, medians. `memory` takes batches of encoded rows in this
 process, `ray, object store` reads the same rows as blocks of Ray's object store, as Ray Train's workers do, and
-`ray, parquet` streams them from files.
+`ray, parquet` streams them from files. Ray Data takes a fixed time until its first batch, whatever there is to read,
+which is shown apart; `--repeat` lengthens the epoch, to see what remains of it.
 
     python -m benchmarks.scorer_ingest --logs DIRECTORY
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 import time
@@ -45,11 +47,13 @@ class IngestConfig:
     """Attributes:
         logs: a directory with KuaiRand files, or `embedded`.
         rounds: of every source.
+        repeat: how often the rows come in an epoch.
         batch_size, threads: of the training.
     """
 
     logs: str = "embedded"
     rounds: int = 3
+    repeat: int = 1
     batch_size: int = 2048
     threads: int = 1
 
@@ -62,6 +66,7 @@ def main(config: IngestConfig) -> None:
     exposures = scene_rows(source.exposures, source.registry)
     problem = prepare(exposures, np.ones(exposures.rows.num_rows, bool), source.registry, ModelConfig(),
                       TrainingConfig(workers=0, batch_size=config.batch_size, threads=config.threads))
+    problem = dataclasses.replace(problem, rows=problem.rows.take(np.tile(np.arange(len(problem.rows)), config.repeat)))
     whole = to_table(problem.rows)
     blocks = [whole.slice(start, BLOCK_ROWS) for start in range(0, whole.num_rows, BLOCK_ROWS)]
     with cluster(), tempfile.TemporaryDirectory() as directory:
@@ -72,28 +77,31 @@ def main(config: IngestConfig) -> None:
             "memory": lambda: from_memory(problem),
             "ray, object store": lambda: batches(stored.iterator(), problem, config.batch_size, 0),
             "ray, parquet": lambda: batches(ray.data.read_parquet(directory).iterator(), problem, config.batch_size, 0)}
-        rates: dict[str, list[float]] = {name: [] for name in sources}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
         for number in range(config.rounds + 1):
             for name, make in sources.items():
-                rate = len(problem.rows) / train(problem, make)
+                measured = train(problem, make)
                 if number:  # the first round warms up
-                    rates[name].append(rate)
+                    times[name].append(measured)
+    rates = {name: np.array([len(problem.rows) / seconds for seconds, _ in measured])
+             for name, measured in times.items()}
     base = np.median(rates["memory"])
     table(f"{len(problem.rows):,} rows, batch {config.batch_size}, {config.threads} thread(s), {config.rounds} rounds",
-          ["source", "samples/s, median", "range", "to memory"],
-          [(name, f"{np.median(values):,.0f}", f"{min(values):,.0f}..{max(values):,.0f}",
-            f"{np.median(values) / base:.2f}") for name, values in rates.items()])
+          ["source", "samples/s, median", "range", "to memory", "seconds until the first batch"],
+          [(name, f"{np.median(one):,.0f}", f"{min(one):,.0f}..{max(one):,.0f}", f"{np.median(one) / base:.2f}",
+            f"{np.median([first for _, first in times[name]]):.2f}") for name, one in rates.items()])
 
 
-def train(problem: Problem, make: Callable[[], Iterator[EncodedRows]]) -> float:
-    """Seconds of one epoch."""
+def train(problem: Problem, make: Callable[[], Iterator[EncodedRows]]) -> tuple[float, float]:
+    """Seconds of one epoch, and of those until the first batch was there."""
     stepper = Stepper(untrained(problem), problem, problem.steps)
-    begin, seen = time.perf_counter(), 0
+    begin, first, seen = time.perf_counter(), 0.0, 0
     for batch in make():
+        first = first or time.perf_counter() - begin
         stepper.step(*tensors(batch))
         seen += len(batch)
     assert seen == len(problem.rows), (seen, len(problem.rows))
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, first
 
 
 def from_memory(problem: Problem) -> Iterator[EncodedRows]:

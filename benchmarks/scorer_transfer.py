@@ -31,7 +31,7 @@ from recfuse.logs.exposures import Exposures
 from recfuse.scenes.trainer import TrainingConfig, prepare, train
 
 # (batch size, epochs) that a page's own model may choose from.
-RECIPES = ((2048, 1), (512, 1), (512, 2), (128, 1), (128, 2))
+RECIPES = ((2048, 1), (512, 1), (512, 2), (128, 1))
 Scores = dict[str, np.ndarray]
 
 
