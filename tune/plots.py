@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from recfuse.evaluation.report import COLOURS, Section
 from tune.frontier import Point, frontier, keeps
-from tune.space import DISCOUNTS, TOTAL, decode, label, symbol
+from tune.space import DISCOUNTS, MULTIPLIERS, TOTAL, decode, label, symbol
 
 _JOB = "python -m tune.sweep"
 _SOURCES, _ALTERNATIVE = 0.0, 0.95
@@ -292,3 +292,10 @@ SECTIONS = (
             "thick one is the cheapest that keeps every floor.", _JOB, _parallel),
     Section("trials", "Trials", "What each trial took; the table is the ledger.", _JOB, _trials, _trial_rows),
 )
+
+
+def sections(data: SweepData) -> list[Section]:
+    """The figures of a sweep; those of discounts and λ where it varied them."""
+    varied = {name.partition(".")[0] for point in data.points for name in point.choices}
+    needs = {"discounts": DISCOUNTS, "lambdas": MULTIPLIERS}
+    return [one for one in SECTIONS if needs.get(one.name, "") in {*varied, ""}]

@@ -42,7 +42,7 @@ from tune import space
 from tune.frontier import Point, cheapest, closest, frontier, keeps, points
 from tune.judges import Judge, OffPolicyJudge, SimulatorJudge, Worths
 from tune.ledger import FAILED, STOPPED, Ledger
-from tune.plots import SECTIONS, SweepData, text
+from tune.plots import SweepData, sections, text
 from tune.search import SearchConfig, at_once, identity_of, key_of, planned, run_trials
 from tune.space import Assignment, Range
 from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, split_samples
@@ -254,7 +254,7 @@ def announce(config: SweepConfig, study: Study, assignments: list[Assignment], l
         ("trials done, left", f"{len(ledger.rows)}, {count}"),
         ("side by side", side),
         ("measured by", f"{len(timed)} trials that were timed" if timed else
-         f"{config.passes_per_second:,.0f} sample-passes/s and every iteration limit reached (an upper bound)"),
+         f"{config.passes_per_second:,.0f} sample-passes/s, every iteration limit reached"),
         ("time", f"{seconds / side / 60:.1f} min"),
         ("CPU hours", f"{cpu_hours:.3f}"),
         ("price", f"{cpu_hours * config.cpu_hour:.3f} at {config.cpu_hour:g} per CPU hour"),
@@ -285,7 +285,7 @@ def conclude(config: SweepConfig, study: Study, ledger: Ledger, last: Any) -> Sw
         "winner": None if winner is None else {"name": winner.name, "choices": dict(winner.choices),
                                                "judged": {k: list(v) for k, v in winner.worth.items()},
                                                "last": {k: list(v) for k, v in worths.items()}}}, indent=1))
-    report = write_report(output / REPORT, data, SECTIONS, "Recfuse sweep")
+    report = write_report(output / REPORT, data, sections(data), "Recfuse sweep")
     return SweepResult(ledger, best, winner, worths, report)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from recfuse.evaluation.report import render
 from tune.frontier import Point, cheapest
 from tune.judges import Worth
-from tune.plots import SECTIONS, SweepData, discount_pairs, lambda_series
+from tune.plots import SECTIONS, SweepData, discount_pairs, lambda_series, sections
 
 
 def point(number: int, watch: float, like: float, **choices) -> Point:
@@ -56,6 +56,14 @@ def test_the_page_holds_every_figure_and_escapes_text():
     assert "a &lt; b" in page
     assert "yes, the cheapest" in page
     assert "http" not in page.split("</head>")[1].replace("http://www.w3.org", "")
+
+
+def test_what_no_trial_varied_has_no_figure():
+    assert [one.name for one in sections(data())] == [one.name for one in SECTIONS]
+    scorer = [point(k, 0.6, 0.5, model__experts=k) for k in (1, 8)]
+    assert [one.name for one in sections(data(points=scorer))] == ["frontier", "parallel", "trials"]
+    rates = [point(k, 0.6, 0.5, multipliers__total=k) for k in (1, 8)]
+    assert "lambdas" in [one.name for one in sections(data(points=rates))]
 
 
 def test_a_sweep_without_finished_trials_still_has_a_page():
