@@ -70,6 +70,9 @@ def importance_sampling(
 ) -> OffPolicyEstimate:
     """`Σ ρ_t r_{t,j} / n`, unbiased without a cap; over `Σ ρ_t` where `normalise` (see `ncis`, whose arguments it has).
 
+    With a cap c it estimates, and its interval holds, E min(ρ, c) r: of feedback between 0 and R that is less than the
+    policy's value, by at most R (1 − E min(ρ, c)), where `mean_ratio` is the mean in brackets.
+
     References:
         Horvitz & Thompson, "A Generalization of Sampling Without Replacement From a Finite Universe", 1952; the cap:
         Ionides, "Truncated Importance Sampling", 2008.

@@ -142,6 +142,19 @@ def test_plain_importance_sampling_by_hand():
     assert capped.estimate[0] == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("cap", [.5, 1.0, 2.0, 4.0])
+def test_what_a_cap_hides_is_bounded_by_the_mean_ratio(cap):
+    """Every action once under a uniform log, so that the log is its own expectation: ratios 4π, value Σ π r = 7.275."""
+    policy, reward = np.array([.1, .2, .05, .65]), np.array([9.0, 0.0, 4.0, 9.5])[:, None]
+    log = (np.log(policy), np.log(np.full(4, .25)), reward)
+    value = (policy @ reward)[0]
+    assert importance_sampling(*log, np.inf, np.arange(4), FEW).estimate[0] == pytest.approx(value)
+    found = importance_sampling(*log, cap, np.arange(4), FEW)
+    hidden = value - found.estimate[0]
+    assert hidden == pytest.approx((np.maximum(4 * policy - cap, 0) @ reward)[0] / 4)
+    assert 0 <= hidden <= reward.max() * (1 - found.mean_ratio) + 1e-12
+
+
 def test_doubly_robust_by_hand():
     """mean v = 3; (½·(10 − 8) + 2·(1 − 2) + 8·(0 − 1)) / 3 = −3; normalised −9 / 10.5."""
     assert doubly_robust(*HAND, *CRITIC, options=FEW).estimate[0] == pytest.approx(0.0)
