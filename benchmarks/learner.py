@@ -8,8 +8,9 @@ minute of the machine hits both; the ratio is the median over the rounds. Second
 process' arithmetic (CPU time) are given both: on a machine that others use too, the latter says more.
 
 (c) and (d) learn one behaviour's value and one policy, (a) a critic per behaviour, the cloned policy, an auxiliary
-policy per short-term behaviour and the long-term policy. So each peer stands beside two of ours: one pass of all four
-phases, and what is like the peer (one critic and its policy; our IQL). The peers run on fewer samples.
+policy per short-term behaviour and the long-term policy. So each peer stands beside three of ours: one pass of all four
+phases; the same counted as samples × networks trained; and what is like the peer (one critic and its policy; our IQL).
+The peers run on fewer samples, and a sample is a logged request everywhere.
 
     python -m benchmarks.learner                                # phases, peers, curve, at 1M samples
     python -m benchmarks.learner --parts memory --memory-rows 1000000 10000000
@@ -66,7 +67,7 @@ class Arguments:
         device: `cpu`, or `cuda` for both contenders.
         behaviours: one of them long-term.
         parts: what is measured.
-        peer_updates: minibatches of each peer, after its warm-up.
+        peer_updates: minibatches of d3rlpy after its warm-up; peer_passes: of MARWIL after its first one.
         peer_rows: samples that the peers read.
         peer_environment: where d3rlpy is installed; made where it is missing.
         curve: numbers of behaviours; curve_rows: samples of each measurement.
@@ -82,7 +83,8 @@ class Arguments:
     device: str = "cpu"
     behaviours: int = 5
     parts: tuple[Part, ...] = ("phases", "peers", "curve")
-    peer_updates: int = 12
+    peer_updates: int = 25
+    peer_passes: int = 2
     peer_rows: int = 100_000
     peer_environment: Path = Path("runs/benchmarks/d3rlpy")
     curve: tuple[int, ...] = (1, 2, 5, 10)
@@ -230,11 +232,12 @@ def measure(directory: Path, arguments: Arguments, phases: tuple[Phase, ...]) ->
 
 
 def speed_of(
-    directory: Path, arguments: Arguments, name: AlgorithmName, phases: tuple[Phase, ...]
+    directory: Path, arguments: Arguments, name: AlgorithmName, phases: tuple[Phase, ...], memory_mib: int = 8192
 ) -> tuple[float, float]:
     """Samples/s of one pass of all these phases of one of our algorithms: the first ones, and later ones."""
     samples = SampleSet.open(directory)
-    algorithm = TwoStageConfig().learn(settings_of(arguments, name), samples).build_algo()
+    settings = dataclasses.replace(settings_of(arguments, name), memory_mib=memory_mib)
+    algorithm = TwoStageConfig().learn(settings, samples).build_algo()
     data, first, later = TrainingData(data_iterators=algorithm._iterators), 0.0, 0.0
     try:
         for phase in phases:
@@ -268,22 +271,31 @@ def show_peers(arguments: Arguments, ours: float, root: Path) -> None:
     directory.mkdir()
     write_samples(directory, dataclasses.replace(arguments, rows=arguments.peer_rows, behaviours=1))
     learner_marwil.write_steps(directory, steps, arguments.peer_rows)
-    like_marwil = speed_of(directory, arguments, "actor_critic", ("critics", "policy"))
+    ours_like = speed_of(directory, arguments, "actor_critic", ("critics", "policy"))
+    streamed = speed_of(directory, arguments, "actor_critic", ("critics", "policy"), memory_mib=0)
     like_iql = speed_of(directory, arguments, "iql", ("action_values", "extraction"))
     marwil = learner_marwil.measure(steps, arguments.state, arguments.actions, arguments.batch, arguments.peer_rows,
-                                    arguments.peer_updates)
+                                    arguments.peer_passes)
     python = learner_d3rlpy.prepare(arguments.peer_environment)
     iql = learner_d3rlpy.samples_per_second(python, directory, arguments.peer_rows, arguments.batch,
                                             arguments.peer_updates, arguments.threads)
-    table(f"Peers, {arguments.peer_rows:,} samples; later passes: {arguments.peer_updates} minibatches of each peer",
-          ["samples/s", "first pass", "later passes", "ratio of these"], [
-        (f"(a) ours, all phases, {arguments.behaviours} behaviours", "", f"{ours:,.0f}",
+    networks = 2 * arguments.behaviours + 1  # critics, the cloned policy, auxiliaries, the long-term policy
+    table(f"Peers, {arguments.peer_rows:,} samples; (c): {arguments.peer_passes} passes after the first, (d): "
+          f"{arguments.peer_updates} minibatches",
+          ["samples/s", "networks", "first pass", "later passes", "ratio of later passes"], [
+        (f"(a) all phases, {arguments.behaviours} behaviours", networks, "", f"{ours:,.0f}",
          f"a/c {ours / marwil.later:.2f}, a/d {ours / iql:.2f}"),
-        ("ours, one critic and its policy", f"{like_marwil[0]:,.0f}", f"{like_marwil[1]:,.0f}",
-         f"to (c) {like_marwil[0] / marwil.first:.1f} first, {like_marwil[1] / marwil.later:.1f} later"),
-        ("(c) RLlib MARWIL, new API stack", f"{marwil.first:,.0f}", f"{marwil.later:,.0f}", ""),
-        ("ours, IQL", f"{like_iql[0]:,.0f}", f"{like_iql[1]:,.0f}", f"to (d) {like_iql[1] / iql:.1f} later"),
-        ("(d) d3rlpy IQL", "", f"{iql:,.0f}", "")])
+        ("the same, samples × networks", networks, "", f"{networks * ours:,.0f}",
+         f"to (c) {networks * ours / marwil.later / 2:.2f}, to (d) {networks * ours / iql / 4:.2f}"),
+        ("ours, one critic and its policy", 2, f"{ours_like[0]:,.0f}", f"{ours_like[1]:,.0f}",
+         f"to (c) {ours_like[1] / marwil.later:.1f}; first pass {ours_like[0] / marwil.first:.1f}"),
+        ("the same, streamed in every pass", 2, f"{streamed[0]:,.0f}", f"{streamed[1]:,.0f}",
+         f"to (c) {streamed[1] / marwil.later:.1f}"),
+        ("(c) RLlib MARWIL, new API stack", 2, f"{marwil.first:,.0f}", f"{marwil.later:,.0f}",
+         f"from its first batch on {marwil.steady:,.0f}"),
+        ("ours, IQL", 4, f"{like_iql[0]:,.0f}", f"{like_iql[1]:,.0f}", f"to (d) {like_iql[1] / iql:.1f}"),
+        ("(d) d3rlpy IQL", 4, "", f"{iql:,.0f}", "")])
+    print(f"RLlib counts {marwil.counted:.2f} of a logged sample as trained on")
 
 
 def show_curve(arguments: Arguments, root: Path) -> None:

@@ -1,7 +1,13 @@
 """RLlib's stock MARWIL, new API stack, on a copy of our samples.
 
-Its reward is the sum of the feedback, because it has one value function where ours has a critic per behaviour. Networks
-and minibatch are ours; the samples are read as RLlib's documentation says, one step a row.
+Its reward is the sum of the feedback, because it has one value function where ours has a critic per behaviour.
+Networks and minibatch are ours; the samples are read as RLlib's documentation says, one step a row. By MARWIL's
+defaults the rows stay in the object store (`materialize_data`), and in every pass workers of Ray Data make episodes of
+them and run the learner's connectors, because its advantages need the value function as it stands
+(`materialize_mapped_data` is False).
+
+Every episode of one step becomes two rows there, of which `loss_mask` takes out the second. RLlib counts both as
+trained on; here a sample is a logged step, and a batch holds as many of those as ours.
 """
 
 from __future__ import annotations
@@ -9,12 +15,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.rllib.algorithms.marwil import MARWILConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.utils.metrics import ALL_MODULES, LEARNER_RESULTS, NUM_ENV_STEPS_TRAINED_LIFETIME
 
@@ -36,16 +45,20 @@ def write_steps(samples: Path, directory: Path, rows: int) -> None:
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples/s of the first pass, in which RLlib maps the steps to batches that it keeps, and of later ones; by
-    RLlib's own count of samples trained on."""
+    """Logged samples/s of the first pass, of later whole passes, and of these from their first batch on.
+
+    Attributes:
+        counted: what RLlib counted as trained on, over the logged samples.
+    """
 
     first: float
     later: float
-    trained: int
+    steady: float
+    counted: float
 
 
-def measure(directory: Path, state: int, actions: int, batch: int, rows: int, updates: int) -> Speed:
-    """A pass over the samples and `updates` minibatches more. Ray is running."""
+def measure(directory: Path, state: int, actions: int, batch: int, rows: int, passes: int) -> Speed:
+    """A pass over the samples and `passes` more. Ray is running."""
     def box(size: int) -> gym.spaces.Box:
         return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
@@ -56,21 +69,38 @@ def measure(directory: Path, state: int, actions: int, batch: int, rows: int, up
         .env_runners(num_env_runners=0)
         .learners(num_learners=0)
         .offline_data(input_=[str(directory)], dataset_num_iters_per_learner=1, input_read_method="read_parquet")
-        .training(train_batch_size_per_learner=batch, beta=1.0, lr=1e-3)
+        .training(train_batch_size_per_learner=2 * batch, beta=1.0, lr=1e-3)
         .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=list(HIDDEN), fcnet_activation="relu"))
     )
     algorithm = config.build_algo()
+    sample = algorithm.offline_data.sample
+    masks: list[float] = []
+    batches: list[Any] = []
 
-    def train(samples: int, before: int) -> tuple[float, int]:
-        begin, trained = time.perf_counter(), before
-        while trained - before < samples:
+    def counting(**arguments: Any) -> Any:
+        found = sample(**arguments)
+        if not batches or batches[-1] is not found:  # at the end of a pass it calls itself
+            batches[:] = [found]
+            masks.append(float(np.asarray(found[DEFAULT_MODULE_ID][Columns.LOSS_MASK]).sum()))
+        return found
+
+    algorithm.offline_data.sample = counting
+
+    def run_pass() -> tuple[float, float, float]:
+        """Logged samples/s of the whole pass, and from its first batch on; and what RLlib says it has trained on."""
+        masks.clear()
+        begin, after_first = time.perf_counter(), 0.0
+        while sum(masks) < rows:
             result = algorithm.train()
-            trained = int(result[LEARNER_RESULTS][ALL_MODULES][NUM_ENV_STEPS_TRAINED_LIFETIME])
-        return (trained - before) / (time.perf_counter() - begin), trained
+            after_first = after_first or time.perf_counter()
+        end = time.perf_counter()
+        trained = result[LEARNER_RESULTS][ALL_MODULES][NUM_ENV_STEPS_TRAINED_LIFETIME]
+        return sum(masks) / (end - begin), sum(masks[1:]) / (end - after_first), float(trained)
 
     try:
-        first, trained = train(rows, 0)
-        later, total = train(updates * batch, trained)
-        return Speed(first, later, total)
+        first, _, trained = run_pass()
+        counted = trained / sum(masks)
+        later = [run_pass()[:2] for _ in range(passes)]
+        return Speed(first, *(float(np.median(each)) for each in zip(*later, strict=True)), counted)
     finally:
         algorithm.stop()

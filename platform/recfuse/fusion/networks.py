@@ -18,6 +18,8 @@ from recfuse.errors import require
 from recfuse.fusion.squash import log_slope, unsquash
 
 Activation = Literal["relu", "tanh", "silu"]
+# So many numbers that a layer of one network gives make a CPU compute them network by network.
+_LARGE = 1 << 18
 _ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": nn.functional.silu}
 
 
@@ -143,12 +145,11 @@ class BatchedMLP(nn.Module):
             members: computes a run of the networks only.
             frozen: gives gradients to the input alone, none to the parameters.
         """
-        total = len(self.weights[-1])
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            # Shared layers are one network, whose members are all of them.
-            w, b = (weight, bias) if members is None or len(weight) < total else (weight[members], bias[members])
-            if frozen:
-                w, b = w.detach(), b.detach()
+        layers = self._layers(members, frozen)
+        widest = max(w.shape[2] for w, _ in layers)
+        if len(layers[0][0]) > 1 and x.device.type == "cpu" and len(x) * widest >= _LARGE:
+            return self._one_by_one(x, layers)
+        for layer, (w, b) in enumerate(layers):
             if layer > 0:
                 x = self._activation(x)
             k, width_in, width_out = w.shape
@@ -161,6 +162,26 @@ class BatchedMLP(nn.Module):
                 flat = torch.addmm(b.reshape(-1), x, w.transpose(0, 1).reshape(width_in, k * width_out))
                 x = flat.view(-1, k, width_out).transpose(0, 1)
         return x if x.ndim == 3 else x.unsqueeze(0)
+
+    def _layers(self, members: slice | None, frozen: bool) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every layer."""
+        total = len(self.weights[-1])
+        layers = []
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            # Shared layers are one network, whose members are all of them.
+            w, b = (weight, bias) if members is None or len(weight) < total else (weight[members], bias[members])
+            layers.append((w.detach(), b.detach()) if frozen else (w, b))
+        return layers
+
+    def _one_by_one(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The same, a network after the other: what a layer gives is still in the cache when the next one reads it."""
+        outputs = []
+        for network in zip(*(zip(w.unbind(0), b.unbind(0), strict=True) for w, b in layers), strict=True):
+            y = x
+            for layer, (w, b) in enumerate(network):
+                y = torch.addmm(b, self._activation(y) if layer > 0 else y, w)
+            outputs.append(y)
+        return torch.stack(outputs)
 
 
 class Critics(nn.Module):

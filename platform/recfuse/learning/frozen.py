@@ -241,8 +241,7 @@ class Frozen:
         """The mixed advantage [n] of advantages [n, c]: mean 0, variance 1."""
         if not self._settings.one_critic:
             advantage = (advantage @ self._objective.weights(self._module).cpu()).unsqueeze(1)
-        mean = advantage.mean(0, dtype=torch.float64).to(advantage.dtype)
-        return _to_unit_variance(advantage - mean)[:, 0]
+        return _to_unit_variance(advantage - _mean(advantage).to(advantage.dtype))[:, 0]
 
     def _target_weights(self, advantage: Tensor) -> losses.TargetWeights:
         auxiliaries, objective = self._module.auxiliaries, self._objective
@@ -276,7 +275,12 @@ class Frozen:
 
 def _to_unit_variance(values: Tensor) -> Tensor:
     """Columns [n, k] divided, in place, by their standard deviation; a constant column stays as it is."""
-    count, mean = len(values), values.mean(0, dtype=torch.float64)
+    count, mean = len(values), _mean(values)
     square = sum((part.double() - mean).square().sum(0) for part in values.split(CHUNK))
     std = (square / count).sqrt()
     return values.div_(torch.where(std > 1e-12, std, torch.ones_like(std)).to(values.dtype))
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Means of columns, float64[k], in chunks: `mean(dtype=…)` would make a copy of all in double first."""
+    return torch.stack([part.double().sum(0) for part in values.split(CHUNK)]).sum(0) / len(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from recfuse.behaviours import Vocabulary
 from recfuse.errors import require
 from recfuse.fusion import losses, rivals
 from recfuse.fusion.networks import gaussian_entropy, gaussian_kl
+from recfuse.learning.allocation import keep_freed_memory
 from recfuse.learning.cem import importance_sums, logged_scores, propose, refit
 from recfuse.learning.frozen import CHUNK, Frozen, Objective
 from recfuse.learning.module import FusionPolicyModule
@@ -63,8 +64,9 @@ class TwoStageLearner(TorchLearner):
     """Fits critics, then auxiliary policies, then the long-term policy (FORMULAS 1.2 to 1.6); or what a rival fits, by
     `LearningSettings.algorithm`.
 
-    One `update` is one pass over the samples. Gradients are summed over the workers in one collective a step, each
-    worker having taken its share of the same global minibatch; so the number of workers changes nothing but rounding.
+    One `update` is one pass over the samples. A global minibatch has `LearningSettings.parts` parts, of which every
+    worker takes its share; their gradients are summed pairwise in the order of the parts, after one collective a step.
+    So a number of workers that divides them changes not a bit, and another nothing but rounding.
     """
 
     def build(self) -> None:
@@ -74,6 +76,7 @@ class TwoStageLearner(TorchLearner):
         self._vocabulary: Vocabulary = self._settings.with_multipliers(self.config.samples.vocabulary)
         self._objective = Objective(self._settings, self._vocabulary, self._device)
         self._workers = max(self.config.num_learners, 1)
+        keep_freed_memory()
         self._windows: Windows | None = None
         self._frozen: Frozen | None = None
         self._looked_at: Tensor | None = None
@@ -188,8 +191,11 @@ class TwoStageLearner(TorchLearner):
 
     def _run_pass(self, phase: Phase, iteration: int) -> None:
         assert self._windows is not None
-        settings = self._settings
-        seen: list[Metrics] = []
+        settings, workers = self._settings, self._workers
+        # The scale of TD3+BC's objective is a mean over a worker's whole share.
+        parts = workers if phase == "actor" else settings.parts
+        seen: list[Metrics] = []  # of every part of every step
+        steps = 0
         check = self._check(phase)
         seed = (settings.seed, _PHASE_SEEDS[phase], iteration)
         for position, window in self._windows:
@@ -198,22 +204,24 @@ class TwoStageLearner(TorchLearner):
             learned = np.flatnonzero(~out)
             noise = self._noise((*seed, position), count) if phase == "actor" else None
             for places in minibatches(len(learned), settings.minibatch_size, (*seed, position), self._learner_index,
-                                      self._workers):
+                                      workers, parts):
                 batch = self._gather(phase, window, position, learned[places])
                 if noise is not None:
                     batch["noise"] = noise[torch.from_numpy(learned[places])].to(self._device)
-                seen.append(self._learn(batch, phase, len(seen)))
+                seen += self._learn(batch, phase, steps, parts // workers)
+                steps += 1
             rows = np.flatnonzero(out)
             if position == 0:
                 self._looked_at = window["state"][:_DIAGNOSTIC_ROWS]
                 if not settings.holdout:  # a look at what was learned from is better than none
                     rows = np.arange(min(count, _DIAGNOSTIC_ROWS))
-            self._judge(check, phase, window, position, rows[self._learner_index :: self._workers])
-        require(bool(seen), "holdout", settings.holdout, "a share that leaves at least one sample per learner")
-        self._log(phase, seen, check)
+            self._judge(check, phase, window, position, rows[self._learner_index :: workers])
+        require(bool(seen), "holdout", settings.holdout, "a share that leaves a sample for each shard")
+        self._log(phase, seen, parts // workers, check)
 
-    def _learn(self, batch: Batch, phase: Phase, number: int) -> Metrics:
-        """One minibatch: a step, or with `sequential` auxiliaries a step for every short-term critic in turn."""
+    def _learn(self, batch: Batch, phase: Phase, number: int, parts: int) -> list[Metrics]:
+        """One minibatch: a step, or with `sequential` auxiliaries a step for every short-term critic in turn. The
+        metrics of each of this worker's parts."""
         names = _OPTIMIZERS[phase]
         if phase == "policy" and self._settings.critics_follow:
             names = (*names, "critics")
@@ -221,23 +229,33 @@ class TwoStageLearner(TorchLearner):
             names = ("action_values",)
             batch["values_only"] = torch.ones(())
         if phase != "stage_one" or self._settings.auxiliary == "per_behaviour":
-            return self._step(batch, phase, names)
-        turns = [self._step({**batch, "advantage": column}, phase, names)
+            return self._step(batch, phase, names, parts)
+        turns = [self._step({**batch, "advantage": column}, phase, names, parts)
                  for column in batch["advantage"].split(1, 1)]
-        return {name: torch.cat([turn[name] for turn in turns]) if name.endswith("/") else
-                torch.stack([turn[name] for turn in turns]).sum() for name in turns[0]}
+        return [{name: torch.cat([turn[name] for turn in of_part]) if name.endswith("/") else
+                 torch.stack([turn[name] for turn in of_part]).sum() for name in of_part[0]}
+                for of_part in zip(*turns, strict=True)]
 
-    def _step(self, batch: Batch, phase: Phase, names: tuple[str, ...]) -> Metrics:
+    def _step(self, batch: Batch, phase: Phase, names: tuple[str, ...], parts: int) -> list[Metrics]:
         optimizers = [self.get_optimizer(DEFAULT_MODULE_ID, name) for name in names]
-        fwd_out: dict[str, Any] = {"phase": phase}
-        loss = self.compute_loss_for_module(module_id=DEFAULT_MODULE_ID, batch=batch, fwd_out=fwd_out)
+        groups = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
+        parameters = [p for group in groups for p in group]
+        total, seen = PairwiseSum(), []
+        rows = len(batch["state"]) // parts
+        for start in range(0, rows * parts, rows):
+            part = {name: column[start : start + rows] if column.ndim else column for name, column in batch.items()}
+            fwd_out: dict[str, Any] = {"phase": phase}
+            loss = self.compute_loss_for_module(module_id=DEFAULT_MODULE_ID, batch=part, fwd_out=fwd_out)
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            total.add([gradient for gradient in found if gradient is not None])
+            seen.append({**fwd_out["metrics"], "loss": loss.detach()})
+        gradients = total.sum() if self._workers == 1 else _over_workers(total.sum(), self._workers)
+        torch._foreach_div_(gradients, parts * self._workers)
+        used = [parameter for parameter, gradient in zip(parameters, found, strict=True) if gradient is not None]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        groups = [[p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-                  for optimizer in optimizers]
-        if self._workers > 1:
-            _average_gradients([p for group in groups for p in group], self._workers)
+        for parameter, gradient in zip(used, gradients, strict=True):
+            parameter.grad = gradient
         norms = [torch.nn.utils.clip_grad_norm_(group, self._settings.max_gradient_norm, foreach=True)
                  for group in groups]
         for optimizer in optimizers:
@@ -245,8 +263,7 @@ class TwoStageLearner(TorchLearner):
         rate = self._settings.polyak_rate
         if rate is not None and "values_only" not in batch and phase in ("critics", "policy", "action_values", "actor"):
             self.fusion.move_targets(rate)
-        metrics: Metrics = fwd_out["metrics"]
-        return {**metrics, "loss": loss.detach(), "gradient_norm": norms[0]}
+        return [{**metrics, "gradient_norm": norms[0]} for metrics in seen]
 
     @torch.no_grad()
     def _judge(
@@ -447,12 +464,13 @@ class TwoStageLearner(TorchLearner):
         return _Check(torch.zeros(2, dtype=torch.float64, device=self._device),
                       torch.zeros(4 if columns else 0, columns, dtype=torch.float64, device=self._device))
 
-    def _log(self, phase: Phase, seen: list[Metrics], check: _Check) -> None:
-        means = {name: torch.stack([step[name] for step in seen]).mean(0) for name in seen[0]}
+    def _log(self, phase: Phase, seen: list[Metrics], parts: int, check: _Check) -> None:
+        # [steps, parts, …] of all workers, so that the mean, which RCPO's multipliers follow, has the same bits.
+        values = {name: torch.stack([each[name] for each in seen]).unflatten(0, (-1, parts)) for name in seen[0]}
         if self._workers > 1:
-            for value in means.values():
-                torch.distributed.all_reduce(value)
-                value /= self._workers
+            values = {name: torch.cat(_gathered(value, self._workers), 1) for name, value in values.items()}
+        means = {name: value.flatten(0, 1).mean(0) for name, value in values.items()}
+        if self._workers > 1:
             torch.distributed.all_reduce(check.loss)
             torch.distributed.all_reduce(check.values)
         if self._settings.holdout and check.loss[1] > 0:
@@ -525,14 +543,46 @@ class TwoStageLearner(TorchLearner):
         return metrics
 
 
-def _average_gradients(parameters: list[torch.nn.Parameter], workers: int) -> None:
-    """Averages the gradients over the workers in one collective."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= workers
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+class PairwiseSum:
+    """Sums lists of tensors like the branches of a binary tree: of 2^k lists, the sum of the first half and that of the
+    second are added last, wherever either was computed."""
+
+    def __init__(self) -> None:
+        self._levels: list[list[Tensor] | None] = []
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Adds one list; the tensors are the sum's from now on."""
+        branch = list(tensors)
+        for level, other in enumerate(self._levels):
+            if other is None:
+                self._levels[level] = branch
+                return
+            torch._foreach_add_(other, branch)
+            branch, self._levels[level] = other, None
+        self._levels.append(branch)
+
+    def sum(self) -> list[Tensor]:
+        """The sum of all lists; there is at least one."""
+        branches = [branch for branch in self._levels if branch is not None]
+        for branch in branches[1:]:
+            torch._foreach_add_(branches[0], branch)
+        return branches[0]
+
+
+def _over_workers(gradients: list[Tensor], workers: int) -> list[Tensor]:
+    """The sum over the workers, in one collective and in the order of their ranks: an all-reduce adds in another."""
+    total = PairwiseSum()
+    for flat in _gathered(torch.cat([gradient.reshape(-1) for gradient in gradients]), workers):
+        total.add([flat])
+    parts = total.sum()[0].split([gradient.numel() for gradient in gradients])
+    return [part.view_as(gradient) for gradient, part in zip(gradients, parts, strict=True)]
+
+
+def _gathered(value: Tensor, workers: int) -> list[Tensor]:
+    """The tensor of every worker, by rank."""
+    found = [torch.empty_like(value) for _ in range(workers)]
+    torch.distributed.all_gather(found, value.contiguous())
+    return found
 
 
 @contextlib.contextmanager

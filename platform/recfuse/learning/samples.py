@@ -272,14 +272,17 @@ class _Sums:
         return tuple((self._shift + mean).tolist()), tuple(std.tolist())
 
 
-def minibatches(rows: int, size: int, seed: tuple[int, ...], rank: int, workers: int) -> Iterator[NDArray[np.int64]]:
+def minibatches(
+    rows: int, size: int, seed: tuple[int, ...], rank: int, workers: int, parts: int
+) -> Iterator[NDArray[np.int64]]:
     """Shuffled rows of this worker's share of each global minibatch.
 
     The order depends on the seed alone, so that any number of workers takes the same steps together. The rest that
-    does not fill a minibatch is left out of this pass, unless it is all there is.
+    does not fill a minibatch is left out of this pass, unless it is all there is, which must then be a multiple of
+    `parts`, itself one of `workers`.
     """
     order = np.random.default_rng(seed).permutation(rows)
-    size = min(size, rows // workers * workers)
+    size = min(size, rows // parts * parts)
     share = size // workers
     for start in range(0, rows - size + 1, max(size, 1)) if size else ():
         first = start + rank * share

@@ -196,6 +196,10 @@ class LearningSettings:
         critic_learning_rate, auxiliary_learning_rate, policy_learning_rate: of Adam.
         max_gradient_norm: gradients are scaled down to it.
         minibatch_size: samples of one step, over all learners together.
+        shards: a power of two. Gradients of so many equal parts of a minibatch are summed in a fixed order; so any
+            number of learners that divides it ends with the same bits (`td3_bc` apart). Where it does not divide the
+            minibatch, or the learners do not divide it, each learner's share is one part, and the number of learners
+            changes the rounding.
         rho_max: ρ̄ of the clipped ratio in stage one (FORMULAS 1.4) and in the rivals' gradient.
         ess_floor: least effective sample size in stage two, as a share of the samples (FORMULAS 1.6).
         weight_cap: largest weight of a sample in stage two, where the mean is 1; None for no cap.
@@ -236,6 +240,7 @@ class LearningSettings:
     policy_learning_rate: float = 1e-3
     max_gradient_norm: float = 10.0
     minibatch_size: int = 1024
+    shards: int = 2
     rho_max: float = 2.0
     ess_floor: float = 0.02
     weight_cap: float | None = None
@@ -270,6 +275,7 @@ class LearningSettings:
         require(self.num_learners >= 0, "num_learners", self.num_learners, "an integer ≥ 0")
         require(self.minibatch_size >= 1 and self.minibatch_size % max(self.num_learners, 1) == 0, "minibatch_size",
                 self.minibatch_size, f"a multiple of num_learners ({self.num_learners}), ≥ 1")
+        require(self.shards >= 1 and self.shards & (self.shards - 1) == 0, "shards", self.shards, "1, 2, 4, 8, …")
         require(0 <= self.holdout < 1, "holdout", self.holdout, "a share in [0, 1)")
         require(0 <= self.ess_floor <= 1, "ess_floor", self.ess_floor, "a share in [0, 1]")
         require(self.weight_cap is None or self.weight_cap >= 1, "weight_cap", self.weight_cap,
@@ -357,6 +363,12 @@ class LearningSettings:
             else:
                 weights.append(behaviour.weight / total if long_term and self.algorithm != "interaction_only" else 0.0)
         return tuple(weights)
+
+    @property
+    def parts(self) -> int:
+        """Parts of a global minibatch whose gradients are computed apart; see `shards`."""
+        workers = max(self.num_learners, 1)
+        return self.shards if self.minibatch_size % self.shards == self.shards % workers == 0 else workers
 
     @property
     def gpus(self) -> float:

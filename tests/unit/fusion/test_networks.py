@@ -48,6 +48,19 @@ def test_a_shared_trunk_has_one_set_of_hidden_layers():
     torch.testing.assert_close(reordered(STATE), expected.flip(0))
 
 
+def test_large_layers_are_computed_one_network_after_the_other(monkeypatch):
+    """Which changes nothing but rounding, in values and gradients, for a run of the networks too."""
+    batched = BatchedMLP(NAMES, (2, 8, 4, 3), "relu", seed=1)
+    results = []
+    for large in (1 << 18, 1):
+        monkeypatch.setattr("recfuse.fusion.networks._LARGE", large)
+        values = batched(STATE)
+        torch.testing.assert_close(batched(STATE, slice(1, 3)), values[1:3])
+        results.append((values, *torch.autograd.grad(values.square().sum(), list(batched.parameters()))))
+    for together, apart in zip(*results, strict=True):
+        torch.testing.assert_close(apart, together)
+
+
 def test_a_run_of_the_networks():
     batched = BatchedMLP(NAMES, (2, 8, 3), "relu", seed=1)
     torch.testing.assert_close(batched(STATE, slice(1, 2)), batched(STATE)[1:2])

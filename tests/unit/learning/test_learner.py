@@ -16,6 +16,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.errors import InvalidFieldError
 from recfuse.fusion.networks import gaussian_kl
+from recfuse.learning.learner import PairwiseSum
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import StoppingRule
 
@@ -270,3 +271,29 @@ def test_td3_bc_leaves_sigma_where_cloning_left_it(samples):
 def test_actions_beyond_the_stated_range_are_named(samples):
     with pytest.raises(InvalidFieldError, match=r"samples.action: got .*; allowed: numbers within network.action_ra"):
         SampleSet.open(samples, (-0.1, 0.1))
+
+
+def test_a_pairwise_sum_has_the_same_bits_however_its_parts_are_dealt_out():
+    parts = torch.randn(8, 1000, generator=torch.Generator().manual_seed(0))
+
+    def total(of: torch.Tensor) -> torch.Tensor:
+        result = PairwiseSum()
+        for part in of:
+            result.add([part.clone()])
+        return result.sum()[0]
+
+    alone = total(parts)
+    for workers in (2, 4):
+        torch.testing.assert_close(total(torch.stack([total(share) for share in parts.chunk(workers)])), alone,
+                                   atol=0, rtol=0)
+    torch.testing.assert_close(total(parts[:5]), parts[:5].sum(0))
+    assert not torch.equal(alone, parts.sum(0)), "the order matters to the last bit"
+
+
+def test_shards_change_nothing_but_rounding(samples):
+    settings = dataclasses.replace(SETTINGS, **{phase: StoppingRule(iterations=1) for phase in SETTINGS.phases})
+    whole, parts = (build(samples, dataclasses.replace(settings, shards=shards)) for shards in (1, 4))
+    for learner in (whole, parts):
+        fit_all(learner, samples, settings)
+    for name, values in whole.snapshot().items():
+        np.testing.assert_allclose(parts.snapshot()[name], values, atol=1e-5, rtol=1e-3, err_msg=name)

@@ -61,9 +61,9 @@ def test_rewards_by_hand():
 
 
 def test_any_number_of_workers_takes_the_same_steps():
-    alone = list(minibatches(103, 10, (1, 2), 0, 1))
+    alone = list(minibatches(103, 10, (1, 2), 0, 1, 1))
     for workers in (2, 5):
-        shares = [list(minibatches(103, 10, (1, 2), rank, workers)) for rank in range(workers)]
+        shares = [list(minibatches(103, 10, (1, 2), rank, workers, workers)) for rank in range(workers)]
         together = [np.concatenate(parts) for parts in zip(*shares, strict=True)]
         assert len(together) == len(alone) == 10
         for one, many in zip(alone, together, strict=True):
@@ -72,9 +72,10 @@ def test_any_number_of_workers_takes_the_same_steps():
 
 
 def test_few_rows_are_one_minibatch():
-    assert [len(rows) for rows in minibatches(7, 10, (0,), 0, 1)] == [7]
-    assert [len(rows) for rows in minibatches(7, 10, (0,), 1, 2)] == [3]
-    assert list(minibatches(0, 10, (0,), 0, 1)) == []
+    assert [len(rows) for rows in minibatches(7, 10, (0,), 0, 1, 1)] == [7]
+    assert [len(rows) for rows in minibatches(7, 10, (0,), 0, 1, 2)] == [6]
+    assert [len(rows) for rows in minibatches(7, 10, (0,), 1, 2, 2)] == [3]
+    assert list(minibatches(0, 10, (0,), 0, 1, 1)) == []
 
 
 def test_held_out_rows_are_runs_and_do_not_depend_on_the_window():

@@ -55,6 +55,7 @@ def test_the_first_rule_that_holds_ends_a_fit(rule, losses, reason):
     ({"weight_cap": 0.5}, "weight_cap: got 0.5; allowed: a number ≥ 1, or nothing"),
     ({"multipliers": {"like": 0.0}}, "multipliers: got {'like': 0.0}; allowed: finite numbers > 0"),
     ({"holdout": 1.0}, r"holdout: got 1.0; allowed: a share in \[0, 1\)"),
+    ({"shards": 3}, "shards: got 3; allowed: 1, 2, 4, 8"),
     ({"window_rows": 10}, r"window_rows: got 10; allowed: at least minibatch_size \(1024\)"),
     ({"threads": 0}, "threads: got 0; allowed: an integer ≥ 1"),
     ({"num_learners": -1}, "num_learners: got -1; allowed: an integer ≥ 0"),
