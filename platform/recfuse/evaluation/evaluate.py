@@ -52,7 +52,8 @@ class EvaluateConfig:
         holdout: native session logs or samples that the policy was not trained on.
         after: ISO time; only held-out requests from then on count, so that logs are split by time. Empty for all.
         samples: what it was trained on; the critics of the doubly robust estimators and of fitted Q evaluation are
-            fitted to it, and a row of it among the held-out ones is an error.
+            fitted to it (those by critics alone see the policy with the luck that it learned from), and a row of it
+            among the held-out ones is an error.
         scenes, simulation, ab_test: outputs of the jobs; what is missing there is missing in the report.
         serving: a JSON file with `latency_ms`; optional.
         output: gets `report.html` and `metrics.json`.

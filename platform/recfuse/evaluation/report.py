@@ -577,8 +577,8 @@ SECTIONS = (
     Section("estimators", "Off-policy estimates, every estimator",
             "The same question by importance sampling per request (IS, NCIS), per session and per decision (PDIS: of "
             "a session's first requests only), doubly robust with critics (DR), and by critics alone (DM, FQE), whose "
-            "intervals count the error of the fit but not that a linear critic may not fit at all; SN is "
-            "self-normalised. Believe what several of them say.",
+            "intervals count the error of the fit, but not that linear critics may not fit at all, nor that they saw "
+            "the samples which the policy learned from; SN is self-normalised. Believe what several of them say.",
             "jobs/evaluate.py", _estimators, _estimator_rows),
     Section("weights", "Where the fusion weights go",
             "Mean direction of the policy's weights per group of requests beside that of the log; a row that differs "
