@@ -241,9 +241,11 @@ class ActionValues(nn.Module):
         with torch.no_grad():
             self.network.biases[-1].fill_(start)
 
-    def forward(self, state: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
-        """Values [n, k] of standardised states [n, S] and actions [n, M]; `frozen` as in `BatchedMLP`."""
-        return self.network(torch.cat([state, action], 1), frozen=frozen).squeeze(-1).transpose(0, 1)
+    def forward(
+        self, state: Tensor, action: Tensor, members: slice | None = None, frozen: bool = False
+    ) -> Tensor:
+        """Values [n, k] of standardised states [n, S] and actions [n, M]; the options are those of `BatchedMLP`."""
+        return self.network(torch.cat([state, action], 1), members, frozen).squeeze(-1).transpose(0, 1)
 
 
 class GaussianPolicies(nn.Module):

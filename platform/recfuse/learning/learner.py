@@ -192,8 +192,7 @@ class TwoStageLearner(TorchLearner):
     def _run_pass(self, phase: Phase, iteration: int) -> None:
         assert self._windows is not None
         settings, workers = self._settings, self._workers
-        # The scale of TD3+BC's objective is a mean over a worker's whole share.
-        parts = workers if phase == "actor" else settings.parts
+        parts = settings.parts
         seen: list[Metrics] = []  # of every part of every step
         steps = 0
         check = self._check(phase)
@@ -228,6 +227,8 @@ class TwoStageLearner(TorchLearner):
         if phase == "actor" and (number + 1) % self._settings.td3_bc.delay:
             names = ("action_values",)
             batch["values_only"] = torch.ones(())
+        elif phase == "actor":
+            batch["scale"] = self._value_scale(batch, parts)
         if phase != "stage_one" or self._settings.auxiliary == "per_behaviour":
             return self._step(batch, phase, names, parts)
         turns = [self._step({**batch, "advantage": column}, phase, names, parts)
@@ -241,15 +242,14 @@ class TwoStageLearner(TorchLearner):
         groups = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
         parameters = [p for group in groups for p in group]
         total, seen = PairwiseSum(), []
-        rows = len(batch["state"]) // parts
-        for start in range(0, rows * parts, rows):
-            part = {name: column[start : start + rows] if column.ndim else column for name, column in batch.items()}
+        for part in _split(batch, parts):
             fwd_out: dict[str, Any] = {"phase": phase}
             loss = self.compute_loss_for_module(module_id=DEFAULT_MODULE_ID, batch=part, fwd_out=fwd_out)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-            total.add([gradient for gradient in found if gradient is not None])
+            # Contiguous, as `backward` leaves them and the fused optimizer takes for granted.
+            total.add([gradient.contiguous() for gradient in found if gradient is not None])
             seen.append({**fwd_out["metrics"], "loss": loss.detach()})
-        gradients = total.sum() if self._workers == 1 else _over_workers(total.sum(), self._workers)
+        gradients = _over_workers(total.sum(), self._workers)
         torch._foreach_div_(gradients, parts * self._workers)
         used = [parameter for parameter, gradient in zip(parameters, found, strict=True) if gradient is not None]
         for optimizer in optimizers:
@@ -370,19 +370,29 @@ class TwoStageLearner(TorchLearner):
         nothing = torch.zeros_like(of_values)
         if "values_only" in batch:
             return of_values, {"action_value_loss": of_values.detach(), "policy_loss": nothing, "distance": nothing}
-        policy, action_values = self.fusion.policy, self.fusion.action_values
-        assert action_values is not None
-        state, action = policy.standardise(batch["state"], batch["action"])
-        mean = policy.standardised(batch["state"])[0][:, 0]
-        value = action_values(state, mean, frozen=True)[:, 0]
-        scale = value.detach().abs().mean()
-        if self._workers > 1 and torch.is_grad_enabled():
-            torch.distributed.all_reduce(scale)
-            scale = scale / self._workers
+        mean, value = self._value_of_mean(batch)
+        action = self.fusion.policy.standardise(batch["state"], batch["action"])[1]
+        scale = batch["scale"] if "scale" in batch else value.abs().mean()
         of_policy = rivals.td3_bc_loss(value, scale, mean, action, self._settings.td3_bc.alpha)
         distance = (mean.detach() - action).square().mean()
         return of_values + of_policy, {"action_value_loss": of_values.detach(), "policy_loss": of_policy.detach(),
                                        "distance": distance}
+
+    def _value_of_mean(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The policy's standardised mean [n, M], and what the first of the action values says of it [n]."""
+        policy, action_values = self.fusion.policy, self.fusion.action_values
+        assert action_values is not None
+        mean = policy.standardised(batch["state"])[0][:, 0]
+        state = policy.standardise(batch["state"], batch["action"])[0]
+        return mean, action_values(state, mean, slice(0, 1), frozen=True)[:, 0]
+
+    @torch.no_grad()
+    def _value_scale(self, batch: Batch, parts: int) -> Tensor:
+        """Mean size of the values of the policy's means in the global minibatch (TD3+BC), summed as gradients are."""
+        total = PairwiseSum()
+        for part in _split(batch, parts):
+            total.add([self._value_of_mean(part)[1].abs().mean()])
+        return _over_workers(total.sum(), self._workers)[0] / (parts * self._workers)
 
     def _value_and_target(self, phase: Phase, batch: Batch, mean: bool = True) -> tuple[Tensor, Tensor]:
         """What is fitted and to what, [n, c] both; of several action values their mean, or all [n, k]."""
@@ -569,8 +579,17 @@ class PairwiseSum:
         return branches[0]
 
 
+def _split(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Equal parts of a batch; numbers that hold for all of it stay."""
+    rows = len(batch["state"]) // parts
+    for start in range(0, rows * parts, rows):
+        yield {name: column[start : start + rows] if column.ndim else column for name, column in batch.items()}
+
+
 def _over_workers(gradients: list[Tensor], workers: int) -> list[Tensor]:
     """The sum over the workers, in one collective and in the order of their ranks: an all-reduce adds in another."""
+    if workers == 1:
+        return gradients
     total = PairwiseSum()
     for flat in _gathered(torch.cat([gradient.reshape(-1) for gradient in gradients]), workers):
         total.add([flat])

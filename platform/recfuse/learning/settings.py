@@ -197,9 +197,8 @@ class LearningSettings:
         max_gradient_norm: gradients are scaled down to it.
         minibatch_size: samples of one step, over all learners together.
         shards: a power of two. Gradients of so many equal parts of a minibatch are summed in a fixed order; so any
-            number of learners that divides it ends with the same bits (`td3_bc` apart). Where it does not divide the
-            minibatch, or the learners do not divide it, each learner's share is one part, and the number of learners
-            changes the rounding.
+            number of learners that divides it ends with the same bits. Where it does not divide the minibatch, or the
+            learners do not divide it, each learner's share is one part, and their number changes the rounding.
         rho_max: ρ̄ of the clipped ratio in stage one (FORMULAS 1.4) and in the rivals' gradient.
         ess_floor: least effective sample size in stage two, as a share of the samples (FORMULAS 1.6).
         weight_cap: largest weight of a sample in stage two, where the mean is 1; None for no cap.

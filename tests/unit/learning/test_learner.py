@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.errors import InvalidFieldError
+from recfuse.fusion import losses
 from recfuse.fusion.networks import gaussian_kl
 from recfuse.learning.learner import PairwiseSum
 from recfuse.learning.samples import SampleSet
@@ -297,3 +299,25 @@ def test_shards_change_nothing_but_rounding(samples):
         fit_all(learner, samples, settings)
     for name, values in whole.snapshot().items():
         np.testing.assert_allclose(parts.snapshot()[name], values, atol=1e-5, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_step_is_that_of_backward_and_adam(samples, shards):
+    """Of several networks, whose gradients come out of autograd with strides of their own."""
+    learner = build(samples, dataclasses.replace(SETTINGS, shards=shards))
+    reference = copy.deepcopy(learner.fusion.critics)
+    optimizer = torch.optim.Adam(reference.parameters(), lr=SETTINGS.critic_learning_rate)
+    generator = torch.Generator().manual_seed(0)
+    discount = learner._objective.discount
+    for _ in range(3):
+        batch = {name: torch.randn(64, width, generator=generator)
+                 for name, width in (("state", toy.STATES), ("next_state", toy.STATES), ("feedback", 2))}
+        batch["done"] = torch.zeros(64)
+        learner._step(batch, "critics", ("critics",), shards)
+        following = reference(batch["next_state"]).detach()
+        optimizer.zero_grad()
+        value = reference(batch["state"])
+        losses.critic_loss(value, following, batch["feedback"], batch["done"], discount).loss.backward()
+        optimizer.step()
+    for found, expected in zip(learner.fusion.critics.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
