@@ -45,15 +45,11 @@ def write_steps(samples: Path, directory: Path, rows: int) -> None:
 
 @dataclass(frozen=True)
 class Speed:
-    """Logged samples/s of the first pass, of later whole passes, and of these from their first batch on.
-
-    Attributes:
-        counted: what RLlib counted as trained on, over the logged samples.
-    """
+    """Logged samples/s of the first pass and of later ones, each with the start of its workers; and how often RLlib
+    counted a logged sample as trained on."""
 
     first: float
     later: float
-    steady: float
     counted: float
 
 
@@ -86,21 +82,18 @@ def measure(directory: Path, state: int, actions: int, batch: int, rows: int, pa
 
     algorithm.offline_data.sample = counting
 
-    def run_pass() -> tuple[float, float, float]:
-        """Logged samples/s of the whole pass, and from its first batch on; and what RLlib says it has trained on."""
+    def run_pass() -> tuple[float, float]:
+        """Logged samples/s, and what RLlib says it has trained on so far."""
         masks.clear()
-        begin, after_first = time.perf_counter(), 0.0
+        begin = time.perf_counter()
         while sum(masks) < rows:
             result = algorithm.train()
-            after_first = after_first or time.perf_counter()
-        end = time.perf_counter()
-        trained = result[LEARNER_RESULTS][ALL_MODULES][NUM_ENV_STEPS_TRAINED_LIFETIME]
-        return sum(masks) / (end - begin), sum(masks[1:]) / (end - after_first), float(trained)
+        trained = float(result[LEARNER_RESULTS][ALL_MODULES][NUM_ENV_STEPS_TRAINED_LIFETIME])
+        return sum(masks) / (time.perf_counter() - begin), trained
 
     try:
-        first, _, trained = run_pass()
+        first, trained = run_pass()
         counted = trained / sum(masks)
-        later = [run_pass()[:2] for _ in range(passes)]
-        return Speed(first, *(float(np.median(each)) for each in zip(*later, strict=True)), counted)
+        return Speed(first, float(np.median([run_pass()[0] for _ in range(passes)])), counted)
     finally:
         algorithm.stop()
