@@ -130,15 +130,16 @@ def measured(world: World, logs: int, persons: int, critic_persons: int, truth_p
         log, others = (rollout(world, logged, seed=30_000 + number, persons=some)
                        for some in (people[:persons], people[persons:]))
         for horizon, found in estimates(log, policy, transitions_of(others)):
-            assert not found.refused, found.refused
             right = truth[horizon]
             name = f"{found.estimator}, {'whole session' if horizon > HORIZON else f'{horizon} requests'}"
-            found_of.setdefault(name, []).append(np.stack([
-                (found.low <= right) & (right <= found.high), found.estimate / right - 1,
-                (found.high - found.low) / 2 / right]))
+            said = found_of.setdefault(name, [])
+            if not found.refused:
+                said.append(np.stack([(found.low <= right) & (right <= found.high), found.estimate / right - 1,
+                                      (found.high - found.low) / 2 / right]))
         progress.advance(1)
     progress.finish()
-    return {name: tuple(np.mean(found, 0)) for name, found in found_of.items()}
+    return {f"{name}{f' ({len(found)} not refused)' if len(found) < logs else ''}": tuple(np.mean(found, 0))
+            for name, found in found_of.items()}
 
 
 def truth_of(world: World, policy: FixedGaussian, persons: int) -> dict[int, np.ndarray]:
@@ -186,14 +187,16 @@ def estimates(rows: Requests, policy: FixedGaussian, samples: Transitions) -> It
     yield 1, direct_method(critic[1], feedback[first], rows.person[first], options,
                            fit_error=of_request.fit_error(alone, moments, rows.state[first]))
     sessions = Sessions.of(target, behaviour, feedback, 1.0, 20.0, rows.person, rows.person)
-    whole = (of_session.predict(rows.state, rows.action), of_session.expect(rows.state, moments))
+    whole = (np.zeros_like(feedback), np.zeros_like(feedback)) if of_session.refused else (
+        of_session.predict(rows.state, rows.action), of_session.expect(rows.state, moments))
     for normalise in (False, True):
         how = dict(normalise=normalise, horizon=HORIZON)
         yield HORIZON, trajectory_importance_sampling(sessions, options, **how)
         yield HORIZON, per_decision(sessions, options, **how)
-        yield 60, sequential_doubly_robust(sessions, *whole, options, **how)
-    yield 60, fitted_q_estimate(sessions, whole[1], options,
-                                fit_error=of_session.fit_error(samples, moments, rows.state[first]))
+        if not of_session.refused:
+            yield 60, sequential_doubly_robust(sessions, *whole, options, **how)
+    error = None if of_session.refused else of_session.fit_error(samples, moments, rows.state[first])
+    yield 60, fitted_q_estimate(sessions, whole[1], options, fit_error=error, refused=of_session.refused)
 
 
 def open_bandit(directory: Path) -> tuple[tuple[float, float, float], list[OffPolicyEstimate]]:

@@ -269,10 +269,8 @@ def _sums_of_batch(batch: pa.Table, actor: FusionActor, cap: float) -> pa.Table:
 
 def _with_critics(sessions: Sessions, critics: LinearCritics, log: HeldOut, moments: ActionMoments,
                   options: EstimateOptions, horizon: int, samples: Transitions) -> list[OffPolicyEstimate]:
-    if not critics.converged:
-        logger.warning("evaluate: fitted Q evaluation did not stand still after %d iterations and is left out",
-                       critics.iterations)
-        return []
+    if critics.refused:
+        return [fitted_q_estimate(sessions, np.zeros_like(log.feedback), options, refused=critics.refused)]
     q, v = critics.predict(log.state, log.action), critics.expect(log.state, moments)
     return [sequential_doubly_robust(sessions, q, v, options, horizon=horizon),
             sequential_doubly_robust(sessions, q, v, options, normalise=True, horizon=horizon),

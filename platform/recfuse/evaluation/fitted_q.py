@@ -73,6 +73,13 @@ class LinearCritics:
     discount: float = 0.0
     system: Vector | None = None
 
+    @property
+    def refused(self) -> str:
+        """Why these critics carry no estimate; "" where they do."""
+        return "" if self.converged else (
+            f"the fit of the critics did not stand still after {self.iterations:,} iterations: the samples hold too "
+            "little of what this policy does")
+
     def predict(self, state: ArrayLike, action: ArrayLike) -> Vector:
         """q(s, a), float64[n, m], of states [n, S] and actions [n, M]."""
         s, a = np.asarray(state), np.asarray(action)
@@ -84,10 +91,12 @@ class LinearCritics:
         return np.concatenate([self._terms(s[part], *moments(s[part])) @ self.coefficients for part in _chunks(len(s))])
 
     def fit_error(self, samples: Transitions, moments: ActionMoments, state: ArrayLike) -> Vector:
-        """How each user of the samples moved the mean of v(s) over the states [n, S]; float64[U, m].
+        """How each user of the samples moved the mean of v(s) over the states [n, S]; float64[U, m], centred.
 
-        Drawing the users anew moves it by Σ_u (w_u − 1) of these, to first order: with b = x̄ᵀ (A − γB)⁻¹ of the mean
-        terms x̄, user u moved it by Σ_{i∈u} (b φ_i) (r_i + γ (1 − d_i) v(s'_i) − q(s_i, a_i)).
+        Drawing the users anew moves it by Σ_u (w_u − 1) of these, to first order: with M = A − γB and b = x̄ᵀ M⁻¹ of the
+        mean terms x̄, user u moved it by Σ_{i∈u} (b φ_i) δ_i / (1 − h_i), δ_i = r_i + γ (1 − d_i) v(s'_i) − q(s_i, a_i).
+        The leverage h_i = (φ_i − γ (1 − d_i) φ'_i)ᵀ M⁻¹ φ_i makes it what leaving row i out changes exactly: a row
+        draws the critics to itself, so that its own δ_i is too small where rows are few.
 
         Args:
             samples: those that the critics were fitted to, with their users; moments: of the policy in question.
@@ -101,17 +110,21 @@ class LinearCritics:
         assert self.system is not None
         s = np.asarray(state, np.float32)
         mean = np.sum([self._terms(s[part], *moments(s[part])).sum(0) for part in _chunks(len(s))], 0) / len(s)
-        weight = np.linalg.solve(self.system.T, mean)
+        inverse = np.linalg.inv(self.system)
+        weight = mean @ inverse
         moved = np.empty(samples.feedback.shape)
         for part in _chunks(len(moved)):
             here = self._terms(samples.state[part], samples.action[part])
-            target = samples.feedback[part].astype(np.float64)
+            rest = here.copy()
             going = part.start + np.flatnonzero(samples.done[part] < .5)
             if self.discount and len(going):
                 there = self._terms(samples.next_state[going], *moments(samples.next_state[going]))
-                target[going - part.start] += self.discount * (there @ self.coefficients)
-            moved[part] = (here @ weight)[:, None] * (target - here @ self.coefficients)
-        return sum_per_user(moved, samples.user)
+                rest[going - part.start] -= self.discount * there
+            leverage = np.einsum("nk,nk->n", rest @ inverse, here)
+            scale = (here @ weight) / np.maximum(1 - leverage, .1)
+            moved[part] = scale[:, None] * (samples.feedback[part] - rest @ self.coefficients)
+        per_user = sum_per_user(moved, samples.user)
+        return per_user - per_user.mean(0)
 
     def _terms(self, state: NDArray[np.generic], action: NDArray[np.generic],
                variance: NDArray[np.generic] | None = None) -> Vector:

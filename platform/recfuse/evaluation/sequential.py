@@ -220,20 +220,22 @@ def sequential_doubly_robust(
 
 
 def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, options: EstimateOptions = DEFAULTS, *,
-                      fit_error: ArrayLike | None = None) -> OffPolicyEstimate:
+                      fit_error: ArrayLike | None = None, refused: str = "") -> OffPolicyEstimate:
     """`mean_i v(s_{i,0})` of critics fitted to other rows.
 
     Args:
         expected: [n, m], v(s_t) of the policy in question, in the units of feedback.
         fit_error: [U', m], how each user of the critics' samples moved the mean (`LinearCritics.fit_error` at the
             sessions' first states), which the interval then counts; None where the critics were not fitted.
+        refused: why these critics carry no estimate (`LinearCritics.refused`), "" where they do.
     """
     v, width = np.asarray(expected, np.float64), sessions.feedback.shape[1]
     require(v.shape == sessions.feedback.shape, "expected", v.shape, f"{sessions.feedback.shape}, as feedback")
     first = sessions.step == 0
     sums = _per_user(sessions, np.column_stack([_per_session(sessions, np.where(first[:, None], v, 0.0)),
                                                 np.ones(sessions.count)]))
-    return conclude(_evidence("FQE", sessions, np.ones((1, sessions.count)), 0.0),
+    evidence = _evidence("FQE", sessions, np.ones((1, sessions.count)), 0.0)
+    return conclude(dataclasses.replace(evidence, refused=evidence.refused or refused),
                     *with_fit_error(sums, fit_error, width), options)
 
 

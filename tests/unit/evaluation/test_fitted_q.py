@@ -66,7 +66,7 @@ def test_the_fit_error_is_what_leaving_a_user_out_changes(discount, index):
     critic = fit_critics(samples, target, [0.0, 1.0], ridge=1e-9)[index]
     found = critic.fit_error(samples, target, STATES)
     assert found.shape == (100, 1)
-    np.testing.assert_allclose(found.sum(0), 0, atol=1e-5)
+    np.testing.assert_allclose(found.sum(0), 0, atol=1e-9)
     theta = critic.expect(STATES, target).mean()
     for one in range(5):
         kept = user != one
@@ -104,6 +104,11 @@ def test_a_fit_that_diverges_says_so():
     critic, = fit_critics(samples, lambda s: (np.full((len(s), 1), .5), np.full((len(s), 1), .25)), [1.0], ridge=1e-6,
                           iterations=50)
     assert not critic.converged
+    assert critic.refused.startswith("the fit of the critics did not stand still after ")
+    sessions = Sessions.of(np.zeros(200), np.zeros(200), ones, 1.0, np.inf, np.arange(200), np.arange(200))
+    found = fitted_q_estimate(sessions, ones, refused=critic.refused)
+    assert found.refused == critic.refused
+    assert np.isnan(found.estimate).all()
 
 
 def test_bad_input_is_refused():
