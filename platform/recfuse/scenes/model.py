@@ -109,7 +109,8 @@ class FoldedFields(nn.Module):
         self.fields = [i for i, (_, size) in enumerate(rows) if 2 * size < 3 * width and i not in unfolded]
         self.others = [i for i in range(len(rows)) if i not in self.fields]
         self.sizes = [rows[i][1] for i in self.fields]
-        sizes, firsts = torch.tensor(self.sizes), torch.tensor([rows[i][0] for i in self.fields])
+        sizes = torch.tensor(self.sizes, dtype=torch.int64)
+        firsts = torch.tensor([rows[i][0] for i in self.fields], dtype=torch.int64)
         self.shift = nn.Buffer(firsts - sizes.cumsum(0) + sizes, persistent=False)
         self.table_rows = nn.Buffer(
             torch.arange(sum(self.sizes)) + torch.repeat_interleave(self.shift, sizes), persistent=False)

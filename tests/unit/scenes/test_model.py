@@ -96,6 +96,12 @@ def test_folding_small_fields_changes_neither_logits_nor_gradients(history: int,
     assert torch.equal(folded.eval()(*inputs), plain.eval()(*inputs))
 
 
+def test_nothing_is_folded_where_every_field_is_large() -> None:
+    model = MultiSceneModel(ModelConfig(embedding_size=3), table_rows=21, fields=2, numeric=0, item_field=1,
+                            pair_scene=(0,), field_rows=[(1, 10), (11, 10)])
+    assert model.folded is None
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 2))
 def test_s1_other_scenes_get_exactly_no_gradient(seed: int, scene: int) -> None:
