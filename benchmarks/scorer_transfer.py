@@ -46,6 +46,9 @@ class TransferConfig:
         last_training_day: yyyymmdd; the days after it test.
         threads: of torch.
         inputs: which sets of inputs are compared.
+
+    The table: the pair, its page's training rows, AUC of the joint model, and AUC of the page's own model with the gain
+    of joint training over it, first with the same recipe, then with its own (batch size, epochs).
     """
 
     logs: str
@@ -67,8 +70,7 @@ def main(config: TransferConfig) -> None:
         for scene in SCENES:
             lines += compare(config, exposures, training, OURS[name], scene, joint)
         table(f"{name}: AUC on the test days, {config.seeds} seeds, {time.monotonic() - begin:.0f} s",
-              ["scene", "task", "train", "test", "joint", "alone", "gain", "95%", "recipe", "alone", "gain", "95%"],
-              lines)
+              ["pair", "rows", "joint", "alone", "gain", "95%", "recipe", "alone", "gain", "95%"], lines)
 
 
 def compare(config: TransferConfig, exposures: Exposures, training: np.ndarray, one: Ours, scene: str,
@@ -87,11 +89,11 @@ def compare(config: TransferConfig, exposures: Exposures, training: np.ndarray, 
         for models in alone:
             other = [scores[task] for scores in models]
             difference = mean_difference(y, ours, other, users, config.draws)
-            cells.append([f"{np.mean([auc(y, p) for p in other]):.4f}", f"{difference.difference:+.4f}",
-                          f"{difference.low:+.3f}..{difference.high:+.3f}"])
+            cells.append([f"{np.mean([auc(y, p) for p in other]):.4f}", f"{difference.difference:.4f}",
+                          f"{difference.low:.3f}..{difference.high:.3f}"])
         same, chosen = cells
-        lines.append([scene, task, f"{own_training.sum():,}", f"{test.sum():,}",
-                      f"{np.mean([auc(y, p) for p in ours]):.4f}", *same, f"{recipe[0]}, {recipe[1]}", *chosen])
+        lines.append([f"{scene} {task}", f"{own_training.sum():,}", f"{np.mean([auc(y, p) for p in ours]):.4f}", *same,
+                      f"{recipe[0]}, {recipe[1]}", *chosen])
     return lines
 
 
