@@ -175,6 +175,7 @@ def sequential_doubly_robust(
         predicted, expected: [n, m], q(s_t, a_t) and v(s_t) of critics of the policy in question that were fitted to
             other rows (`recfuse.evaluation.fitted_q`), in the units of feedback; None for 0, which is PDIS.
         horizon: H; the estimate is still of the whole session: what comes after H requests is `γ^H w_{H−1} v(s_H)`.
+            The interval does not count the critics' error there: fit them to many more sessions than are evaluated.
 
     References:
         Jiang & Li, "Doubly Robust Off-policy Value Evaluation for Reinforcement Learning", ICML 2016; the normalised
