@@ -148,7 +148,8 @@ def show(config: AlgorithmsConfig, effects: np.ndarray) -> None:
     if "two_stage" not in config.algorithms:
         return
     mine = config.algorithms.index("two_stage")
-    print(f"two-stage over CEM on total watch time {mean[mine, 0]:+.1%} ± {half[mine, 0]:.1%}, "
+    around = f" ± {half[mine, 0]:.1%}" if seeds > 1 else ""
+    print(f"two-stage over CEM on total watch time {mean[mine, 0]:+.1%}{around}, "
           f"from {effects[:, mine, 0].min():+.1%} to {effects[:, mine, 0].max():+.1%} over {seeds} seeds "
           f"(published {LITERATURE:+.0f}%)")
     for index, name in enumerate(config.algorithms):
