@@ -22,6 +22,7 @@ from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.settings import PHASES, LearningSettings, StoppingRule
 from serving.config import ServingConfig
+from serving.formats import Body
 from serving.replicas import FusionReplica
 
 STATE = toy.bandit(500, seed=9)["state"]
@@ -109,7 +110,7 @@ def serve_and_compare(root: Path, bundle: Path, actor: FusionActor) -> None:
     try:
         body = {"user_id": "1", "state": STATE[0].tolist(), "explore": False, "seed": 1,
                 "candidates": {"item_id": [1, 2], "predictions": {"first": [0.1, 0.9], "second": [0.5, 0.5]}}}
-        reply = asyncio.run(replica.rank("fine", json.dumps(body).encode()))
+        reply = asyncio.run(replica.rank("fine", Body(json.dumps(body).encode())))
     finally:
         replica.close()
     answer = json.loads(reply.body)
