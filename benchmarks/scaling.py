@@ -1,6 +1,6 @@
 """How ingest, training, simulation and evaluation scale over workers on one machine.
 
-    python -m benchmarks.scaling [--workers 1 2] [--parts ingest training simulation evaluation]
+    python -m benchmarks.scaling [--workers 1 2] [--parts ingest training simulation env_runners evaluation]
 
 Each point is a process with a Ray of its own that has so many CPUs for work (and one more for training, where Ray Data
 feeds the learners). Prints rates, and each rate over that of the first point.
@@ -9,6 +9,7 @@ feeds the learners). Prints rates, and each rate over that of the first point.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -30,15 +31,18 @@ from recfuse.cluster import LOOPBACK, on_loopback
 from recfuse.console import table
 from recfuse.evaluation.evaluate import read_held_out
 from recfuse.evaluation.ope import ncis
+from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.algorithm import TwoStageConfig
+from recfuse.learning.online import FusionEnvRunner, OnlineSettings, first_samples, online_config
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+from recfuse.simulation.online import VocabularyEnv
 from recfuse.simulation.world import World
 from tune.judges import live
 
-INGEST_ROWS, TRAINING_ROWS, PASSES, PERSONS, EVALUATIONS = 400_000, 200_000, 6, 8_000, 16
+INGEST_ROWS, TRAINING_ROWS, PASSES, PERSONS, ROUNDS, EVALUATIONS = 400_000, 200_000, 6, 8_000, 12, 16
 _PLACE = "{"
 
 
@@ -86,8 +90,6 @@ def of_training(workers: int, scratch: Path, arguments: argparse.Namespace) -> f
 
 def of_simulation(workers: int, scratch: Path, arguments: argparse.Namespace) -> float:
     """Simulated persons a second under a policy that reads the state; a person's luck does not depend on the worker."""
-    from recfuse.fusion.policies import FixedGaussian
-
     world = World.load(Path(arguments.simulation) / "world")
     shared = ray.put(world)
     policy = FixedGaussian(np.full(world.vocabulary.action_size, 0.5), 0.5)
@@ -97,6 +99,33 @@ def of_simulation(workers: int, scratch: Path, arguments: argparse.Namespace) ->
     begin = time.perf_counter()
     ray.get([run.remote(shared, policy, share, 1, True) for share in shares])
     return PERSONS / (time.perf_counter() - begin)
+
+
+def of_env_runners(workers: int, scratch: Path, arguments: argparse.Namespace) -> float:
+    """Requests a second that RLlib's env runners bring under the current policy, from its weights to columns."""
+    world = World.load(Path(arguments.simulation) / "world")
+    online, settings = OnlineSettings(runners=workers, sessions=256), LearningSettings(algorithm="actor_critic")
+    first = FixedGaussian(np.full(world.vocabulary.action_size, 0.5), 0.5)
+    samples = first_samples(VocabularyEnv(world, online.sessions, 0), first, world.vocabulary, online, 0)
+    algorithm = online_config(settings, samples, lambda index: VocabularyEnv(world, online.sessions, index),
+                              online).build_algo()
+    [weights] = algorithm.learner_group.get_weights().values()
+
+    def rounds(numbers: range) -> int:
+        requests = 0
+        for number in numbers:
+            shared = ray.put(weights)
+            for part in algorithm.env_runner_group.foreach_env_runner(
+                    functools.partial(FusionEnvRunner.sample, weights=shared, iteration=number),
+                    local_env_runner=False):
+                requests += len(part["done"])
+        return requests
+
+    rounds(range(2))
+    begin = time.perf_counter()
+    rate = rounds(range(2, 2 + ROUNDS)) / (time.perf_counter() - begin)
+    algorithm.stop()
+    return rate
 
 
 def of_evaluation(workers: int, scratch: Path, arguments: argparse.Namespace) -> float:
@@ -118,7 +147,8 @@ def of_evaluation(workers: int, scratch: Path, arguments: argparse.Namespace) ->
 
 PARTS: dict[str, tuple[str, int, Callable[[int, Path, argparse.Namespace], float]]] = {
     "ingest": ("rows/s", 0, of_ingest), "training": ("samples/s", 1, of_training),
-    "simulation": ("persons/s", 0, of_simulation), "evaluation": ("estimates/min", 0, of_evaluation)}
+    "simulation": ("persons/s", 0, of_simulation), "env_runners": ("requests/s", 0, of_env_runners),
+    "evaluation": ("estimates/min", 0, of_evaluation)}
 
 
 def measure(part: str, workers: int, arguments: argparse.Namespace) -> None:
