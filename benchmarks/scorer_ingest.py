@@ -69,9 +69,6 @@ def main(config: IngestConfig) -> None:
     problem = dataclasses.replace(problem, rows=problem.rows.take(np.tile(np.arange(len(problem.rows)), config.repeat)))
     whole = to_table(problem.rows)
     blocks = [whole.slice(start, BLOCK_ROWS) for start in range(0, whole.num_rows, BLOCK_ROWS)]
-    # Ray 2.60's newer Parquet reader gives its first batch when it has read everything; the older one streams.
-    context = ray.data.DataContext.get_current()
-    context.use_datasource_v2, context.enable_progress_bars = False, False
     with cluster(), tempfile.TemporaryDirectory() as directory:
         for number, block in enumerate(blocks):
             pq.write_table(block, f"{directory}/{number:04}.parquet")

@@ -11,6 +11,7 @@ from typing import TypeVar
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray
+import ray.data
 from ray._private import ray_constants
 from ray.exceptions import RayError
 
@@ -49,6 +50,8 @@ def cluster() -> Iterator[None]:
     """Inside, Ray is initialised. What was started here is shut down here, also on Ctrl-C."""
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray 2.60's newer Parquet reader gives its first batch when it has read everything; the older one streams.
+    ray.data.DataContext.get_current().use_datasource_v2 = False
     if ray.is_initialized():
         yield
         return
