@@ -37,6 +37,7 @@ from recfuse.evaluation.ope import (
 )
 from recfuse.evaluation.sequential import (
     Sessions,
+    critic_weights,
     fitted_q_estimate,
     per_decision,
     sequential_doubly_robust,
@@ -194,7 +195,10 @@ def estimates(rows: Requests, policy: FixedGaussian, samples: Transitions) -> It
         yield HORIZON, trajectory_importance_sampling(sessions, options, **how)
         yield HORIZON, per_decision(sessions, options, **how)
         if not of_session.refused:
-            yield 60, sequential_doubly_robust(sessions, *whole, options, **how)
+            of_action, of_value = critic_weights(sessions, **how)
+            error = of_session.fit_error(samples, moments, rows.state, of_value=of_value, action=rows.action,
+                                         of_action=of_action)
+            yield 60, sequential_doubly_robust(sessions, *whole, options, fit_error=error, **how)
     error = None if of_session.refused else of_session.fit_error(samples, moments, rows.state[first])
     yield 60, fitted_q_estimate(sessions, whole[1], options, fit_error=error, refused=of_session.refused)
 

@@ -25,6 +25,7 @@ from recfuse.evaluation.ope import direct_method, doubly_robust, importance_samp
 from recfuse.evaluation.report import ReportData, write_report
 from recfuse.evaluation.sequential import (
     Sessions,
+    critic_weights,
     fitted_q_estimate,
     per_decision,
     sequential_doubly_robust,
@@ -272,10 +273,15 @@ def _with_critics(sessions: Sessions, critics: LinearCritics, log: HeldOut, mome
     if critics.refused:
         return [fitted_q_estimate(sessions, np.zeros_like(log.feedback), options, refused=critics.refused)]
     q, v = critics.predict(log.state, log.action), critics.expect(log.state, moments)
-    return [sequential_doubly_robust(sessions, q, v, options, horizon=horizon),
-            sequential_doubly_robust(sessions, q, v, options, normalise=True, horizon=horizon),
-            fitted_q_estimate(sessions, v, options,
-                              fit_error=critics.fit_error(samples, moments, log.state[sessions.step == 0]))]
+    robust = []
+    for normalise in (False, True):
+        of_action, of_value = critic_weights(sessions, normalise=normalise, horizon=horizon)
+        error = critics.fit_error(samples, moments, log.state, of_value=of_value, action=log.action,
+                                  of_action=of_action)
+        robust.append(sequential_doubly_robust(sessions, q, v, options, normalise=normalise, horizon=horizon,
+                                               fit_error=error))
+    return [*robust, fitted_q_estimate(
+        sessions, v, options, fit_error=critics.fit_error(samples, moments, log.state[sessions.step == 0]))]
 
 
 def action_moments(actor: FusionActor, seed: int = 0) -> ActionMoments:

@@ -90,16 +90,22 @@ class LinearCritics:
         s = np.asarray(state, np.float32)
         return np.concatenate([self._terms(s[part], *moments(s[part])) @ self.coefficients for part in _chunks(len(s))])
 
-    def fit_error(self, samples: Transitions, moments: ActionMoments, state: ArrayLike) -> Vector:
-        """How each user of the samples moved the mean of v(s) over the states [n, S]; float64[U, m], centred.
+    def fit_error(self, samples: Transitions, moments: ActionMoments, state: ArrayLike, *,
+                  of_value: ArrayLike | None = None, action: ArrayLike | None = None,
+                  of_action: ArrayLike | None = None) -> Vector:
+        """How each user of the samples moved an estimate that is linear in these critics,
+        `Σ_i of_value_i v(s_i) + of_action_i q(s_i, a_i)`; float64[U, m], centred.
 
-        Drawing the users anew moves it by Σ_u (w_u − 1) of these, to first order: with M = A − γB and b = x̄ᵀ M⁻¹ of the
-        mean terms x̄, user u moved it by Σ_{i∈u} (b φ_i) δ_i / (1 − h_i), δ_i = r_i + γ (1 − d_i) v(s'_i) − q(s_i, a_i).
-        The leverage h_i = (φ_i − γ (1 − d_i) φ'_i)ᵀ M⁻¹ φ_i makes it what leaving row i out changes exactly: a row
-        draws the critics to itself, so that its own δ_i is too small where rows are few.
+        Drawing the users anew moves it by Σ_u (w_u − 1) of these, to first order: with M = A − γB and b = xᵀ M⁻¹ of the
+        terms x, weighted and summed as in the estimate, user u moved it by Σ_{i∈u} (b φ_i) δ_i / (1 − h_i),
+        δ_i = r_i + γ (1 − d_i) v(s'_i) − q(s_i, a_i). The leverage h_i = (φ_i − γ (1 − d_i) φ'_i)ᵀ M⁻¹ φ_i makes it
+        what leaving row i out changes exactly: a row draws the critics to itself, so that its own δ_i is too small
+        where rows are few.
 
         Args:
             samples: those that the critics were fitted to, with their users; moments: of the policy in question.
+            state: [n, S] of the rows of the estimate; action: [n, M], only where `of_action` is given.
+            of_value, of_action: [n, m] each (`sequential.critic_weights`); None for the mean of v(s), and for no q.
 
         References:
             Hao et al., "Bootstrapping Fitted Q-Evaluation for Off-Policy Inference", ICML 2021; Duan, Jia & Wang,
@@ -109,9 +115,19 @@ class LinearCritics:
         assert samples.user is not None
         assert self.system is not None
         s = np.asarray(state, np.float32)
-        mean = np.sum([self._terms(s[part], *moments(s[part])).sum(0) for part in _chunks(len(s))], 0) / len(s)
+        shape = len(s), self.coefficients.shape[1]
+        value = np.full(shape, 1 / len(s)) if of_value is None else np.asarray(of_value, np.float64)
+        taken = np.zeros(shape) if of_action is None else np.asarray(of_action, np.float64)
+        for field, one in (("of_value", value), ("of_action", taken)):
+            require(one.shape == shape, field, one.shape, f"{shape}, a row a state and a column a behaviour")
+        require(of_action is None or action is not None, "action", None, "the actions that of_action speaks of")
+        total = np.zeros(self.coefficients.shape)
+        for part in _chunks(len(s)):
+            total += self._terms(s[part], *moments(s[part])).T @ value[part]
+            if of_action is not None:
+                total += self._terms(s[part], np.asarray(action)[part]).T @ taken[part]
         inverse = np.linalg.inv(self.system)
-        weight = mean @ inverse
+        weight = inverse.T @ total
         moved = np.empty(samples.feedback.shape)
         for part in _chunks(len(moved)):
             here = self._terms(samples.state[part], samples.action[part])
@@ -121,8 +137,8 @@ class LinearCritics:
                 there = self._terms(samples.next_state[going], *moments(samples.next_state[going]))
                 rest[going - part.start] -= self.discount * there
             leverage = np.einsum("nk,nk->n", rest @ inverse, here)
-            scale = (here @ weight) / np.maximum(1 - leverage, .1)
-            moved[part] = scale[:, None] * (samples.feedback[part] - rest @ self.coefficients)
+            scale = (here @ weight) / np.maximum(1 - leverage, .1)[:, None]
+            moved[part] = scale * (samples.feedback[part] - rest @ self.coefficients)
         per_user = sum_per_user(moved, samples.user)
         return per_user - per_user.mean(0)
 

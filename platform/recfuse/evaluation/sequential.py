@@ -168,6 +168,7 @@ def sequential_doubly_robust(
     *,
     normalise: bool = False,
     horizon: int | None = None,
+    fit_error: ArrayLike | None = None,
 ) -> OffPolicyEstimate:
     """`mean_i Σ_t γ^t [ w_t (r_t − q(s_t, a_t)) + w_{t−1} v(s_t) ]`, `w_{−1} = 1`.
 
@@ -175,7 +176,9 @@ def sequential_doubly_robust(
         predicted, expected: [n, m], q(s_t, a_t) and v(s_t) of critics of the policy in question that were fitted to
             other rows (`recfuse.evaluation.fitted_q`), in the units of feedback; None for 0, which is PDIS.
         horizon: H; the estimate is still of the whole session: what comes after H requests is `γ^H w_{H−1} v(s_H)`.
-            The interval does not count the critics' error there: fit them to many more sessions than are evaluated.
+        fit_error: [U', m], how each user of the critics' samples moved the estimate (`LinearCritics.fit_error` under
+            `critic_weights`), which the interval then counts; None where the critics were not fitted. What is said of
+            the requests after H is the critics' word, so that an interval without it is too narrow.
 
     References:
         Jiang & Li, "Doubly Robust Off-policy Value Evaluation for Reinforcement Learning", ICML 2016; the normalised
@@ -189,9 +192,7 @@ def sequential_doubly_robust(
     some = sessions.within(horizon)
     kept = sessions.step < some.longest
     weight, after = some.weights()
-    before = np.ones(len(weight))
-    later = some.step > 0
-    before[later] = after[some.step[later] - 1, some.session[later]]
+    before = _before(some, after)
     discounts, width = some.discounts(), some.feedback.shape[1]
     own = discounts * weight[:, None] * (some.feedback - q[kept])
     led = discounts * before[:, None] * v[kept]
@@ -205,7 +206,7 @@ def sequential_doubly_robust(
     evidence = _evidence(name, some, after, options.min_ess, whole=None if predicted is None else sessions)
     if not normalise:
         sums = _per_user(some, np.column_stack([_per_session(some, own + led) + beyond, np.ones(some.count)]))
-        return conclude(evidence, sums, lambda s: s[:, :width] / s[:, width:], options)
+        return conclude(evidence, *with_fit_error(sums, fit_error, width), options)
     steps = len(after)
     # Columns of a user: Σ own [T·m], Σ led [T·m] and beyond [m], Σ w_t [T], with Σ w_{−1} before them.
     columns = [_per_step(some, own), _per_step(some, led), _per_user(some, beyond),
@@ -217,7 +218,24 @@ def sequential_doubly_robust(
         total: Vector = top.sum(1) + (s[:, first:last].reshape(-1, steps + 1, width) / s[:, last:, None]).sum(1)
         return total
 
-    return conclude(evidence, np.concatenate(columns, 1), statistic, options)
+    return conclude(evidence, *with_fit_error(np.concatenate(columns, 1), fit_error, width, statistic), options)
+
+
+def critic_weights(sessions: Sessions, *, normalise: bool = False, horizon: int | None = None) -> tuple[Vector, Vector]:
+    """What `sequential_doubly_robust` multiplies q(s_t, a_t) and v(s_t) of every request by, float64[n, m] each: its
+    derivatives with respect to the critics' answers, `−γ^t w_t / N` and `γ^t w_{t−1} / N` up to the horizon and 0 after
+    it, with the sums of the weights in place of N where `normalise`."""
+    some = sessions.within(horizon)
+    weight, after = some.weights()
+    bottom = np.concatenate([[some.count], after.sum(1) if normalise else np.full(len(after), some.count)])
+    kept, next_one = sessions.step < some.longest, sessions.step == some.longest
+    of_action, of_value = (np.zeros(sessions.feedback.shape) for _ in range(2))
+    discounts = some.discounts()
+    of_action[kept] = -discounts * (weight / bottom[some.step + 1])[:, None]
+    of_value[kept] = discounts * (_before(some, after) / bottom[some.step])[:, None]
+    last = after[-1, sessions.session[next_one]] / bottom[-1]
+    of_value[next_one] = sessions.discount**some.longest * last[:, None]
+    return of_action, of_value
 
 
 def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, options: EstimateOptions = DEFAULTS, *,
@@ -238,6 +256,13 @@ def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, options: Estimate
     evidence = _evidence("FQE", sessions, np.ones((1, sessions.count)), 0.0)
     return conclude(dataclasses.replace(evidence, refused=evidence.refused or refused),
                     *with_fit_error(sums, fit_error, width), options)
+
+
+def _before(sessions: Sessions, after: Vector) -> Vector:
+    """w_{t−1} of every request [n], of the sessions' weights `after` each number of requests."""
+    before, later = np.ones(len(sessions.step)), sessions.step > 0
+    before[later] = after[sessions.step[later] - 1, sessions.session[later]]
+    return before
 
 
 def _per_session(sessions: Sessions, values: Vector) -> Vector:

@@ -173,18 +173,29 @@ def conclude(evidence: Evidence, sums: Vector, statistic: Callable[[Vector], Vec
         per=evidence.per, refused=evidence.refused)
 
 
-def with_fit_error(sums: Vector, fit_error: ArrayLike | None,
-                   behaviours: int) -> tuple[Vector, Callable[[Vector], Vector]]:
-    """Sums per user [U, m + 1], of values and of how many, beside what the users of the critics' samples add to their
-    mean (`LinearCritics.fit_error`, [U', m]; None for critics without error): sums [U + U', 2m + 1], and the mean with
-    both. The two sets of users are taken to be different ones."""
+def with_fit_error(sums: Vector, fit_error: ArrayLike | None, behaviours: int,
+                   statistic: Callable[[Vector], Vector] | None = None) -> tuple[Vector, Callable[[Vector], Vector]]:
+    """What `conclude` takes, for an estimate of which critics are a part.
+
+    Args:
+        sums: [U, k] of the users that are evaluated.
+        fit_error: [U', m], what the users of the critics' samples add to the estimate (`LinearCritics.fit_error`);
+            None for critics without error. The two sets of users are taken to be different ones.
+        behaviours: m.
+        statistic: sums [B, k] → estimates [B, m]; None for the mean of sums [U, m + 1], of values and of how many.
+
+    Returns:
+        Sums [U + U', k + m], and the statistic with both.
+    """
     error = np.zeros((0, behaviours)) if fit_error is None else array(fit_error)
     require(error.ndim == 2 and error.shape[1] == behaviours, "fit_error", error.shape,
             f"an array [users, {behaviours}]")
     require(bool(np.isfinite(error).all()), "fit_error", "not finite", "finite numbers")
-    both = np.zeros((len(sums) + len(error), 2 * behaviours + 1))
-    both[:len(sums), :behaviours + 1], both[len(sums):, behaviours + 1:] = sums, error
-    return both, lambda s: s[:, :behaviours] / s[:, behaviours:behaviours + 1] + s[:, behaviours + 1:]
+    width = sums.shape[1]
+    both = np.zeros((len(sums) + len(error), width + behaviours))
+    both[:len(sums), :width], both[len(sums):, width:] = sums, error
+    of_users = statistic or (lambda s: s[:, :behaviours] / s[:, behaviours:])
+    return both, lambda s: of_users(s[:, :width]) + s[:, width:]
 
 
 def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests",

@@ -8,7 +8,7 @@ import pytest
 from recfuse.errors import InvalidFieldError
 from recfuse.evaluation.fitted_q import Transitions, fit_critics
 from recfuse.evaluation.ope import EstimateOptions
-from recfuse.evaluation.sequential import Sessions, fitted_q_estimate
+from recfuse.evaluation.sequential import Sessions, critic_weights, fitted_q_estimate, sequential_doubly_robust
 from tests.unit.evaluation import mdp
 
 STATES = np.eye(2, dtype=np.float32)[:, 1:]
@@ -76,6 +76,70 @@ def test_the_fit_error_is_what_leaving_a_user_out_changes(discount, index):
         assert theta - without == pytest.approx(found[place, 0], rel=.2, abs=2e-3)
 
 
+def robust_error(critic, samples, log, sessions, **how):
+    """The fit error of the doubly robust estimate of these sessions."""
+    of_action, of_value = critic_weights(sessions, **how)
+    return critic.fit_error(samples, target, STATES[log.state], of_value=of_value,
+                            action=log.action[:, None].astype(np.float32), of_action=of_action)
+
+
+def critic_values(critic, log):
+    """q and v of a log's requests."""
+    states = STATES[log.state]
+    return critic.predict(states, log.action[:, None].astype(np.float32)), critic.expect(states, target)
+
+
+def sessions_of(log, discount=1.0):
+    return Sessions.of(*log.log_probs, log.reward[:, None], discount, 3.0, log.session, log.session)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, None])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("discount", [.8, 1.0])
+def test_the_robust_fit_error_is_what_refits_with_another_weight_of_a_user_change(discount, normalise, horizon):
+    """Every user's rows 20 times, one user's 21 times: that user's weight is 1.05."""
+    log, evaluated, copies = mdp.simulate(400, seed=5), mdp.simulate(300, seed=6), 20
+    user = log.session // 4
+    samples, sessions = dataclasses.replace(transitions(log), user=user), sessions_of(evaluated, discount)
+    how = dict(normalise=normalise, horizon=horizon)
+
+    def estimate(rows):
+        weighted = Transitions(**{name: column[rows] for name, column in samples.__dict__.items()})
+        fit, = fit_critics(weighted, target, [discount], ridge=1e-9)
+        return sequential_doubly_robust(sessions, *critic_values(fit, evaluated), EstimateOptions(min_ess=1, draws=2),
+                                        **how).estimate[0]
+
+    critic, = fit_critics(samples, target, [discount], ridge=1e-9)
+    found = robust_error(critic, samples, evaluated, sessions, **how)
+    assert found.shape == (100, 1)
+    every = np.tile(np.arange(len(user)), copies)
+    base, scale = estimate(every), np.abs(found).max()
+    for place, one in enumerate(list(dict.fromkeys(user))[:8]):
+        moved = copies * (estimate(np.concatenate([every, np.flatnonzero(user == one)])) - base)
+        assert moved == pytest.approx(found[place, 0], rel=.1, abs=.02 * scale)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_robust_interval_with_the_fit_error_holds_the_truth(normalise):
+    """100 pairs of small logs: critics from 100 sessions, whose word counts from the second of 2,000 others' requests
+    on."""
+    truth, held, without = mdp.START @ mdp.values(mdp.TARGET, 1.0)[0], 0, 0
+    how = dict(normalise=normalise, horizon=1)
+    for seed in range(100):
+        fitted, evaluated = mdp.simulate(100, seed=2 * seed), mdp.simulate(2_000, seed=2 * seed + 1)
+        samples, sessions = dataclasses.replace(transitions(fitted), user=fitted.session), sessions_of(evaluated)
+        critic, = fit_critics(samples, target, [1.0], ridge=1e-7)
+        error = robust_error(critic, samples, evaluated, sessions, **how)
+        with_error, alone = (sequential_doubly_robust(
+            sessions, *critic_values(critic, evaluated), EstimateOptions(draws=300), fit_error=given, **how)
+            for given in (error, None))
+        assert with_error.estimate[0] == pytest.approx(alone.estimate[0]), "the error moves the interval only"
+        held += with_error.low[0] <= truth <= with_error.high[0]
+        without += alone.low[0] <= truth <= alone.high[0]
+    assert held >= 89
+    assert without < 60
+
+
 def test_the_interval_with_the_fit_error_holds_the_truth():
     """100 pairs of small logs: critics from 150 sessions, first states from 1,000 others."""
     truth, held, without = mdp.START @ mdp.values(mdp.TARGET, 1.0)[0], 0, 0
@@ -122,3 +186,8 @@ def test_bad_input_is_refused():
     critic, = fit_critics(good, target, [0.0])
     with pytest.raises(InvalidFieldError, match="user: got None; allowed: ids of the samples' users"):
         critic.fit_error(good, target, STATES)
+    whose = dataclasses.replace(good, user=np.arange(len(good.state)))
+    with pytest.raises(InvalidFieldError, match=r"of_value: got \(3, 1\); allowed: \(2, 1\), a row a state"):
+        critic.fit_error(whose, target, STATES, of_value=np.ones((3, 1)))
+    with pytest.raises(InvalidFieldError, match="action: got None; allowed: the actions that of_action speaks of"):
+        critic.fit_error(whose, target, STATES, of_action=np.ones((2, 1)))

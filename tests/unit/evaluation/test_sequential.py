@@ -7,6 +7,7 @@ from recfuse.errors import InvalidFieldError
 from recfuse.evaluation.ope import EstimateOptions
 from recfuse.evaluation.sequential import (
     Sessions,
+    critic_weights,
     fitted_q_estimate,
     per_decision,
     sequential_doubly_robust,
@@ -53,6 +54,22 @@ def test_doubly_robust_by_hand():
     # Normalised: (3 + 5)/2 + [2·0 + 4·1]/6 + ½·2·6/6 + ½ [1·6 + 0]/5.
     own = sequential_doubly_robust(by_hand(), q, v, normalise=True, options=FEW)
     assert own.estimate[0] == pytest.approx(4 + 4 / 6 + 1 + .6)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("horizon", [1, 2, None])
+@pytest.mark.parametrize("discount", [.5, [.5, 1.0]])
+def test_the_critics_weights_make_the_estimate(normalise, horizon, discount):
+    """The estimate with critics is that with 0 and what the critics' answers bring, each under its weight."""
+    rng = np.random.default_rng(0)
+    feedback = rng.normal(size=(3, 2)) if isinstance(discount, list) else rng.normal(size=(3, 1))
+    sessions = by_hand(discount=discount, feedback=feedback, cap=3.0)
+    q, v = rng.normal(size=(2, *feedback.shape))
+    how = dict(normalise=normalise, horizon=horizon)
+    of_action, of_value = critic_weights(sessions, **how)
+    nothing = sequential_doubly_robust(sessions, 0 * q, 0 * v, FEW, **how).estimate
+    found = sequential_doubly_robust(sessions, q, v, FEW, **how).estimate
+    np.testing.assert_allclose(found, nothing + (of_action * q + of_value * v).sum(0))
 
 
 def test_the_cap_cuts_products():
