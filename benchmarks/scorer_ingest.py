@@ -24,7 +24,7 @@ import ray.data
 import torch
 import tyro
 
-from recfuse.cluster import cluster
+from recfuse.cluster import cluster, read_parquet
 from recfuse.console import table
 from recfuse.scenes.dataset import EncodedRows, scene_rows
 from recfuse.scenes.model import ModelConfig
@@ -76,7 +76,7 @@ def main(config: IngestConfig) -> None:
         sources: dict[str, Callable[[], Iterator[EncodedRows]]] = {
             "memory": lambda: from_memory(problem),
             "ray, object store": lambda: batches(stored.iterator(), problem, config.batch_size, 0),
-            "ray, parquet": lambda: batches(ray.data.read_parquet(directory).iterator(), problem, config.batch_size, 0)}
+            "ray, parquet": lambda: batches(read_parquet([directory]).iterator(), problem, config.batch_size, 0)}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
         for number in range(config.rounds + 1):
             for name, make in sources.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recfuse.cluster import cluster
+from recfuse.cluster import cluster, read_parquet
 from recfuse.console import start, table
 from recfuse.evaluation.evaluate import EvaluateConfig, EvaluateResult, evaluate
 
@@ -12,11 +12,9 @@ from recfuse.evaluation.evaluate import EvaluateConfig, EvaluateResult, evaluate
 def main(config: EvaluateConfig) -> EvaluateResult:
     """Runs the job. It needs Ray only for `--streaming`."""
     if config.streaming:
-        import ray.data
-
         with cluster():
             files = [str(file) for file in sorted(Path(config.holdout).glob("*.parquet"))]
-            result = evaluate(config, ray.data.read_parquet(files) if files else None)
+            result = evaluate(config, read_parquet(files) if files else None)
     else:
         result = evaluate(config)
     refused = f"; no estimate: {result.off_policy.refused}" if result.off_policy.refused else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -50,8 +50,6 @@ def cluster() -> Iterator[None]:
     """Inside, Ray is initialised. What was started here is shut down here, also on Ctrl-C."""
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Ray 2.60's newer Parquet reader gives its first batch when it has read everything; the older one streams.
-    ray.data.DataContext.get_current().use_datasource_v2 = False
     if ray.is_initialized():
         yield
         return
@@ -67,6 +65,19 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def read_parquet(files: Sequence[str]) -> ray.data.Dataset:
+    """The files as a dataset that streams, in an order that is Ray's to choose.
+
+    Ray 2.60's newer reader gives its first batch when it has read everything; this takes the older one.
+    """
+    context = ray.data.DataContext.get_current()
+    before, context.use_datasource_v2 = context.use_datasource_v2, False
+    try:
+        return ray.data.read_parquet(list(files))
+    finally:
+        context.use_datasource_v2 = before
 
 
 def resuming(call: Callable[[], T], attempts: int = 20) -> T:

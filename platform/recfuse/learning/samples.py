@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recfuse.behaviours import Behaviour, Vocabulary
+from recfuse.cluster import read_parquet
 from recfuse.errors import require
 from recfuse.fusion.networks import Normalisation
 from recfuse.fusion.squash import Range, unsquash_array
@@ -120,7 +121,7 @@ class SampleSet:
     def dataset(self) -> ray.data.Dataset:
         """The samples as a Ray dataset, whose rows come in the same order every time."""
         files = [str(file) for file in sorted(self.directory.glob("*.parquet"))]
-        data = ray.data.read_parquet(files).select_columns(list(COLUMNS))
+        data = read_parquet(files).select_columns(list(COLUMNS))
         data.context.execution_options.preserve_order = True
         data.context.enable_progress_bars = False
         return data
