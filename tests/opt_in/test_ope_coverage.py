@@ -1,5 +1,5 @@
-"""The truth lies in the 95% interval in 93% of 200 logs or more, and 5% of A/A tests find something; both are shares
-of 200, with a standard error of 1.5 points that the bounds leave room for."""
+"""The truth lies in the 95% interval in 93% of 200 logs or more, as a mean over behaviours, and 5% of A/A tests find
+something; both are shares of 200, with a standard error of 1.5 points that the bounds leave room for."""
 
 import pytest
 
@@ -13,10 +13,9 @@ pytestmark = pytest.mark.bench
 def test_intervals_hold_the_truth_as_often_as_they_say():
     covered = measured(worlds.world(), logs=200, persons=1_500, critic_persons=3_000, truth_persons=1_000_000)
     for name, (share, error, half) in covered.items():
-        # What doubly robust estimates say of requests beyond their horizon is the critics' word, whose error their
-        # interval does not count.
-        least = .85 if "DR (session)" in name else .93 - .015
-        assert share.mean() >= least, (name, share, error, half)
+        # The mean over behaviours. Of watch time alone less than 93% was measured for NCIS (91.5%), DR and SN-DR of one
+        # request (90.0%) and DR and SN-DR of sessions (92.4%; 85.3% where the critics' fit error is not counted).
+        assert share.mean() >= .93 - .015, (name, share, error, half)
 
 
 def test_a_policy_against_itself_is_different_in_five_of_a_hundred_tests():
