@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from recfuse.console import Progress, start
 from recfuse.errors import require
 from recfuse.evaluation.intervals import paired_difference
-from recfuse.fusion.policies import Decision
-from recfuse.simulation.ab_test import CemConfig, logged_policy, search
+from recfuse.simulation.ab_test import CemConfig, search
 from recfuse.simulation.environment import SessionEngine
-from recfuse.simulation.rollout import collect, steps
+from recfuse.simulation.rollout import live_with
+from recfuse.simulation.simulate import logged_policy
 from recfuse.simulation.world import FEEDBACK, World
 
 
@@ -89,16 +89,10 @@ def search_per_user(world: World, users: NDArray[np.int64], begin: NDArray[np.fl
 def watch_time(world: World, vectors: NDArray[np.float64], users: NDArray[np.int64], lives: int,
                seed: int) -> NDArray[np.float64]:
     """Mean watch time over the horizon in seconds, [V, users], of vectors [V, users, M]; the same luck for all."""
-    count, engine, total = len(vectors), SessionEngine(world, seed), np.zeros(vectors.shape[:2])
-    weights = vectors.reshape(-1, vectors.shape[-1]).astype(np.float32)
-    unit = np.ones_like(weights[:1])
-
-    def act(_: NDArray[np.float32], slot: NDArray[np.int64]) -> Decision:
-        return Decision(weights[slot], unit, weights[slot], np.zeros(len(slot)))
-
+    engine, total = SessionEngine(world, seed), np.zeros(vectors.shape[:2])
+    weights = vectors.reshape(-1, vectors.shape[-1])
     for life in range(lives):
-        persons = np.tile(users + life * world.users, count)
-        lived = collect(steps(engine, persons % world.users, act, persons=persons, observe=False), len(persons))
+        lived = live_with(engine, weights, np.tile(users + life * world.users, len(vectors)))
         total += lived.feedback[:, FEEDBACK.index("watch_time")].reshape(total.shape)
     return total / lives
 

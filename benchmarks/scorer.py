@@ -34,6 +34,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import tyro
+from scipy.stats import t as student
 
 from benchmarks.stopwatch import Stopwatch
 from recfuse.console import log_to_terminal, table
@@ -76,8 +77,6 @@ OURS = {"ours": Ours(ModelConfig(history_length=0), .2), "ours+history": Ours(Mo
         "ours+history+counts": Ours(ModelConfig(), .05, 3e-3, counts=True)}
 RIVALS = {name: Ours(ModelConfig(architecture=name), .05, 3e-3) for name in get_args(Architecture)
           if name != "multi_scene"}
-# Student's t, 97.5%, by degrees of freedom.
-_STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 ENOUGH_ROWS = 5_000
 # The largest part of the machine that others may use during a training whose speed counts.
 QUIET = 0.05
@@ -379,7 +378,7 @@ def interval(figures: np.ndarray, sign: str = "") -> str:
     """Mean and 95% interval over seeds (Student's t)."""
     if len(figures) < 2:
         return f"{np.mean(figures):{sign}.4f}" if len(figures) else "–"
-    half = _STUDENT.get(len(figures) - 1, 1.96) * np.std(figures, ddof=1) / np.sqrt(len(figures))
+    half = student.ppf(.975, len(figures) - 1) * np.std(figures, ddof=1) / np.sqrt(len(figures))
     return f"{np.mean(figures):{sign}.4f}±{half:.4f}"
 
 

@@ -95,7 +95,7 @@ def ray_meters() -> LocalMeters:
                        lambda name, value, tags: gauges[name].set(value, {**empty, **tags}))
 
 
-def _settle() -> None:
+def _set_up_process() -> None:
     """What every replica does first, in its own process."""
     log_as_json()
     keep_on_loopback()
@@ -106,7 +106,7 @@ class Together:
     """The whole application in one process."""
 
     def __init__(self, config: ServingConfig) -> None:
-        _settle()
+        _set_up_process()
         meters = ray_meters()
         self._config = config
         self._fusion, self._scenes = FusionReplica(config, meters), ScenesReplica(config, meters)
@@ -128,7 +128,7 @@ class Ingress:
     """The one HTTP door where policy and scorer are apart."""
 
     def __init__(self, config: ServingConfig, fusion: DeploymentHandle, scenes: DeploymentHandle) -> None:
-        _settle()
+        _set_up_process()
         self._config = config
         self._gateway = Gateway(RemoteFusion(fusion), RemoteScenes(scenes))
 
@@ -138,13 +138,13 @@ class Ingress:
 
 class MeteredFusion(FusionReplica):
     def __init__(self, config: ServingConfig) -> None:
-        _settle()
+        _set_up_process()
         super().__init__(config, ray_meters())
 
 
 class MeteredScenes(ScenesReplica):
     def __init__(self, config: ServingConfig) -> None:
-        _settle()
+        _set_up_process()
         super().__init__(config, ray_meters())
 
 

@@ -35,7 +35,7 @@ from recfuse.scenes.dataset import fingerprint, scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
-from recfuse.simulation.simulate import behaviour_policy
+from recfuse.simulation.simulate import logged_policy
 from recfuse.simulation.sources import read_source
 from recfuse.simulation.world import World
 from tune import space
@@ -202,10 +202,8 @@ def simulator(config: SweepConfig, group: str, persons: int) -> SimulatorJudge:
     require((directory / SIMULATION_METRICS).is_file(), "simulation", str(directory),
             "an output of jobs/simulate.py (or judge: off_policy)")
     world = World.load(directory / "world")
-    declared = json.loads((directory / SIMULATION_METRICS).read_text())["behaviour_policy"]
-    base = behaviour_policy(declared["mu"], declared["sigma"], world.vocabulary.fusion_parameters)
-    return SimulatorJudge.of(world, base, config.base == "logged", GROUPS.index(group), config.split, persons,
-                             config.seed + GROUPS.index(group), config.level)
+    return SimulatorJudge.of(world, logged_policy(directory, world), config.base == "logged", GROUPS.index(group),
+                             config.split, persons, config.seed + GROUPS.index(group), config.level)
 
 
 def _world_identity(config: SweepConfig) -> str:

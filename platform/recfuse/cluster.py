@@ -68,7 +68,7 @@ def cluster() -> Iterator[None]:
 
 
 def read_parquet(files: Sequence[str]) -> ray.data.Dataset:
-    """The files as a dataset that streams, in an order that is Ray's to choose.
+    """The files as a dataset that streams.
 
     Ray 2.60's newer reader gives its first batch when it has read everything; this takes the older one.
     """

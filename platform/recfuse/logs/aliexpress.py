@@ -58,7 +58,7 @@ def _part(country: Path, name: str) -> pa.Table:
     file = country / f"{name}.csv"
     require(file.is_file(), "logs", str(file), "a CSV file")
     where = f"{country.name}/{file.name}"
-    with file.open() as lines:
+    with file.open(errors="replace") as lines:
         header = next(lines, "").strip().split(",")
     # Some numbers are 0 for long stretches: what they are must not be guessed from the first block.
     numbers = {name: pa.float32() for name in header if name.startswith("numerical_")}

@@ -30,12 +30,12 @@ from recfuse.evaluation.testing import (
     relative_error,
 )
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.policies import Decision, FixedGaussian, Policy
+from recfuse.fusion.policies import FixedGaussian, Policy
 from recfuse.learning.cem import CemResult, cem
 from recfuse.simulation.environment import SessionEngine
-from recfuse.simulation.rollout import collect, policy_act, steps
+from recfuse.simulation.rollout import collect, live_with, policy_act, steps
 from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
-from recfuse.simulation.simulate import behaviour_policy, held_out, persons_of
+from recfuse.simulation.simulate import held_out, logged_policy, persons_of
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import FEEDBACK, World
 
@@ -289,15 +289,7 @@ def rollout_objective(world: World, *, persons: int, seed: int, measure: str = "
     some = np.arange(persons)
 
     def objective(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        weights = vectors.astype(np.float32)
-        sigma = np.ones_like(weights)
-
-        def act(state: np.ndarray, slot: np.ndarray) -> Decision:
-            mine = weights[slot // persons]
-            return Decision(mine, sigma[:1], mine, np.zeros(len(mine)))
-
-        everyone = np.tile(some, len(vectors))
-        total = collect(steps(engine, everyone % world.users, act, persons=everyone, observe=False), len(everyone))
+        total = live_with(engine, np.repeat(vectors, persons, axis=0), np.tile(some, len(vectors)))
         means: NDArray[np.float64] = total.feedback[:, column].reshape(len(vectors), persons).mean(1)
         return means
 
@@ -443,12 +435,6 @@ def _fixed(text: str, world: World) -> FixedGaussian:
         require(key in parameters, f"policies: weight {key}", given[key], f"weights of {', '.join(parameters)}")
     # Nothing samples it; a Gaussian needs some width.
     return FixedGaussian([given.get(name, 0.0) for name in parameters], 1.0)
-
-
-def logged_policy(simulation: Path, world: World) -> FixedGaussian:
-    """The policy that a simulation's logs were made by; `simulation`: output of the job."""
-    declared = json.loads((simulation / SIMULATION_METRICS).read_text())["behaviour_policy"]
-    return behaviour_policy(declared["mu"], declared["sigma"], world.vocabulary.fusion_parameters)
 
 
 def cem_bundle(world: World, simulation: Path, config: CemConfig, output: Path) -> Path:

@@ -17,8 +17,7 @@ from recfuse.fusion.inference import export_policy
 from recfuse.learning.online import OnlineSettings, SessionEnv, first_samples, online_config, summary
 from recfuse.learning.settings import LearningSettings
 from recfuse.simulation.environment import FusionVectorEnv
-from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
-from recfuse.simulation.simulate import behaviour_policy
+from recfuse.simulation.simulate import logged_policy
 from recfuse.simulation.world import FEEDBACK, World
 
 logger = logging.getLogger("recfuse")
@@ -79,9 +78,8 @@ def train_online(config: TrainOnlineConfig, world: World | None = None) -> Train
         world: in place of the simulation's.
     """
     simulation, output = Path(config.simulation), Path(config.output)
-    declared = json.loads((simulation / SIMULATION_METRICS).read_text())["behaviour_policy"]
     world = world or World.load(simulation / "world")
-    first = behaviour_policy(declared["mu"], declared["sigma"], world.vocabulary.fusion_parameters)
+    first = logged_policy(simulation, world)
     online, settings = config.online, dataclasses.replace(config.learning, holdout=0.0)
 
     def make_env(index: int) -> SessionEnv:

@@ -144,6 +144,19 @@ def collect(simulation: Iterator[Step], persons: int) -> Totals:
     return Totals(feedback, requests, sessions)
 
 
+def live_with(engine: SessionEngine, vectors: np.ndarray, persons: np.ndarray) -> Totals:
+    """What persons [n] do over the horizon, each ranked for by a fusion vector of its own, [n, M]."""
+    weights = vectors.astype(np.float32)
+    unit = np.ones_like(weights[:1])
+
+    def act(_: np.ndarray, slot: np.ndarray) -> Decision:
+        mine = weights[slot]
+        return Decision(mine, unit, mine, np.zeros(len(mine)))
+
+    user = persons % engine.world.users
+    return collect(steps(engine, user, act, persons=persons, observe=False), len(persons))
+
+
 def session_log(world: World, requests: Requests, model_version: str) -> pa.Table:
     """Native session-log rows, sorted by person, session and request.
 

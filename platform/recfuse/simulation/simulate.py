@@ -187,6 +187,12 @@ def behaviour_policy(mu: dict[str, float], sigma: float, parameters: tuple[str, 
     return FixedGaussian(np.array([mu.get(name, 0.3) for name in parameters]), sigma)
 
 
+def logged_policy(simulation: Path, world: World) -> FixedGaussian:
+    """The policy that a simulation's logs were made by; `simulation`: output of the job."""
+    declared = json.loads((simulation / METRICS).read_text())["behaviour_policy"]
+    return behaviour_policy(declared["mu"], declared["sigma"], world.vocabulary.fusion_parameters)
+
+
 def _finished(output: Path, run: str) -> dict[str, Any] | None:
     path = output / METRICS
     if not path.is_file():
