@@ -45,7 +45,9 @@ def test_the_main_job_runs_to_its_end(tmp_path):
 def test_ctrl_c_leaves_nothing_behind(tmp_path, when):
     mark, environment = marked_environment()
     process = subprocess.Popen(demo(tmp_path / "demo"), cwd=ROOT, text=True, env=environment, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, start_new_session=True)
+                               stderr=subprocess.STDOUT, start_new_session=True,
+                               # A shell's background jobs ignore Ctrl-C and hand that on.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout is not None
     seen = []
     try:
