@@ -9,9 +9,14 @@ As in the source, the logs that everything is learned from are those of the base
 `--logged hand_tuned` they are those of the declared hand-tuned policy, which CEM, searching in the simulator itself,
 leaves further behind than any log around that policy has support for.
 
+A second table takes the effects apart: requests per user, and every behaviour per request. What a policy gains on a
+page and loses by shorter or rarer sessions is seen there.
+
     python -m benchmarks.algorithms --logs DIR --scorer BUNDLE --seeds 5
     python -m benchmarks.algorithms --logged hand_tuned
     python -m benchmarks.algorithms --world.stay-effect 0          # what is shown has no consequences beyond its page
+    python -m benchmarks.algorithms --world.interaction-value 5    # a like is worth five clicks to whoever likes
+    python -m benchmarks.algorithms --discounts short_term 0.95    # interactions count over the whole session
     python -m benchmarks.algorithms --users held_out               # tested on users whom the logs never held
     python -m benchmarks.algorithms --algorithms two_stage --seeds 20    # the literature's fusion benchmark
 """
@@ -28,6 +33,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.seeds import repeat
+from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.console import start, table
 from recfuse.fusion.inference import FusionActor
@@ -35,6 +41,7 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.simulation.ab_test import MEASURES, AbTestConfig, CemConfig, Who, cem_bundle, run_ab_test
 from recfuse.simulation.rollout import write_logs
 from recfuse.simulation.simulate import (
@@ -47,6 +54,7 @@ from recfuse.simulation.simulate import (
     simulate,
 )
 from recfuse.simulation.world import World, WorldConfig
+from tune.space import with_discounts
 
 SHOWN = ("watch_time", "forward", "follow", "comment", "like")
 # The live test of the source, per cent over CEM. It had no follow and no like; its downloads stand for our follows.
@@ -69,6 +77,7 @@ class AlgorithmsConfig:
         persons: in each test; base_share: of them, CEM's bucket.
         users: whose tastes occur in the test.
         world: what the simulator assumes.
+        discounts: behaviour, or `short_term` or `long_term` → γ of its critics, over those of the vocabulary.
         learning: of every algorithm.
     """
 
@@ -85,16 +94,17 @@ class AlgorithmsConfig:
     base_share: float = 0.8
     users: Who = "everyone"
     world: WorldConfig = field(default_factory=WorldConfig)
+    discounts: dict[str, float] = field(default_factory=dict)
     learning: LearningSettings = field(default_factory=LearningSettings)
 
 
 def main(config: AlgorithmsConfig) -> np.ndarray:
-    """Runs the repetitions, prints the table; returns effects [seeds, algorithms, behaviours]."""
+    """Runs the repetitions, prints the tables; returns effects [seeds, algorithms, measures]."""
     return np.stack(repeat(config, once, lambda _, effects: show(config, np.stack(effects))))
 
 
 def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
-    """World, logs, samples, policies and test of one seed; effects [algorithms, behaviours]."""
+    """World, logs, samples, policies and test of one seed; effects [algorithms, measures], as in MEASURES."""
     out = Path(config.output) / f"seed-{seed}"
     done, identity = out / "effects.json", repr((dataclasses.replace(config, seeds=1, first_seed=0), seed))
     if done.is_file() and (found := json.loads(done.read_text()))["identity"] == identity:
@@ -103,7 +113,10 @@ def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
         logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", seed=seed, persons=config.log_persons,
         world=dataclasses.replace(config.world, seed=seed), holdout_persons=0))
     logs = simulated.logs if config.logged == "hand_tuned" else base_logs(config, out, seed)
-    samples = ingest(IngestConfig(logs=str(logs), output=f"{out}/samples")).samples
+    vocabulary = with_discounts(Vocabulary.load(logs / VOCABULARY_FILE), config.discounts)
+    vocabulary.save(out / VOCABULARY_FILE)
+    samples = ingest(IngestConfig(logs=str(logs), output=f"{out}/samples",
+                                  vocabulary=str(out / VOCABULARY_FILE))).samples
     policies = []
     for name in config.algorithms:
         settings = dataclasses.replace(config.learning, algorithm=name, seed=seed)  # type: ignore[arg-type]
@@ -113,7 +126,7 @@ def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
     tested = run_ab_test(AbTestConfig(
         simulation=f"{out}/simulation", output=f"{out}/ab_test", persons=config.persons, seed=seed, users=config.users,
         policies=("cem", *policies), shares=(config.base_share, *[small] * len(policies)), cem=CemConfig(seed=seed)))
-    effects = [[tested.result.effect(name, measure)[0] for measure in SHOWN] for name in config.algorithms]
+    effects = [[tested.result.effect(name, measure)[0] for measure in MEASURES] for name in config.algorithms]
     done.write_text(json.dumps({"identity": identity, "effects": effects}))
     return np.array(effects)
 
@@ -133,8 +146,14 @@ def base_logs(config: AlgorithmsConfig, out: Path, seed: int) -> Path:
 
 
 def show(config: AlgorithmsConfig, effects: np.ndarray) -> None:
-    """The table after so many seeds, and its two questions."""
-    assert set(SHOWN) <= set(MEASURES)
+    """The tables after so many seeds, and the two questions.
+
+    Args:
+        effects: [seeds, algorithms, measures].
+    """
+    requests = effects[..., MEASURES.index("requests")]
+    effects = effects[..., [MEASURES.index(name) for name in SHOWN]]
+    per_request = (1 + effects) / (1 + requests[..., None]) - 1
     seeds = len(effects)
     mean, half = effects.mean(0), spread(effects)
     rows = []
@@ -145,6 +164,11 @@ def show(config: AlgorithmsConfig, effects: np.ndarray) -> None:
             rows.append(["  the source's", *(f"{value:+.2f}%" for value in SOURCE[name]), "–"])
     table(f"Difference to CEM per user, mean ± 95% interval over {seeds} seeds; "
           f"{config.persons:,} persons, {config.base_share:.0%} of them CEM's", ["algorithm", *SHOWN], rows)
+    apart = np.concatenate([requests[..., None], per_request], -1)
+    table("The same taken apart: requests per user, and every behaviour per request",
+          ["algorithm", "requests", *(f"{name} / request" for name in SHOWN)],
+          [[name, *(f"{m:+.1%} ± {h:.1%}" if seeds > 1 else f"{m:+.1%}" for m, h in zip(*of, strict=True))]
+           for name, *of in zip(config.algorithms, apart.mean(0), spread(apart), strict=True)])
     if "two_stage" not in config.algorithms:
         return
     mine = config.algorithms.index("two_stage")

@@ -12,6 +12,7 @@ def main(config: AbTestConfig) -> AbTestResult:
     if found.aa:
         table(f"A/A: {config.policies[0]} against itself, {found.aa.runs} tests of {config.aa_persons:,} persons",
               ["measure", f"outside the {config.level:.0%} interval"], found.aa.rows())
+        print(found.aa.verdict(config.level))
     base, *others = found.result.arms
     names = [arm.name for arm in others]
     table(f"Relative difference to {base.name} per user, {config.level:.0%} intervals; * remains after correction "

@@ -12,10 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate as job
+from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.evaluate import EvaluateConfig
+from recfuse.evaluation.evaluate import (
+    EvaluateConfig,
+    action_moments,
+    estimate,
+    policy_log_prob,
+    read_held_out,
+    read_transitions,
+)
+from recfuse.evaluation.fitted_q import fit_critics
 from recfuse.evaluation.report import SECTIONS, write_report
-from recfuse.fusion.inference import export_policy
+from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.schema import sample_schema
 from recfuse.simulation.rollout import rollout, session_log, write_logs
@@ -97,6 +106,47 @@ def test_a_split_by_time(run, tmp_path):
         dataclasses.replace(whole, after="tomorrow")
     with pytest.raises(InvalidFieldError, match="holdout: got 0; allowed: at least one request"):
         job.main(dataclasses.replace(whole, after="2999-01-01"))
+
+
+def test_a_split_by_user(run, tmp_path):
+    """The samples have other rows of half of the held-out users, and rows of strangers: the other half counts."""
+    users = pq.read_table(run / "holdout" / "part-00000.parquet", columns=["user_id"])["user_id"].to_pylist()
+    world = worlds.world()
+    known = {str(world.user_ids[person]) for person in range(75)}  # persons beyond the users have ids of their own
+    samples = tmp_path / "samples"
+    write_samples(samples, persons=np.concatenate([np.arange(75), np.arange(1_000, 1_400)]), seed=6)
+    whole = dataclasses.replace(config(run, tmp_path, worlds.LOGGED), samples=str(samples))
+    assert job.main(whole).separation.shared_users == 75
+    found = job.main(dataclasses.replace(whole, new_users=True))
+    assert found.off_policy.requests == sum(user not in known for user in users) < len(users)
+    assert found.separation.shared_users == 0
+    with pytest.raises(InvalidFieldError, match=r"new_users: got True; allowed: samples in .*none"):
+        job.main(dataclasses.replace(whole, samples=str(run / "none"), new_users=True))
+
+
+def test_nothing_is_fitted_on_held_out_rows(run, tmp_path):
+    """What is said of a held-out request (the policy's density, critics, expectations) is the same beside 100 of the
+    held-out requests as beside all, and with other held-out feedback; so is what critics alone estimate."""
+    samples = tmp_path / "samples"
+    write_samples(samples, persons=np.arange(1_000, 1_600), seed=6)
+    settings = config(run, tmp_path, FixedGaussian(worlds.LOGGED.mu + .1, .5))
+    settings = dataclasses.replace(settings, samples=str(samples))
+    vocabulary = worlds.world().vocabulary
+    actor = FusionActor.from_bundle(read_bundle(newest_bundle(settings.fusion, "fusion"), "fusion"))
+    log = read_held_out(settings.holdout, vocabulary)
+    few = log.take(np.arange(len(log.state)) < 100)
+    np.testing.assert_array_equal(policy_log_prob(actor, few), policy_log_prob(actor, log)[:100])
+    moments = action_moments(actor)
+    critic, = fit_critics(read_transitions(samples, vocabulary, 10**6), moments, [0.0])
+    np.testing.assert_allclose(critic.predict(few.state, few.action), critic.predict(log.state, log.action)[:100])
+    np.testing.assert_allclose(critic.expect(few.state, moments), critic.expect(log.state, moments)[:100])
+    other = dataclasses.replace(log, feedback=1_000.0 - 7 * log.feedback[::-1])
+    first, second = ({one.estimator: one for one in estimate(settings, actor, given)[0]} for given in (log, other))
+    for name in ("DM", "FQE"):
+        np.testing.assert_array_equal(first[name].estimate, second[name].estimate)
+    for name in ("NCIS", "IS"):
+        assert (first[name].estimate != second[name].estimate).all()
+        np.testing.assert_array_equal(first[name].ess, second[name].ess)
 
 
 def test_rows_that_were_trained_on_are_refused(run, tmp_path):

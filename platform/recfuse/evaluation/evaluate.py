@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,7 @@ class EvaluateConfig:
         fusion: a fusion bundle, or a directory that holds one and its `metrics.json` and `history.jsonl`.
         holdout: native session logs or samples that the policy was not trained on.
         after: ISO time; only held-out requests from then on count, so that logs are split by time. Empty for all.
+        new_users: only held-out requests of users whom the samples lack count, so that logs are split by user.
         samples: what it was trained on; the critics of the doubly robust estimators and of fitted Q evaluation are
             fitted to it (those by critics alone see the policy with the luck that it learned from), and a row of it
             among the held-out ones is an error.
@@ -68,6 +69,7 @@ class EvaluateConfig:
     fusion: str = "runs/fusion"
     holdout: str = "runs/simulation/holdout"
     after: str = ""
+    new_users: bool = False
     samples: str = "runs/samples"
     scenes: str = "runs/scenes"
     simulation: str = "runs/simulation"
@@ -88,6 +90,7 @@ class EvaluateConfig:
         require(not self.after or _time(self.after) is not None, "after", self.after,
                 "an ISO time, as 2022-05-04T00:00")
         require(not (self.after and self.streaming), "after", self.after, "nothing with streaming")
+        require(not (self.new_users and self.streaming), "new_users", self.new_users, "False with streaming")
         require(0 <= self.session_discount <= 1, "session_discount", self.session_discount, "a number in [0, 1]")
         require(self.critic_rows >= 1, "critic_rows", self.critic_rows, "an integer ≥ 1")
         require(self.min_ess >= 0, "min_ess", self.min_ess, "a number ≥ 0")
@@ -113,11 +116,13 @@ class Separation:
     Attributes:
         users: distinct held-out users; shared_users: of them, those whom the samples have too.
         shared_rows: held-out rows that are in the samples; evaluation refuses any.
+        shared: bool[n], the held-out rows of the shared users.
     """
 
     users: int
     shared_users: int
     shared_rows: int
+    shared: np.ndarray = field(compare=False, repr=False)
 
     def __str__(self) -> str:
         return (f"{self.shared_rows} held-out rows and {self.shared_users:,} of {self.users:,} held-out users "
@@ -176,6 +181,10 @@ class HeldOut:
     feedback: np.ndarray
     session: np.ndarray
 
+    def take(self, mask: np.ndarray) -> HeldOut:
+        """The requests in the mask bool[n]."""
+        return HeldOut(**{name: column[mask] for name, column in self.__dict__.items()})
+
 
 class Dataset(Protocol):
     """What is needed of a ray.data.Dataset."""
@@ -209,6 +218,13 @@ def evaluate(config: EvaluateConfig, dataset: Dataset | None = None) -> Evaluate
         logger.info("evaluate: %s", separation)
         require(separation.shared_rows == 0, "holdout", f"{separation.shared_rows} rows that are in {config.samples}",
                 "rows that the policy was not trained on")
+    if config.new_users:
+        require(separation is not None, "new_users", True, f"samples in {config.samples} to know their users from")
+        assert separation is not None
+        require(separation.shared_users < separation.users, "holdout", f"{separation.users} users, all in the samples",
+                "a user whom the samples lack")
+        log = log.take(~separation.shared)
+        separation = separate(config.samples, log)
     estimates, horizon = estimate(config, actor, log)
     if dataset is not None:
         estimates[:2] = estimate_streaming(config, actor, dataset)
@@ -339,7 +355,8 @@ def separate(samples: str | Path, log: HeldOut) -> Separation | None:
     if not files:
         return None
     mine, shared_rows = _keys(log.state, log.action), 0
-    own_users = pa.array(np.unique(log.user_id.astype(str)))
+    of_row = pa.array(log.user_id).cast(pa.string())
+    own_users = pc.unique(of_row)
     shared = np.zeros(len(own_users), bool)
     for batch in ds.dataset(files).to_batches(columns=["user_id", "state", "action"]):
         table = pa.Table.from_batches([batch])
@@ -348,7 +365,8 @@ def separate(samples: str | Path, log: HeldOut) -> Separation | None:
         keys = _keys(*(_matrix(table[name], getattr(log, name).shape[1]) for name in ("state", "action")))
         shared_rows += int(np.isin(mine, keys).sum())
         shared |= pc.is_in(own_users, pc.unique(table["user_id"].cast(pa.string()))).to_numpy(zero_copy_only=False)
-    return Separation(len(own_users), int(shared.sum()), shared_rows)
+    rows = pc.is_in(of_row, own_users.filter(pa.array(shared))).to_numpy(zero_copy_only=False)
+    return Separation(len(own_users), int(shared.sum()), shared_rows, rows)
 
 
 def _keys(state: np.ndarray, action: np.ndarray) -> np.ndarray:

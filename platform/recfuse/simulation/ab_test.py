@@ -42,6 +42,7 @@ from recfuse.simulation.world import FEEDBACK, World
 logger = logging.getLogger("recfuse")
 METRICS, CEM_FILE = "metrics.json", "cem.json"
 MEASURES = (*FEEDBACK, "requests", "sessions")
+AA_TOLERANCE = 0.03  # around 1 − level: two standard errors of the share in 200 tests
 _PERSONS_AT_ONCE = 16_384
 Who = Literal["everyone", "logged", "held_out"]
 _WEIGHTS = re.compile(r"(?:[\w.]+:-?[\d.]+,?)+")
@@ -236,6 +237,13 @@ class AaResult:
     runs: int
     false: NDArray[np.float64]
     family: float
+
+    def verdict(self, level: float = LEVEL) -> str:
+        """Whether the mean over the measures is as it should be, in a sentence."""
+        found, wanted = float(self.false.mean()), 1 - level
+        right = abs(found - wanted) <= AA_TOLERANCE
+        return (f"A/A: a difference where there is none in {found:.1%} of the intervals, {wanted:.0%} ± "
+                f"{AA_TOLERANCE:.0%} are {'allowed' if right else 'allowed: DO NOT BELIEVE the test below'}")
 
     def rows(self) -> list[list[str]]:
         """A line per measure, then their mean and the corrected family; as text."""

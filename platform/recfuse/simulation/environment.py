@@ -21,7 +21,6 @@ Reset = tuple[np.ndarray, dict[str, Any]]
 DAY = 86_400.0
 # What the draws of a request are for; draws of a place on the page follow, per place.
 _OFFSET, _SCENE, _LEAVE, _RETURN, _START, _OUTCOME, _LOOK, _WATCH, _INTERACT = range(9)
-_GOOD = np.array([1.0, 1.0, 1.0, 1.0, -3.0], np.float32)  # what an interaction adds to satisfaction; hate takes away
 
 
 @dataclass
@@ -100,6 +99,9 @@ class SessionEngine:
         windows = np.lib.stride_tricks.sliding_window_view(world.terms, candidates, axis=2)[:, :, :pool]
         self._windows = windows.transpose(0, 2, 1, 3)
         self._places = np.arange(self.config.page)
+        # What each interaction adds to satisfaction.
+        self._value = np.array([self.config.hate_value if name == "hate" else self.config.interaction_value
+                                for name in INTERACTIONS], np.float32)
         self._user_columns = {name: world.features[name] for name in self._encoder.names if name in world.features}
 
     def start(self, user: np.ndarray, person: np.ndarray, number: np.ndarray, clock: np.ndarray,
@@ -149,7 +151,7 @@ class SessionEngine:
         """float64[B]: the mean raw satisfaction with the page that `action` [B, M] ranks, by the response model."""
         shown = self.rank(sessions, action)
         chance = marginals(self.world.logits[sessions.entry[:, None], shown], self.world.outcome)
-        value = chance[..., 0] + chance[..., 1] + chance[..., 2:] @ _GOOD
+        value = chance[..., 0] + chance[..., 1] + chance[..., 2:] @ self._value
         attention = self.config.attention ** self._places
         result: np.ndarray = (value @ (attention / attention.sum())).astype(np.float64)
         return result
@@ -176,7 +178,7 @@ class SessionEngine:
         feedback = np.concatenate([
             watch.sum(1, keepdims=True), (outcome > 0).sum(1, keepdims=True), (outcome > 1).sum(1, keepdims=True),
             interacted.sum(1)], 1).astype(np.float32)
-        satisfaction = _satisfaction(looked, outcome, interacted)
+        satisfaction = _satisfaction(looked, outcome, interacted @ self._value)
         scene = self.world.entry_scene[sessions.entry]
         went = (satisfaction - self.world.page_mean[sessions.entry]) / self.world.page_std[scene]
         memory = self.config.mood_memory
@@ -229,10 +231,10 @@ def _luck(sessions: Sessions) -> np.ndarray:
     return mix(sessions.key, sessions.request + 16)
 
 
-def _satisfaction(looked: np.ndarray, outcome: np.ndarray, interacted: np.ndarray) -> np.ndarray:
-    """float64[B]: mean over the places looked at of: nothing 0, a click 1, a long view 2, plus the interactions."""
-    value = outcome + interacted @ _GOOD
-    result: np.ndarray = (value * looked).sum(1) / looked.sum(1)
+def _satisfaction(looked: np.ndarray, outcome: np.ndarray, interactions: np.ndarray) -> np.ndarray:
+    """float64[B]: mean over the places looked at of: nothing 0, a click 1, a long view 2, plus what the interactions
+    [B, page] are worth."""
+    result: np.ndarray = ((outcome + interactions) * looked).sum(1) / looked.sum(1)
     return result.astype(np.float64)
 
 

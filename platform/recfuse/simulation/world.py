@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ class WorldConfig:
         stay_effect: log-odds by which one unit of mood (a standard deviation under the logged policy) lowers the
             probability of leaving. The thinned public log cannot say it (there, what was shown hardly moves whether
             another exposure follows), so it is declared.
+        interaction_value, hate_value: what a like, comment, forward or follow, and what a hate, adds to the
+            satisfaction with a page, where a click is worth 1 and a long view 2; moods are made of satisfactions. In
+            the log no interaction moves staying beyond its interval (`python -m benchmarks.staying`): declared, too.
         return_effect: log of the factor by which one unit of mood shortens the time until the user returns.
         mood_memory: autocorrelation of the mood from one request to the next; what is new is how the page went.
         responsive: False switches both effects off: then nothing that is shown has consequences beyond its page.
@@ -54,6 +58,8 @@ class WorldConfig:
     page: int = 6
     attention: float = 0.85
     stay_effect: float = 1.5
+    interaction_value: float = 1.0
+    hate_value: float = -3.0
     return_effect: float = 0.3
     mood_memory: float = 0.5
     responsive: bool = True
@@ -70,6 +76,8 @@ class WorldConfig:
         require(self.page <= self.candidates, "page", self.page, f"at most candidates = {self.candidates}")
         require(0 < self.attention <= 1, "attention", self.attention, "a number in (0, 1]")
         require(0 <= self.mood_memory < 1, "mood_memory", self.mood_memory, "a number in [0, 1)")
+        for name in ("interaction_value", "hate_value"):
+            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
         for name in ("return_days", "horizon_days"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
 

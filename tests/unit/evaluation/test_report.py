@@ -82,6 +82,25 @@ def test_figures_are_images_with_axes_and_units():
         assert any(len(comment) > 3 for comment in comments), f"{name}: its axes are labelled"
 
 
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
+def test_every_axis_says_what_it_measures(section):
+    """A label on either axis, of the panel or of the whole figure, or named categories; a unit in brackets wherever it
+    is no count and no ratio that the label names."""
+    figure = section.draw(DATA)
+    figure.canvas.draw()
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert panels
+    for axes in panels:
+        side = panels[0] if panels[0].get_shared_y_axes().joined(panels[0], axes) else axes
+        for label, ticks, shared in (
+                (axes.get_xlabel(), axes.get_xticklabels(), figure.get_supxlabel()),
+                (side.get_ylabel(), side.get_yticklabels(), figure.get_supylabel())):
+            categories = any(re.search(r"[A-Za-z]{2}", tick.get_text()) for tick in ticks)
+            assert label or shared or categories
+            assert categories or re.search(r"\(.+\)|AUC|passes|requests|users|scene|task|observed|measure",
+                                           label or shared), label or shared
+
+
 def test_the_page_opens_with_what_was_found():
     """Effects of DATA: watch time 5% [1, 9], like not known; NCIS 11 over 10; of 10 ratios .5 over .49 is near 1."""
     assert summary(DATA) == [

@@ -7,7 +7,17 @@ from recfuse.console import load_config
 from recfuse.errors import InvalidFieldError
 from recfuse.evaluation.evaluate import EvaluateConfig
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.simulation.ab_test import MEASURES, AbTestConfig, Arm, _fixed, aa_test, ab_test, assign, rollout_objective
+from recfuse.simulation.ab_test import (
+    MEASURES,
+    AaResult,
+    AbTestConfig,
+    Arm,
+    _fixed,
+    aa_test,
+    ab_test,
+    assign,
+    rollout_objective,
+)
 from recfuse.simulation.simulate import SimulateConfig, held_out, persons_of
 from tests.unit.simulation import worlds
 
@@ -120,6 +130,29 @@ def test_a_policy_against_itself_is_rarely_different():
     assert 0 < result.false.mean() < .12
     assert result.family <= .25
     assert len(result.rows()) == len(MEASURES) + 2
+
+
+@pytest.mark.parametrize(("false", "level", "believed"), [(.05, .95, True), (.079, .95, True), (.081, .95, False),
+                                                          (.019, .95, False), (.1, .9, True), (.05, .9, False)])
+def test_a_test_that_sees_differences_where_there_are_none_is_not_believed(false, level, believed):
+    verdict = AaResult(200, np.full(len(MEASURES), false), .03).verdict(level)
+    assert f"in {false:.1%} of the intervals" in verdict
+    assert ("DO NOT BELIEVE" in verdict) is not believed
+
+
+def test_no_person_lives_in_two_buckets():
+    """The persons of every arm, as they are simulated; pairs are the exception, and only where asked for."""
+    lived = []
+
+    def live(world, arm, persons, seed):
+        lived.append(set(persons.tolist()))
+        return np.ones((len(persons), len(MEASURES)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recfuse.simulation.ab_test._live", live)
+        ab_test(worlds.world(), [BAD, GOOD, Arm("logged", worlds.LOGGED)], persons=3_000, draws=10)
+    assert len(lived) == 3
+    assert sum(map(len, lived)) == len(set().union(*lived)) == 3_000
 
 
 def test_users_held_out_are_the_only_ones_of_the_test():

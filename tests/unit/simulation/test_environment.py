@@ -81,6 +81,22 @@ def test_feedback_is_consistent():
     assert (sessions.request == 1).all()
 
 
+@pytest.mark.parametrize(("value", "hate"), [(1.0, -3.0), (0.0, 0.0), (5.0, -2.0)])
+def test_satisfaction_is_what_the_config_says_a_response_is_worth(value, hate):
+    """Clicks, long views, four interactions at `value` and hates at `hate`, over the places looked at."""
+    world = worlds.world()
+    config = dataclasses.replace(world.config, interaction_value=value, hate_value=hate)
+    engine = SessionEngine(world.replace(config=config), seed=4)
+    sessions, action = start(engine, 5_000), np.ones((5_000, 6), np.float32)
+    expected = engine.expected_satisfaction(sessions, action)
+    page = engine.step(sessions, action)
+    worth = np.array([1, 1, value, value, value, value, hate])
+    by_hand = page.feedback[:, 1:] @ worth / page.looked.sum(1)
+    np.testing.assert_allclose(page.satisfaction, by_hand, rtol=1e-5)
+    error = page.satisfaction.std() / 5_000**.5
+    assert page.satisfaction.mean() == pytest.approx(expected.mean(), abs=5 * error)
+
+
 def test_better_pages_lengthen_sessions_unless_the_effect_is_off():
     """Clicks and long views ranked first, or last; with the effect off the same luck ends the same sessions."""
     def lengths(responsive, action):

@@ -81,6 +81,7 @@ def test_bad_worlds_are_refused(tmp_path):
     ({"page": 60}, "page: got 60; allowed: at most candidates = 50"),
     ({"users": 0}, "users: got 0; allowed: an integer ≥ 1"),
     ({"mood_memory": 1.0}, r"mood_memory: got 1.0; allowed: a number in \[0, 1\)"),
+    ({"hate_value": float("nan")}, "hate_value: got nan; allowed: a finite number"),
 ])
 def test_bad_configs_are_refused(values, message):
     with pytest.raises(InvalidFieldError, match=message):
