@@ -2,23 +2,28 @@
 
 Speed: NCIS of 1,000,000 requests × 7 behaviours with its bootstrap, on one core. Coverage: how often the 95% interval
 holds the truth, over fresh logs of sessions in the simulator, where the truth is the mean over a large simulation of
-the policy in question. Open Bandit: from the log of the uniform policy the click rate of Bernoulli Thompson sampling,
-whose truth is in its own log; its propensities move with time, so the policy in question is its average: how often its
-log has each item at each place.
+the policy in question; and the errors over their standard errors, whose mean tells a bias, whose deviation tells
+intervals that are too narrow (above 1) or too wide, and whose skewness tells intervals that lie to one side. Of 200
+logs a share has a standard error of 1.5 points, of 1,000 of 0.7. Open Bandit: from the log of the uniform policy the
+click rate of Bernoulli Thompson sampling, whose truth is in its own log; its propensities move with time, so the policy
+in question is its average: how often its log has each item at each place.
 
     python -m benchmarks.ope                                             # speed
-    python -m benchmarks.ope --coverage 200 --world runs/demo/simulation/world
+    python -m benchmarks.ope --coverage 200 --world runs/demo/simulation/world [--output runs/coverage]
     python -m benchmarks.ope --open-bandit ../shared/data/open_bandit
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +61,8 @@ HORIZON = 3  # requests that the sequential ratios go over
 class OpeConfig:
     """Attributes:
         requests, users: of the log that the speed is measured on; 0 leaves it out.
-        coverage: fresh logs to estimate from; 0 leaves it out.
+        coverage: fresh logs to estimate from; 0 leaves it out. output: keeps what was found of each, for a rerun with
+            as many or more; empty keeps nothing.
         persons: simulated people in each of them; critic_persons: in the log beside it that its critics are fitted to.
         truth_persons: in the simulation that the truth is read off.
         world: as the job `simulate` writes it, for coverage.
@@ -66,6 +72,7 @@ class OpeConfig:
     requests: int = 1_000_000
     users: int = 50_000
     coverage: int = 0
+    output: str = ""
     persons: int = 1_500
     critic_persons: int = 3_000
     truth_persons: int = 1_000_000
@@ -78,12 +85,16 @@ def main(config: OpeConfig) -> None:
         speed(config)
     if config.coverage:
         found = measured(World.load(config.world), config.coverage, config.persons, config.critic_persons,
-                         config.truth_persons)
+                         config.truth_persons, Path(config.output) if config.output else None)
         table(f"How often the 95% interval held the truth, {config.coverage} logs of {config.persons} sessions, "
               f"critics from {config.critic_persons} others; in brackets the mean error and half the interval",
-              ["estimator", *WATCHED], [
-                  (name, *(f"{share:.1%} ({bias:+.1%}, {half:.1%})" for share, bias, half in zip(*of, strict=True)))
-                  for name, of in found.items()])
+              ["estimator", "logs", *WATCHED], [
+                  (name, of.logs, *(f"{share:.1%} ({bias:+.1%}, {half:.1%})" for share, bias, half in zip(
+                      of.share, of.error, of.half, strict=True))) for name, of in found.items()])
+        table("Errors over their standard errors: mean (bias), deviation (above 1: too narrow), skewness",
+              ["estimator", "logs", *WATCHED], [
+                  (name, of.logs, *(f"{mean:+.2f}, {deviation:.2f}, {skew:+.2f}" for mean, deviation, skew in zip(
+                      *of.moments, strict=True))) for name, of in found.items()])
     if config.open_bandit:
         truth, found = open_bandit(Path(config.open_bandit))
         low, high = truth[1:]
@@ -109,12 +120,37 @@ def speed(config: OpeConfig) -> None:
           f"{min(seconds):.2f} s (best of {', '.join(f'{s:.2f}' for s in seconds)}; {os.cpu_count()} cores, one used)")
 
 
-Coverage = tuple[np.ndarray, np.ndarray, np.ndarray]
+@dataclass(frozen=True)
+class Coverage:
+    """What an estimator said of so many logs.
+
+    Attributes:
+        logs: those that were not refused.
+        share: float64[behaviours], of them, in which the interval held the truth; error, half: means of the estimate's
+            error and of half the interval, over the truth.
+        moments: mean, deviation and skewness of the error over its standard error, half the interval over 1.96.
+    """
+
+    logs: int
+    share: np.ndarray
+    error: np.ndarray
+    half: np.ndarray
+    moments: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    @classmethod
+    def of(cls, said: np.ndarray) -> Coverage:
+        """Of estimate, low and high over the truth, [logs, 3, behaviours]."""
+        estimate, low, high = said[:, 0], said[:, 1], said[:, 2]
+        half = (high - low) / 2
+        z = 1.96 * (estimate - 1) / half
+        centred, deviation = z - z.mean(0), z.std(0)
+        return cls(len(said), ((low <= 1) & (high >= 1)).mean(0), estimate.mean(0) - 1, half.mean(0),
+                   (z.mean(0), deviation, (centred**3).mean(0) / deviation**3))
 
 
-def measured(world: World, logs: int, persons: int, critic_persons: int, truth_persons: int) -> dict[str, Coverage]:
-    """Estimator → share of the logs whose interval held the truth, mean error and mean half of the interval over the
-    truth; per behaviour of WATCHED each.
+def measured(world: World, logs: int, persons: int, critic_persons: int, truth_persons: int,
+             output: Path | None = None) -> dict[str, Coverage]:
+    """Estimator → how good its intervals are, for the behaviours of WATCHED.
 
     Only everybody's first session counts, whose beginning no policy has touched. Every log has critics of its own, from
     a second log of other people, so that the error of their fit is another each time.
@@ -122,25 +158,56 @@ def measured(world: World, logs: int, persons: int, critic_persons: int, truth_p
     world = world.replace(config=dataclasses.replace(world.config, horizon_days=1e-3))
     base = np.linspace(1.0, .2, world.vocabulary.action_size)
     logged, policy = FixedGaussian(base, .5), FixedGaussian(base + np.linspace(.15, -.15, len(base)), .45)
-    truth = truth_of(world, policy, truth_persons)
-    found_of: dict[str, list[np.ndarray]] = {}
+    identity = hashlib.sha256(repr((world.config, persons, critic_persons, truth_persons)).encode()
+                              + world.terms.tobytes() + world.logits.tobytes()).hexdigest()[:16]
+    kept = output / f"coverage-{identity}.jsonl" if output else None
+    lines = _kept_lines(kept)
+    if lines:
+        truth = {int(horizon): np.array(value) for horizon, value in json.loads(lines[0]).items()}
+    else:
+        truth = truth_of(world, policy, truth_persons)
+        _keep(kept, {horizon: value.tolist() for horizon, value in truth.items()})
+    said: dict[str, list[np.ndarray]] = {}
     progress = Progress("coverage", logs, "logs")
     for number in range(logs):
-        # Persons of its own, drawn from all tastes, so that no log has a row that the critics were fitted to.
-        people = np.random.default_rng(number).integers(10**6, 10**9, persons + critic_persons)
-        log, others = (rollout(world, logged, seed=30_000 + number, persons=some)
-                       for some in (people[:persons], people[persons:]))
-        for horizon, found in estimates(log, policy, transitions_of(others)):
-            right = truth[horizon]
-            name = f"{found.estimator}, {'whole session' if horizon > HORIZON else f'{horizon} requests'}"
-            said = found_of.setdefault(name, [])
-            if not found.refused:
-                said.append(np.stack([(found.low <= right) & (right <= found.high), found.estimate / right - 1,
-                                      (found.high - found.low) / 2 / right]))
+        if number + 1 < len(lines):
+            found = json.loads(lines[number + 1])
+        else:
+            found = one_log(world, number, logged, policy, persons, critic_persons, truth)
+            _keep(kept, found)
+        for name, of in found.items():
+            said.setdefault(name, []).extend([np.array(of)] if of else [])
         progress.advance(1)
     progress.finish()
-    return {f"{name}{f' ({len(found)} not refused)' if len(found) < logs else ''}": tuple(np.mean(found, 0))
-            for name, found in found_of.items()}
+    return {name: Coverage.of(np.stack(of)) for name, of in said.items() if of}
+
+
+def one_log(world: World, number: int, logged: FixedGaussian, policy: FixedGaussian, persons: int, critic_persons: int,
+            truth: dict[int, np.ndarray]) -> dict[str, list[list[float]] | None]:
+    """Estimator → estimate, low and high over the truth, [3][behaviours]; None where refused."""
+    # Persons of its own, drawn from all tastes, so that no log has a row that the critics were fitted to.
+    people = np.random.default_rng(number).integers(10**6, 10**9, persons + critic_persons)
+    log, others = (rollout(world, logged, seed=30_000 + number, persons=some)
+                   for some in (people[:persons], people[persons:]))
+    return {f"{one.estimator}, {'whole session' if horizon > HORIZON else f'{horizon} requests'}":
+            None if one.refused else (np.stack([one.estimate, one.low, one.high]) / truth[horizon]).tolist()
+            for horizon, one in estimates(log, policy, transitions_of(others))}
+
+
+def _kept_lines(file: Path | None) -> list[str]:
+    """Whole lines; what an interrupted run left of one is cut off."""
+    if file is None or not file.is_file():
+        return []
+    whole = file.read_text().rpartition("\n")
+    file.write_text(whole[0] + whole[1])
+    return whole[0].splitlines()
+
+
+def _keep(file: Path | None, line: Mapping[Any, Any]) -> None:
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as out:
+            out.write(json.dumps(line) + "\n")
 
 
 def truth_of(world: World, policy: FixedGaussian, persons: int) -> dict[int, np.ndarray]:
