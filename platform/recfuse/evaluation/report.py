@@ -145,6 +145,10 @@ def _ab_sentences(data: ReportData) -> list[str]:
         return []
     (base, *arms), measures = data.ab_test["arms"], data.ab_test["measures"]
     sentences = []
+    if aa := data.ab_test.get("aa"):
+        sentences.append(f"Tested {aa['runs']} times against itself, {base['name']} seemed different in "
+                         f"{np.mean(_numbers(aa['false'])):.1%} of the intervals; "
+                         f"{1 - data.ab_test['level']:.0%} are expected.")
     for arm in arms:
         surely = _numbers(arm.get("adjusted", [None] * len(measures))) < 1 - data.ab_test["level"]
         effect, low, high = (100 * _numbers(arm[key]) for key in ("estimate", "low", "high"))

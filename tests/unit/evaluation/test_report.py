@@ -111,6 +111,9 @@ def test_the_page_opens_with_what_was_found():
         "The simulator is within 10% of the log in 1 of 10 measures that are not 0.",
         "The scorer's AUC over all scenes on the last day: click 0.700, long_view 0.700."]
     assert summary(ReportData()) == []
+    against_itself = {**DATA.ab_test, "aa": {"runs": 200, "false": [.03, .06], "family": .04}}
+    assert summary(ReportData(ab_test=against_itself))[0] == (
+        "Tested 200 times against itself, logged seemed different in 4.5% of the intervals; 5% are expected.")
     text = render(DATA)
     assert text.index("What was found") < text.index('<section id="ab_test">')
     assert all(f"<dt>{word}</dt>" in text for word in WORDS)
