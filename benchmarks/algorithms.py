@@ -156,7 +156,7 @@ def show(config: AlgorithmsConfig, effects: np.ndarray) -> None:
     per_request = (1 + effects) / (1 + requests[..., None]) - 1
     seeds = len(effects)
     mean, half = effects.mean(0), spread(effects)
-    rows = []
+    rows: list[list[str]] = []
     for index, name in enumerate(config.algorithms):
         rows.append([name, *(f"{m:+.1%} ± {h:.1%}" if seeds > 1 else f"{m:+.1%}"
                              for m, h in zip(mean[index], half[index], strict=True))])

@@ -4,7 +4,11 @@ CEM searches one vector for all users; then, started there, one vector per user,
 Both search inside the simulator. The test is on lives that neither search saw. A policy that reads a state, and learns
 from logs, cannot be expected to gain more over CEM than this.
 
+And what there is to gain in interactions: CEM searches one vector for each of `measures`, which is then compared with
+the one for watch time.
+
     python -m benchmarks.headroom --simulation runs/real/simulation
+    python -m benchmarks.headroom --simulation runs/real/simulation --users 0 --measures like forward
 """
 
 from __future__ import annotations
@@ -16,21 +20,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recfuse.console import Progress, start
+from recfuse.console import Progress, start, table
 from recfuse.errors import require
-from recfuse.evaluation.intervals import paired_difference
-from recfuse.simulation.ab_test import CemConfig, search
+from recfuse.evaluation.intervals import Interval, paired_difference
+from recfuse.fusion.policies import FixedGaussian
+from recfuse.simulation.ab_test import MEASURES, Arm, CemConfig, ab_test, search
 from recfuse.simulation.environment import SessionEngine
 from recfuse.simulation.rollout import live_with
 from recfuse.simulation.simulate import logged_policy
 from recfuse.simulation.world import FEEDBACK, World
+
+SHOWN = ("watch_time", "requests", "forward", "follow", "comment", "like")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadroomConfig:
     """Attributes:
         simulation: output of the job `simulate`.
-        users: of the world, evenly spaced, who get a vector of their own.
+        users: of the world, evenly spaced, who get a vector of their own; 0 leaves it out.
+        measures: behaviours to search one vector for; persons: lives per vector of that search, since they are rare;
+            test_persons: in the comparison with the vector for watch time.
         population, elite, iterations: of the search for a user's vector.
         lives: simulated for each user and vector of a population; test_lives: of each user in the test.
         spread: standard deviation of a first population; it shrinks by `shrink` from one to the next.
@@ -38,6 +47,9 @@ class HeadroomConfig:
 
     simulation: str = "runs/demo/simulation"
     users: int = 400
+    measures: tuple[str, ...] = ()
+    persons: int = 3_000
+    test_persons: int = 60_000
     population: int = 24
     elite: int = 5
     iterations: int = 12
@@ -48,8 +60,10 @@ class HeadroomConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("users", "iterations", "lives", "test_lives"):
+        for name in ("iterations", "lives", "test_lives", "persons", "test_persons"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
+        require(self.users >= 0, "users", self.users, "an integer ≥ 0")
+        require(set(self.measures) <= set(FEEDBACK), "measures", self.measures, ", ".join(FEEDBACK))
         require(1 <= self.elite < self.population, "elite", self.elite, f"1 to population - 1 = {self.population - 1}")
 
 
@@ -57,16 +71,43 @@ def main(config: HeadroomConfig) -> None:
     """Searches, tests and prints."""
     world = World.load(Path(config.simulation) / "world")
     logged = logged_policy(Path(config.simulation), world)
+    if config.users:
+        personal(world, logged, config)
+    if config.measures:
+        interactions(world, logged, config)
+    print(f"{os.cpu_count()} cores; {config}")
+
+
+def interactions(world: World, logged: FixedGaussian, config: HeadroomConfig) -> dict[str, Interval]:
+    """Prints, and returns, measure → the vector searched for it over the one for watch time, in all of MEASURES."""
+    watched = Arm("watch_time", FixedGaussian(search(world, logged, CemConfig(seed=config.seed)).vector, 1.0))
+    arms = [watched]
+    for name in config.measures:
+        found = search(world, logged, CemConfig(persons=config.persons, seed=config.seed), name)
+        arms.append(Arm(f"for {name}", FixedGaussian(found.vector, 1.0)))
+    # Everybody lives under every vector, with the same luck.
+    result = ab_test(world, arms, persons=config.test_persons, seed=config.seed + 1, paired=True)
+    found = {arm.name: arm.effect for arm in result.arms[1:]}
+    place = [MEASURES.index(name) for name in SHOWN]
+    table(f"One vector searched for a measure over one searched for watch time, per user, {config.test_persons:,} "
+          "persons, the same lives", ["searched", *SHOWN], [
+              (name, *(f"{of.estimate[k]:+.1%} [{of.low[k]:+.1%}, {of.high[k]:+.1%}]" for k in place))
+              for name, of in found.items()])
+    return found
+
+
+def personal(world: World, logged: FixedGaussian, config: HeadroomConfig) -> None:
+    """Prints what one vector for everybody gains over the logged mean, and one vector a user over that."""
     users = np.unique(np.linspace(0, world.users - 1, config.users).astype(np.int64))
     shared = search(world, logged, CemConfig(seed=config.seed)).vector
     everybody = np.broadcast_to(shared, (len(users), len(shared)))
-    personal = search_per_user(world, users, everybody, config)
-    vectors = np.stack([np.broadcast_to(logged.mu, everybody.shape), everybody, personal])
+    own_vectors = search_per_user(world, users, everybody, config)
+    vectors = np.stack([np.broadcast_to(logged.mu, everybody.shape), everybody, own_vectors])
     base, cem, own = watch_time(world, vectors, users, config.test_lives, config.seed + 1)
     for name, mine, against in (("one vector over the logged mean", cem, base), ("personal over one vector", own, cem)):
         found = paired_difference(mine[:, None], against[:, None], seed=config.seed)
         print(f"watch time, {name}: {found.estimate[0]:+.1%} [{found.low[0]:+.1%}, {found.high[0]:+.1%}]")
-    print(f"{len(users)} users, {config.test_lives} lives each; {os.cpu_count()} cores; {config}")
+    print(f"{len(users)} users, {config.test_lives} lives each")
 
 
 def search_per_user(world: World, users: NDArray[np.int64], begin: NDArray[np.float64],

@@ -460,9 +460,9 @@ def cem_bundle(world: World, simulation: Path, config: CemConfig, output: Path) 
     return bundle
 
 
-def search(world: World, logged: FixedGaussian, config: CemConfig) -> CemResult:
-    """CEM on watch time, started at the logged policy's mean."""
-    objective = rollout_objective(world, persons=config.persons, seed=config.seed)
+def search(world: World, logged: FixedGaussian, config: CemConfig, measure: str = "watch_time") -> CemResult:
+    """CEM on watch time, or another behaviour of FEEDBACK, started at the logged policy's mean."""
+    objective = rollout_objective(world, persons=config.persons, seed=config.seed, measure=measure)
     return cem(objective, logged.mu, config.spread, population=config.population, iterations=config.iterations,
                seed=config.seed)
 
