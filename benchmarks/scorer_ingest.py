@@ -39,6 +39,7 @@ class IngestConfig:
         rounds: of every source.
         repeat: how often the rows come in an epoch.
         batch_size, threads: of the training.
+        readers: tasks that read Parquet at a time: more than there are idle cores take the trainer's.
     """
 
     logs: str = "embedded"
@@ -46,6 +47,7 @@ class IngestConfig:
     repeat: int = 1
     batch_size: int = 2048
     threads: int = 1
+    readers: int = 1
 
 
 def main(config: IngestConfig) -> None:
@@ -61,7 +63,7 @@ def main(config: IngestConfig) -> None:
     with cluster(), tempfile.TemporaryDirectory() as directory:
         for number, block in enumerate(blocks):
             pq.write_table(block, f"{directory}/{number:04}.parquet")
-        stored, streamed = ray.data.from_arrow(blocks), read_parquet([directory])  # an epoch reads them anew
+        stored, streamed = ray.data.from_arrow(blocks), read_parquet([directory], config.readers)  # anew every epoch
         sources: dict[str, Callable[[], Iterator[EncodedRows]]] = {
             "memory": lambda: from_memory(problem),
             "ray, object store": lambda: batches(stored.iterator(), problem, 0),
