@@ -78,8 +78,6 @@ OURS = {"ours": Ours(ModelConfig(history_length=0), .2), "ours+history": Ours(Mo
 RIVALS = {name: Ours(ModelConfig(architecture=name), .05, 3e-3) for name in get_args(Architecture)
           if name != "multi_scene"}
 ENOUGH_ROWS = 5_000
-# The largest part of the machine that others may use during a training whose speed counts.
-QUIET = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +88,7 @@ class ScoreboardConfig:
         rounds: seeds of every contender.
         timings: undisturbed trainings of every contender that speed is the median of; a run tries so often.
         last_training_day: yyyymmdd; the days after it test.
+        quiet: the largest part of the machine that others may use during a training whose speed counts.
         batch_size, threads: of every contender.
         strategy: of the weights of ours (FORMULAS 3.3); with another than `uniform` positives weigh without a bound.
         contenders: which take part: ours, peers, and our renderings of published architectures.
@@ -101,6 +100,7 @@ class ScoreboardConfig:
     output: str = "runs/benchmarks"
     rounds: int = 5
     timings: int = 3
+    quiet: float = 0.05
     last_training_day: int = 20220503
     batch_size: int = 2048
     threads: int = 2
@@ -178,7 +178,7 @@ def missing(config: ScoreboardConfig, done: Done) -> Iterator[tuple[str, int]]:
 def timed(trainings: dict[int, list[Round]], config: ScoreboardConfig) -> list[Round]:
     """The trainings whose speed counts."""
     return [one for several in trainings.values() for one in several
-            if one.others <= QUIET and one.threads == config.threads]
+            if one.others <= config.quiet and one.threads == config.threads]
 
 
 def settings_key(config: ScoreboardConfig, name: str) -> str:
@@ -323,7 +323,7 @@ def show_speed(config: ScoreboardConfig, done: Done, peers: list[str], train_row
     quiet = {name: np.array([one.seconds for one in timed(trainings, config)]) for name, trainings in done.items()}
     alone = {name: np.array([one.processor for several in trainings.values() for one in several if one.threads == 1])
              for name, trainings in done.items()}
-    clock = f"Training speed, {config.threads} threads, others at most {QUIET:.0%} of the machine"
+    clock = f"Training speed, {config.threads} threads, others at most {config.quiet:.0%} of the machine"
     for title, seconds in ((clock, quiet),
                            ("Training speed by processor time, 1 thread", alone)):
         rates = {name: train_rows / one for name, one in seconds.items() if len(one)}

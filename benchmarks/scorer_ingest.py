@@ -28,17 +28,7 @@ from recfuse.cluster import cluster, read_parquet
 from recfuse.console import table
 from recfuse.scenes.dataset import EncodedRows, scene_rows
 from recfuse.scenes.model import ModelConfig
-from recfuse.scenes.trainer import (
-    BLOCK_ROWS,
-    Problem,
-    Stepper,
-    TrainingConfig,
-    batches,
-    prepare,
-    tensors,
-    to_table,
-    untrained,
-)
+from recfuse.scenes.trainer import Problem, Stepper, TrainingConfig, batches, prepare, tensors, untrained, windows
 from recfuse.simulation.sources import read_source
 
 
@@ -49,6 +39,7 @@ class IngestConfig:
         rounds: of every source.
         repeat: how often the rows come in an epoch.
         batch_size, threads: of the training.
+        readers: tasks that read Parquet at a time: more than there are idle cores take the trainer's.
     """
 
     logs: str = "embedded"
@@ -56,6 +47,7 @@ class IngestConfig:
     repeat: int = 1
     batch_size: int = 2048
     threads: int = 1
+    readers: int = 1
 
 
 def main(config: IngestConfig) -> None:
@@ -67,16 +59,15 @@ def main(config: IngestConfig) -> None:
     problem = prepare(exposures, np.ones(exposures.rows.num_rows, bool), source.registry, ModelConfig(),
                       TrainingConfig(workers=0, batch_size=config.batch_size, threads=config.threads))
     problem = dataclasses.replace(problem, rows=problem.rows.take(np.tile(np.arange(len(problem.rows)), config.repeat)))
-    whole = to_table(problem.rows)
-    blocks = [whole.slice(start, BLOCK_ROWS) for start in range(0, whole.num_rows, BLOCK_ROWS)]
+    blocks = windows(problem.rows, config.batch_size)
     with cluster(), tempfile.TemporaryDirectory() as directory:
         for number, block in enumerate(blocks):
             pq.write_table(block, f"{directory}/{number:04}.parquet")
-        stored = ray.data.from_arrow(blocks)
+        stored, streamed = ray.data.from_arrow(blocks), read_parquet([directory], config.readers)  # anew every epoch
         sources: dict[str, Callable[[], Iterator[EncodedRows]]] = {
             "memory": lambda: from_memory(problem),
-            "ray, object store": lambda: batches(stored.iterator(), problem, config.batch_size, 0),
-            "ray, parquet": lambda: batches(read_parquet([directory]).iterator(), problem, config.batch_size, 0)}
+            "ray, object store": lambda: batches(stored.iterator(), problem, 0),
+            "ray, parquet": lambda: batches(streamed.iterator(), problem, 0)}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
         for number in range(config.rounds + 1):
             for name, make in sources.items():

@@ -67,15 +67,18 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def read_parquet(files: Sequence[str]) -> ray.data.Dataset:
+def read_parquet(files: Sequence[str], readers: int | None = None) -> ray.data.Dataset:
     """The files as a dataset that streams.
 
     Ray 2.60's newer reader gives its first batch when it has read everything; this takes the older one.
+
+    Args:
+        readers: tasks that read at a time; absent, as many as there are idle CPUs.
     """
     context = ray.data.DataContext.get_current()
     before, context.use_datasource_v2 = context.use_datasource_v2, False
     try:
-        return ray.data.read_parquet(list(files))
+        return ray.data.read_parquet(list(files), concurrency=readers)
     finally:
         context.use_datasource_v2 = before
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from jobs.train_scenes import main
@@ -19,7 +20,7 @@ from recfuse.scenes.dataset import TimeSplit, scene_rows, split_by_time
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND, Registry, Scene
-from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.scenes.trainer import TrainingConfig, batches, prepare, train, windows
 from recfuse.simulation.exposures import generate
 
 SMALL = ModelConfig(embedding_size=8, history_length=5, experts=2, expert_layers=(16, 8), tower_layers=(8,))
@@ -58,8 +59,8 @@ def test_details_of_the_job(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     result = main(job)
     assert result.test_day == 20220504
     printed = capsys.readouterr().out
-    for title in ("95% intervals over users", "Joint training against that scene alone", "Gates: mean share",
-                  "Predicted means of numbers"):
+    for title in ("95% intervals over users", "Before the correction by", "Joint training against that scene alone",
+                  "Gates: mean share", "Predicted means of numbers"):
         assert title in printed
     saved = json.loads((tmp_path / "metrics.json").read_text())
     assert [(one["scene"], one["task"]) for one in saved["details"]["transfer"]] == [
@@ -70,15 +71,11 @@ def test_details_of_the_job(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
 
 @pytest.mark.usefixtures("local_ray")
 def test_two_workers_give_the_same_auc(data: tuple[Exposures, TimeSplit], tmp_path: Path) -> None:
-    """Gradients are averaged over the workers, so a step of two half batches is a step of the whole one.
-
-    With all rows in one batch that holds whatever rows each worker gets; in small batches on 10,000 rows another order
-    of rows alone moves AUC by more than 1e-3.
-    """
+    """Two workers' batches side by side are those of one process, and gradients are averaged: the same training."""
     exposures, split = data
     rows = split.training.copy()
     rows[np.flatnonzero(rows)[: rows.sum() % 2]] = False  # equal halves
-    training = dataclasses.replace(TRAINING, epochs=3, batch_size=int(rows.sum()), dense_rate=1e-2, embedding_rate=.1)
+    training = dataclasses.replace(TRAINING, dense_rate=1e-2, embedding_rate=.1)
     predictions = []
     for workers in (0, 2):
         problem = prepare(exposures, rows, KUAIRAND, SMALL, dataclasses.replace(training, workers=workers))
@@ -87,6 +84,35 @@ def test_two_workers_give_the_same_auc(data: tuple[Exposures, TimeSplit], tmp_pa
     areas = [auc(exposures.column("click")[split.test], one[split.test]) for one in predictions]
     assert areas[0] > .55
     assert abs(areas[0] - areas[1]) < 1e-3
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_early_stopping_ends_both_workers_alike(data: tuple[Exposures, TimeSplit], tmp_path: Path) -> None:
+    """At this rate every epoch fits the rows better and the held-out day worse: the first one is kept."""
+    exposures, split = data
+    training = dataclasses.replace(TRAINING, workers=2, epochs=9, patience=1, dense_rate=3e-2, embedding_rate=1.0)
+    problem = prepare(exposures, split.training, KUAIRAND, SMALL, training)
+    train(problem, tmp_path, "stopped")
+    states = [torch.load(path, weights_only=True) for path in tmp_path.glob("stopped/**/checkpoint.pt")]
+    last = max(states, key=lambda state: state["epoch"])
+    assert last["ended"]
+    assert 1 < last["epoch"] < 9
+    assert last["waited"] == 1
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ray_data_hands_over_every_row_once_an_epoch(data: tuple[Exposures, TimeSplit]) -> None:
+    """In the first epoch in the order given, later ones shuffle; batches are full but for the last."""
+    exposures, split = data
+    problem = prepare(exposures, split.training, KUAIRAND, SMALL, dataclasses.replace(TRAINING, batch_size=1_000))
+    shard = ray.data.from_arrow(windows(problem.rows, 1_000)).iterator()
+    for epoch in (0, 1):
+        found = list(batches(shard, problem, epoch))
+        assert {len(batch) for batch in found[:-1]} == {1_000}
+        seen = np.concatenate([np.c_[batch.user, batch.item, batch.labels] for batch in found])
+        expected = np.c_[problem.rows.user, problem.rows.item, problem.rows.labels]
+        assert np.array_equal(seen, expected) == (epoch == 0)
+        np.testing.assert_array_equal(seen[np.lexsort(seen.T)], expected[np.lexsort(expected.T)])
 
 
 @pytest.mark.usefixtures("local_ray")

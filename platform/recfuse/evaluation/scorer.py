@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,13 +112,14 @@ class Details:
 
     Attributes:
         uncorrected: metrics before the −log p_t correction.
-        intervals: beside each of the corrected metrics, in their order.
+        intervals, uncorrected_intervals: beside each of the metrics, in their order.
         transfer: of every (scene, task); empty where it was not asked for.
         experts: of every pair, where the architecture has gates.
     """
 
     uncorrected: tuple[RankingMetrics, ...]
     intervals: tuple[MetricIntervals, ...]
+    uncorrected_intervals: tuple[MetricIntervals, ...]
     transfer: tuple[Transfer, ...]
     experts: tuple[ExpertHealth, ...]
 
@@ -131,19 +132,21 @@ def details(scorer: SceneScorer, day: TestDay, draws: int,
         draws: of the bootstrap over users.
         alone: trains the scorer of one scene on its own rows; absent, transfer is left out.
     """
-    predictions = day.predict(scorer)
-    metrics = day.metrics(predictions)
-    users = day.exposures.column("user_id")
-    intervals = []
-    for one in metrics:
-        own = day.rows_of(one, predictions)
-        intervals.append(metric_intervals(day.exposures.column(one.task)[own], predictions[one.task][own], users[own],
-                                          draws=draws))
+    corrected, raw = day.predict(scorer), day.predict(scorer, corrected=False)
     rows = day.exposures
     return Details(
-        uncorrected=tuple(day.metrics(day.predict(scorer, corrected=False))), intervals=tuple(intervals),
+        uncorrected=tuple(day.metrics(raw)), intervals=tuple(intervals(day, corrected, draws)),
+        uncorrected_intervals=tuple(intervals(day, raw, draws)),
         transfer=tuple(transfer(scorer, day, draws, alone)) if alone else (),
         experts=tuple(scorer.expert_health(rows.rows, rows.users, rows.items, day.histories)))
+
+
+def intervals(day: TestDay, predictions: dict[str, NDArray[np.float32]], draws: int) -> Iterator[MetricIntervals]:
+    """Of every (scene, task), then pooled: beside each of `day.metrics(predictions)`."""
+    users = day.exposures.column("user_id")
+    for one in day.metrics(predictions):
+        own = day.rows_of(one, predictions)
+        yield metric_intervals(day.exposures.column(one.task)[own], predictions[one.task][own], users[own], draws=draws)
 
 
 def transfer(scorer: SceneScorer, day: TestDay, draws: int, alone: Callable[[str], SceneScorer]) -> list[Transfer]:

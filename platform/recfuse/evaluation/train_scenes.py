@@ -60,7 +60,7 @@ class TrainScenesConfig:
     start_from: str = ""
     share: float = RESPONSE_SHARE
     test_day: int | None = None
-    intervals: int = 0
+    intervals: int = 200
     transfer: bool = False
 
     def __post_init__(self) -> None:
@@ -110,9 +110,9 @@ class TrainScenesResult:
             ("95% intervals over users", ["scene", "task", *names],
              [(m.scene, m.task, *(_span(one[name]) for name in _FIGURES))
               for m, one in zip(self.metrics, found["intervals"], strict=True)]),
-            ("Before the correction by −log p", ["scene", "task", *names],
-             [(raw["scene"], raw["task"], *(_number(raw[name]) for name in _FIGURES))
-              for raw in found["uncorrected"]])]
+            ("Before the correction by −log p, with 95% intervals over users", ["scene", "task", *names],
+             [(raw["scene"], raw["task"], *(f"{_number(raw[name])} {_span(one[name])}" for name in _FIGURES))
+              for raw, one in zip(found["uncorrected"], found["uncorrected_intervals"], strict=True)])]
         if found["transfer"]:
             tables.append((
                 "Joint training against that scene alone, AUC",

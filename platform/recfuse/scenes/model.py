@@ -342,25 +342,28 @@ class MultiSceneModel(SceneModel):
             item = self.lookup(items[0][:, self.item_field - user[0].shape[1]])
             pooled = self._pooled_once(history, item)
             parts += [(pooled, False), (pooled * item, False)]
-        pairs, count = self.spans[scene], self.config.experts
-        shared = count * self.config.expert_layers[0]
-        hidden = self._first_rows(parts, slice(0, shared)).view(-1, count, self.config.expert_layers[0])
-        gates = self._first_rows(parts, slice(shared + pairs.start * count, shared + pairs.stop * count))
-        return self._mixed_logits(self._deeper(hidden), gates.view(-1, pairs.stop - pairs.start, count), pairs)
+        pairs, count, width = self.spans[scene], self.config.experts, self.config.expert_layers[0]
+        columns = self.first.weight.split([part.shape[1] for part, _ in parts], 1)
+        own = torch.cat([part for part, is_common in parts if not is_common], 1)
 
-    def _first_rows(self, parts: list[tuple[Tensor, bool]], outputs: slice) -> Tensor:
-        """Some outputs of the first layer [N, outputs]; parts are x's columns, and whether all items share them."""
-        weight, column = self.first.weight[outputs], 0
-        common, rows = self.first.bias[outputs], []
-        for part, is_common in parts:
-            columns = weight[:, column:column + part.shape[1]]
-            column += part.shape[1]
-            if is_common:
-                common = common + F.linear(part, columns)
-            else:
-                rows.append((part, columns))
-        own, weights = (torch.cat(side, 1) for side in zip(*rows, strict=True))
-        return torch.addmm(common, own, weights.T)
+        def first(outputs: slice) -> tuple[Tensor, Tensor]:
+            """What all items share of some outputs [1, outputs], and the items' weights [outputs, columns of own]."""
+            common, weights = self.first.bias[outputs], []
+            for (part, is_common), some in zip(parts, columns, strict=True):
+                if is_common:
+                    common = common + F.linear(part, some[outputs])
+                else:
+                    weights.append(some[outputs])
+            return common, torch.cat(weights, 1)
+
+        bias, weight = first(slice(0, count * width))
+        # One expert after the other: its rows stay in the cache, and nothing is transposed.
+        experts = torch.cat([
+            run_stack(self.experts, F.relu(torch.addmm(part, own, some.T))[None], slice(expert, expert + 1))
+            for expert, (part, some) in enumerate(zip(bias.split(width, 1), weight.split(width), strict=True))])
+        bias, weight = first(slice(count * (width + pairs.start), count * (width + pairs.stop)))
+        gates = torch.addmm(bias, own, weight.T).view(-1, pairs.stop - pairs.start, count)
+        return self._mixed_logits(F.relu(experts).transpose(0, 1), gates, pairs)
 
     def scene_logits(self, shared: tuple[Tensor, ...], scene: int, pairs: slice) -> Tensor:
         experts, gates = shared

@@ -36,7 +36,7 @@ from recfuse.scenes.weights import STRATEGIES, task_weights
 logger = logging.getLogger("recfuse")
 
 _CHECKPOINT = "checkpoint.pt"
-BLOCK_ROWS = 16_384
+_WINDOW_ROWS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,16 +400,15 @@ def to_table(rows: EncodedRows) -> pa.Table:
 
 
 def from_table(table: pa.Table, users: Encoded, items: Encoded) -> EncodedRows:
-    """The inverse of `to_table`."""
+    """The inverse of `to_table`, a view of its memory, which may be read-only: torch wants a copy (`take`)."""
     def matrix(name: str, dtype: type) -> np.ndarray:
         if name not in table.column_names:
             return np.zeros((table.num_rows, 0), dtype)
         column = table[name].combine_chunks()
-        # Copied: torch wants memory that may be written to.
-        return column.flatten().to_numpy().reshape(len(column), column.type.list_size).copy()
+        return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     context = Encoded(matrix("context_ids", np.int32), matrix("context_numbers", np.float32))
     return EncodedRows(users, items, table["user"].to_numpy(), table["item"].to_numpy(), context,
-                       matrix("history", np.int32), table["scene"].to_numpy().copy(), matrix("labels", np.float32))
+                       matrix("history", np.int32), table["scene"].to_numpy(), matrix("labels", np.float32))
 
 
 def _has_bfloat16() -> bool:
@@ -450,20 +449,21 @@ def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Ten
     # Workers import torch and ray; on a busy machine Ray Train's own 60 s are too few for that.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     order = np.random.default_rng([config.seed, 0]).permutation(len(problem.rows))
-    table = to_table(problem.rows.take(order))
-    blocks = [table.slice(start, BLOCK_ROWS) for start in range(0, table.num_rows, BLOCK_ROWS)]
-    # The rows travel as a dataset, everything else once through the object store.
+    shares = deal(order, config.batch_size, config.workers)
+    # The rows travel as a dataset for each worker, everything else once through the object store.
+    datasets = {_share(rank): ray.data.from_arrow(windows(problem.rows.take(share), share_of(problem)))
+                for rank, share in enumerate(shares)}
     nothing = np.zeros(0, np.int64)
     shared = dataclasses.replace(problem, rows=problem.rows.take(nothing), recent=nothing)
     board = _Board.remote()  # type: ignore[attr-defined]
     trainer = ray.train.torch.TorchTrainer(
-        _worker, train_loop_config={"problem": ray.put(shared), "rows": len(problem.rows), "steps": problem.steps,
-                                    "board": board},
+        _worker, train_loop_config={"problem": ray.put(shared), "rows": config.workers * len(shares[0]),
+                                    "steps": -(-len(shares[0]) // share_of(problem)), "board": board},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers, use_gpu=config.gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if config.gpu else {"CPU": 1}),
         run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
-        datasets={"train": ray.data.from_arrow(blocks)})
+        datasets=datasets, dataset_config=ray.train.DataConfig(datasets_to_split=[]))
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(board, config.epochs * len(problem.rows), stop), daemon=True)
     watcher.start()
@@ -501,15 +501,16 @@ def _worker(loop: dict[str, Any]) -> None:
     config = problem.training
     torch.set_num_threads(config.threads)
     context = ray.train.get_context()
-    workers, first = context.get_world_size(), context.get_world_rank() == 0
+    workers, rank = context.get_world_size(), context.get_world_rank()
+    first = rank == 0
     model = ray.train.torch.prepare_model(untrained(problem))
     stepper, best = Stepper(model, problem, loop["steps"]), Best(problem)
     epoch, ended = _restore(model, stepper, best)
     done = epoch * loop["rows"]
-    shard = ray.train.get_dataset_shard("train")
+    shard = ray.train.get_dataset_shard(_share(rank))
     while epoch < config.epochs and not ended:
         loss = 0.0
-        for step, batch in enumerate(batches(shard, problem, max(1, config.batch_size // workers), epoch)):
+        for step, batch in enumerate(batches(shard, problem, epoch)):
             loss = stepper.step(*tensors(batch))
             done += len(batch) * workers
             if first and step % 10 == 0:
@@ -521,13 +522,49 @@ def _worker(loop: dict[str, Any]) -> None:
         _report(model, stepper, best, epoch, ended, first)
 
 
-def batches(shard: Any, problem: Problem, size: int, epoch: int) -> Iterator[EncodedRows]:
-    """Batches of one epoch; rows come shuffled, later epochs shuffle them again."""
-    again = {"local_shuffle_buffer_size": 8 * size, "local_shuffle_seed": problem.training.seed + epoch}
-    tables: Iterable[pa.Table] = shard.iter_batches(
-        batch_size=size, batch_format="pyarrow", prefetch_batches=2, **(again if epoch else {}))
-    for table in tables:
-        yield from_table(table, problem.rows.users, problem.rows.items)
+def deal(order: np.ndarray, batch_size: int, workers: int) -> list[np.ndarray]:
+    """Each worker's rows, in its order: of every batch an equal part.
+
+    So the workers' batches side by side are the batches of one process, and the averaged gradients are its own. Of a
+    last batch that the workers cannot share equally, the rest (fewer rows than workers) is left out.
+    """
+    size = max(1, batch_size // workers) * workers
+    whole = order[: len(order) // workers * workers]
+    parts = [whole[start:start + size].reshape(workers, -1) for start in range(0, len(whole), size)]
+    return list(np.concatenate(parts, axis=1)) if parts else [whole] * workers
+
+
+def share_of(problem: Problem) -> int:
+    """A worker's rows of a batch."""
+    return max(1, problem.training.batch_size // max(problem.training.workers, 1))
+
+
+def windows(rows: EncodedRows, size: int) -> list[pa.Table]:
+    """The rows as tables of some thousand, each a multiple of the batch of `size` rows."""
+    table, rows_of_one = to_table(rows), _window(size)
+    return [table.slice(start, rows_of_one) for start in range(0, table.num_rows, rows_of_one)]
+
+
+def batches(shard: Any, problem: Problem, epoch: int) -> Iterator[EncodedRows]:
+    """Batches of one epoch; rows come shuffled, later epochs shuffle every window again.
+
+    Ray Data hands over windows, in which batches are taken from memory: its cost a call is that of dozens of rows.
+    """
+    size, rng = share_of(problem), np.random.default_rng([problem.training.seed, epoch])
+    for table in shard.iter_batches(batch_size=_window(size), batch_format="pyarrow", prefetch_batches=1):
+        rows = from_table(table, problem.rows.users, problem.rows.items)
+        order = rng.permutation(len(rows)) if epoch else np.arange(len(rows))
+        for start in range(0, len(order), size):
+            yield rows.take(order[start:start + size])
+
+
+def _window(size: int) -> int:
+    return max(1, _WINDOW_ROWS // size) * size
+
+
+def _share(rank: int) -> str:
+    """The name of a worker's dataset."""
+    return f"rows of worker {rank}"
 
 
 def _plain(model: torch.nn.Module) -> SceneModel:

@@ -49,9 +49,13 @@ def test_details_of_every_pair(data: tuple[Exposures, TimeSplit], scorer: SceneS
     found = details(scorer, day, 50, alone)
     metrics = day.metrics(day.predict(scorer))
     assert len(found.intervals) == len(found.uncorrected) == len(metrics) == 5  # three pairs, two tasks pooled
-    for one, raw, interval in zip(metrics, found.uncorrected, found.intervals, strict=True):
+    for one, raw, interval, before in zip(metrics, found.uncorrected, found.intervals, found.uncorrected_intervals,
+                                          strict=True):
         assert raw.auc == pytest.approx(one.auc, abs=.05)
-        assert interval.auc[0] <= one.auc <= interval.auc[1]
+        for figures, bounds in ((one, interval), (raw, before)):
+            assert bounds.auc[0] <= figures.auc <= bounds.auc[1]
+            low, high = bounds.predicted_over_observed
+            assert low <= figures.predicted_over_observed <= high
     assert [(t.scene, t.task) for t in found.transfer] == [("1", "click"), ("1", "long_view"), ("4", "click")]
     for one in found.transfer:
         assert one.joint - one.alone == pytest.approx(one.difference.difference)

@@ -17,9 +17,10 @@ from recfuse.scenes.model import ModelConfig, MultiSceneModel, extract_scene
 PAIR_SCENE = (0, 0, 1, 2, 2, 2)
 
 
-def build(seed: int = 0, history: int = 4) -> MultiSceneModel:
+def build(seed: int = 0, history: int = 4, pooling: str = "attention") -> MultiSceneModel:
     torch.manual_seed(seed)
-    config = ModelConfig(embedding_size=3, history_length=history, experts=4, expert_layers=(7, 5), tower_layers=(6,))
+    config = ModelConfig(embedding_size=3, history_length=history, experts=4, expert_layers=(7, 5), tower_layers=(6,),
+                         history_pooling=pooling)  # type: ignore[arg-type]
     return MultiSceneModel(config, table_rows=30, fields=4, numeric=2, item_field=1, pair_scene=PAIR_SCENE)
 
 
@@ -35,7 +36,9 @@ def by_the_formula(model: MultiSceneModel, ids: Tensor, numbers: Tensor, history
     """Logit of one pair for one row, expert by expert (FORMULAS 3.1)."""
     table, count, width = model.embedding, model.config.experts, model.config.expert_layers[0]
     watched = [table[i] for i in history if i != 0]
-    pooled = torch.stack(watched).mean(0) if watched else torch.zeros(3)
+    query = torch.zeros(3) if model.query is None else model.query.weight @ table[ids[1]]
+    shares = torch.softmax(torch.stack([one @ query for one in watched]), 0) if watched else []
+    pooled = sum((share * one for share, one in zip(shares, watched, strict=True)), torch.zeros(3))
     x = torch.cat([table[i] for i in ids] + [numbers, pooled, pooled * table[ids[1]]])
     experts = []
     for k in range(count):
@@ -49,8 +52,11 @@ def by_the_formula(model: MultiSceneModel, ids: Tensor, numbers: Tensor, history
     return (hidden @ model.towers[1].weight[pair] + model.towers[1].bias[pair, 0])[0]
 
 
-def test_logits_follow_the_formula() -> None:
-    model = build()
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_logits_follow_the_formula(pooling: str) -> None:
+    model = build(pooling=pooling)
+    with torch.no_grad():
+        model.embedding.mul_(20)  # of size 1, so that attention is far from a mean
     ids, numbers, history, scene = batch(1, 12)
     history[0] = 0
     logits = model(ids, numbers, history, scene)

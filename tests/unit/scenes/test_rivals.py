@@ -1,12 +1,14 @@
-"""One test drives every architecture: fit, resume, export, score after the bundle's round trip."""
+"""One test drives every architecture: fit, resume, export, serve from the bundle."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 import torch
@@ -18,6 +20,11 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.rivals import build_model
 from recfuse.scenes.trainer import Problem, Stepper, train
+from serving.catalogue import Catalogue
+from serving.config import ServingConfig
+from serving.formats import Body
+from serving.models import OneModel
+from serving.scenes import ScenesService
 
 ARCHITECTURES = get_args(Architecture)
 
@@ -30,7 +37,7 @@ def of(problem: Problem, architecture: str) -> Problem:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_fit_resume_export_score(problem: Problem, exposures: Exposures, tmp_path: Path, architecture: str,
+def test_fit_resume_export_serve(problem: Problem, exposures: Exposures, tmp_path: Path, architecture: str,
                                  monkeypatch: pytest.MonkeyPatch) -> None:
     mine = of(problem, architecture)
     whole = train(mine, tmp_path, "whole").score_exposures(exposures)
@@ -60,15 +67,22 @@ def test_fit_resume_export_score(problem: Problem, exposures: Exposures, tmp_pat
 
 
 def check_request(scorer: SceneScorer, exposures: Exposures) -> None:
-    """What is served is what rows of one user without a history give."""
+    """What is served, by call and as the answer to a client's JSON, is what rows of a user without a history give."""
     user, items = exposures.users.slice(2, 1).to_pylist()[0], exposures.items.slice(0, 9)
     columns = {name: np.array(items[name].to_pylist()) for name in items.column_names}
     found = scorer.score("1", {**user, "hour": 7}, columns).probabilities
     rows = pa.table({"user_id": np.full(9, user["user_id"]), "item_id": columns["item_id"], "scene": ["1"] * 9,
                      "hour": np.full(9, 7, np.int8)})
     expected = scorer.score_rows(rows, exposures.users, exposures.items)
+    catalogue = Catalogue(exposures.items)
+    request = {"user": {**user, "hour": 7}, "candidates": {"item_id": columns["item_id"].tolist()}, "top_n": None}
+    reply = asyncio.run(ScenesService(ServingConfig(), catalogue=lambda: catalogue).rank(
+        OneModel(scorer), "1", Body(orjson.dumps(request))))
+    answered = {item["item_id"]: item["probabilities"] for item in orjson.loads(reply.body)["items"]}
     for task, values in found.items():
         np.testing.assert_allclose(values, expected[task], rtol=0, atol=1e-6)
+        served = [answered[item_id][task] for item_id in columns["item_id"].tolist()]
+        np.testing.assert_allclose(served, expected[task], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -29,6 +29,15 @@ def test_training_learns_and_the_seed_decides(problem: Problem, exposures: Expos
     assert auc(exposures.column("click")[training_rows], first["click"][training_rows]) > 0.75
 
 
+def test_rows_are_dealt_so_that_workers_side_by_side_take_whole_batches() -> None:
+    """Batches of 4 for two workers; of the last three rows each gets one, and one is left out."""
+    first, second = trainer.deal(np.arange(11), 4, 2)
+    assert first.tolist() == [0, 1, 4, 5, 8]
+    assert second.tolist() == [2, 3, 6, 7, 9]
+    assert [part.tolist() for part in trainer.deal(np.arange(5), 3, 1)] == [[0, 1, 2, 3, 4]]
+    assert [part.tolist() for part in trainer.deal(np.arange(5), 1, 2)] == [[0, 2], [1, 3]]
+
+
 def test_unseen_optional_pairs_are_left_out(problem: Problem) -> None:
     """Hate comes in 0.1% of a thousand rows."""
     assert ("1", "hate") not in problem.registry.pairs
