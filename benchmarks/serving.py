@@ -2,7 +2,8 @@
 
 (a) is the application as `make serve` starts it: every decision is on disk before its answer. (b) is the ceiling of
 Python serving: the same decoding, networks and encoding in one uvicorn process behind one FastAPI route, no decision
-log, no limits, no tokens. (b+log) adds the decision log to (b) and so shows what the disk costs.
+log, no limits, no tokens. (b+log) adds the decision log to (b) and so shows what the disk costs. (empty) is (a)'s way
+through HAProxy and Serve to an application that does nothing.
 
 In a closed loop wrk asks again over each connection when its answer is there. In an open loop (benchmarks.serving_load)
 requests come at random moments at a share of what the side answered at most, and their time runs from the moment they
@@ -64,7 +65,7 @@ class BenchmarkConfig:
         room: requests that HAProxy and the replica let in at a time; the default refuses none.
         seconds: of each measurement, after one of warming up.
         rounds: each measurement is repeated, the sides in turn, and the best of each side counts.
-        sides: serve (a), bare (b), bare_log (b+log).
+        sides: serve (a), bare (b), bare_log (b+log), empty.
         layout: of our application.
         settings: `fast` as `make serve` sets them, or `ray` for Ray's defaults.
         output: JSON lines with every figure; empty for none.
@@ -188,7 +189,7 @@ def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **op
     """A side in a process of its own, until the block ends; yields its URL.
 
     Args:
-        side: serve, bare or bare_log.
+        side: serve, bare, bare_log or empty.
         work: a directory with `models` in it.
         fast: with the settings of `make serve`.
         room: requests that a replica has at a time: so many that none is refused.
@@ -200,7 +201,7 @@ def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **op
     from serving.local import free_port
 
     port, more = free_port(), {}
-    if side == "serve" and fast:
+    if side in ("serve", "empty") and fast:
         # Two ports of HAProxy are fixed: others, so that `make serve` may run beside it.
         more = {**settings(), "RECFUSE_ROOM": str(room),
                 **{f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}}
@@ -231,7 +232,7 @@ def child(side: str, port: int, options: dict[str, Any]) -> None:
     from serving.config import ServingConfig
 
     config = ServingConfig(**options)
-    if side == "serve":
+    if side in ("serve", "empty"):
         import ray
 
         from recfuse.cluster import LOOPBACK, on_loopback
@@ -240,7 +241,7 @@ def child(side: str, port: int, options: dict[str, Any]) -> None:
         with on_loopback():
             ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=2, include_dashboard=False,
                      log_to_driver=False, object_store_memory=256 << 20)
-        with running(config, port):
+        with running(config if side == "serve" else empty_application(), port):
             sys.stdin.read()
     else:
         import uvicorn
@@ -292,6 +293,35 @@ def bare_application(config: Any, logged: bool) -> FastAPI:
     async def models() -> dict[str, str]:
         return {}
     return api
+
+
+def empty_application() -> Any:
+    """Of Serve: reads a body and answers `{}`."""
+    from ray import serve
+    from starlette.applications import Starlette
+
+    from serving.app import TogetherDeployment
+    from serving.door import respond
+    from serving.errors import Reply
+    from serving.loopback import keep_on_loopback
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await Starlette()(scope, receive, send)
+            return
+        while (await receive()).get("more_body"):
+            pass
+        await respond(send, Reply(200, b"{}"))
+
+    @serve.ingress()
+    class Empty:
+        def __init__(self) -> None:
+            keep_on_loopback()
+
+        def __serve_build_asgi_app__(self) -> Any:
+            return answer
+
+    return TogetherDeployment.options(func_or_class=Empty).bind()
 
 
 def request_body(endpoint: str, items: np.ndarray, count: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
@@ -18,7 +18,7 @@ import recfuse
 from serving.config import ServingConfig
 from serving.door import Door
 from serving.errors import Reply, refusal
-from serving.examples import with_examples
+from serving.examples import listing, with_examples
 from serving.formats import JSON, MESSAGE_PACK, Body
 from serving.gateway import Gateway, UnavailableError, overloaded
 from serving.schemas import (
@@ -95,18 +95,26 @@ def create_api(gateway: Gateway, tokens: bool = False) -> FastAPI:
         """Whether this process answers."""
         return {"status": "ok"}
 
+    async def document(request: Request) -> dict[str, Any]:
+        return with_examples(api.openapi(), await gateway.models(), str(request.base_url).rstrip("/"), tokens)
+
     @api.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:
         try:
-            url = str(request.base_url).rstrip("/")
-            document = with_examples(api.openapi(), await gateway.models(), url, tokens)
+            return Response(orjson.dumps(await document(request)), media_type="application/json")
         except UnavailableError as error:
             return _response(overloaded(error))
-        return Response(orjson.dumps(document), media_type="application/json")
 
     @api.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return get_swagger_ui_html(openapi_url="openapi.json", title="Recfuse")
+    async def docs(request: Request) -> Response:
+        try:
+            listed = listing(await document(request))
+        except UnavailableError as error:
+            return _response(overloaded(error))
+        # Swagger's script comes from elsewhere and replaces what stands in its place; without a way there this stays.
+        page = bytes(get_swagger_ui_html(openapi_url="openapi.json", title="Recfuse").body).decode()
+        place = '<div id="swagger-ui">'
+        return HTMLResponse(page.replace(place, place + listed))
 
     _refuse_in_one_shape(api)
     api.openapi = _documented(api.openapi)  # type: ignore[method-assign]

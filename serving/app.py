@@ -38,7 +38,8 @@ from serving.replicas import FusionReplica, ScenesReplica
 
 # Small shares, so that an application of three deployments starts on two cores; serving/config.yaml may say otherwise.
 _SMALL = {"num_cpus": 0.1}
-_QUIET = {"enable_access_log": False}
+# Below WARNING Serve builds a log record a request, also without an access log; our own logs are apart (serving.logs).
+_QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 class _Remote:

@@ -29,6 +29,8 @@ def settings() -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # A body of 1,000 candidates passes whole, not in pieces of 16 KiB that the replica reads one by one.
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
         # Else HAProxy sends a line a request to a Python process that counts; the replicas count as well.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         # Bounds a request in place of a task and a timer in the replica (haproxy-loopback).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import shlex
 from collections.abc import Mapping
@@ -56,5 +57,18 @@ def with_examples(document: Mapping[str, Any], models: Mapping[str, Any], url: s
         if body is not None:
             operation["requestBody"]["content"]["application/json"]["example"] = body
             command += f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+        operation["x-codeSamples"] = [{"lang": "sh", "source": command}]
         operation["description"] = f"{operation.get('description', '')}\n\n```sh\n{command}\n```"
     return whole
+
+
+def listing(document: Mapping[str, Any]) -> str:
+    """Every operation of `with_examples` with its curl command, as HTML: what /docs shows where no script loads."""
+    parts = [f"<h1>{html.escape(document['info']['title'])}</h1>"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            text = operation["description"].partition("\n\n```")[0]
+            command = operation["x-codeSamples"][0]["source"]
+            parts.append(f"<h2>{method.upper()} {html.escape(path)}</h2><p>{html.escape(text)}</p>"
+                         f'<pre style="white-space: pre-wrap">{html.escape(command)}</pre>')
+    return "\n".join(parts)

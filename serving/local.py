@@ -40,12 +40,14 @@ WARM_UP = 20
 
 
 @contextmanager
-def running(config: ServingConfig, port: int = 0) -> Iterator[str]:
-    """Serves on loopback while the block runs; yields the base URL. Port 0 takes a free one."""
+def running(served: ServingConfig | serve.Application, port: int = 0) -> Iterator[str]:
+    """Serves a config's application, or another one, on loopback while the block runs; yields the base URL. Port 0
+    takes a free one."""
     port = port or free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        serve.run(build_app(config), name="recfuse", logging_config={"enable_access_log": False})
+        application = build_app(served) if isinstance(served, ServingConfig) else served
+        serve.run(application, name="recfuse", logging_config={"enable_access_log": False})
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()

