@@ -114,7 +114,8 @@ def test_another_configuration_starts_anew(samples, tmp_path):
 @pytest.mark.parametrize(("workers", "settings"), [
     (1, QUICK), (2, QUICK),
     (2, dataclasses.replace(QUICK, algorithm="rcpo_mixed", floors={"like": 9.0})),
-], ids=["1", "2", "2-rcpo"])
+    (2, dataclasses.replace(QUICK, minibatch_size=1024, network=NetworkConfig(hidden=(256, 32)))),
+], ids=["1", "2", "2-rcpo", "2-large"])
 def test_the_number_of_learners_changes_not_a_bit(samples, tmp_path, workers, settings):
     local = train(samples, tmp_path / "0", settings)
     remote = train(samples, tmp_path / str(workers), dataclasses.replace(settings, num_learners=workers))
