@@ -191,7 +191,7 @@ class BatchedMLP(nn.Module):
         def run(y: Tensor, first: int, network: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
             for layer, (w, b) in enumerate(network, first):
                 if onednn:
-                    y = nn.functional.linear(y, w.T, b[0])
+                    y = nn.functional.linear(y, w.T, b.squeeze(0))
                 elif halved and layer < last:
                     y = torch.addmm(b.bfloat16(), y, w.bfloat16())
                 else:
@@ -202,9 +202,15 @@ class BatchedMLP(nn.Module):
         x = x.bfloat16() if halved else x.to_mkldnn() if onednn else x
         shared = sum(len(w) < len(layers[-1][0]) for w, _ in layers)
         trunk = run(x, 0, [(w[0], b[0]) for w, b in layers[:shared]])
-        own = zip(*(zip(w.unbind(0), b.unbind(0), strict=True) for w, b in layers[shared:]), strict=True)
+        own = zip(*(zip(_apart(w), _apart(b), strict=True) for w, b in layers[shared:]), strict=True)
         outputs = [run(trunk, shared, network) for network in own]
-        return torch.stack([y.to_dense() for y in outputs] if onednn else outputs)
+        outputs = [y.to_dense() for y in outputs] if onednn else outputs
+        return torch.stack(outputs) if len(outputs) > 1 else outputs[0].unsqueeze(0)
+
+
+def _apart(parameter: Tensor) -> tuple[Tensor, ...]:
+    """Of each network; of a single one as a view, whose gradient is not copied."""
+    return parameter.unbind(0) if len(parameter) > 1 else (parameter.squeeze(0),)
 
 
 class Critics(nn.Module):
@@ -327,18 +333,19 @@ class GaussianPolicies(nn.Module):
 
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log π_j(a|s), [n, k], of actions [n, M]."""
-        mu, log_sigma = self(state)
+        mean, log_std = self.standardised(state)
         bounds = self.config.action_range
-        if bounds is None:
-            return log_density(action.unsqueeze(1), mu, log_sigma)
-        u = unsquash(action, bounds)
-        return log_density(u.unsqueeze(1), mu, log_sigma) - log_slope(u, bounds).sum(-1, keepdim=True)
+        u = action if bounds is None else unsquash(action, bounds)
+        slope = self.action_std.log().sum()
+        if bounds is not None:
+            slope = slope + log_slope(u, bounds).sum(-1, keepdim=True)
+        return log_density(((u - self.action_mean) / self.action_std).unsqueeze(1), mean, log_std) - slope
 
 
 def log_density(action: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     """log N(action; mu, diag exp(log_sigma)²), summed over the last dimension."""
     z = (action - mu) * torch.exp(-log_sigma)
-    return -0.5 * (z.square() + LOG_2PI).sum(-1) - log_sigma.sum(-1)
+    return -torch.addcmul(log_sigma, z, z, value=0.5).sum(-1) - 0.5 * LOG_2PI * z.shape[-1]
 
 
 def gaussian_kl(mu: Tensor, log_sigma: Tensor, other_mu: Tensor, other_log_sigma: Tensor) -> Tensor:

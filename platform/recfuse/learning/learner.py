@@ -321,7 +321,7 @@ class TwoStageLearner(TorchLearner):
         return result.loss, {"loss/": result.per_behaviour}
 
     def _cloning_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"])[:, 0]
+        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"]).squeeze(1)
         return losses.weighted_likelihood_loss(log_prob, torch.ones_like(log_prob)), {}
 
     def _stage_one_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -335,13 +335,13 @@ class TwoStageLearner(TorchLearner):
 
     def _weighted_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Stage two, and IQL's extraction, whose weights are known by now."""
-        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"])[:, 0]
+        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"]).squeeze(1)
         return losses.weighted_likelihood_loss(log_prob, batch["weight"]), {}
 
     def _policy_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The off-policy gradient with clipped ratios on the mixed advantage, which is the form of stage one; where the
         critics follow the policy, their loss too, on parameters of its own."""
-        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"])[:, 0]
+        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"]).squeeze(1)
         rho_max = self._settings.rho_max
         result = losses.auxiliary_policy_loss(log_prob, batch["action_logp"], batch["advantage"], rho_max)
         ratio = (log_prob.detach() - batch["action_logp"]).exp().clamp(max=rho_max)
