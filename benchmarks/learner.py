@@ -65,6 +65,7 @@ class Arguments:
         rounds: passes of each contender after the first.
         threads: of each contender's arithmetic.
         device: `cpu`, or `cuda` for both contenders.
+        arithmetic: of (a) and (b); the peers stand beside our IQL in bfloat16 too.
         behaviours: one of them long-term.
         parts: what is measured.
         peer_updates: minibatches of d3rlpy after its warm-up; peer_passes: of MARWIL after its first one.
@@ -81,9 +82,10 @@ class Arguments:
     rounds: int = 3
     threads: int = 1
     device: str = "cpu"
+    arithmetic: Literal["float32", "bfloat16"] = "float32"
     behaviours: int = 5
     parts: tuple[Part, ...] = ("phases", "peers", "curve")
-    peer_updates: int = 25
+    peer_updates: int = 50
     peer_passes: int = 2
     peer_rows: int = 250_000
     peer_environment: Path = Path("runs/benchmarks/d3rlpy")
@@ -209,7 +211,8 @@ def passes(algorithm: TwoStage, bare: BareLoop, phase: Phase, rounds: int) -> It
 def settings_of(arguments: Arguments, algorithm: AlgorithmName = "two_stage") -> LearningSettings:
     """What the job would run, with nothing held out."""
     return LearningSettings(
-        algorithm=algorithm, threads=arguments.threads, network=NetworkConfig(hidden=learner_marwil.HIDDEN),
+        algorithm=algorithm, threads=arguments.threads,
+        network=NetworkConfig(hidden=learner_marwil.HIDDEN, arithmetic=arguments.arithmetic),
         minibatch_size=arguments.batch, holdout=0.0, memory_mib=8192,
         gpus_per_learner=1.0 if arguments.device == "cuda" else 0.0)
 
@@ -274,6 +277,8 @@ def show_peers(arguments: Arguments, ours: float, root: Path) -> None:
     ours_like = speed_of(directory, arguments, "actor_critic", ("critics", "policy"))
     streamed = speed_of(directory, arguments, "actor_critic", ("critics", "policy"), memory_mib=0)
     like_iql = speed_of(directory, arguments, "iql", ("action_values", "extraction"))
+    halved = speed_of(directory, dataclasses.replace(arguments, arithmetic="bfloat16"), "iql",
+                      ("action_values", "extraction"))
     marwil = learner_marwil.measure(steps, arguments.state, arguments.actions, arguments.batch, arguments.peer_rows,
                                     arguments.peer_passes)
     python = learner_d3rlpy.prepare(arguments.peer_environment)
@@ -293,6 +298,8 @@ def show_peers(arguments: Arguments, ours: float, root: Path) -> None:
          f"to (c) {streamed[1] / marwil.later:.1f}"),
         ("(c) RLlib MARWIL, new API stack", 2, f"{marwil.first:,.0f}", f"{marwil.later:,.0f}", ""),
         ("ours, IQL", 4, f"{like_iql[0]:,.0f}", f"{like_iql[1]:,.0f}", f"to (d) {like_iql[1] / iql:.1f}"),
+        ("the same, products in bfloat16", 4, f"{halved[0]:,.0f}", f"{halved[1]:,.0f}",
+         f"to (d) {halved[1] / iql:.1f}"),
         ("(d) d3rlpy IQL", 4, "", f"{iql:,.0f}", "")])
     print(f"RLlib counts {marwil.counted:.2f} of a logged sample as trained on")
 

@@ -125,6 +125,15 @@ def test_actor_critic_moves_to_what_watch_time_wants(samples, advantage):
     assert distance(mean, BEST) < 0.55 * distance(0 * BEST, BEST)
 
 
+def test_products_in_bfloat16_end_where_those_in_float32_do(samples, monkeypatch):
+    """Within a tenth of the logged σ; networks of a test are small, so that the size from which it counts is too."""
+    monkeypatch.setattr("recfuse.fusion.networks._LARGE", 1)
+    exact, rounded = (learned(samples, algorithm="actor_critic", network=dataclasses.replace(
+        SETTINGS.network, arithmetic=arithmetic))[0] for arithmetic in ("float32", "bfloat16"))
+    assert 0 < distance(exact, rounded) < 0.1 * toy.SIGMA
+    assert distance(rounded, BEST) < 0.55 * distance(0 * BEST, BEST)
+
+
 def test_interaction_only_moves_to_the_liked_action(samples):
     mean, _ = learned(samples, algorithm="interaction_only")
     assert distance(mean, LIKED) < 0.55 * distance(0 * LIKED, LIKED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning import training
 from recfuse.learning.algorithm import TwoStageConfig
+from recfuse.learning.learner import TwoStageLearner
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import PHASES, LearningSettings, StoppingRule
 from recfuse.learning.training import CHECKPOINT, TrainFusionConfig
@@ -80,6 +82,29 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(samples, tmp_path
     assert again.bundle == resumed.bundle
 
 
+def test_a_run_that_dies_within_a_pass_ends_as_if_it_had_not(samples, tmp_path, monkeypatch):
+    """At random steps, three times; kills of the whole process are in tests/opt_in/test_learner_kills."""
+    whole = train(samples, tmp_path / "whole", QUICK)
+    step, left = TwoStageLearner._step, 0
+
+    def dying(*arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(TwoStageLearner, "_step", dying)
+    for after in np.random.default_rng(3).integers(5, 60, 3).tolist():
+        left = after
+        with pytest.raises(KeyboardInterrupt):
+            train(samples, tmp_path / "killed", QUICK)
+    resumed = train(samples, tmp_path / "killed", QUICK)
+    assert 0 < resumed.resumed_at < 7
+    assert resumed.bundle.name == whole.bundle.name
+    assert resumed.history.read_text() == whole.history.read_text()
+
+
 def stop_early(config: TrainFusionConfig, iterations: int) -> None:
     """Runs a part of the job, as far as a killed one would have come."""
     output = Path(config.output)
@@ -114,7 +139,8 @@ def test_another_configuration_starts_anew(samples, tmp_path):
 @pytest.mark.parametrize(("workers", "settings"), [
     (1, QUICK), (2, QUICK),
     (2, dataclasses.replace(QUICK, algorithm="rcpo_mixed", floors={"like": 9.0})),
-], ids=["1", "2", "2-rcpo"])
+    (2, dataclasses.replace(QUICK, minibatch_size=1024, network=NetworkConfig(hidden=(256, 32)))),
+], ids=["1", "2", "2-rcpo", "2-large"])
 def test_the_number_of_learners_changes_not_a_bit(samples, tmp_path, workers, settings):
     local = train(samples, tmp_path / "0", settings)
     remote = train(samples, tmp_path / str(workers), dataclasses.replace(settings, num_learners=workers))

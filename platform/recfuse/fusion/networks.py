@@ -6,7 +6,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from recfuse.fusion.squash import log_slope, unsquash
 
 Activation = Literal["relu", "tanh", "silu"]
 # So many numbers that a layer of one network gives make a CPU compute them network by network.
-_LARGE = 1 << 18
+_LARGE = 1 << 17
 _ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": nn.functional.silu}
 
 
@@ -38,6 +38,8 @@ class NetworkConfig:
             auxiliary policies) the same hidden layers and each behaviour its last layer.
         action_range: (low, high) that every fusion parameter is squashed into, by the hyperbolic tangent of a Gaussian;
             μ, σ and their bounds are then those of the Gaussian before it. None leaves actions unbounded.
+        arithmetic: `bfloat16` rounds what enters the products of large hidden layers on a CPU to eight bits while
+            learning, and their gradients; parameters, last layers and what serves stay as they are.
     """
 
     hidden: tuple[int, ...] = (64, 64)
@@ -48,6 +50,7 @@ class NetworkConfig:
     mean_range: float = 3.0
     trunk: Literal["separate", "shared"] = "separate"
     action_range: tuple[float, float] | None = None
+    arithmetic: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         require(all(width > 0 for width in self.hidden), "hidden", self.hidden, "integers > 0")
@@ -57,6 +60,7 @@ class NetworkConfig:
         require(1 < self.sigma_max < math.inf, "sigma_max", self.sigma_max, "a finite number > 1")
         require(0 < self.mean_range < math.inf, "mean_range", self.mean_range, "a finite number > 0")
         require(self.trunk in ("separate", "shared"), "trunk", self.trunk, "separate, shared")
+        require(self.arithmetic in ("float32", "bfloat16"), "arithmetic", self.arithmetic, "float32, bfloat16")
         if self.action_range is not None:
             low, high = self.action_range
             require(-math.inf < low < high < math.inf, "action_range", self.action_range,
@@ -114,18 +118,17 @@ class BatchedMLP(nn.Module):
         names: one per network. The initial parameters of a network depend on the seed and its name alone, so that
             reordering the networks reorders the parameters and changes nothing else (FORMULAS P6).
         sizes: widths of input, hidden layers, output.
-        activation: between layers.
+        config: activation, whether the networks share all layers but the last, and arithmetic.
         seed: of the initial parameters.
         last_gain: scales the initial parameters of the last layer.
-        shared: the networks share all layers but the last.
     """
 
     def __init__(
-        self, names: Sequence[str], sizes: Sequence[int], activation: Activation, seed: int, last_gain: float = 1.0,
-        shared: bool = False,
+        self, names: Sequence[str], sizes: Sequence[int], config: NetworkConfig, seed: int, last_gain: float = 1.0
     ) -> None:
         super().__init__()
-        self._activation = _ACTIVATIONS[activation]
+        self._activation, self._halved = _ACTIVATIONS[config.activation], config.arithmetic == "bfloat16"
+        shared = config.trunk == "shared"
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         own = [torch.Generator().manual_seed(_seed(seed, name)) for name in names]
         trunk = [torch.Generator().manual_seed(_seed(seed, ""))] if shared else own
@@ -147,7 +150,7 @@ class BatchedMLP(nn.Module):
         """
         layers = self._layers(members, frozen)
         widest = max(w.shape[2] for w, _ in layers)
-        if len(layers[0][0]) > 1 and x.device.type == "cpu" and len(x) * widest >= _LARGE:
+        if x.device.type == "cpu" and len(x) * widest >= _LARGE:
             return self._one_by_one(x, layers)
         for layer, (w, b) in enumerate(layers):
             if layer > 0:
@@ -174,14 +177,40 @@ class BatchedMLP(nn.Module):
         return layers
 
     def _one_by_one(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The same, a network after the other: what a layer gives is still in the cache when the next one reads it."""
-        outputs = []
-        for network in zip(*(zip(w.unbind(0), b.unbind(0), strict=True) for w, b in layers), strict=True):
-            y = x
-            for layer, (w, b) in enumerate(network):
-                y = torch.addmm(b, self._activation(y) if layer > 0 else y, w)
-            outputs.append(y)
-        return torch.stack(outputs)
+        """The same, a network after the other: what a layer gives is still in the cache when the next one reads it.
+
+        In the layout of oneDNN where that has our activation, because torch's own float32 products (MKL) leave half of
+        the vector unit of AMD's processors unused.
+        """
+        single, last = x.dtype == torch.float32, len(layers) - 1
+        halved = self._halved and single and last > 0
+        onednn = single and not halved and self._activation is torch.relu and torch.backends.mkldnn.is_available()
+        # In place where the gradient needs nothing else.
+        activation = torch.relu_ if self._activation is torch.relu else self._activation
+
+        def run(y: Tensor, first: int, network: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+            for layer, (w, b) in enumerate(network, first):
+                if onednn:
+                    y = nn.functional.linear(y, w.T, b.squeeze(0))
+                elif halved and layer < last:
+                    y = torch.addmm(b.bfloat16(), y, w.bfloat16())
+                else:
+                    y = torch.addmm(b, y.to(w.dtype), w)
+                y = activation(y) if layer < last else y
+            return y
+
+        x = x.bfloat16() if halved else x.to_mkldnn() if onednn else x
+        shared = sum(len(w) < len(layers[-1][0]) for w, _ in layers)
+        trunk = run(x, 0, [(w[0], b[0]) for w, b in layers[:shared]])
+        own = zip(*(zip(_apart(w), _apart(b), strict=True) for w, b in layers[shared:]), strict=True)
+        outputs = [run(trunk, shared, network) for network in own]
+        outputs = [y.to_dense() for y in outputs] if onednn else outputs
+        return torch.stack(outputs) if len(outputs) > 1 else outputs[0].unsqueeze(0)
+
+
+def _apart(parameter: Tensor) -> tuple[Tensor, ...]:
+    """Of each network; of a single one as a view, whose gradient is not copied."""
+    return parameter.unbind(0) if len(parameter) > 1 else (parameter.squeeze(0),)
 
 
 class Critics(nn.Module):
@@ -209,7 +238,7 @@ class Critics(nn.Module):
         self.names = tuple(names)
         _buffers(self, normalisation, "state")
         sizes = (normalisation.state_size, *config.hidden, 1)
-        self.network = BatchedMLP(names, sizes, config.activation, seed, 0.1, config.trunk == "shared")
+        self.network = BatchedMLP(names, sizes, config, seed, 0.1)
         if start is not None:
             require(len(start) == len(names), "start", len(start), f"{len(names)} numbers")
             with torch.no_grad():
@@ -237,7 +266,7 @@ class ActionValues(nn.Module):
         super().__init__()
         sizes = (normalisation.state_size + normalisation.action_size, *config.hidden, 1)
         names = [f"action_value_{k}" for k in range(networks)]
-        self.network = BatchedMLP(names, sizes, config.activation, seed, last_gain=0.1)
+        self.network = BatchedMLP(names, sizes, replace(config, trunk="separate"), seed, 0.1)
         with torch.no_grad():
             self.network.biases[-1].fill_(start)
 
@@ -275,7 +304,7 @@ class GaussianPolicies(nn.Module):
         _buffers(self, normalisation, "action")
         outputs = self.actions * (2 if config.sigma == "state" else 1)
         sizes = (normalisation.state_size, *config.hidden, outputs)
-        self.network = BatchedMLP(names, sizes, config.activation, seed, 0.01, config.trunk == "shared")
+        self.network = BatchedMLP(names, sizes, config, seed, 0.01)
         if config.sigma == "free":
             self.free = nn.Parameter(torch.zeros(len(self.names), self.actions))
         # log σ = low + (high − low) · sigmoid(x + start), where `start` makes σ = 1 at x = 0.
@@ -304,18 +333,19 @@ class GaussianPolicies(nn.Module):
 
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log π_j(a|s), [n, k], of actions [n, M]."""
-        mu, log_sigma = self(state)
+        mean, log_std = self.standardised(state)
         bounds = self.config.action_range
-        if bounds is None:
-            return log_density(action.unsqueeze(1), mu, log_sigma)
-        u = unsquash(action, bounds)
-        return log_density(u.unsqueeze(1), mu, log_sigma) - log_slope(u, bounds).sum(-1, keepdim=True)
+        u = action if bounds is None else unsquash(action, bounds)
+        slope = self.action_std.log().sum()
+        if bounds is not None:
+            slope = slope + log_slope(u, bounds).sum(-1, keepdim=True)
+        return log_density(((u - self.action_mean) / self.action_std).unsqueeze(1), mean, log_std) - slope
 
 
 def log_density(action: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
     """log N(action; mu, diag exp(log_sigma)²), summed over the last dimension."""
     z = (action - mu) * torch.exp(-log_sigma)
-    return -0.5 * (z.square() + LOG_2PI).sum(-1) - log_sigma.sum(-1)
+    return -torch.addcmul(log_sigma, z, z, value=0.5).sum(-1) - 0.5 * LOG_2PI * z.shape[-1]
 
 
 def gaussian_kl(mu: Tensor, log_sigma: Tensor, other_mu: Tensor, other_log_sigma: Tensor) -> Tensor:

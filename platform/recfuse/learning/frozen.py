@@ -141,18 +141,18 @@ class Frozen:
         that the policy was fitted to."""
         source = self._kept.sampled if held_out else self._kept.advantage
         assert source is not None
-        return source[places][:, self._objective.short]
+        return source.index_select(0, places)[:, self._objective.short]
 
     def mixed(self, places: Tensor, held_out: bool) -> Tensor:
         """What the rivals' policy climbs, [k]: mean 0, variance 1. The mean matters, because clipped ratios do not
         cancel it."""
         source = self._kept.mixed_sampled if held_out else self._kept.mixed
         assert source is not None
-        return source[places]
+        return source.index_select(0, places)
 
     def target(self, places: Tensor) -> Tensor | None:
         """What the critics are fitted to, [k, c], where that is more than one step ahead."""
-        return None if self._kept.target is None else self._kept.target[places]
+        return None if self._kept.target is None else self._kept.target.index_select(0, places)
 
     @property
     def weights(self) -> losses.TargetWeights | None:

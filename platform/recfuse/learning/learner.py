@@ -211,7 +211,7 @@ class TwoStageLearner(TorchLearner):
                 steps += 1
             rows = np.flatnonzero(out)
             if position == 0:
-                self._looked_at = window["state"][:_DIAGNOSTIC_ROWS]
+                self._looked_at = window["state"][:_DIAGNOSTIC_ROWS].clone()  # not the window
                 if not settings.holdout:  # a look at what was learned from is better than none
                     rows = np.arange(min(count, _DIAGNOSTIC_ROWS))
             self._judge(check, phase, window, position, rows[self._learner_index :: workers])
@@ -303,7 +303,7 @@ class TwoStageLearner(TorchLearner):
             extra["target"] = self._frozen.target(places)
         if phase in ("stage_two", "extraction"):
             assert self._frozen.weights is not None
-            extra["weight"] = self._frozen.weights.weight[places]
+            extra["weight"] = self._frozen.weights.weight.index_select(0, places)
         return batch | {name: tensor.to(self._device) for name, tensor in extra.items() if tensor is not None}
 
     # Losses
@@ -321,7 +321,7 @@ class TwoStageLearner(TorchLearner):
         return result.loss, {"loss/": result.per_behaviour}
 
     def _cloning_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"])[:, 0]
+        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"]).squeeze(1)
         return losses.weighted_likelihood_loss(log_prob, torch.ones_like(log_prob)), {}
 
     def _stage_one_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -335,13 +335,13 @@ class TwoStageLearner(TorchLearner):
 
     def _weighted_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Stage two, and IQL's extraction, whose weights are known by now."""
-        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"])[:, 0]
+        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"]).squeeze(1)
         return losses.weighted_likelihood_loss(log_prob, batch["weight"]), {}
 
     def _policy_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The off-policy gradient with clipped ratios on the mixed advantage, which is the form of stage one; where the
         critics follow the policy, their loss too, on parameters of its own."""
-        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"])[:, 0]
+        log_prob = self.fusion.policy.log_prob(batch["state"], batch["action"]).squeeze(1)
         rho_max = self._settings.rho_max
         result = losses.auxiliary_policy_loss(log_prob, batch["action_logp"], batch["advantage"], rho_max)
         ratio = (log_prob.detach() - batch["action_logp"]).exp().clamp(max=rho_max)
@@ -355,8 +355,8 @@ class TwoStageLearner(TorchLearner):
 
     def _action_values_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """IQL's."""
-        values, target = self._value_and_target("action_values", batch, mean=False)
         terms = self.fusion.policy.standardise(batch["state"], batch["action"])
+        values, target = self._value_and_target("action_values", batch, mean=False, terms=terms)
         with torch.no_grad():
             best = self.fusion.target("action_values")(*terms).amin(1)
         state_value = self.fusion.critics(batch["state"])[:, 0]
@@ -394,8 +394,11 @@ class TwoStageLearner(TorchLearner):
             total.add([self._value_of_mean(part)[1].abs().mean()])
         return _over_workers(total.sum(), self._workers)[0] / (parts * self._workers)
 
-    def _value_and_target(self, phase: Phase, batch: Batch, mean: bool = True) -> tuple[Tensor, Tensor]:
-        """What is fitted and to what, [n, c] both; of several action values their mean, or all [n, k]."""
+    def _value_and_target(
+        self, phase: Phase, batch: Batch, mean: bool = True, terms: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What is fitted and to what, [n, c] both; of several action values their mean, or all [n, k]. `terms` are
+        states and actions, where they have been standardised already."""
         module, objective = self.fusion, self._objective
         reward = objective.rewards(batch["feedback"], module)
         if phase == "critics":
@@ -405,8 +408,7 @@ class TwoStageLearner(TorchLearner):
             following = objective.next_values(batch["next_state"], value, module)
             return value, losses.td_target(following, reward, batch["done"], objective.discount, like=value)
         assert module.action_values is not None
-        terms = module.policy.standardise(batch["state"], batch["action"])
-        value = module.action_values(*terms)
+        value = module.action_values(*(terms or module.policy.standardise(batch["state"], batch["action"])))
         with torch.no_grad():
             if phase == "action_values":
                 following = module.critics(batch["next_state"])

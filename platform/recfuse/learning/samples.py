@@ -24,6 +24,7 @@ from recfuse.cluster import read_parquet
 from recfuse.errors import require
 from recfuse.fusion.networks import Normalisation
 from recfuse.fusion.squash import Range, unsquash_array
+from recfuse.learning.allocation import return_freed_memory
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 
 COLUMNS = ("state", "action", "action_logp", "feedback", "next_state", "done")
@@ -207,6 +208,8 @@ class Windows:
             del table, columns
             pa.default_memory_pool().release_unused()
             yield window
+            del window
+            return_freed_memory()
 
 
 def arrays(table: pa.Table) -> dict[str, NDArray[np.float32]]:

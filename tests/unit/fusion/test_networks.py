@@ -24,7 +24,7 @@ STATE = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
 
 def test_batched_networks_are_the_single_ones_side_by_side():
     """Against torch.nn.Sequential with the same parameters."""
-    batched = BatchedMLP(NAMES, (2, 8, 4, 3), "tanh", seed=1)
+    batched = BatchedMLP(NAMES, (2, 8, 4, 3), NetworkConfig(activation="tanh"), seed=1)
     for k in range(3):
         layers: list[torch.nn.Module] = []
         for weight, bias in zip(batched.weights, batched.biases, strict=True):
@@ -36,7 +36,8 @@ def test_batched_networks_are_the_single_ones_side_by_side():
 
 def test_a_shared_trunk_has_one_set_of_hidden_layers():
     """Against one torch.nn.Sequential whose last layer has all outputs; and P6 holds."""
-    shared = BatchedMLP(NAMES, (2, 8, 4, 3), "tanh", seed=1, shared=True)
+    config = NetworkConfig(activation="tanh", trunk="shared")
+    shared = BatchedMLP(NAMES, (2, 8, 4, 3), config, seed=1)
     assert [len(weight) for weight in shared.weights] == [1, 1, 3]
     x = STATE
     for weight, bias in zip(shared.weights[:-1], shared.biases[:-1], strict=True):
@@ -44,25 +45,57 @@ def test_a_shared_trunk_has_one_set_of_hidden_layers():
     expected = torch.stack([x @ w + b for w, b in zip(shared.weights[-1], shared.biases[-1], strict=True)])
     torch.testing.assert_close(shared(STATE), expected)
     torch.testing.assert_close(shared(STATE, slice(1, 2)), expected[1:2])
-    reordered = BatchedMLP(NAMES[::-1], (2, 8, 4, 3), "tanh", seed=1, shared=True)
+    reordered = BatchedMLP(NAMES[::-1], (2, 8, 4, 3), config, seed=1)
     torch.testing.assert_close(reordered(STATE), expected.flip(0))
 
 
-def test_large_layers_are_computed_one_network_after_the_other(monkeypatch):
-    """Which changes nothing but rounding, in values and gradients, for a run of the networks too."""
-    batched = BatchedMLP(NAMES, (2, 8, 4, 3), "relu", seed=1)
+@pytest.mark.parametrize("trunk", ["separate", "shared"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])  # only the first is computed by oneDNN
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
+def test_large_layers_are_computed_one_network_after_the_other(monkeypatch, names, activation, trunk):
+    """Which changes nothing but rounding, in values and in gradients of parameters and input, for a run of the networks
+    too."""
+    batched = BatchedMLP(names, (2, 8, 4, 3), NetworkConfig(activation=activation, trunk=trunk), seed=1)
+    x = STATE.clone().requires_grad_()
     results = []
-    for large in (1 << 18, 1):
+    for large in (1 << 17, 1):
         monkeypatch.setattr("recfuse.fusion.networks._LARGE", large)
-        values = batched(STATE)
-        torch.testing.assert_close(batched(STATE, slice(1, 3)), values[1:3])
-        results.append((values, *torch.autograd.grad(values.square().sum(), list(batched.parameters()))))
+        values = batched(x)
+        torch.testing.assert_close(batched(x, slice(0, 1)), values[:1])
+        of_input, = torch.autograd.grad(batched(x, frozen=True).square().sum(), x)
+        results.append((values, of_input, *torch.autograd.grad(values.square().sum(), list(batched.parameters()))))
     for together, apart in zip(*results, strict=True):
         torch.testing.assert_close(apart, together)
 
 
+def test_large_layers_in_double_precision_stay_in_it(monkeypatch):
+    batched = BatchedMLP(NAMES, (2, 8, 3), NetworkConfig(), seed=1).double()
+    expected = batched(STATE.double())
+    monkeypatch.setattr("recfuse.fusion.networks._LARGE", 1)
+    torch.testing.assert_close(batched(STATE.double()), expected, atol=1e-14, rtol=1e-14)
+
+
+@pytest.mark.parametrize("trunk", ["separate", "shared"])
+def test_bfloat16_rounds_the_products_of_large_hidden_layers_alone(monkeypatch, trunk):
+    """Values and gradients within the rounding of eight bits, of float32 parameters, and a last layer that has all of
+    its digits: without hidden layers, or below the size, nothing is rounded."""
+    exact, rounded = (BatchedMLP(NAMES, (2, 64, 64, 3), NetworkConfig(trunk=trunk, arithmetic=arithmetic), seed=1)
+                      for arithmetic in ("float32", "bfloat16"))
+    torch.testing.assert_close(rounded(STATE), exact(STATE), atol=0, rtol=0)
+    monkeypatch.setattr("recfuse.fusion.networks._LARGE", 1)
+    results = []
+    for network in (exact, rounded):
+        values = network(STATE)
+        results.append((values, *torch.autograd.grad(values.square().sum(), list(network.parameters()))))
+    for one, other in zip(*results, strict=True):
+        assert other.dtype == torch.float32
+        assert 0 < float((other - one).detach().norm() / one.detach().norm()) < 0.02
+    linear = BatchedMLP(NAMES, (2, 3), NetworkConfig(arithmetic="bfloat16"), seed=1)
+    torch.testing.assert_close(linear(STATE), STATE @ linear.weights[0] + linear.biases[0], atol=1e-6, rtol=1e-6)
+
+
 def test_a_run_of_the_networks():
-    batched = BatchedMLP(NAMES, (2, 8, 3), "relu", seed=1)
+    batched = BatchedMLP(NAMES, (2, 8, 3), NetworkConfig(), seed=1)
     torch.testing.assert_close(batched(STATE, slice(1, 2)), batched(STATE)[1:2])
 
 
@@ -118,6 +151,7 @@ def test_density_entropy_and_divergence_against_torch():
     ({"sigma_min": 0.0}, r"sigma_min: got 0.0; allowed: a number in \(0, 1\)"),
     ({"sigma_max": 1.0}, "sigma_max: got 1.0; allowed: a finite number > 1"),
     ({"trunk": "common"}, "trunk: got 'common'; allowed: separate, shared"),
+    ({"arithmetic": "float16"}, "arithmetic: got 'float16'; allowed: float32, bfloat16"),
     ({"mean_range": -1.0}, "mean_range: got -1.0; allowed: a finite number > 0"),
 ])
 def test_bad_config_is_named(change, message):

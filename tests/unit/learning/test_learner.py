@@ -152,6 +152,32 @@ def test_p3_the_learner_arrives_at_the_geometric_mean_of_its_auxiliaries(tmp_pat
     assert metrics[-1]["kl/follow"] < metrics[-1]["kl/like"]
 
 
+def test_p6_the_order_of_the_behaviours_does_not_matter_to_the_learner(tmp_path):
+    """From critics to the long-term policy, which each behaviour is read by its name for."""
+    watch, like = toy.vocabulary().behaviours
+    behaviours = (watch, like, Behaviour(name="follow", kind="short_term", multiplier=3.0))
+    columns = toy.bandit(2000)
+    mirrored = -((columns["action"] - toy.LIKED * [1, -1]) ** 2).sum(1, keepdims=True).astype(np.float32)
+    feedback = np.concatenate([columns["feedback"], mirrored], 1)
+    settings = dataclasses.replace(SETTINGS, **{phase: StoppingRule(iterations=2) for phase in SETTINGS.phases})
+    found = []
+    for order in ([0, 1, 2], [2, 0, 1]):
+        vocabulary = Vocabulary(behaviours=tuple(behaviours[index] for index in order),
+                                fusion_parameters=("first", "second"), state_size=toy.STATES)
+        directory = tmp_path / str(order[0])
+        directory.mkdir()
+        samples = toy.write(directory, columns | {"feedback": feedback[:, order]}, vocabulary)
+        learner = build(samples, settings)
+        metrics = fit_all(learner, samples, settings)
+        with torch.no_grad():
+            found.append((learner.fusion.policy(STATE), learner.fusion.critics(STATE), metrics))
+    (policy, critics, metrics), (other_policy, other_critics, other_metrics) = found
+    torch.testing.assert_close(other_policy, policy, atol=1e-4, rtol=0)
+    torch.testing.assert_close(other_critics, critics[:, [2, 0, 1]], atol=1e-4, rtol=0)
+    for name in ("holdout_loss", "tau", "ess_share", "kl/like", "kl/follow"):
+        assert other_metrics["stage_two"][-1][name] == pytest.approx(metrics["stage_two"][-1][name], abs=1e-3), name
+
+
 def test_one_intermediate_policy_is_updated_by_every_short_term_critic_in_turn(tmp_path):
     """`like` wants LIKED, `follow` its mirror image in the second parameter: the one policy settles between them."""
     behaviours = (*toy.vocabulary().behaviours, Behaviour(name="follow", kind="short_term", multiplier=3.0))
