@@ -48,7 +48,7 @@ def test_files_blocks_and_order_do_not_matter(tmp_path):
 
 def test_every_bad_row_and_file_is_accounted_for(tmp_path):
     good = random_rows(50, seed=2)
-    bad = [row(1000, user="v", sigma=[0.0, 1.0]), row(1001, user="v", state=[1.0])]  # v's session has no good row
+    bad = [row(1000, user="v", sigma=[0.0, 1.0]), row(1001, user="v", state=[1.0])]  # no row of this session is good
     duplicates = [good[0], {**good[1], "user_id": "somebody else", "ts": session_logs.EPOCH.replace(year=2030)}]
     logs = session_logs.write(tmp_path / "logs", table(good), loose_table(bad), table(duplicates),
                               table([row(2000), row(2001)]).drop_columns("action"))
@@ -64,10 +64,14 @@ def test_every_bad_row_and_file_is_accounted_for(tmp_path):
     }
     assert list(account.unreadable_files) == ["notes.parquet"]
     assert "not a Parquet file" in account.unreadable_files["notes.parquet"]
-    quarantine = pq.read_table(tmp_path / "samples" / "quarantine")
-    assert quarantine.num_rows == 6
+    quarantine = pq.read_table(tmp_path / "samples" / "quarantine").to_pylist()
+    assert sorted((reason["source"], reason["field"], reason["value"]) for reason in quarantine) == [
+        ("after reading", "request_id", '"r0"'), ("after reading", "request_id", '"r1"'),
+        ("log-1.parquet[0]", "sigma", "[0.0, 1.0]"), ("log-1.parquet[0]", "state", "[1.0]"),
+        ("log-3.parquet[0]", "action", "missing column"), ("log-3.parquet[0]", "action", "missing column")]
     clean = run(tmp_path, table(good), name="clean")
     assert result.fingerprint == clean.fingerprint, "the good rows are the samples that they are without the bad ones"
+    assert result.sessions == clean.sessions, "a session of which no row is good is none"
 
 
 def test_a_rerun_resumes_and_a_change_does_not(tmp_path):
