@@ -59,6 +59,15 @@ def test_a_trial_trains_judges_and_leaves_its_policy(study):
     assert manifest["training"]["multipliers"] == {"like": 0.1}
 
 
+def test_trials_share_the_samples_and_read_no_file(study, tmp_path):
+    learn = study.bundles.parent / "split" / LEARN
+    elsewhere = learn.rename(tmp_path / "elsewhere")
+    try:
+        assert run(study, {"multipliers.total": 0.1})["passes"] == 8
+    finally:
+        elsewhere.rename(learn)
+
+
 def test_choices_reach_vocabulary_and_settings(study):
     settings, vocabulary = study.configure(
         {"discounts.short_term": 0.95, "multipliers.like": 3.0, "network.hidden": "[4, 4]"})
