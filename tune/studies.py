@@ -44,7 +44,7 @@ from tune.split import GROUPS, SplitConfig, groups_of
 
 # Of a trial's last report: `DONE`, the columns of its worth, and where its bundle lies.
 DONE, BUNDLE, PASSES = "judged", "bundle", "passes"
-OFF_POLICY = "ope_"
+OFF_POLICY, EXPLAINED = "ope_", "explained_"
 
 
 class Run(Protocol):
@@ -214,7 +214,7 @@ class FusionRun:
             bundle = self._export(self._study.bundles)
             actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
             report |= flat(self._study.judge(actor)) | flat(self._study.estimate(actor), OFF_POLICY)
-            report |= {DONE: True, BUNDLE: bundle.name}
+            report |= explained(summary(self._algorithm)) | {DONE: True, BUNDLE: bundle.name}
         elif last and self._study.each_pass:
             with tempfile.TemporaryDirectory() as directory:
                 actor = FusionActor.from_bundle(read_bundle(self._export(Path(directory)), "fusion"))
@@ -230,6 +230,13 @@ class FusionRun:
     def close(self) -> None:
         """Ends the learner."""
         self._algorithm.stop()
+
+
+def explained(phases: Mapping[str, Any]) -> dict[str, float]:
+    """As columns, the share of each behaviour's sampled advantage that the regression found in the action; 0 where the
+    samples say nothing significant, and nothing is learned of the behaviour."""
+    return {f"{EXPLAINED}{name}": value for numbers in phases.values() for metric, value in numbers.items()
+            for head, _, name in [metric.partition("/")] if head == "advantage_explained"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,14 +41,16 @@ from recfuse.simulation.world import World
 from tune import space
 from tune.frontier import Point, cheapest, closest, frontier, keeps, points
 from tune.judges import Judge, OffPolicyJudge, SimulatorJudge, Worths
-from tune.ledger import FAILED, STOPPED, Ledger
+from tune.ledger import FAILED, STOPPED, Ledger, Row
 from tune.plots import SweepData, sections, text
 from tune.search import SearchConfig, at_once, identity_of, key_of, planned, run_trials
 from tune.space import Assignment, Range
 from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, split_samples
-from tune.studies import BUNDLE, FusionStudy, ScenesConfig, ScenesStudy, Study, read_columns
+from tune.studies import BUNDLE, EXPLAINED, FusionStudy, ScenesConfig, ScenesStudy, Study, read_columns
 
 logger = logging.getLogger("recfuse")
+_SILENT = ("how the action moves them is not significant in these samples, so that their policies stay the logged one "
+           "and their γ hardly matter")
 REPORT, SUMMARY = "report.html", "summary.json"
 
 
@@ -292,6 +294,13 @@ def floors_of(config: SweepConfig, study: Study) -> Mapping[str, float]:
     return {name: config.floor.get(name, 0.0) for name in study.guarded} if study.relative else config.floor
 
 
+def silent(rows: Sequence[Row], guarded: Sequence[str]) -> list[str]:
+    """The guarded behaviours of which no trial learned anything: their γ and λ hardly matter on these samples."""
+    seen = {name: [row[f"{EXPLAINED}{name}"] for row in rows if row.get(f"{EXPLAINED}{name}") is not None]
+            for name in guarded}
+    return [name for name, values in seen.items() if values and not any(values)]
+
+
 def fields_of(study: Study, found: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """Trial → value of every field that any trial chose."""
     names = list(dict.fromkeys(name for point in found for name in point.choices))
@@ -323,6 +332,8 @@ def subject(config: SweepConfig, study: Study, ledger: Ledger, winner: Point | N
              "judged by": ("A/B test in the simulator, same luck under every policy" if config.judge == "ab_test" else
                            "NCIS") if study.relative else "pooled AUC on the test day",
              "floors": ", ".join(f"{name} {value:+g}" for name, value in floors_of(config, study).items()) or "none"}
+    if quiet := silent(ledger.rows, study.guarded):
+        lines["nothing learned of"] = f"{', '.join(quiet)}: {_SILENT}"
     if winner is None:
         lines["winner"] = "no trial keeps every floor by the lower end of its intervals"
         return lines
@@ -344,6 +355,8 @@ def show(config: SweepConfig, study: Study, result: SweepResult) -> None:
             "kept" if keeps(point, floors) else "") for point in best])
     table("What they chose", ["trial", "choices"],
           [(f"#{point.number}", space.label(dict(point.choices))) for point in best])
+    if quiet := silent(result.ledger.rows, study.guarded):
+        print(f"nothing was learned of {', '.join(quiet)}: {_SILENT}")
     for row in result.ledger.rows:
         if row["status"] == FAILED:
             print(f"failed: #{row['number']}: {row['reason']}")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import tyro
@@ -29,9 +30,11 @@ logger = logging.getLogger("recfuse")
 def start(config_class: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
     """Parses `--config FILE` (YAML) and overrides over it, prints the result, and turns on progress lines.
 
-    A bad field ends the process with exit code 2 and one line that names it.
+    A bad field ends the process with exit code 2 and one line that names it; bad input that the job finds later, with
+    exit code 1 and such a line instead of a traceback.
     """
     log_to_terminal()
+    _show_bad_input_in_a_line()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         config = _parse(config_class, arguments, description)
@@ -46,6 +49,18 @@ def start(config_class: type[T], argv: Sequence[str] | None = None, description:
 def _complain(error: InvalidFieldError) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def _show_bad_input_in_a_line() -> None:
+    before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, InvalidFieldError):
+            _complain(error)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = show
 
 
 def _parse(config_class: type[T], arguments: list[str], description: str | None) -> T:

@@ -24,27 +24,42 @@ def demo(output: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-u", "-m", "jobs.demo", "--output", str(output), *arguments]
 
 
-def test_the_main_job_runs_to_its_end(tmp_path):
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def finished(output):
+    """A demo that ran to its end, and what it left running."""
     mark, environment = marked_environment()
-    done = subprocess.run(demo(tmp_path, "--requests", "20"), cwd=ROOT, env=environment, text=True,
-                          capture_output=True, timeout=580)
+    done = subprocess.run(demo(output, "--requests", "20"), cwd=ROOT, env=environment, text=True, capture_output=True,
+                          timeout=580)
+    return done, left_behind(mark)
+
+
+def test_the_main_job_runs_to_its_end(finished, output):
+    done, left = finished
     assert done.returncode == 0, done.stdout + done.stderr
-    assert left_behind(mark) == []
+    assert left == []
     for line in ("In the simulator, on users", "Scorer on the last day", "Serving, 20 requests", "report: "):
         assert line in done.stdout
-    report = (tmp_path / "report" / "report.html").read_text()
+    report = (output / "report" / "report.html").read_text()
     assert "Not measured in this run" not in report
-    pointer = read_pointer(tmp_path / "models")
+    pointer = read_pointer(output / "models")
     for kind in ("fusion", "scenes"):
-        assert read_bundle(pointer.path(tmp_path / "models", kind), kind=kind).version
-    account = json.loads((tmp_path / "samples" / "account.json").read_text())["account"]
+        assert read_bundle(pointer.path(output / "models", kind), kind=kind).version
+    account = json.loads((output / "samples" / "account.json").read_text())["account"]
     assert account["rows_in"] == account["kept"] + sum(account["quarantined"].values())
 
 
-@pytest.mark.parametrize("when", ["config of", "training"])
-def test_ctrl_c_leaves_nothing_behind(tmp_path, when):
+@pytest.mark.usefixtures("finished")
+@pytest.mark.parametrize("when", ["config of", "training", "serving on"])
+def test_ctrl_c_leaves_nothing_behind(output, tmp_path, when):
     mark, environment = marked_environment()
-    process = subprocess.Popen(demo(tmp_path / "demo"), cwd=ROOT, text=True, env=environment, stdout=subprocess.PIPE,
+    # What is finished is taken up, so that a rerun soon serves.
+    where = output if when == "serving on" else tmp_path / "demo"
+    process = subprocess.Popen(demo(where), cwd=ROOT, text=True, env=environment, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, start_new_session=True,
                                # A shell's background jobs ignore Ctrl-C and hand that on.
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

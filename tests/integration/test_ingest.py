@@ -48,11 +48,13 @@ def test_files_blocks_and_order_do_not_matter(tmp_path):
 
 def test_every_bad_row_and_file_is_accounted_for(tmp_path):
     good = random_rows(50, seed=2)
-    bad = [row(1000, user="v", sigma=[0.0, 1.0]), row(1001, user="v", state=[1.0])]  # v's session has no good row
+    bad = [row(1000, user="v", sigma=[0.0, 1.0]), row(1001, user="v", state=[1.0])]  # no row of this session is good
     duplicates = [good[0], {**good[1], "user_id": "somebody else", "ts": session_logs.EPOCH.replace(year=2030)}]
     logs = session_logs.write(tmp_path / "logs", table(good), loose_table(bad), table(duplicates),
                               table([row(2000), row(2001)]).drop_columns("action"))
     (logs / "notes.parquet").write_text("this is no Parquet file")
+    named = (logs / "log-0.parquet").read_bytes()
+    (logs / "names.parquet").write_bytes(named.replace(b"model_version", b"model\xff\xff\xff\xff\xff\xff\xff\xff"))
     result = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples")))
     account = result.account
     assert (account.rows_in, account.kept) == (56, 50)
@@ -62,12 +64,33 @@ def test_every_bad_row_and_file_is_accounted_for(tmp_path):
         "request_id (allowed: unique: the first row of a request is kept)": 2,
         "action (allowed: columns request_id, user_id, ts, stage, scene, state, action, feedback)": 2,
     }
-    assert list(account.unreadable_files) == ["notes.parquet"]
-    assert "not a Parquet file" in account.unreadable_files["notes.parquet"]
-    quarantine = pq.read_table(tmp_path / "samples" / "quarantine")
-    assert quarantine.num_rows == 6
+    assert set(account.unreadable_files) == {"names.parquet", "notes.parquet"}
+    assert all("not a Parquet file" in why for why in account.unreadable_files.values())
+    quarantine = pq.read_table(tmp_path / "samples" / "quarantine").to_pylist()
+    assert sorted((reason["source"], reason["field"], reason["value"]) for reason in quarantine) == [
+        ("after reading", "request_id", '"r0"'), ("after reading", "request_id", '"r1"'),
+        ("log-1.parquet[0]", "sigma", "[0.0, 1.0]"), ("log-1.parquet[0]", "state", "[1.0]"),
+        ("log-3.parquet[0]", "action", "missing column"), ("log-3.parquet[0]", "action", "missing column")]
     clean = run(tmp_path, table(good), name="clean")
     assert result.fingerprint == clean.fingerprint, "the good rows are the samples that they are without the bad ones"
+    assert result.sessions == clean.sessions, "a session of which no row is good is none"
+
+
+def test_a_flipped_byte_in_a_file_costs_its_row_group_alone(tmp_path):
+    rows = random_rows(80, seed=4)
+    logs = session_logs.write(tmp_path / "logs")
+    path = logs / "log.parquet"
+    pq.write_table(table(rows), path, row_group_size=40, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    begin = pq.read_metadata(path).row_group(0).column(4).dictionary_page_offset
+    content[begin - 1] ^= 1  # the last byte of the column before it
+    path.write_bytes(content)
+    result = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples")))
+    assert (result.account.rows_in, result.account.kept) == (80, 40)
+    assert dict(result.account.quarantined) == {"row group (allowed: readable Parquet)": 40}
+    reason = pq.read_table(tmp_path / "samples" / "quarantine").to_pylist()[0]
+    assert reason["source"] == "log.parquet[0]"
+    assert "checksum" in reason["value"].lower(), reason["value"]
 
 
 def test_a_rerun_resumes_and_a_change_does_not(tmp_path):

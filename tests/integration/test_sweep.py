@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import samples as toy
+from clusters import killing
 
 from recfuse.bundle import read_bundle
 from recfuse.errors import InvalidFieldError
@@ -89,7 +91,32 @@ def test_a_trial_that_fails_is_recorded_and_does_not_end_the_sweep(samples, tmp_
     assert "failed: #2" in capsys.readouterr().out
 
 
-def test_optuna_takes_all_measures_and_asha_stops_what_falls_behind(samples, tmp_path):
+def test_a_trial_whose_process_is_killed_is_recorded_and_runs_again_when_asked(samples, tmp_path):
+    asked = config(samples, tmp_path)
+    raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
+    with killing(raylet, "Trainable.train") as killed:
+        sweep.main(asked)
+    assert len(killed) == 1, killed
+    found = {row["status"]: row for row in rows(tmp_path)}
+    assert sorted(row["status"] for row in rows(tmp_path)) == [FAILED, FINISHED, FINISHED]
+    assert "died" in found[FAILED]["reason"], found[FAILED]["reason"]
+    sweep.main(dataclasses.replace(asked, retry_failed=True))
+    assert [row["status"] for row in rows(tmp_path)] == [FINISHED] * 3
+
+
+def test_asha_stops_what_falls_behind(samples, tmp_path):
+    """The first trial reaches every rung; the second, held fast to like's policy, is below it at one of them."""
+    free = dataclasses.replace(LEARNING, multipliers={"like": 0.02})
+    halving = SearchConfig(scheduler="asha", grace=1, reduction=2, concurrent=1)
+    sweep.main(config(samples, tmp_path, learning=free, space=({"multipliers.total": [2000.0]},), search=halving))
+    first, second = sorted(rows(tmp_path), key=lambda row: row["number"])
+    assert (first["status"], second["status"]) == (FINISHED, STOPPED)
+    assert second["reason"] == "behind the others (asha)"
+    assert second["final_passes"] < first["final_passes"]
+    assert "watch_time" not in second, "what was stopped was not judged"
+
+
+def test_optuna_takes_all_measures(samples, tmp_path):
     searched = config(
         samples, tmp_path, space=({"multipliers.total": Range(low=0.01, high=100.0, log=True),
                                    "network.hidden": [[8], [16, 16]]},),

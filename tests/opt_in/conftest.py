@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-MARKS = ("chaos", "load", "security", "bench")
+MARKS = ("chaos", "cluster", "load", "security", "bench")
 ROOT = Path(__file__).parents[2]
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [*(str(ROOT / part) for part in ("platform", "tests", "")), os.environ.get("PYTHONPATH", "")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,15 @@ def test_importing_the_pure_rooms_starts_no_ray():
         "assert 'ray' not in sys.modules, sorted(m for m in sys.modules if m.startswith('ray'))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "platform", check=True)
+
+
+def test_every_environment_variable_is_explained():
+    """Of Ray Serve's the page names the family."""
+    files = [ROOT / name for name in ("Makefile", "Dockerfile", "runtime_env.yaml")]
+    files += [file for room in ("platform", "jobs", "tune", "serving") for file in (ROOT / room).rglob("*")
+              if file.suffix in (".py", ".yaml") or file.name == "haproxy-loopback"]
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    for file in files:
+        for name in re.findall(r"\b(?:RECFUSE|RAY|TUNE)_[A-Z][A-Z_]+[A-Z]\b", file.read_text()):
+            known = f"`{name}`" in page or name.startswith("RAY_SERVE_")
+            assert known, f"{file.relative_to(ROOT)}: {name} is not in docs/cluster.md"

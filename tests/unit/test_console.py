@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,12 @@ import pytest
 from recfuse.behaviours import Behaviour
 from recfuse.console import Progress, start
 from recfuse.errors import InvalidFieldError, require
+
+
+@pytest.fixture(autouse=True)
+def excepthook(monkeypatch):
+    """`start` replaces it; each test gives it back."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,19 @@ def test_a_bad_override_ends_with_one_line(capsys):
         start(Config, ["--rate", "3"])
     assert exit_.value.code == 2
     assert "a number in [0, 1]" in capsys.readouterr().err
+
+
+def test_bad_input_that_a_job_finds_is_one_line_and_a_mistake_of_ours_a_traceback(capsys, monkeypatch):
+    others = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: others.append(error))
+    start(Config, [])
+    bad = InvalidFieldError("samples.state", "nan", "finite numbers")
+    sys.excepthook(type(bad), bad, None)
+    assert capsys.readouterr().err == "error: samples.state: got 'nan'; allowed: finite numbers\n"
+    assert others == []
+    ours = ValueError("ours")
+    sys.excepthook(ValueError, ours, None)
+    assert others == [(ValueError, ours, None)]
 
 
 def test_errors_cross_processes():

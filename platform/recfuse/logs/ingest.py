@@ -40,6 +40,8 @@ from recfuse.logs.validation import DUPLICATE, Checked, check, quarantine_rows
 logger = logging.getLogger("recfuse")
 _PARTITION_BYTES = 128 << 20
 _MIN_PARTITIONS = 4
+# What a broken Parquet file raises: names in a footer may be no UTF-8, so that ValueError is among it.
+_BROKEN = (pa.ArrowException, OSError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,7 @@ def _list_pieces(filesystem: pafs.FileSystem, files: list[pafs.FileInfo]) -> tup
         try:
             metadata = pq.ParquetFile(info.path, filesystem=filesystem).metadata
             return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        except (pa.ArrowException, OSError) as error:
+        except _BROKEN as error:
             return f"not a Parquet file ({str(error).splitlines()[0]}); allowed: Parquet"
 
     with ThreadPoolExecutor(16) as pool:
@@ -258,8 +260,12 @@ def _read_piece(
 ) -> Checked:
     source = f"{_tail(piece.path)}[{piece.row_group}]"
     try:
-        table = pq.ParquetFile(piece.path, filesystem=filesystem).read_row_group(piece.row_group)
-    except (pa.ArrowException, OSError) as error:
+        # Checksums of pages are looked at where the writer left some.
+        file = pq.ParquetFile(piece.path, filesystem=filesystem, page_checksum_verification=True)
+        table = file.read_row_group(piece.row_group)
+        if table.num_rows != piece.rows:
+            raise ValueError(f"{table.num_rows} rows where the footer says {piece.rows}")
+    except _BROKEN as error:
         # The footer was fine and counts the rows, so they are accounted for although none can be shown.
         table = pa.table({"unreadable": pa.nulls(piece.rows, pa.string())})
         why = str(error).splitlines()[0]

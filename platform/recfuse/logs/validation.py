@@ -21,6 +21,8 @@ from recfuse.logs.schema import session_log_schema
 
 # A quarantined row as it came, beside what was wrong with it.
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "field", "value", "allowed", "row")])
+# Of the years 1 and 9999, in seconds: beyond them microseconds run over, and Python has no such time.
+_EARLIEST, _LATEST = -62_135_596_800, 253_402_300_799
 REQUIRED = ("request_id", "user_id", "ts", "stage", "scene", "state", "action", "feedback")
 DUPLICATE = ("request_id", "unique: the first row of a request is kept")
 
@@ -47,6 +49,7 @@ def check(table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bo
         need_density: quarantines a row that has neither `action_logp` nor the `mu` and `sigma` to compute it from;
             otherwise it is kept with NaN, for the learner to estimate.
     """
+    table = _plain_strings(table)
     problem = schema_problem(table.schema, vocabulary, need_density)
     if problem is not None:
         field, value, allowed = problem
@@ -60,6 +63,9 @@ def schema_problem(
 ) -> tuple[str, str, str] | None:
     """(field, what was found, what is allowed) of the first column that cannot carry the log; None where all can."""
     names = set(schema.names)
+    for name in session_log_schema(vocabulary).names:
+        if (count := schema.names.count(name)) > 1:
+            return name, f"{count} columns of this name", "one"
     for name in REQUIRED:
         if name not in names:
             return name, "missing column", f"columns {', '.join(REQUIRED)}"
@@ -73,6 +79,10 @@ def schema_problem(
     for name in ("session_id", "request_id", "user_id", "stage", "scene"):
         if name in names and not _is_string(schema.field(name).type):
             return name, str(schema.field(name).type), "string"
+    for name, allowed in (("action_logp", "float64"), ("last", "bool"), ("model_version", "string")):
+        kind = schema.field(name).type if name in names else pa.null()
+        if not _casts(kind, allowed):
+            return name, str(kind), allowed
     return _feedback_problem(schema.field("feedback").type, vocabulary)
 
 
@@ -80,7 +90,7 @@ def _list_problem(name: str, kind: pa.DataType, vocabulary: Vocabulary) -> tuple
     size = vocabulary.state_size if name == "state" else vocabulary.action_size
     allowed = f"fixed_size_list<float32>[{size}]"
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+    if not is_list or not _is_number(kind.value_type):
         return name, str(kind), allowed
     if pa.types.is_fixed_size_list(kind) and kind.list_size != size:
         return name, f"fixed_size_list[{kind.list_size}]", allowed
@@ -99,9 +109,32 @@ def _feedback_problem(kind: pa.DataType, vocabulary: Vocabulary) -> tuple[str, s
         if name not in found:
             return f"feedback.{name}", "missing behaviour", allowed
         value_type = kind.field(found.index(name)).type
-        if not (pa.types.is_floating(value_type) or pa.types.is_integer(value_type) or pa.types.is_boolean(value_type)):
+        if not (_is_number(value_type) or pa.types.is_boolean(value_type)):
             return f"feedback.{name}", str(value_type), "a number"
     return None
+
+
+def _plain_strings(table: pa.Table) -> pa.Table:
+    """Dictionary-encoded columns (pandas writes categories so) and string views as plain ones."""
+    for place, field in enumerate(table.schema):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        plain = pa.large_string() if pa.types.is_string_view(kind) else kind
+        if plain != field.type:
+            table = table.set_column(place, field.name, pc.cast(table.column(place), plain))
+    return table
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def _casts(kind: pa.DataType, to: str) -> bool:
+    """Whether every value of an optional column can be read as what is wanted."""
+    types = pa.types
+    if to == "float64":
+        return _is_number(kind) or types.is_decimal(kind) or types.is_null(kind)
+    return types.is_boolean(kind) or types.is_integer(kind) or types.is_null(kind) or (
+        to == "string" and _is_string(kind))
 
 
 def _is_string(kind: pa.DataType) -> bool:
@@ -110,7 +143,8 @@ def _is_string(kind: pa.DataType) -> bool:
 
 def quarantine_rows(table: pa.Table, source: str, field: str, allowed: str, value: str | None = None) -> pa.Table:
     """Quarantined form of raw rows; `value` is taken from the field of each row where it is not given."""
-    rows = table.to_pylist()
+    columns = [_values(column) for column in table.columns]
+    rows = [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
     return pa.table({
         "source": [source] * len(rows),
         "field": [field] * len(rows),
@@ -118,6 +152,15 @@ def quarantine_rows(table: pa.Table, source: str, field: str, allowed: str, valu
         "allowed": [allowed] * len(rows),
         "row": [_plain(row) for row in rows],
     }, schema=QUARANTINE_SCHEMA)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):  # times that Python's types do not reach
+        if not pa.types.is_temporal(column.type):
+            return [str(column.type)] * len(column)
+        return [f"{column.type}: {value}" for value in pc.cast(column, pa.int64()).to_pylist()]
 
 
 def _dig(row: Any, field: str) -> Any:
@@ -189,6 +232,9 @@ class _Checker:
         # Without a zone the values are taken as UTC. Sub-microsecond digits are cut.
         self._columns["ts"] = pc.cast(column, pa.timestamp("us", "UTC"), safe=False)
         self._refuse(_numpy(pc.is_null(column)), "ts", "a timestamp")
+        seconds = pc.cast(pc.cast(column, pa.timestamp("s", column.type.tz), safe=False), pa.int64())
+        inside = pc.and_(pc.greater_equal(seconds, _EARLIEST), pc.less_equal(seconds, _LATEST))
+        self._refuse(~_numpy(pc.fill_null(inside, True)), "ts", "a timestamp of the years 1 to 9999")
 
     def _matrix(self, name: str) -> np.ndarray | None:
         """float32[n, size] with zeros in bad rows; None where the optional column is absent."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import math
 
@@ -83,6 +85,10 @@ BAD_FILES = [
      "unknown behaviour", "struct of watch_time, like"),
     (lambda: retyped("feedback", pa.array([{"watch_time": 1.0}] * 3)), "feedback.like", "missing behaviour",
      "struct of watch_time, like"),
+    (lambda: retyped("action_logp", pa.array(["-1.5", "high", ""])), "action_logp", "string", "float64"),
+    (lambda: retyped("last", pa.array(["yes", "no", "maybe"])), "last", "string", "bool"),
+    (lambda: retyped("model_version", pa.array([{"of": 1}] * 3)), "model_version", "struct<of: int64>", "string"),
+    (lambda: table(GOOD).append_column("state", table(GOOD)["state"]), "state", "2 columns of this name", "one"),
 ]
 
 
@@ -120,3 +126,37 @@ def test_a_log_without_densities_is_kept_where_they_are_optional():
     assert np.isnan(kept.rows["action_logp"].to_numpy()).all()
     assert kept.quarantine.num_rows == 0
     assert kept.rows.num_rows == 3
+
+
+ANY_TYPE = [
+    pa.nulls(3), pa.array(["x", "y", "z"]), pa.array([b"\xff", b"b", b"c"]), pa.array([1.0, 2.0, 3.0], pa.float16()),
+    pa.array([2**64 - 1] * 3, pa.uint64()), pa.array([True, False, None]), pa.array([decimal.Decimal("1.5")] * 3),
+    pa.array([datetime.date(2022, 5, 1)] * 3), pa.array([10**15, 1, None], pa.timestamp("s")),
+    pa.array([1, 2, 3], pa.timestamp("ns", "Europe/Berlin")), pa.array([2**62, 0, 1], pa.duration("s")),
+    pa.array([{"a": 1}] * 3), pa.array([[("a", 1)]] * 3, pa.map_(pa.string(), pa.int32())),
+    pa.array([["a", "b"]] * 3), pa.array([[[1.0]]] * 3), pa.array([[1e300, 1.0]] * 3), pa.array([[True, False]] * 3),
+    pa.array([[1.0, 2.0]] * 3, pa.list_view(pa.float32())), pa.array([None, [1, 2], None], pa.list_(pa.float16(), 2)),
+    pa.array([{"watch_time": 1e300, "like": 2**62}] * 3), pa.array([{"watch_time": True, "like": None}] * 3),
+    pa.array(["fine", "feed", "attic"]).dictionary_encode(), pa.array(["a", None, "c"], pa.string_view()),
+]
+
+
+@pytest.mark.parametrize("name", session_log_schema(vocabulary()).names)
+def test_no_type_of_a_column_loses_a_row_or_ends_the_read(name):
+    for values in ANY_TYPE:
+        checked(retyped(name, values))
+
+
+def test_times_beyond_what_a_timestamp_can_say_are_quarantined_alone():
+    result = checked(retyped("ts", pa.array([0, 10**15, 1], pa.timestamp("s"))))
+    assert result.rows["request_id"].to_pylist() == ["r1", "r3"]
+    [reason] = result.quarantine.to_pylist()
+    assert (reason["field"], reason["value"]) == ("ts", '"timestamp[s]: 1000000000000000"')
+    assert reason["allowed"] == "a timestamp of the years 1 to 9999"
+
+
+def test_categories_of_pandas_are_strings():
+    content = table(GOOD)
+    for name in ("user_id", "stage", "scene"):
+        content = content.set_column(content.column_names.index(name), name, content[name].dictionary_encode())
+    assert checked(content).rows.equals(table(GOOD))

@@ -54,9 +54,19 @@ def test_a_trial_trains_judges_and_leaves_its_policy(study):
     assert first == again, "a trial's seed is the config's"
     assert first["passes"] == 8
     assert study.limit({}) == 8 * study.samples.rows
+    assert first["explained_like"] > 0
     assert first["watch_time_low"] <= first["watch_time"] <= first["watch_time_high"]
     manifest = read_bundle(study.bundles / first[BUNDLE], "fusion").manifest
     assert manifest["training"]["multipliers"] == {"like": 0.1}
+
+
+def test_trials_share_the_samples_and_read_no_file(study, tmp_path):
+    learn = study.bundles.parent / "split" / LEARN
+    elsewhere = learn.rename(tmp_path / "elsewhere")
+    try:
+        assert run(study, {"multipliers.total": 0.1})["passes"] == 8
+    finally:
+        elsewhere.rename(learn)
 
 
 def test_choices_reach_vocabulary_and_settings(study):

@@ -73,3 +73,9 @@ def test_optuna_takes_one_block():
 def test_a_scorers_trial_has_nothing_for_a_scheduler():
     with pytest.raises(InvalidFieldError, match=r"search\.scheduler"):
         sweep.scenes_study(SweepConfig(learner="scenes", space=SPACE, search=SearchConfig(scheduler="asha")))
+
+
+def test_behaviours_of_which_no_trial_learned_anything_are_named():
+    found = [{"explained_like": 0.0, "explained_follow": 0.0}, {"explained_like": 0.01, "explained_follow": 0.0}, {}]
+    assert sweep.silent(found, ["like", "follow", "hate"]) == ["follow"]
+    assert sweep.silent([], ["like"]) == []
