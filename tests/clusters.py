@@ -158,8 +158,8 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def listening(process: int) -> set[str]:
-    """Addresses, in hexadecimal as in /proc/net/tcp, that a process listens on."""
+def sockets_of(process: int) -> set[tuple[str, int]]:
+    """What a process listens on: address, in hexadecimal as in /proc/net/tcp, and port."""
     sockets = set()
     for link in Path(f"/proc/{process}/fd").iterdir():
         with suppress(OSError):
@@ -169,8 +169,14 @@ def listening(process: int) -> set[str]:
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                found.add(fields[1].split(":")[0])
+                address, port = fields[1].split(":")
+                found.add((address, int(port, 16)))
     return found
+
+
+def listening(process: int) -> set[str]:
+    """Addresses that a process listens on."""
+    return {address for address, _ in sockets_of(process)}
 
 
 def descendants(process: int) -> dict[int, str]:

@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import clusters
+import httpx
 import pyarrow.parquet as pq
 import pytest
 import session_logs
-from clusters import LOOPBACK_ADDRESSES, ROOT, LocalCluster, listening, submit
+import yaml
+from clusters import LOOPBACK_ADDRESSES, ROOT, LocalCluster, descendants, listening, sockets_of, submit
 from session_logs import loose_table, random_rows, row, table
 
 # In a process of its own, which has the cluster's token: the address, then the commands, one after the other.
@@ -74,3 +77,21 @@ def test_nothing_listens_beyond_loopback(cluster: LocalCluster) -> None:
     for raylet in cluster.raylets:
         assert listening(raylet)
         assert listening(raylet) <= LOOPBACK_ADDRESSES
+
+
+def test_the_probes_of_the_manifests_need_no_token_and_the_jobs_do(cluster: LocalCluster) -> None:
+    spec = yaml.safe_load((ROOT / "serving" / "kubernetes" / "ray-cluster.yaml").read_text())["spec"]
+    [head] = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    paths = {head[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")}
+
+    def statuses(port: int) -> list[int]:
+        found = []
+        for path in (*paths, "/api/job_agent/jobs/"):
+            with suppress(httpx.HTTPError):  # it speaks something else
+                found.append(httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code)
+        return found
+
+    for raylet in cluster.raylets:
+        ports = {port for process in descendants(raylet) for _, port in sockets_of(process)}
+        # One server answers both: the agent of the node. (That of the metrics answers every path.)
+        assert [*[200] * len(paths), 401] in [statuses(port) for port in ports]

@@ -18,7 +18,7 @@ from .conftest import seconds
 
 pytestmark = pytest.mark.load
 TIMES = 5.0
-MOST_SLOWER = 5.0  # times the p99 with all places taken; 2 is wanted, but three busy programs share two cores
+MOST_SLOWER = 3.0  # times the p99 with all places taken; 2 is wanted, three busy programs share two cores
 
 
 def test_overload(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:

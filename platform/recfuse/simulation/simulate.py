@@ -62,7 +62,7 @@ class SimulateConfig:
     behaviour_sigma: float = 0.7
     world: WorldConfig = field(default_factory=WorldConfig)
     response: ResponseConfig = field(default_factory=ResponseConfig)
-    persons: int = 6_000
+    persons: int = 18_000
     held_out_users: float = 0.2
     holdout_persons: int = 2_000
     seed: int = 1
