@@ -54,7 +54,7 @@ def test_the_main_job_runs_to_its_end(finished, output):
 
 
 @pytest.mark.usefixtures("finished")
-@pytest.mark.parametrize("when", ["config of", "training", "serving on"])
+@pytest.mark.parametrize("when", ["config of", "workers starting", "2/8 fit", "serving on"])
 def test_ctrl_c_leaves_nothing_behind(output, tmp_path, when):
     mark, environment = marked_environment()
     # What is finished is taken up, so that a rerun soon serves.
@@ -77,6 +77,7 @@ def test_ctrl_c_leaves_nothing_behind(output, tmp_path, when):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, "".join(seen) + rest
+    # A shell calls both 130. Python ends by the signal itself where it interrupted an `exec`, as imports have some.
+    assert process.returncode in (130, -signal.SIGINT), "".join(seen) + rest
     assert "interrupted" in rest
     assert left_behind(mark) == []

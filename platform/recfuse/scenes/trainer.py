@@ -443,6 +443,14 @@ def _fit_on_ray(problem: Problem, storage: Path, name: str) -> SceneModel:
     return model
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Leaves Ctrl-C alone: Ray's handler outlives the training and ends the process, later steps too, with code 1 and
+    without a word. An interrupt ends the driver's Ray, and that the workers."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        return None
+
+
 def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Tensor]:
     """The best epoch's parameters."""
     config = problem.training
@@ -456,7 +464,7 @@ def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Ten
     nothing = np.zeros(0, np.int64)
     shared = dataclasses.replace(problem, rows=problem.rows.take(nothing), recent=nothing)
     board = _Board.remote()  # type: ignore[attr-defined]
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         _worker, train_loop_config={"problem": ray.put(shared), "rows": config.workers * len(shares[0]),
                                     "steps": -(-len(shares[0]) // share_of(problem)), "board": board},
         scaling_config=ray.train.ScalingConfig(
