@@ -158,37 +158,38 @@ def show(config: AlgorithmsConfig, effects: np.ndarray) -> None:
     mean, half = effects.mean(0), spread(effects)
     rows: list[list[str]] = []
     for index, name in enumerate(config.algorithms):
-        rows.append([name, *(f"{m:+.1%} ± {h:.1%}" if seeds > 1 else f"{m:+.1%}"
-                             for m, h in zip(mean[index], half[index], strict=True))])
+        rows.append([name, *cells(mean[index], half[index])])
         if name in SOURCE:
             rows.append(["  the source's", *(f"{value:+.2f}%" for value in SOURCE[name]), "–"])
     table(f"Difference to CEM per user, mean ± 95% interval over {seeds} seeds; "
           f"{config.persons:,} persons, {config.base_share:.0%} of them CEM's", ["algorithm", *SHOWN], rows)
     apart = np.concatenate([requests[..., None], per_request], -1)
     table("The same taken apart: requests per user, and every behaviour per request",
-          ["algorithm", "requests", *(f"{name} / request" for name in SHOWN)],
-          [[name, *(f"{m:+.1%} ± {h:.1%}" if seeds > 1 else f"{m:+.1%}" for m, h in zip(*of, strict=True))]
-           for name, *of in zip(config.algorithms, apart.mean(0), spread(apart), strict=True)])
+          ["algorithm", "requests", *SHOWN],
+          [[name, *cells(m, h)] for name, m, h in zip(config.algorithms, apart.mean(0), spread(apart), strict=True)])
     if "two_stage" not in config.algorithms:
         return
     mine = config.algorithms.index("two_stage")
-    around = f" ± {half[mine, 0]:.1%}" if seeds > 1 else ""
-    print(f"two-stage over CEM on total watch time {mean[mine, 0]:+.1%}{around}, "
+    print(f"two-stage over CEM on total watch time {cells(mean[mine], half[mine])[0]}, "
           f"from {effects[:, mine, 0].min():+.1%} to {effects[:, mine, 0].max():+.1%} over {seeds} seeds "
           f"(published {LITERATURE:+.0f}%)")
     for index, name in enumerate(config.algorithms):
         if index != mine:
             gap = effects[:, mine] - effects[:, index]
-            error = spread(gap)
             print(f"two-stage over {name}: " + ", ".join(
-                f"{behaviour} {one:+.1%}" + (f" ± {two:.1%}" if seeds > 1 else "")
-                for behaviour, one, two in zip(SHOWN, gap.mean(0), error, strict=True)))
+                f"{behaviour} {cell}" for behaviour, cell in zip(SHOWN, cells(gap.mean(0), spread(gap)), strict=True)))
     if "interaction_only" in config.algorithms:
         other = config.algorithms.index("interaction_only")
         gains = [f"{name} {mean[mine, column] / mean[other, column]:.2f}" if mean[other, column] > 0 else
                  f"{name} – (interaction-only gains nothing)"
                  for column, name in enumerate(SHOWN) if column > 0]
         print(f"two-stage's gain as a share of interaction-only's: {', '.join(gains)}")
+
+
+def cells(means: np.ndarray, halves: np.ndarray) -> list[str]:
+    """Each mean with half of its interval, where there is one (`spread`)."""
+    return [f"{mean:+.1%} ± {half:.1%}" if np.isfinite(half) else f"{mean:+.1%}"
+            for mean, half in zip(means, halves, strict=True)]
 
 
 def spread(values: np.ndarray) -> np.ndarray:

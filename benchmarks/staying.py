@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from recfuse.console import start, table
+from recfuse.evaluation.intervals import sum_per_user
 from recfuse.logs.exposures import Exposures
 from recfuse.simulation.sources import read_source
 
@@ -79,17 +80,13 @@ def within_users(inputs: np.ndarray, outcome: np.ndarray, user: np.ndarray,
                  first: int) -> tuple[list[float], list[float]]:
     """Coefficients of the first inputs and half of their 95% intervals: least squares after taking out every user's
     mean, errors clustered by user."""
-    codes, users = pd.factorize(user)
+    codes, _ = pd.factorize(user)
     count = np.bincount(codes)
-
-    def sums(values: np.ndarray) -> np.ndarray:
-        return np.stack([np.bincount(codes, column, len(users)) for column in values.T], 1)
-
-    x, y = (values - (sums(values) / count[:, None])[codes]
+    x, y = (values - (sum_per_user(values, user) / count[:, None])[codes]
             for values in (inputs, outcome.astype(np.float64)[:, None]))
     inverse = np.linalg.pinv(x.T @ x)
     slope = inverse @ x.T @ y
-    score = sums(x * (y - x @ slope))
+    score = sum_per_user(x * (y - x @ slope), user)
     error = np.sqrt(np.diag(inverse @ score.T @ score @ inverse))
     return slope[:first, 0].tolist(), (1.96 * error[:first]).tolist()
 

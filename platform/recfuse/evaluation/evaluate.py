@@ -116,13 +116,13 @@ class Separation:
     Attributes:
         users: distinct held-out users; shared_users: of them, those whom the samples have too.
         shared_rows: held-out rows that are in the samples; evaluation refuses any.
-        shared: bool[n], the held-out rows of the shared users.
+        of_shared_users: bool[n], which held-out rows are theirs.
     """
 
     users: int
     shared_users: int
     shared_rows: int
-    shared: np.ndarray = field(compare=False, repr=False)
+    of_shared_users: np.ndarray = field(compare=False, repr=False)
 
     def __str__(self) -> str:
         return (f"{self.shared_rows} held-out rows and {self.shared_users:,} of {self.users:,} held-out users "
@@ -223,7 +223,7 @@ def evaluate(config: EvaluateConfig, dataset: Dataset | None = None) -> Evaluate
         assert separation is not None
         require(separation.shared_users < separation.users, "holdout", f"{separation.users} users, all in the samples",
                 "a user whom the samples lack")
-        log = log.take(~separation.shared)
+        log = log.take(~separation.of_shared_users)
         separation = separate(config.samples, log)
     estimates, horizon = estimate(config, actor, log)
     if dataset is not None:

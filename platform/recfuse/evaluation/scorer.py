@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,17 +134,19 @@ def details(scorer: SceneScorer, day: TestDay, draws: int,
     """
     corrected, raw = day.predict(scorer), day.predict(scorer, corrected=False)
     rows = day.exposures
+    uncorrected = day.metrics(raw)
     return Details(
-        uncorrected=tuple(day.metrics(raw)), intervals=tuple(intervals(day, corrected, draws)),
-        uncorrected_intervals=tuple(intervals(day, raw, draws)),
+        uncorrected=tuple(uncorrected), intervals=tuple(intervals(day, day.metrics(corrected), corrected, draws)),
+        uncorrected_intervals=tuple(intervals(day, uncorrected, raw, draws)),
         transfer=tuple(transfer(scorer, day, draws, alone)) if alone else (),
         experts=tuple(scorer.expert_health(rows.rows, rows.users, rows.items, day.histories)))
 
 
-def intervals(day: TestDay, predictions: dict[str, NDArray[np.float32]], draws: int) -> Iterator[MetricIntervals]:
-    """Of every (scene, task), then pooled: beside each of `day.metrics(predictions)`."""
+def intervals(day: TestDay, metrics: Sequence[RankingMetrics], predictions: dict[str, NDArray[np.float32]],
+              draws: int) -> Iterator[MetricIntervals]:
+    """Beside each of the metrics, which are those of the predictions."""
     users = day.exposures.column("user_id")
-    for one in day.metrics(predictions):
+    for one in metrics:
         own = day.rows_of(one, predictions)
         yield metric_intervals(day.exposures.column(one.task)[own], predictions[one.task][own], users[own], draws=draws)
 

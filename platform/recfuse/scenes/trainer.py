@@ -459,14 +459,14 @@ def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Ten
     order = np.random.default_rng([config.seed, 0]).permutation(len(problem.rows))
     shares = deal(order, config.batch_size, config.workers)
     # The rows travel as a dataset for each worker, everything else once through the object store.
-    datasets = {_share(rank): ray.data.from_arrow(windows(problem.rows.take(share), share_of(problem)))
+    datasets = {_dataset_of(rank): ray.data.from_arrow(windows(problem.rows.take(share), rows_per_worker(problem)))
                 for rank, share in enumerate(shares)}
     nothing = np.zeros(0, np.int64)
     shared = dataclasses.replace(problem, rows=problem.rows.take(nothing), recent=nothing)
     board = _Board.remote()  # type: ignore[attr-defined]
     trainer = _Trainer(
         _worker, train_loop_config={"problem": ray.put(shared), "rows": config.workers * len(shares[0]),
-                                    "steps": -(-len(shares[0]) // share_of(problem)), "board": board},
+                                    "steps": -(-len(shares[0]) // rows_per_worker(problem)), "board": board},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers, use_gpu=config.gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if config.gpu else {"CPU": 1}),
@@ -515,7 +515,7 @@ def _worker(loop: dict[str, Any]) -> None:
     stepper, best = Stepper(model, problem, loop["steps"]), Best(problem)
     epoch, ended = _restore(model, stepper, best)
     done = epoch * loop["rows"]
-    shard = ray.train.get_dataset_shard(_share(rank))
+    shard = ray.train.get_dataset_shard(_dataset_of(rank))
     while epoch < config.epochs and not ended:
         loss = 0.0
         for step, batch in enumerate(batches(shard, problem, epoch)):
@@ -542,15 +542,15 @@ def deal(order: np.ndarray, batch_size: int, workers: int) -> list[np.ndarray]:
     return list(np.concatenate(parts, axis=1)) if parts else [whole] * workers
 
 
-def share_of(problem: Problem) -> int:
-    """A worker's rows of a batch."""
+def rows_per_worker(problem: Problem) -> int:
+    """Of a batch."""
     return max(1, problem.training.batch_size // max(problem.training.workers, 1))
 
 
 def windows(rows: EncodedRows, size: int) -> list[pa.Table]:
     """The rows as tables of some thousand, each a multiple of the batch of `size` rows."""
-    table, rows_of_one = to_table(rows), _window(size)
-    return [table.slice(start, rows_of_one) for start in range(0, table.num_rows, rows_of_one)]
+    table, step = to_table(rows), _rows_per_window(size)
+    return [table.slice(start, step) for start in range(0, table.num_rows, step)]
 
 
 def batches(shard: Any, problem: Problem, epoch: int) -> Iterator[EncodedRows]:
@@ -558,19 +558,19 @@ def batches(shard: Any, problem: Problem, epoch: int) -> Iterator[EncodedRows]:
 
     Ray Data hands over windows, in which batches are taken from memory: its cost a call is that of dozens of rows.
     """
-    size, rng = share_of(problem), np.random.default_rng([problem.training.seed, epoch])
-    for table in shard.iter_batches(batch_size=_window(size), batch_format="pyarrow", prefetch_batches=1):
+    size, rng = rows_per_worker(problem), np.random.default_rng([problem.training.seed, epoch])
+    for table in shard.iter_batches(batch_size=_rows_per_window(size), batch_format="pyarrow", prefetch_batches=1):
         rows = from_table(table, problem.rows.users, problem.rows.items)
         order = rng.permutation(len(rows)) if epoch else np.arange(len(rows))
         for start in range(0, len(order), size):
             yield rows.take(order[start:start + size])
 
 
-def _window(size: int) -> int:
+def _rows_per_window(size: int) -> int:
     return max(1, _WINDOW_ROWS // size) * size
 
 
-def _share(rank: int) -> str:
+def _dataset_of(rank: int) -> str:
     """The name of a worker's dataset."""
     return f"rows of worker {rank}"
 

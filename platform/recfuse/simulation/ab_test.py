@@ -243,7 +243,7 @@ class AaResult:
         found, wanted = float(self.false.mean()), 1 - level
         right = abs(found - wanted) <= AA_TOLERANCE
         return (f"A/A: a difference where there is none in {found:.1%} of the intervals, {wanted:.0%} ± "
-                f"{AA_TOLERANCE:.0%} are {'allowed' if right else 'allowed: DO NOT BELIEVE the test below'}")
+                f"{AA_TOLERANCE:.0%} are allowed{'' if right else ': DO NOT BELIEVE the test below'}")
 
     def rows(self) -> list[list[str]]:
         """A line per measure, then their mean and the corrected family; as text."""
