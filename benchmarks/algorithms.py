@@ -35,13 +35,13 @@ from scipy.stats import t as student
 from benchmarks.seeds import repeat
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
-from recfuse.console import start, table
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.logs.schema import VOCABULARY_FILE
+from recfuse.runtime.console import start, table
 from recfuse.simulation.ab_test import MEASURES, AbTestConfig, CemConfig, Who, cem_bundle, run_ab_test
 from recfuse.simulation.rollout import write_logs
 from recfuse.simulation.simulate import (

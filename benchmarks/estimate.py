@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from recfuse.console import table
+from recfuse.runtime.console import table
 
 DAY = 86_400.0
 

@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recfuse.console import Progress, start, table
-from recfuse.errors import require
-from recfuse.evaluation.intervals import Interval, paired_difference
+from recfuse.config import require
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.runtime.console import Progress, start, table
 from recfuse.simulation.ab_test import MEASURES, Arm, CemConfig, ab_test, search
 from recfuse.simulation.environment import SessionEngine
 from recfuse.simulation.rollout import live_with
 from recfuse.simulation.simulate import logged_policy
 from recfuse.simulation.world import FEEDBACK, World
+from recfuse.stats.intervals import Interval, paired_difference
 
 SHOWN = ("watch_time", "requests", "forward", "follow", "comment", "like")
 

@@ -43,13 +43,13 @@ from torch import Tensor
 
 from benchmarks import learner_d3rlpy, learner_marwil
 from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.console import table
 from recfuse.fusion import losses
 from recfuse.fusion.networks import Critics, GaussianPolicies, NetworkConfig
 from recfuse.learning.algorithm import TwoStage, TwoStageConfig
 from recfuse.learning.samples import SampleSet, arrays
 from recfuse.learning.settings import AlgorithmName, LearningSettings, Phase
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.runtime.console import table
 
 FILE_ROWS = 250_000
 PHASES: tuple[Phase, ...] = ("critics", "cloning", "stage_one", "stage_two")

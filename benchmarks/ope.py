@@ -28,10 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recfuse.console import Progress, start, table
-from recfuse.density import gaussian_log_density
 from recfuse.evaluation.fitted_q import ActionMoments, Transitions, fit_critics
-from recfuse.evaluation.intervals import ratio_of_sums
 from recfuse.evaluation.ope import (
     EstimateOptions,
     OffPolicyEstimate,
@@ -49,8 +46,11 @@ from recfuse.evaluation.sequential import (
     trajectory_importance_sampling,
 )
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.runtime.console import Progress, start, table
 from recfuse.simulation.rollout import Requests, rollout
 from recfuse.simulation.world import FEEDBACK, World
+from recfuse.stats.gaussian import gaussian_log_density
+from recfuse.stats.intervals import ratio_of_sums
 
 WATCHED = ("watch_time", "click", "like")
 COLUMNS = [FEEDBACK.index(name) for name in WATCHED]

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.seeds import repeat
-from recfuse.console import start, table
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.runtime.console import start, table
 from recfuse.simulation.ab_test import MEASURES, AbResult, AbTestConfig, CemConfig, run_ab_test
 from recfuse.simulation.simulate import SimulateConfig, simulate
 from recfuse.simulation.world import WorldConfig

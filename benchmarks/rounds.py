@@ -17,12 +17,12 @@ from pathlib import Path
 from benchmarks.policies import show
 from benchmarks.seeds import repeat
 from recfuse.bundle import read_bundle
-from recfuse.console import start
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.runtime.console import start
 from recfuse.simulation.ab_test import AbResult, AbTestConfig, CemConfig, cem_bundle, run_ab_test
 from recfuse.simulation.rollout import write_logs
 from recfuse.simulation.simulate import SimulateConfig, held_out, persons_of, simulate

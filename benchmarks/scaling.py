@@ -27,8 +27,6 @@ import ray
 import torch
 
 from benchmarks.sweep import VOCABULARY, write_samples
-from recfuse.cluster import LOOPBACK, on_loopback
-from recfuse.console import table
 from recfuse.evaluation.evaluate import read_held_out
 from recfuse.evaluation.ope import ncis
 from recfuse.fusion.policies import FixedGaussian
@@ -38,6 +36,8 @@ from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+from recfuse.runtime.cluster import LOOPBACK, on_loopback
+from recfuse.runtime.console import table
 from recfuse.simulation.online import VocabularyEnv
 from recfuse.simulation.world import World
 from tune.judges import live

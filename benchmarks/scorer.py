@@ -37,16 +37,16 @@ import tyro
 from scipy.stats import t as student
 
 from benchmarks.stopwatch import Stopwatch
-from recfuse.console import log_to_terminal, table
-from recfuse.evaluation.ranking import auc, gauc, predicted_over_observed
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.kuairand import read_exposures
+from recfuse.runtime.console import log_to_terminal, table
 from recfuse.scenes.dataset import encode_exposures, scene_rows
 from recfuse.scenes.features import Feature, FeatureEncoder, declared_features, row_histories
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.trainer import Problem, Stepper, TrainingConfig, fit_in_process, prepare, recent_shift, untrained
+from recfuse.stats.ranking import auc, gauc, predicted_over_observed
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("click", "long_view")
@@ -90,7 +90,7 @@ class ScoreboardConfig:
         last_training_day: yyyymmdd; the days after it test.
         quiet: the largest part of the machine that others may use during a training whose speed counts.
         batch_size, threads: of every contender.
-        strategy: of the weights of ours (FORMULAS 3.3); with another than `uniform` positives weigh without a bound.
+        strategy: of the weights of ours (maths 3.3); with another than `uniform` positives weigh without a bound.
         contenders: which take part: ours, peers, and our renderings of published architectures.
         budget: seconds after which no further training starts; a later run goes on.
         child: internal, one training of one of ours: its name, its seed, and where its predictions go.
@@ -391,10 +391,10 @@ def machine() -> str:
 
 def child_config(arguments: list[str]) -> ScoreboardConfig:
     """The config of a child process: the parent's, with the contender and its seed."""
-    from recfuse.console import load_config
+    from recfuse.config import load
 
     path, name, seed, predictions = arguments
-    return dataclasses.replace(load_config(ScoreboardConfig, path), child=(name, int(seed), predictions))
+    return dataclasses.replace(load(ScoreboardConfig, path), child=(name, int(seed), predictions))
 
 
 if __name__ == "__main__":

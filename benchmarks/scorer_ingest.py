@@ -24,8 +24,8 @@ import ray.data
 import torch
 import tyro
 
-from recfuse.cluster import cluster, read_parquet
-from recfuse.console import table
+from recfuse.runtime.cluster import cluster, read_parquet
+from recfuse.runtime.console import table
 from recfuse.scenes.dataset import EncodedRows, scene_rows
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.trainer import Problem, Stepper, TrainingConfig, batches, prepare, tensors, untrained, windows

@@ -18,7 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from recfuse.console import table
+from recfuse.runtime.console import table
 from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig, MultiSceneModel

@@ -25,11 +25,11 @@ import torch
 import tyro
 
 from benchmarks.scorer import OURS, REGISTRY, SCENES, TASKS, Ours, ScoreboardConfig, fields, rows_of
-from recfuse.console import log_to_terminal, table
-from recfuse.evaluation.ranking import AucDifference, auc, auc_difference
 from recfuse.logs.exposures import Exposures
+from recfuse.runtime.console import log_to_terminal, table
 from recfuse.scenes.features import row_histories
 from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.stats.ranking import AucDifference, auc, auc_difference
 
 # (batch size, epochs) that a page's own model may choose from, with no more steps an epoch than these.
 MOST_STEPS = 300

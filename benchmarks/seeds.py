@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from recfuse.cluster import cluster
+from recfuse.runtime.cluster import cluster
 
 Result = TypeVar("Result")
 

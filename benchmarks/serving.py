@@ -235,7 +235,7 @@ def child(side: str, port: int, options: dict[str, Any]) -> None:
     if side in ("serve", "empty"):
         import ray
 
-        from recfuse.cluster import LOOPBACK, on_loopback
+        from recfuse.runtime.cluster import LOOPBACK, on_loopback
         from serving.local import running
 
         with on_loopback():

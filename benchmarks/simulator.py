@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recfuse.console import start, table
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.runtime.console import start, table
 from recfuse.simulation.environment import FusionEnv, FusionVectorEnv, SessionEngine
 from recfuse.simulation.rollout import Act, policy_act, steps
 from recfuse.simulation.world import World

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from recfuse.console import start, table
-from recfuse.evaluation.intervals import sum_per_user
 from recfuse.logs.exposures import Exposures
+from recfuse.runtime.console import start, table
 from recfuse.simulation.sources import read_source
+from recfuse.stats.intervals import sum_per_user
 
 HALF_HOUR, DAY = 1_800.0, 86_400.0
 _FEW = 1_000  # rows of a scene below which it shares a column with the others

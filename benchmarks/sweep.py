@@ -20,10 +20,10 @@ import ray
 import torch
 
 from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.cluster import cluster
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.runtime.cluster import cluster
 from tune import sweep
 from tune.ledger import FINISHED, Ledger
 from tune.search import SearchConfig, planned, run_trials

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recfuse.console import start, table
+from recfuse.runtime.console import start, table
 from recfuse.simulation.ab_test import AbTestConfig, AbTestResult, run_ab_test
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recfuse.console import start, table
-from recfuse.errors import require
+from recfuse.config import require
+from recfuse.runtime.console import start, table
 from serving.session_table import MoveAccount, Mover, only_mover, served_vocabulary
 
 

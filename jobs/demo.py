@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 
 from jobs import ab_test, evaluate, export, ingest, simulate, train_fusion, train_scenes
-from recfuse.cluster import cluster
-from recfuse.console import start, table
+from recfuse.runtime.cluster import cluster
+from recfuse.runtime.console import start, table
 from serving.config import ServingConfig
 from serving.local import Latency, example_request, measure, running
 

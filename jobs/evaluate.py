@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recfuse.cluster import cluster, read_parquet
-from recfuse.console import start, table
 from recfuse.evaluation.evaluate import EvaluateConfig, EvaluateResult, evaluate
+from recfuse.runtime.cluster import cluster, read_parquet
+from recfuse.runtime.console import start, table
 
 
 def main(config: EvaluateConfig) -> EvaluateResult:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from recfuse.bundle import newest_bundle
 from recfuse.bundle.pointer import Pointer
-from recfuse.console import start, table
+from recfuse.runtime.console import start, table
 from recfuse.simulation.sources import read_source
 from recfuse.simulation.world import World
 from recfuse.state.store import UserState

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from recfuse.cluster import cluster
-from recfuse.console import start, table
 from recfuse.logs.ingest import IngestConfig, IngestResult, ingest
+from recfuse.runtime.cluster import cluster
+from recfuse.runtime.console import start, table
 
 
 def main(config: IngestConfig) -> IngestResult:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from recfuse.cluster import cluster, resuming
-from recfuse.console import start, table
 from recfuse.learning.training import TrainFusionConfig, TrainFusionResult, train_fusion
+from recfuse.runtime.cluster import cluster, resuming
+from recfuse.runtime.console import start, table
 
 
 def main(config: TrainFusionConfig) -> TrainFusionResult:

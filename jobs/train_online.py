@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from recfuse.cluster import cluster
-from recfuse.console import start, table
+from recfuse.runtime.cluster import cluster
+from recfuse.runtime.console import start, table
 from recfuse.simulation.online import TrainOnlineConfig, TrainOnlineResult, train_online
 
 

@@ -6,8 +6,8 @@ Hyper-parameters are chosen with `--test-day` on an earlier day, never on the la
 
 from __future__ import annotations
 
-from recfuse.console import start, table
-from recfuse.evaluation.train_scenes import TrainScenesConfig, TrainScenesResult, train_scenes
+from recfuse.runtime.console import start, table
+from recfuse.scenes.train_scenes import TrainScenesConfig, TrainScenesResult, train_scenes
 from recfuse.simulation.sources import read_source
 
 

@@ -1,4 +1,4 @@
-"""The HTTP interface (DESIGN 3.4): paths, one error shape, and the OpenAPI document."""
+"""The HTTP interface (design 3.4): paths, one error shape, and the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -19,11 +19,10 @@ from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from recfuse.behaviours import from_mapping
 from recfuse.bundle import BundleError, read_bundle
 from recfuse.bundle.bundle import KINDS
 from recfuse.bundle.pointer import read_pointer
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, from_mapping, require
 from serving.api import create_app
 from serving.config import ServingConfig, config_from_environment, with_tokens_of_environment
 from serving.door import Door

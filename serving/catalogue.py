@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 
 ENTRY_FIELDS = ("price", "price_before", "image")
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from recfuse.console import load_config
-from recfuse.errors import require
+from recfuse.config import load, require
 from recfuse.state.redis import is_redis_url
 
 CONFIG_VARIABLE = "RECFUSE_SERVING"
@@ -37,7 +36,7 @@ class ServingConfig:
         max_body_bytes, max_candidates: larger requests are refused.
         max_concurrent: requests that a replica answers at a time; one more gets 503 with Retry-After at once. Behind
             HAProxy, which refuses with less effort, RECFUSE_ROOM comes first (serving.environment).
-        scene_weights: scene → task → weight ≥ 0 of the order within a scene (FORMULAS 3.5); scenes that are not named
+        scene_weights: scene → task → weight ≥ 0 of the order within a scene (maths 3.5); scenes that are not named
             weigh their tasks alike.
         tokens: bearer tokens, any of which opens everything but /healthz; empty asks for none. RECFUSE_TOKENS (commas
             between) adds more, so that they need not stand in a file.
@@ -84,7 +83,7 @@ class ServingConfig:
 def config_from_environment() -> ServingConfig:
     """The config in the file that RECFUSE_SERVING names, or the defaults, with the tokens of RECFUSE_TOKENS."""
     path = os.environ.get(CONFIG_VARIABLE)
-    return with_tokens_of_environment(load_config(ServingConfig, path) if path else ServingConfig())
+    return with_tokens_of_environment(load(ServingConfig, path) if path else ServingConfig())
 
 
 def with_tokens_of_environment(config: ServingConfig) -> ServingConfig:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from recfuse.errors import InvalidFieldError, shorten
+from recfuse.config import InvalidFieldError, shorten
 
 logger = logging.getLogger("recfuse.serving")
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Fusion of one request: state, decision, scores, order, and the decision's row of the log (FORMULAS 1.1, 2)."""
+"""Fusion of one request: state, decision, scores, order, and the decision's row of the log (maths 1.1, 2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import Decision
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserStates
@@ -308,7 +308,7 @@ def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary
 
 
 def best_first(scores: np.ndarray, order: Order, top_n: int | None) -> np.ndarray:
-    """Positions of the best, in order; ties keep the candidates' order (FORMULAS 2.4)."""
+    """Positions of the best, in order; ties keep the candidates' order (maths 2.4)."""
     places: np.ndarray = np.argsort(-scores if order == "descending" else scores, kind="stable")
     return places[:top_n]
 

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from recfuse.bundle import Bundle, BundleError, read_bundle
 from recfuse.bundle.bundle import BundleKind
 from recfuse.bundle.pointer import read_pointer
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from serving.catalogue import Catalogue
 
 logger = logging.getLogger("recfuse.serving")

@@ -14,7 +14,7 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle
 from recfuse.bundle.bundle import BundleKind
 from recfuse.bundle.pointer import read_pointer
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.scenes.inference import SceneScorer
 from recfuse.state.redis import RedisUserStates

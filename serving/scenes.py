@@ -1,4 +1,4 @@
-"""Scoring of one request within a scene: features, probabilities, and the operator's order (FORMULAS 3.5)."""
+"""Scoring of one request within a scene: features, probabilities, and the operator's order (maths 3.5)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.state.store import UserState, UserStates
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
@@ -46,7 +46,7 @@ class Scorer(Protocol):
 
 
 def fuse_tasks(probabilities: Mapping[str, np.ndarray], weights: Mapping[str, float], how: TaskFusion) -> np.ndarray:
-    """Scores within a scene, float64[N] (FORMULAS 3.5).
+    """Scores within a scene, float64[N] (maths 3.5).
 
     Args:
         probabilities: task → [N].

@@ -1,4 +1,4 @@
-"""Requests and answers over HTTP (DESIGN 3.4): the types that decode a body once and describe it in /docs."""
+"""Requests and answers over HTTP (design 3.4): the types that decode a body once and describe it in /docs."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ import yaml
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import BundleError, read_bundle
 from recfuse.bundle.pointer import read_pointer
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
 from serving.decision_log import DECISION
 from serving.logs import log_as_json

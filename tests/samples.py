@@ -1,4 +1,4 @@
-"""A logged contextual bandit with a known optimum, as samples (DESIGN 3.2)."""
+"""A logged contextual bandit with a known optimum, as samples (design 3.2)."""
 
 from __future__ import annotations
 

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.evaluation.evaluate import HeldOut, policy_log_prob, read_held_out
-from recfuse.evaluation.intervals import paired_difference
 from recfuse.evaluation.ope import EstimateOptions, ncis
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import Policy
 from recfuse.simulation.environment import SessionEngine
 from recfuse.simulation.rollout import collect, policy_act, steps
 from recfuse.simulation.world import FEEDBACK, World
+from recfuse.stats.intervals import paired_difference
 from tune.split import SplitConfig, groups_of
 
 _PERSONS_AT_ONCE = 16_384
@@ -46,7 +46,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class OffPolicyJudge:
-    """NCIS on held-out samples (FORMULAS 4.1), over the mean in the log; the log's mean is taken as it is.
+    """NCIS on held-out samples (maths 4.1), over the mean in the log; the log's mean is taken as it is.
 
     Attributes:
         log: of users that did not train.
@@ -76,7 +76,7 @@ class OffPolicyJudge:
 
 @dataclass(frozen=True)
 class SimulatorJudge:
-    """An A/B test in the simulator (FORMULAS 4.2) where every person lives once under each policy, with the same luck.
+    """An A/B test in the simulator (maths 4.2) where every person lives once under each policy, with the same luck.
 
     Attributes:
         world: of the simulation.

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recfuse.evaluation.report import COLOURS, Section
+from recfuse.report.report import COLOURS, Section
 from tune.frontier import Point, frontier, keeps
 from tune.space import DISCOUNTS, MULTIPLIERS, TOTAL, decode, label, symbol
 

@@ -25,8 +25,8 @@ import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from recfuse.console import Progress
-from recfuse.errors import require
+from recfuse.config import require
+from recfuse.runtime.console import Progress
 from tune import space
 from tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
 from tune.space import Assignment, Block

@@ -13,8 +13,8 @@ import numpy as np
 import optuna
 from pydantic import TypeAdapter
 
-from recfuse.behaviours import Vocabulary, from_mapping
-from recfuse.errors import InvalidFieldError, require
+from recfuse.behaviours import Vocabulary
+from recfuse.config import InvalidFieldError, from_mapping, require
 
 T = TypeVar("T")
 # One trial's choices: dotted path of a field → value.
@@ -124,7 +124,7 @@ def canonical(assignment: Assignment) -> str:
 
 
 def label(assignment: Assignment) -> str:
-    """Short text for tables and figures, with the symbols of FORMULAS 1."""
+    """Short text for tables and figures, with the symbols of maths 1."""
     def text(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
     return ", ".join(f"{symbol(name)}={text(value)}" for name, value in assignment.items()) or \
@@ -132,7 +132,7 @@ def label(assignment: Assignment) -> str:
 
 
 def symbol(name: str) -> str:
-    """A field as FORMULAS 1 writes it, where it does."""
+    """A field as maths 1 writes it, where it does."""
     head, _, rest = name.partition(".")
     return "Λ" if name == TOTAL else f"{_SYMBOLS[head]} {rest}" if head in _SYMBOLS else name
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.logs.schema import VOCABULARY_FILE
 
 LEARN, JUDGE, LAST = "learn", "judge", "last"

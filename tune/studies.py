@@ -15,8 +15,6 @@ import pyarrow.dataset as ds
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
-from recfuse.evaluation.ranking import POOLED, metric_intervals
-from recfuse.evaluation.scorer import TestDay
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.learning.algorithm import TwoStageConfig
 from recfuse.learning.samples import COLUMNS, InMemory, SampleSet, arrays
@@ -24,10 +22,12 @@ from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import summary
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import split_by_time
+from recfuse.scenes.evaluation import TestDay
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.stats.ranking import POOLED, metric_intervals
 from tune.judges import Judge, Worth, Worths, flat
 from tune.space import (
     DISCOUNTS,

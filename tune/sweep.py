@@ -21,16 +21,15 @@ import tyro
 from jobs import ingest, simulate, train_scenes
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
-from recfuse.cluster import cluster
-from recfuse.console import start, table
-from recfuse.errors import require
-from recfuse.evaluation.intervals import LEVEL
+from recfuse.config import require
 from recfuse.evaluation.ope import MIN_ESS
-from recfuse.evaluation.report import write_report
 from recfuse.fusion.inference import FusionActor
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
 from recfuse.logs.schema import VOCABULARY_FILE
+from recfuse.report.report import write_report
+from recfuse.runtime.cluster import cluster
+from recfuse.runtime.console import start, table
 from recfuse.scenes.dataset import fingerprint, scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import KUAIRAND
@@ -38,6 +37,7 @@ from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
 from recfuse.simulation.simulate import logged_policy
 from recfuse.simulation.sources import read_source
 from recfuse.simulation.world import World
+from recfuse.stats.intervals import LEVEL
 from tune import space
 from tune.frontier import Point, cheapest, closest, frontier, keeps, points
 from tune.judges import Judge, OffPolicyJudge, SimulatorJudge, Worths

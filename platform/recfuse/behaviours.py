@@ -10,12 +10,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, from_mapping, require
 
 Kind = Literal["long_term", "short_term"]
 Transform = Literal["identity", "log1p"]
@@ -23,37 +23,16 @@ Formula = Literal["linear", "log_sum", "power"]
 STAGES = ("coarse", "fine", "rerank", "mix")
 _DEFAULT_DISCOUNT: dict[Kind, float] = {"long_term": 0.95, "short_term": 0.0}
 
-T = TypeVar("T")
-
-
-def from_mapping(cls: type[T], mapping: Any, source: str = "config") -> T:
-    """A frozen dataclass from plain YAML or JSON values; unknown keys, wrong types and bad values are refused.
-
-    Raises:
-        InvalidFieldError: with the path of the first bad field.
-    """
-    try:
-        return TypeAdapter(cls).validate_python(mapping, extra="forbid")
-    except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, InvalidFieldError):
-            path = ".".join([*(str(part) for part in first["loc"]), cause.field])
-            raise InvalidFieldError(path, cause.value, cause.allowed) from None
-        path = ".".join(str(part) for part in first["loc"]) or source
-        raise InvalidFieldError(path, first["input"], f"{first['msg']} (in {source})") from None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
-    """One kind of feedback, with its own critic (FORMULAS 1.2).
+    """One kind of feedback, with its own critic (maths 1.2).
 
     Attributes:
         name: its field in the log's `feedback` struct.
         kind: `long_term` (dense: watch time) or `short_term` (sparse: like, comment, forward, follow).
         discount: γ in [0, 1); None takes 0.95 for long-term, 0 for short-term behaviours.
         multiplier: λ > 0 of the constraint that holds the long-term policy close to this behaviour's policy
-            (FORMULAS 1.5); short-term behaviours only.
+            (maths 1.5); short-term behaviours only.
         weight: α ≥ 0 of this behaviour's advantage among the long-term ones, normalised to sum 1; long-term only.
         transform: applied to the logged feedback before it becomes a reward (`log1p` tames heavy tails).
         scale: the transformed feedback is divided by it, so that rewards are of order one.
@@ -118,14 +97,14 @@ class StateFeature:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What the numbers of a session log mean (DESIGN 3.1).
+    """What the numbers of a session log mean (design 3.1).
 
     Attributes:
         behaviours: order of the feedback columns everywhere.
         fusion_parameters: names of the M predictions that the M fusion parameters weigh, in order.
         state_size: S, the width of `state`.
         state_features: how a context becomes a state; empty where the log's owner encodes states elsewhere.
-        formula, offset: how parameters and predictions become a score (FORMULAS 2); `offset` is b of log-sum and power.
+        formula, offset: how parameters and predictions become a score (maths 2); `offset` is b of log-sum and power.
         scenes, stages: the values that a log may carry; an empty `scenes` allows any.
     """
 

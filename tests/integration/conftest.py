@@ -20,7 +20,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(ROOT, part) for part in 
 def local_ray():
     import ray
 
-    from recfuse.cluster import LOOPBACK, on_loopback
+    from recfuse.runtime.cluster import LOOPBACK, on_loopback
 
     if not ray.is_initialized():
         with on_loopback():

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jobs import ab_test as job
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.simulation.ab_test import AbTestConfig, CemConfig

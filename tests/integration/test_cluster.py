@@ -10,7 +10,7 @@ import pytest
 import ray
 from clusters import LOOPBACK_ADDRESSES, ROOT, token_environment
 
-from recfuse.cluster import resuming
+from recfuse.runtime.cluster import resuming
 
 # All that a local Ray starts: what it listens on, by the process that does.
 LOOK = """
@@ -18,7 +18,7 @@ import json, os, sys
 sys.path.insert(0, "tests")
 import clusters, ray
 from pathlib import Path
-from recfuse.cluster import cluster
+from recfuse.runtime.cluster import cluster
 with cluster():
     ray.get(ray.remote(lambda: None).remote())
     session = ray._private.worker._global_node.get_session_dir_path()

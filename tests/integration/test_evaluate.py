@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.unit.evaluation.test_report import DATA
 
 from jobs import evaluate as job
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.evaluation.evaluate import (
     EvaluateConfig,
     action_moments,
@@ -23,12 +24,11 @@ from recfuse.evaluation.evaluate import (
     read_transitions,
 )
 from recfuse.evaluation.fitted_q import fit_critics
-from recfuse.evaluation.report import SECTIONS, write_report
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.schema import sample_schema
+from recfuse.report.report import SECTIONS, write_report
 from recfuse.simulation.rollout import rollout, session_log, write_logs
-from tests.unit.evaluation.test_report import DATA
 from tests.unit.simulation import worlds
 
 

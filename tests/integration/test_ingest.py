@@ -10,7 +10,7 @@ import session_logs
 from clusters import killing
 from session_logs import loose_table, random_rows, row, table, vocabulary
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.logs.sessions import to_samples
 

@@ -8,7 +8,7 @@ import pytest
 
 from jobs import simulate as job
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.schema import session_log_schema
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.simulation.response import ResponseConfig

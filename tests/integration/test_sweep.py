@@ -13,7 +13,7 @@ import samples as toy
 from clusters import killing
 
 from recfuse.bundle import read_bundle
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning.settings import LearningSettings, StoppingRule
 from tune import sweep

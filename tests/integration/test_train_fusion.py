@@ -15,7 +15,7 @@ import tyro
 
 from jobs.train_fusion import main
 from recfuse.bundle import read_bundle
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning import training

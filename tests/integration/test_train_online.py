@@ -12,7 +12,7 @@ import samples as toy
 from learners import SETTINGS
 
 from recfuse.bundle import read_bundle
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.online import OnlineSettings, first_samples, online_config, roll

@@ -13,15 +13,15 @@ import torch
 
 from jobs.train_scenes import main
 from recfuse.bundle import read_bundle
-from recfuse.evaluation.ranking import auc
-from recfuse.evaluation.train_scenes import TrainScenesConfig
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import TimeSplit, scene_rows, split_by_time
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND, Registry, Scene
+from recfuse.scenes.train_scenes import TrainScenesConfig
 from recfuse.scenes.trainer import TrainingConfig, batches, prepare, train, windows
 from recfuse.simulation.exposures import generate
+from recfuse.stats.ranking import auc
 
 SMALL = ModelConfig(embedding_size=8, history_length=5, experts=2, expert_layers=(16, 8), tower_layers=(8,))
 TRAINING = TrainingConfig(bfloat16=False, minimum_positives=5, batch_size=256)

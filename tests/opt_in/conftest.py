@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def local_ray() -> Iterator[None]:
     import ray
 
-    from recfuse.cluster import LOOPBACK, on_loopback
+    from recfuse.runtime.cluster import LOOPBACK, on_loopback
 
     with on_loopback():
         ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=2, include_dashboard=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 
 
 def plain(**changes):

@@ -1,4 +1,4 @@
-"""Write and read bundles (DESIGN 3.3): safetensors and a manifest, hash-named, verified on load, nothing unpickled."""
+"""Write and read bundles (design 3.3): safetensors and a manifest, hash-named, verified on load, nothing unpickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from recfuse.errors import require
+from recfuse.config import require
 
 BundleKind = Literal["fusion", "scenes"]
 KINDS: tuple[str, ...] = ("fusion", "scenes")

@@ -18,11 +18,9 @@ import pyarrow.dataset as ds
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.evaluation.fitted_q import ActionMoments, LinearCritics, Transitions, fit_critics
-from recfuse.evaluation.intervals import LEVEL
 from recfuse.evaluation.ope import direct_method, doubly_robust, importance_sampling, ncis
-from recfuse.evaluation.report import ReportData, write_report
 from recfuse.evaluation.sequential import (
     Sessions,
     critic_weights,
@@ -36,6 +34,8 @@ from recfuse.evaluation.streaming import estimates_of_sums, merge, user_sums
 from recfuse.evaluation.support import MIN_ESS, EstimateOptions, OffPolicyEstimate
 from recfuse.fusion.inference import FusionActor
 from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE
+from recfuse.report.report import ReportData, write_report
+from recfuse.stats.intervals import LEVEL
 
 logger = logging.getLogger("recfuse")
 REPORT, METRICS = "report.html", "metrics.json"

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recfuse.errors import require
-from recfuse.evaluation.intervals import sum_per_user
+from recfuse.config import require
 from recfuse.evaluation.support import Vector
+from recfuse.stats.intervals import sum_per_user
 
 # Of states [n, S]: mean and variance [n, M] of the actions that the policy in question takes there, entry by entry
 # independent.

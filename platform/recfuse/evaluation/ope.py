@@ -1,4 +1,4 @@
-"""Off-policy evaluation of single requests from logs (FORMULAS 4.1): what a request would have brought.
+"""Off-policy evaluation of single requests from logs (maths 4.1): what a request would have brought.
 
 States come as they were logged: what the policy would do to later states is the matter of `sequential`.
 """
@@ -10,8 +10,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from recfuse.errors import require
-from recfuse.evaluation.intervals import sum_per_user
+from recfuse.config import require
 from recfuse.evaluation.support import (
     DEFAULTS,
     MIN_ESS,
@@ -26,6 +25,7 @@ from recfuse.evaluation.support import (
     refusal,
     with_fit_error,
 )
+from recfuse.stats.intervals import sum_per_user
 
 __all__ = ["MIN_ESS", "EstimateOptions", "OffPolicyEstimate", "direct_method", "doubly_robust", "importance_sampling",
            "ncis"]
@@ -53,7 +53,7 @@ def ncis(
         InvalidFieldError: a shape that does not fit or a value that is not allowed.
 
     References:
-        FORMULAS 4.1; Swaminathan & Joachims, "The Self-Normalized Estimator for Counterfactual Learning", NIPS 2015.
+        maths 4.1; Swaminathan & Joachims, "The Self-Normalized Estimator for Counterfactual Learning", NIPS 2015.
     """
     return importance_sampling(log_prob, behaviour_log_prob, feedback, cap, user_id, options, normalise=True)
 

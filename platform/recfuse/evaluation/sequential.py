@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.evaluation.support import (
     DEFAULTS,
     MIN_ESS,

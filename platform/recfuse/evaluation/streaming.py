@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.evaluation.support import (
     DEFAULTS,
     EstimateOptions,

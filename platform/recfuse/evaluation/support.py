@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recfuse.errors import require
-from recfuse.evaluation.intervals import DRAWS, LEVEL, of_sums
+from recfuse.config import require
+from recfuse.stats.intervals import DRAWS, LEVEL, of_sums
 
 # Below it an estimate says more about a few requests than about the policy.
 MIN_ESS = 100.0

@@ -1,8 +1,8 @@
 """The advantage as a function of state and action, regressed from its samples.
 
-A sampled advantage (FORMULAS 1.3) is unbiased but carries all that a single request happened to bring and whether its
+A sampled advantage (maths 1.3) is unbiased but carries all that a single request happened to bring and whether its
 session went on. Stage two exponentiates it, and the exponential of a noisy sample follows the noise: it spends the
-effective sample size on luck. The optimum of FORMULAS 1.5 holds A(s, a) itself, its conditional expectation.
+effective sample size on luck. The optimum of maths 1.5 holds A(s, a) itself, its conditional expectation.
 
 The model is A(s, a) = (W [1, s]) · a + aᵀ H a in standardised states and actions, whose gradients are the compatible
 features of a Gaussian policy (Sutton et al., "Policy Gradient Methods for Reinforcement Learning with Function
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recfuse.errors import require
+from recfuse.config import require
 
 FOLDS = 10
 # Rows of a fold come in runs, so that most sessions lie within one fold.

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError, write_bundle
-from recfuse.density import gaussian_log_density
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig
 from recfuse.fusion.policies import Decision, FixedGaussian, decide
 from recfuse.fusion.squash import Range, squashed_log_density
+from recfuse.stats.gaussian import gaussian_log_density
 
 Array = NDArray[np.float64]
 

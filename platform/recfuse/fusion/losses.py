@@ -1,6 +1,6 @@
-"""Losses of two-stage constrained actor-critic (FORMULAS 1; Cai et al., WWW 2023, arXiv 2302.01680).
+"""Losses of two-stage constrained actor-critic (maths 1; Cai et al., WWW 2023, arXiv 2302.01680).
 
-Pure functions of tensors, batch first. What FORMULAS holds constant (targets, ratios, weights) carries no gradient
+Pure functions of tensors, batch first. What the formulas hold constant (targets, ratios, weights) carries no gradient
 here, whatever the caller passes. `m` behaviours may be given as one more dimension; their losses are summed, so that
 networks on disjoint parameters need one backward pass.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recfuse.errors import require
+from recfuse.config import require
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ConstrainedLoss:
 def critic_loss(
     value: Tensor, next_value: Tensor, feedback: Tensor, done: Tensor, discount: float | Tensor
 ) -> CriticLoss:
-    """Mean squared temporal-difference error (FORMULAS 1.2).
+    """Mean squared temporal-difference error (maths 1.2).
 
     Args:
         value: V(s_t), [B] or [B, m].
@@ -92,7 +92,7 @@ def critic_loss(
 def advantage(
     value: Tensor, next_value: Tensor, feedback: Tensor, done: Tensor, discount: float | Tensor
 ) -> Tensor:
-    """A_t = r_t + γ (1 − d_t) V(s_{t+1}) − V(s_t), no gradient (FORMULAS 1.3). Shapes as `critic_loss`."""
+    """A_t = r_t + γ (1 − d_t) V(s_{t+1}) − V(s_t), no gradient (maths 1.3). Shapes as `critic_loss`."""
     return td_target(next_value, feedback, done, discount, like=value) - value.detach()
 
 
@@ -120,7 +120,7 @@ def td_target(
 def auxiliary_policy_loss(
     log_prob: Tensor, behaviour_log_prob: Tensor, advantage: Tensor, rho_max: float | None = None
 ) -> AuxiliaryLoss:
-    """Stage one: −mean(ρ A log π) with the clipped ratio ρ = min(ρ̄, π / π_b) held constant (FORMULAS 1.4).
+    """Stage one: −mean(ρ A log π) with the clipped ratio ρ = min(ρ̄, π / π_b) held constant (maths 1.4).
 
     Args:
         log_prob: log π_θj(a_t|s_t), [B] or [B, |S|].
@@ -152,7 +152,7 @@ def auxiliary_policy_loss(
 def target_exponent(
     behaviour_log_prob: Tensor, auxiliary_log_probs: Tensor, advantage: Tensor, lambdas: Tensor
 ) -> Tensor:
-    """e_t = log w_t + A_t / Λ, [B], no gradient (FORMULAS 1.5, 1.6).
+    """e_t = log w_t + A_t / Λ, [B], no gradient (maths 1.5, 1.6).
 
     Args: as `constrained_policy_loss`.
     """
@@ -171,7 +171,7 @@ def target_exponent(
 def target_weights(
     exponent: Tensor, ess_floor: float = 0.0, normalise: bool = False, cap: float | None = None
 ) -> TargetWeights:
-    """exp(τ e_t), with the largest τ ≤ 1 whose effective sample size keeps the floor (FORMULAS 1.6).
+    """exp(τ e_t), with the largest τ ≤ 1 whose effective sample size keeps the floor (maths 1.6).
 
     Args:
         exponent: e_t, [B], over the samples that the floor and the normalisation are to hold for.
@@ -198,7 +198,7 @@ def target_weights(
 
 
 def weighted_likelihood_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
-    """−mean(weight · log π), the weights held constant: stage two once its weights are known (FORMULAS 1.5)."""
+    """−mean(weight · log π), the weights held constant: stage two once its weights are known (maths 1.5)."""
     _require_shape("weight", weight, tuple(log_prob.shape))
     return -(weight.detach() * log_prob).mean()
 
@@ -213,7 +213,7 @@ def constrained_policy_loss(
     normalise: bool = False,
     cap: float | None = None,
 ) -> ConstrainedLoss:
-    """Stage two: −mean(w exp(A/Λ) log π), w = Π_j (π_j / π_b)^{λ_j/Λ} (FORMULAS 1.5).
+    """Stage two: −mean(w exp(A/Λ) log π), w = Π_j (π_j / π_b)^{λ_j/Λ} (maths 1.5).
 
     Args:
         log_prob: log π_θ(a_t|s_t), [B].

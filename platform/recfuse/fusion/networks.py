@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from recfuse.behaviours import Vocabulary, from_mapping
-from recfuse.density import LOG_2PI
-from recfuse.errors import require
+from recfuse.behaviours import Vocabulary
+from recfuse.config import from_mapping, require
 from recfuse.fusion.squash import log_slope, unsquash
+from recfuse.stats.gaussian import LOG_2PI
 
 Activation = Literal["relu", "tanh", "silu"]
 # So many numbers that a layer of one network gives make a CPU compute them network by network.
@@ -116,7 +116,7 @@ class BatchedMLP(nn.Module):
 
     Args:
         names: one per network. The initial parameters of a network depend on the seed and its name alone, so that
-            reordering the networks reorders the parameters and changes nothing else (FORMULAS P6).
+            reordering the networks reorders the parameters and changes nothing else (maths P6).
         sizes: widths of input, hidden layers, output.
         config: activation, whether the networks share all layers but the last, and arithmetic.
         seed: of the initial parameters.
@@ -214,7 +214,7 @@ def _apart(parameter: Tensor) -> tuple[Tensor, ...]:
 
 
 class Critics(nn.Module):
-    """V_j(s) of m behaviours (FORMULAS 1.2).
+    """V_j(s) of m behaviours (maths 1.2).
 
     Args:
         names: of the behaviours.
@@ -278,7 +278,7 @@ class ActionValues(nn.Module):
 
 
 class GaussianPolicies(nn.Module):
-    """k diagonal Gaussian policies π_j(a|s) = N(μ_j(s), diag σ_j(s)²) (FORMULAS 1.1); with an action range, of what the
+    """k diagonal Gaussian policies π_j(a|s) = N(μ_j(s), diag σ_j(s)²) (maths 1.1); with an action range, of what the
     action was before it was squashed (recfuse.fusion.squash).
 
     A fresh one is close to the Gaussian with the moments of the logged actions.

@@ -8,14 +8,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recfuse.density import gaussian_log_density
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.squash import Range, squash_array, squashed_log_density
+from recfuse.stats.gaussian import gaussian_log_density
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The answer of a policy for a batch of states; what the session log keeps of it (DESIGN 3.1).
+    """The answer of a policy for a batch of states; what the session log keeps of it (design 3.1).
 
     Attributes:
         mu, sigma: float32[B, M], the Gaussian over fusion parameters (before they are squashed, if they are).

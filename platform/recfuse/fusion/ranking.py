@@ -1,4 +1,4 @@
-"""Fusion of predictions into one ranking (FORMULAS 2)."""
+"""Fusion of predictions into one ranking (maths 2)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recfuse.behaviours import Formula
-from recfuse.errors import require
+from recfuse.config import require
 
 Order = Literal["descending", "ascending"]
 
@@ -21,7 +21,7 @@ def fuse(
     Args:
         predictions: [..., N, M], finite; for `log_sum` and `power`, greater than −offset.
         weights: [..., M], the fusion parameters a, finite; leading dimensions broadcast against those of predictions.
-        formula: `linear` Σ a_k p_k (FORMULAS 2.1), `log_sum` Σ a_k log(p_k + b_k) (2.2), `power` Π (p_k + b_k)^{a_k}
+        formula: `linear` Σ a_k p_k (maths 2.1), `log_sum` Σ a_k log(p_k + b_k) (2.2), `power` Π (p_k + b_k)^{a_k}
             (2.3). The last two order alike; products that leave the float range tie, so rank by `log_sum` there.
         offset: b > 0, one number or [M]; unused by `linear`.
 
@@ -51,7 +51,7 @@ def fuse(
 
 
 def rank(scores: Tensor, order: Order = "descending") -> Tensor:
-    """The candidates' positions, int64 [..., N], best place first (FORMULAS 2.4).
+    """The candidates' positions, int64 [..., N], best place first (maths 2.4).
 
     Args:
         scores: [..., N], no NaN.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recfuse.errors import require
+from recfuse.config import require
 
 
 @dataclass(frozen=True)

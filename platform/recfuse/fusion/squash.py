@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from recfuse.density import gaussian_log_density
+from recfuse.stats.gaussian import gaussian_log_density
 
 Range = tuple[float, float]
 # Nearest to the ends of (−1, 1); beyond it a float32 cannot say how far out u was.

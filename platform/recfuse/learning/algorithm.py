@@ -22,7 +22,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.learner import TwoStageLearner
@@ -38,7 +38,7 @@ class TwoStageConfig(AlgorithmConfig):
 
         algorithm = TwoStageConfig().learn(LearningSettings(), SampleSet.open("runs/samples")).build_algo()
 
-    Cai et al., "Two-Stage Constrained Actor-Critic for Short Video Recommendation", WWW 2023 (FORMULAS 1).
+    Cai et al., "Two-Stage Constrained Actor-Critic for Short Video Recommendation", WWW 2023 (maths 1).
     """
 
     def __init__(self, algo_class: type | None = None) -> None:

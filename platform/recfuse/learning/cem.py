@@ -20,9 +20,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from recfuse.console import Progress
-from recfuse.density import LOG_2PI
-from recfuse.errors import require
+from recfuse.config import require
+from recfuse.runtime.console import Progress
+from recfuse.stats.gaussian import LOG_2PI
 
 Objective = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -154,7 +154,7 @@ def importance_sums(
     Args:
         vectors: [P, M], means of the Gaussians that are judged; sigma: [M], of all.
         action: [n, M]; behaviour_log_prob, advantage: [n].
-        rho_max: the weights ρ = min(ρ̄, π / π_b) are cut there (FORMULAS 4.1).
+        rho_max: the weights ρ = min(ρ̄, π / π_b) are cut there (maths 4.1).
     """
     z, w = action / sigma, vectors / sigma
     constant = -sigma.log().sum() - 0.5 * LOG_2PI * action.shape[1]
@@ -166,7 +166,7 @@ def importance_sums(
 
 
 def logged_scores(sums: NDArray[np.float64], rows: int, pessimism: float, ess_floor: float) -> LoggedScores:
-    """Scores of vectors on a log (FORMULAS 4.1, with the standard error of a ratio of means).
+    """Scores of vectors on a log (maths 4.1, with the standard error of a ratio of means).
 
     A vector whose effective sample size lies below the floor ranks below all others, because the log says too little
     about it, and the lower the smaller it is.

@@ -28,7 +28,7 @@ class Objective:
     Attributes:
         short, long: positions of the behaviours of each kind.
         discount: [c], of the critics; ahead: the run of them with a discount, whose targets read the next state.
-        lambdas: λ of the auxiliary policies: [|S|], or their sum [1] where all critics share one (FORMULAS 1.5).
+        lambdas: λ of the auxiliary policies: [|S|], or their sum [1] where all critics share one (maths 1.5).
         alpha: [|L|], sums to 1.
         mixture: [m], weights of the behaviours in one mixed reward or advantage; floors: [|S|], of RCPO.
     """
@@ -88,7 +88,7 @@ class _Kept:
 class Frozen:
     """Computes once a phase what its steps would otherwise ask the frozen networks for again and again.
 
-    All on the CPU, in the order of the samples. Advantages have unit variance over the samples (FORMULAS 1.6).
+    All on the CPU, in the order of the samples. Advantages have unit variance over the samples (maths 1.6).
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Frozen:
         return self._fill(1, parts())[:, 0]
 
     def _advantages(self) -> Tensor:
-        """A of every sample and critic (FORMULAS 1.3, or V-trace), [n, c]; V-trace's targets are kept beside it."""
+        """A of every sample and critic (maths 1.3, or V-trace), [n, c]; V-trace's targets are kept beside it."""
         trace = self._v_trace() if self._settings.targets == "v_trace" else self._one_step()
         return _to_unit_variance(self._fill(len(self._objective.discount), trace))
 

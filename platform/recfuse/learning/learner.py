@@ -17,7 +17,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from torch import Tensor
 
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion import losses, rivals
 from recfuse.fusion.networks import gaussian_entropy, gaussian_kl
 from recfuse.learning.allocation import keep_freed_memory
@@ -61,7 +61,7 @@ class _Check:
 
 
 class TwoStageLearner(TorchLearner):
-    """Fits critics, then auxiliary policies, then the long-term policy (FORMULAS 1.2 to 1.6); or what a rival fits, by
+    """Fits critics, then auxiliary policies, then the long-term policy (maths 1.2 to 1.6); or what a rival fits, by
     `LearningSettings.algorithm`.
 
     One `update` is one pass over the samples. A global minibatch has `LearningSettings.parts` parts, of which every

@@ -23,12 +23,12 @@ from recfuse.fusion.networks import (
 from recfuse.fusion.policies import FixedGaussian
 
 N = TypeVar("N", bound=nn.Module)
-# The one auxiliary policy that all short-term critics update in turn (FORMULAS 1.4).
+# The one auxiliary policy that all short-term critics update in turn (maths 1.4).
 INTERMEDIATE = "intermediate"
 
 
 class FusionPolicyModule(TorchRLModule):
-    """Networks of the two-stage learner (FORMULAS 1.1, 1.2, 1.4) and of its rivals.
+    """Networks of the two-stage learner (maths 1.1, 1.2, 1.4) and of its rivals.
 
     `model_config`: `vocabulary`, `network` and `normalisation` as plain values, `seed`, `critics` (their names) and
     `values` where they start; `auxiliaries` (their names), `action_values` (how many networks, or 0) and `value` where

@@ -1,6 +1,6 @@
 """Learning while serving, in an environment: env runners roll the current policy, the learners climb what it brought.
 
-The on-policy reading of FORMULAS 1.4: the same critics, losses and learners as offline, on requests that the policy has
+The on-policy reading of maths 1.4: the same critics, losses and learners as offline, on requests that the policy has
 just answered, whose ratios start at 1. Runners and learners are RLlib's; columns go from one to the other.
 """
 
@@ -24,7 +24,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import Policy, decide
 from recfuse.learning.algorithm import TwoStage, TwoStageConfig, plain_metrics

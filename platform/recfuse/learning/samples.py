@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.cluster import read_parquet
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.networks import Normalisation
 from recfuse.fusion.squash import Range, unsquash_array
 from recfuse.learning.allocation import return_freed_memory
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.runtime.cluster import read_parquet
 
 COLUMNS = ("state", "action", "action_logp", "feedback", "next_state", "done")
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """A directory of samples (DESIGN 3.2), checked, with the moments that the networks are normalised by.
+    """A directory of samples (design 3.2), checked, with the moments that the networks are normalised by.
 
     Attributes:
         directory: holds `*.parquet` and the vocabulary.

@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.networks import NetworkConfig
 
 AlgorithmName = Literal["two_stage", "behaviour_cloning", "cem", "actor_critic", "interaction_only", "rcpo",
@@ -46,7 +46,7 @@ _ONE_CRITIC = ("rcpo_mixed", "iql", "td3_bc")
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """A fit ends on the first of these (FORMULAS 1.7). An iteration is one pass over the samples, and its loss is that
+    """A fit ends on the first of these (maths 1.7). An iteration is one pass over the samples, and its loss is that
     on the samples held out, where some are.
 
     Attributes:
@@ -156,7 +156,7 @@ class LearningSettings:
     """Everything about a training run but its samples.
 
     Attributes:
-        algorithm: `two_stage` (FORMULAS 1); or a rival, which shares networks, data and export with it.
+        algorithm: `two_stage` (maths 1); or a rival, which shares networks, data and export with it.
             `behaviour_cloning` imitates the logged policy. `cem` searches one fusion vector for all requests by the
             cross-entropy method; a vector is judged on the log, by the self-normalised, clipped importance-weighted
             mean of the long-term advantage. These climb one advantage by the off-policy gradient with clipped ratios
@@ -178,17 +178,17 @@ class LearningSettings:
             estimate of what the policy is for; the value of its surrogate J does not compare policies. 0 for none:
             the rules then look at the training loss.
         auxiliary: `per_behaviour` (a policy per short-term behaviour) or `sequential` (one policy that every short-term
-            critic updates in turn, on each minibatch, in the vocabulary's order: FORMULAS 1.4's other reading).
+            critic updates in turn, on each minibatch, in the vocabulary's order: maths 1.4's other reading).
         density: of the logged actions: `logged`; `estimated` by the Gaussian that cloning fits to them; or `auto`,
             which is `estimated` where a sample lacks its density.
-        targets: of the critics: `one_step` (FORMULAS 1.2) or `v_trace` (Espeholt et al., ICML 2018): sums over the rest
+        targets: of the critics: `one_step` (maths 1.2) or `v_trace` (Espeholt et al., ICML 2018): sums over the rest
             of the session, corrected towards the policy as it stands. Cloning then comes before the critics, so that
             this is the logged policy, and where a rival's policy climbs, its critics follow it.
         trace_max: ρ̄ = c̄ of V-trace.
         target_rate: Polyak rate in (0, 1] of target networks that the critics bootstrap from; None for no target
             networks, except in `td3_bc` and `iql`, which have them and take 0.005.
         advantage: `regressed` (the policies learn from the conditional expectation of the advantage given state and
-            action, see recfuse.fusion.advantages) or `sampled` (from the samples of FORMULAS 1.3 themselves).
+            action, see recfuse.fusion.advantages) or `sampled` (from the samples of maths 1.3 themselves).
         cloning: stopping rule of the fit to the logged policy, from which all others start.
         policy: stopping rule of the rivals' policy; `rcpo`, whose objective moves with its multipliers, and `td3_bc`,
             where it moves with the values, take all of its iterations. The values of `iql` stop by `critics`.
@@ -199,8 +199,8 @@ class LearningSettings:
         shards: a power of two. Gradients of so many equal parts of a minibatch are summed in a fixed order; so any
             number of learners that divides it ends with the same bits. Where it does not divide the minibatch, or the
             learners do not divide it, each learner's share is one part, and their number changes the rounding.
-        rho_max: ρ̄ of the clipped ratio in stage one (FORMULAS 1.4) and in the rivals' gradient.
-        ess_floor: least effective sample size in stage two, as a share of the samples (FORMULAS 1.6).
+        rho_max: ρ̄ of the clipped ratio in stage one (maths 1.4) and in the rivals' gradient.
+        ess_floor: least effective sample size in stage two, as a share of the samples (maths 1.6).
         weight_cap: largest weight of a sample in stage two, where the mean is 1; None for no cap.
         multipliers: behaviour → λ, over those of the vocabulary; for `two_stage`.
         weights: behaviour → weight ≥ 0 of its advantage, which has unit variance, in `interaction_only` (short-term

@@ -17,12 +17,12 @@ from typing import Any
 
 import ray.exceptions
 
-from recfuse.console import Progress
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import export_policy
 from recfuse.learning.algorithm import TwoStage, TwoStageConfig
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
+from recfuse.runtime.console import Progress
 
 logger = logging.getLogger("recfuse")
 CHECKPOINT, HISTORY, METRICS = "checkpoint", "history.jsonl", "metrics.json"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.logs.aliexpress import TEST, training_day
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import Orphan, order_exposures

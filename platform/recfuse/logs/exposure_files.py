@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import Exposures, sort_rows
 from recfuse.logs.orders import ORPHAN_REASON, Orphan

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.logs.account import Account
 
 # Feedback columns that a source may have besides watch time; 0/1 each.

@@ -1,4 +1,4 @@
-"""Session logs → samples on Ray Data: read, check, drop duplicates, cut sessions, write (DESIGN 3.1, 3.2).
+"""Session logs → samples on Ray Data: read, check, drop duplicates, cut sessions, write (design 3.1, 3.2).
 
 Every task's result is named by its input (row group or hash partition), so a task that Ray runs twice writes the same
 file twice and nothing is counted twice. Two keyed exchanges, no global sort: by request for duplicates, by user for
@@ -30,12 +30,12 @@ import ray.data
 import yaml
 
 from recfuse.behaviours import Vocabulary
-from recfuse.console import Progress
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.logs.account import Account
 from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE, session_log_schema
 from recfuse.logs.sessions import keep_first, to_samples
 from recfuse.logs.validation import DUPLICATE, Checked, check, quarantine_rows
+from recfuse.runtime.console import Progress
 
 logger = logging.getLogger("recfuse")
 _PARTITION_BYTES = 128 << 20

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import LABELS, ROWS_SCHEMA, Exposures, sort_rows
 

@@ -1,4 +1,4 @@
-"""Exposures of shops: an impression, its click, its order (FORMULAS 3.6)."""
+"""Exposures of shops: an impression, its click, its order (maths 3.6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import Exposures, sort_rows
 

@@ -1,4 +1,4 @@
-"""Arrow schemas of session logs and samples (DESIGN 3.1, 3.2), from the vocabulary."""
+"""Arrow schemas of session logs and samples (design 3.1, 3.2), from the vocabulary."""
 
 from __future__ import annotations
 

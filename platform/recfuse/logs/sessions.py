@@ -1,4 +1,4 @@
-"""Sessions → samples: sort, cut, next state, done; columns in, columns out (DESIGN 3.2)."""
+"""Sessions → samples: sort, cut, next state, done; columns in, columns out (design 3.2)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def to_samples(rows: pa.Table, vocabulary: Vocabulary, gap_seconds: float) -> pa
 
     Returns:
         `sample_schema(vocabulary)`, sorted by user, session and time. A request is `done` where it is the last of its
-        session or is marked `last`; its `next_state` is then zeros, which FORMULAS 1.2 multiplies by 1 − d = 0.
+        session or is marked `last`; its `next_state` is then zeros, which maths 1.2 multiplies by 1 − d = 0.
     """
     if rows.num_rows == 0:
         return sample_schema(vocabulary).empty_table()

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recfuse.behaviours import Vocabulary
-from recfuse.density import gaussian_log_density
 from recfuse.logs.schema import session_log_schema
+from recfuse.stats.gaussian import gaussian_log_density
 
 # A quarantined row as it came, beside what was wrong with it.
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "field", "value", "allowed", "row")])

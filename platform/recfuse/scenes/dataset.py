@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 from recfuse.scenes.features import Encoded, FeatureEncoder, align, row_histories
 from recfuse.scenes.registry import Pair, Registry

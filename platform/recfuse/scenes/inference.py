@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recfuse.behaviours import from_mapping
 from recfuse.bundle import Bundle, write_bundle
-from recfuse.errors import require
+from recfuse.config import from_mapping, require
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import EncodedRows, encode_rows
 from recfuse.scenes.features import (
@@ -45,7 +44,7 @@ class Scores:
     """What a scorer says of N items of one scene.
 
     Attributes:
-        probabilities: task → float32[N], calibrated (FORMULAS 3.4); of a number (watch time) its predicted mean.
+        probabilities: task → float32[N], calibrated (maths 3.4); of a number (watch time) its predicted mean.
         unknown: feature → how many of its values were missing or not known from training.
     """
 
@@ -257,7 +256,7 @@ class SceneScorer:
             rows: `user_id`, `item_id`, `scene`, and context columns such as `hour` where they are known.
             users, items: their features, as in Exposures.
             histories: [N, L] item ids, newest last, −1 where there is none; absent, nobody has a history.
-            corrected: False gives `σ(z)`, what training with weights predicts (FORMULAS 3.4): for evaluation only.
+            corrected: False gives `σ(z)`, what training with weights predicts (maths 3.4): for evaluation only.
         """
         if histories is None:
             histories = np.full((rows.num_rows, self._encoder.history_length), NO_ITEM, np.int64)

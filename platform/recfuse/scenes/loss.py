@@ -1,4 +1,4 @@
-"""The loss of the multi-scene model, and its calibration (FORMULAS 3.2, 3.4)."""
+"""The loss of the multi-scene model, and its calibration (maths 3.2, 3.4)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recfuse.errors import require
+from recfuse.config import require
 
 
 def multi_scene_loss(
     logits: Tensor, labels: Tensor, mask: Tensor, positive_weight: Tensor, task_weight: Tensor
 ) -> Tensor:
-    """`Σ_i Σ_t I(i ∈ s_t) ω_t CE_{p_t}(z_t(x_i), y_{i,t})` (FORMULAS 3.2), from logits.
+    """`Σ_i Σ_t I(i ∈ s_t) ω_t CE_{p_t}(z_t(x_i), y_{i,t})` (maths 3.2), from logits.
 
     Args:
         logits, labels: [B, T].
@@ -38,5 +38,5 @@ def multi_scene_loss(
 
 
 def calibrated(logits: Tensor, positive_weight: Tensor) -> Tensor:
-    """`σ(z − log p)` (FORMULAS 3.4): undoes the factor p by which weighting multiplied the odds."""
+    """`σ(z − log p)` (maths 3.4): undoes the factor p by which weighting multiplied the odds."""
     return torch.sigmoid(logits - positive_weight.log())

@@ -1,4 +1,4 @@
-"""The multi-gate mixture of experts over every (scene, task) pair (FORMULAS 3.1), in pure torch.
+"""The multi-gate mixture of experts over every (scene, task) pair (maths 3.1), in pure torch.
 
 Laid out for speed: the first layer of all experts and all gates is one matmul, the other expert layers are batched
 matmuls, and gates and towers are evaluated for a row's own scene only.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recfuse.errors import require
+from recfuse.config import require
 
 Architecture = Literal["multi_scene", "single_task", "shared_bottom", "mmoe", "ple", "star", "pepnet", "esmm"]
 
@@ -269,7 +269,7 @@ class SceneModel(nn.Module, ABC):
 
 
 class MultiSceneModel(SceneModel):
-    """Experts shared by every scene, one gate and one tower per (scene, task) pair (FORMULAS 3.1)."""
+    """Experts shared by every scene, one gate and one tower per (scene, task) pair (maths 3.1)."""
 
     def build(self) -> None:
         config, pairs = self.config, len(self.pair_scene)

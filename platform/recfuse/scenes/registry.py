@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recfuse.errors import require
+from recfuse.config import require
 
 logger = logging.getLogger("recfuse")
 

@@ -21,9 +21,9 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
-from recfuse.console import Progress
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.logs.exposures import Exposures
+from recfuse.runtime.console import Progress
 from recfuse.scenes.dataset import EncodedRows, count_pairs, encode_exposures
 from recfuse.scenes.features import Encoded, Feature, FeatureEncoder, declared_features
 from recfuse.scenes.inference import SceneScorer
@@ -50,7 +50,7 @@ class TrainingConfig:
             larger start, ids that come a few times in an epoch hardly move.
         dense_rate: learning rate of Adam on everything else.
         final_rate: both rates fall linearly to this share of themselves; the last steps then average over more rows.
-        strategy: of the weights (FORMULAS 3.3).
+        strategy: of the weights (maths 3.3).
         largest_positive_weight: bound on p_t; None for none.
         positive_weight, task_weight: with the strategy `manual`, p_t and ω_t by task (`order`) or by pair
             (`cart/order`, which goes before); every pair needs a p_t, ω_t is 1 where none is given.

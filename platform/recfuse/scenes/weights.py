@@ -1,4 +1,4 @@
-"""Weights of positives and of tasks, from their counts (FORMULAS 3.3)."""
+"""Weights of positives and of tasks, from their counts (maths 3.3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 
 # α of ω ∝ M^−α.
 _ALPHA = {"balanced": 1.0, "sqrt": 0.5, "uniform": 0.0}
@@ -26,7 +26,7 @@ def task_weights(
     largest_positive_weight: float | None = None,
     names: Sequence[object] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """How much a positive and a pair count in the loss (FORMULAS 3.3).
+    """How much a positive and a pair count in the loss (maths 3.3).
 
     `p_t = N_t⁻ / N_t⁺`; `ω_t ∝ (p_t N_t⁺ + N_t⁻)^−α`, scaled to mean 1.
 

@@ -1,4 +1,4 @@
-"""A/B tests in a world (FORMULAS 4.2), and the cross-entropy method against it as the rival."""
+"""A/B tests in a world (maths 4.2), and the cross-entropy method against it as the rival."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.console import Progress
-from recfuse.errors import require
-from recfuse.evaluation.intervals import DRAWS, LEVEL, Interval, paired_difference, relative_difference
-from recfuse.evaluation.testing import (
+from recfuse.config import require
+from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.fusion.policies import FixedGaussian, Policy
+from recfuse.learning.cem import CemResult, cem
+from recfuse.runtime.console import Progress
+from recfuse.simulation.environment import SessionEngine
+from recfuse.simulation.rollout import collect, live_with, policy_act, steps
+from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
+from recfuse.simulation.simulate import held_out, logged_policy, persons_of
+from recfuse.simulation.uniform import mix, uniform
+from recfuse.simulation.world import FEEDBACK, World
+from recfuse.stats.intervals import DRAWS, LEVEL, Interval, paired_difference, relative_difference
+from recfuse.stats.significance import (
     POWER,
     Correction,
     adjust,
@@ -29,15 +38,6 @@ from recfuse.evaluation.testing import (
     p_values,
     relative_error,
 )
-from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.policies import FixedGaussian, Policy
-from recfuse.learning.cem import CemResult, cem
-from recfuse.simulation.environment import SessionEngine
-from recfuse.simulation.rollout import collect, live_with, policy_act, steps
-from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
-from recfuse.simulation.simulate import held_out, logged_policy, persons_of
-from recfuse.simulation.uniform import mix, uniform
-from recfuse.simulation.world import FEEDBACK, World
 
 logger = logging.getLogger("recfuse")
 METRICS, CEM_FILE = "metrics.json", "cem.json"

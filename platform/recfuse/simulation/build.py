@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 from recfuse.simulation.environment import SessionEngine

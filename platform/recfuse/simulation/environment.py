@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.simulation.response import INTERACTIONS, marginals, sigmoid
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import FEEDBACK, World
@@ -157,7 +157,7 @@ class SessionEngine:
         return result
 
     def rank(self, sessions: Sessions, action: np.ndarray) -> np.ndarray:
-        """The page of every session, int64[B, page] positions in the pool, fused by `action` [B, M] (FORMULAS 2)."""
+        """The page of every session, int64[B, page] positions in the pool, fused by `action` [B, M] (maths 2)."""
         config = self.config
         base = _luck(sessions)
         offset = (uniform(base, _OFFSET) * config.pool).astype(np.int64)

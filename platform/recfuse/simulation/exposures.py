@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import LABELS, ROWS_SCHEMA, Exposures, sort_rows
 

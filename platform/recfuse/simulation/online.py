@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from recfuse.console import Progress
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.inference import export_policy
 from recfuse.learning.online import OnlineSettings, SessionEnv, first_samples, online_config, summary
 from recfuse.learning.settings import LearningSettings
+from recfuse.runtime.console import Progress
 from recfuse.simulation.environment import FusionVectorEnv
 from recfuse.simulation.simulate import logged_policy
 from recfuse.simulation.world import FEEDBACK, World

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recfuse.console import Progress
 from recfuse.logs.exposures import LABELS, RESPONSE_SHARE, ROWS_SCHEMA, Exposures, row_share
+from recfuse.runtime.console import Progress
 from recfuse.simulation.build import Predict
 
 _ROWS = 65_536

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recfuse.errors import require
-from recfuse.evaluation.ranking import auc, metric_intervals
+from recfuse.config import require
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
+from recfuse.stats.ranking import auc, metric_intervals
 
 logger = logging.getLogger("recfuse")
 

@@ -1,4 +1,4 @@
-"""Rolls a policy through a world, and writes what happened as native session logs (DESIGN 3.1)."""
+"""Rolls a policy through a world, and writes what happened as native session logs (design 3.1)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recfuse.console import Progress
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.policies import Decision, Policy
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+from recfuse.runtime.console import Progress
 from recfuse.simulation.environment import DAY, Page, SessionEngine, Sessions
 from recfuse.simulation.world import FEEDBACK, World
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import order_exposures
 from recfuse.scenes.registry import Registry, Scene

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.errors import require
+from recfuse.config import require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.logs import ali_ccp, aliexpress, exposure_files, kuairand
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import Orphan

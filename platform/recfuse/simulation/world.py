@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from recfuse.behaviours import Vocabulary, from_mapping
-from recfuse.errors import InvalidFieldError, require
+from recfuse.behaviours import Vocabulary
+from recfuse.config import InvalidFieldError, from_mapping, require
 from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES
 
 # What a page's response is counted in; a vocabulary's behaviours are some of these.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recfuse.behaviours import StateFeature, Vocabulary
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 
 Column = np.ndarray | Sequence[Any]
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

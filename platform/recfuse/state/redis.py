@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.state.store import UserState, check_features
 
 logger = logging.getLogger("recfuse")

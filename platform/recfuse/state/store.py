@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 
 # Values are JSON text, so that nothing is ever unpickled and any tool can read the file.
 _SCHEMA = "CREATE TABLE IF NOT EXISTS users (user_id TEXT PRIMARY KEY, features TEXT NOT NULL, history TEXT NOT NULL)"

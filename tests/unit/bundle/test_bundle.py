@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recfuse.bundle import BundleError, read_bundle, write_bundle
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 
 TENSORS = {"policy": {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)},
            "norm": {"mean": torch.ones(3, dtype=torch.float64)}}

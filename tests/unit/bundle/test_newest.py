@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recfuse.bundle import newest_bundle, write_bundle
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 
 
 def test_the_newest_of_its_kind_is_found(tmp_path):

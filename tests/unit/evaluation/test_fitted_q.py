@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.evaluation.fitted_q import Transitions, fit_critics
 from recfuse.evaluation.ope import EstimateOptions
 from recfuse.evaluation.sequential import Sessions, critic_weights, fitted_q_estimate, sequential_doubly_robust

@@ -1,10 +1,10 @@
-"""NCIS (FORMULAS 4.1): by hand, by a known truth, and refused where the log says nothing."""
+"""NCIS (maths 4.1): by hand, by a known truth, and refused where the log says nothing."""
 
 import numpy as np
 import pytest
 import torch
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.evaluation.ope import EstimateOptions, direct_method, doubly_robust, importance_sampling, ncis
 
 FEW = EstimateOptions(min_ess=1, draws=20)

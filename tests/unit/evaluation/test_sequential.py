@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.evaluation.ope import EstimateOptions
 from recfuse.evaluation.sequential import (
     Sessions,

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.evaluation.ope import importance_sampling, ncis
 from recfuse.evaluation.streaming import estimates_of_sums, merge, user_sums
 

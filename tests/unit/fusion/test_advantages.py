@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.advantages import RegressedAdvantage, action_terms, regress_advantage
 
 ROWS, STATES, ACTIONS = 20_000, 3, 2

@@ -1,4 +1,4 @@
-"""The properties P1 to P7 of FORMULAS, against closed forms and numbers worked by hand."""
+"""The properties P1 to P7 of docs/maths.md, against closed forms and numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.losses import (
     advantage,
     auxiliary_policy_loss,
@@ -242,7 +242,7 @@ def test_what_is_held_constant_carries_no_gradient():
     assert auxiliary.grad is None
 
 
-# Numerics (FORMULAS 1.6)
+# Numerics (maths 1.6)
 
 
 def test_effective_sample_share_by_hand():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import (
     BatchedMLP,
     Critics,

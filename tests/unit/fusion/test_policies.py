@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recfuse.density import gaussian_log_density
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.stats.gaussian import gaussian_log_density
 
 STATE = np.zeros((5, 3), np.float32)
 

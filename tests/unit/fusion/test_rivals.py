@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import ActionValues, NetworkConfig, Normalisation
 from recfuse.fusion.rivals import action_value_loss, expectile_loss, implicit_loss, td3_bc_loss
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import integrate
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.fusion.policies import decide
 from recfuse.fusion.squash import log_slope, squash, squash_array, squashed_log_density, unsquash, unsquash_array

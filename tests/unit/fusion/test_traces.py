@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.traces import v_trace
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.learning.cem import cem, importance_sums, logged_scores
 
 OPTIMUM = np.array([0.5, -1.0, 2.0])
@@ -55,7 +55,7 @@ def test_bad_arguments_are_named(change, message):
 
 
 def test_scores_on_a_log_against_plain_sums():
-    """NCIS of the advantage (FORMULAS 4.1), with the standard error of a ratio of means."""
+    """NCIS of the advantage (maths 4.1), with the standard error of a ratio of means."""
     rng = np.random.default_rng(0)
     action, gain = rng.standard_normal((400, 2)), rng.standard_normal(400)
     behaviour = stats.norm.logpdf(action).sum(1)

@@ -15,7 +15,7 @@ from learners import SETTINGS, Reader, build, fit, fit_all
 from ray.rllib.core.learner.training_data import TrainingData
 
 from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion import losses
 from recfuse.fusion.networks import gaussian_kl
 from recfuse.learning.learner import PairwiseSum
@@ -35,7 +35,7 @@ def distance(first: Any, second: Any) -> float:
 
 def test_the_multiplier_decides_between_the_long_term_optimum_and_the_auxiliary(samples):
     """A small λ moves the policy to the action that watch time prefers in each state, against what `like` wants; a
-    large one holds it at the policy of `like`; and those between lie between (FORMULAS 1.5, 1.6)."""
+    large one holds it at the policy of `like`; and those between lie between (maths 1.5, 1.6)."""
     best = toy.optimum(STATE.numpy())
     distances = []
     before = build(samples, SETTINGS)  # the multiplier matters in stage two alone

@@ -8,7 +8,7 @@ import pytest
 import samples as toy
 import torch
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.online import OnlineSettings, TorchPolicy, first_samples, roll, summary

@@ -9,7 +9,7 @@ import pytest
 import samples as toy
 
 from recfuse.behaviours import Behaviour
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.learning.samples import SampleSet, arrays, is_held_out, minibatches, rewards
 
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import tyro
 
-from recfuse.behaviours import Behaviour, Vocabulary, from_mapping
-from recfuse.console import load_config
-from recfuse.errors import InvalidFieldError
+from recfuse.behaviours import Behaviour, Vocabulary
+from recfuse.config import InvalidFieldError, from_mapping, load
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning.settings import (
     CemSettings,
@@ -119,7 +118,7 @@ def test_a_bad_field_of_a_file_is_named_with_its_path():
 
 
 def test_the_documented_file_holds_the_defaults():
-    assert load_config(TrainFusionConfig, "jobs/config/train_fusion.yaml") == TrainFusionConfig()
+    assert load(TrainFusionConfig, "jobs/config/train_fusion.yaml") == TrainFusionConfig()
 
 
 def test_multipliers_override_the_vocabulary():

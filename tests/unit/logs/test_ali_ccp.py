@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.ali_ccp import read_exposures
 from recfuse.logs.aliexpress import TEST
 from recfuse.simulation.sources import read_source

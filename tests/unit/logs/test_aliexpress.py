@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.aliexpress import TEST, TRAINING, VALIDATION, feature_columns, read_exposures
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.trainer import TrainingConfig, prepare, train

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.exposure_files import read_exposures, write_exposures
 from recfuse.simulation import shop
 from recfuse.simulation.sources import read_source

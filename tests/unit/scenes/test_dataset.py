@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 from recfuse.scenes.dataset import count_pairs, fingerprint, label_matrix, scene_rows, split_by_time
 from recfuse.scenes.registry import Pair, Registry, Scene

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import LABELS, Exposures
 from recfuse.scenes.features import (

@@ -1,4 +1,4 @@
-"""The masked weighted loss (FORMULAS 3.2) and its calibration (3.4)."""
+"""The masked weighted loss (maths 3.2) and its calibration (3.4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.scenes.loss import calibrated, multi_scene_loss
 
 

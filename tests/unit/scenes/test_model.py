@@ -1,4 +1,4 @@
-"""The mixture of experts: against a plain per-row rendering of FORMULAS 3.1, and the properties S1 and S3."""
+"""The mixture of experts: against a plain per-row rendering of maths 3.1, and the properties S1 and S3."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.scenes.loss import multi_scene_loss
 from recfuse.scenes.model import ModelConfig, MultiSceneModel, extract_scene
 
@@ -33,7 +33,7 @@ def batch(seed: int, rows: int, scenes: Tensor | None = None) -> tuple[Tensor, T
 
 
 def by_the_formula(model: MultiSceneModel, ids: Tensor, numbers: Tensor, history: Tensor, pair: int) -> Tensor:
-    """Logit of one pair for one row, expert by expert (FORMULAS 3.1)."""
+    """Logit of one pair for one row, expert by expert (maths 3.1)."""
     table, count, width = model.embedding, model.config.experts, model.config.expert_layers[0]
     watched = [table[i] for i in history if i != 0]
     query = torch.zeros(3) if model.query is None else model.query.weight @ table[ids[1]]

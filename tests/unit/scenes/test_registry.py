@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.scenes.registry import KUAIRAND, Pair, Registry, Scene
 
 

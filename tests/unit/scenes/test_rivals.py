@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from recfuse.bundle import read_bundle
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import Architecture, ModelConfig

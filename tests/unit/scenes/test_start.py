@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from recfuse.bundle import read_bundle
-from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.scorer import TestDay
-from recfuse.evaluation.train_scenes import TrainScenesConfig, train_scenes
+from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import scene_rows, split_by_time
+from recfuse.scenes.evaluation import TestDay
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
+from recfuse.scenes.train_scenes import TrainScenesConfig, train_scenes
 from recfuse.scenes.trainer import TrainingConfig, prepare, train
 from recfuse.simulation.exposures import generate
 

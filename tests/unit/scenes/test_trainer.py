@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.ranking import auc
+from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes import dataset, trainer
 from recfuse.scenes.dataset import scene_rows
@@ -19,6 +18,7 @@ from recfuse.scenes.features import FeatureEncoder
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.trainer import Problem, TrainingConfig, prepare, train
+from recfuse.stats.ranking import auc
 
 
 def test_training_learns_and_the_seed_decides(problem: Problem, exposures: Exposures, training_rows: np.ndarray,

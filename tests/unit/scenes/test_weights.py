@@ -1,11 +1,11 @@
-"""Weights from counts (FORMULAS 3.3), worked by hand."""
+"""Weights from counts (maths 3.3), worked by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.scenes.weights import task_weights
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle.pointer import Pointer, write_pointer
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from serving import app as module
 from serving.app import build_app
 from serving.config import CONFIG_VARIABLE, ServingConfig

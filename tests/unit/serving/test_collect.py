@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from jobs.collect import CollectConfig, main
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle.pointer import Pointer, write_pointer
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 
 
 def config(application: Any, models: Path, output: Path) -> CollectConfig:

@@ -57,7 +57,7 @@ def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **field
 
 
 def test_worked_example(tmp_path: Path) -> None:
-    """FORMULAS 2.1: 0.8 · 60 + 0.5 · 0.5 + 0.9 · 0.3 = 48.52."""
+    """maths 2.1: 0.8 · 60 + 0.5 · 0.5 + 0.9 · 0.3 = 48.52."""
     assert rank(tmp_path, [60.0])["items"] == [{"item_id": 0, "score": pytest.approx(48.52, abs=1e-5)}]
 
 

@@ -20,8 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.serve.schema import ServeDeploySchema
 
-from recfuse.behaviours import from_mapping
-from recfuse.console import load_config
+from recfuse.config import from_mapping, load
 from serving.config import ServingConfig
 from serving.environment import settings
 
@@ -135,7 +134,7 @@ def test_a_jobs_arguments_are_those_of_its_program(document):
     config = typing.get_type_hints(importlib.import_module(module).main)["config"]
     default: dict[str, Any] = {}
     if arguments[0] == "--config":
-        default, arguments = {"default": load_config(config, arguments[1])}, arguments[2:]
+        default, arguments = {"default": load(config, arguments[1])}, arguments[2:]
     assert dataclasses.is_dataclass(tyro.cli(config, args=arguments, **default))
     assert yaml.safe_load(document["spec"]["runtimeEnvYAML"])["env_vars"]["PYTHONPATH"] == "/app/platform:/app"
     assert document["spec"]["clusterSelector"] == {"ray.io/cluster": "recfuse"}

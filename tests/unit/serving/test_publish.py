@@ -13,7 +13,7 @@ import pytest
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import BundleError
 from recfuse.bundle.pointer import Pointer, read_pointer
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.state.store import UserState, UserStateStore
 from serving.publish import publish, user_states
 

@@ -14,7 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 from recfuse.behaviours import Vocabulary
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.validation import check
 from serving.decision_log import DECISION, FEEDBACK
 from serving.session_table import Background, MoveAccount, Mover, only_mover

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from recfuse.console import load_config
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError, load
 from recfuse.evaluation.evaluate import EvaluateConfig
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.simulation.ab_test import (
@@ -176,4 +175,4 @@ def test_fixed_weights_are_a_policy():
 @pytest.mark.parametrize(("name", "kind"), [
     ("simulate", SimulateConfig), ("ab_test", AbTestConfig), ("evaluate", EvaluateConfig)])
 def test_config_files_hold_the_defaults(name, kind):
-    assert load_config(kind, f"jobs/config/{name}.yaml") == kind()
+    assert load(kind, f"jobs/config/{name}.yaml") == kind()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.fusion.ranking import fuse, rank
 from recfuse.simulation.environment import (

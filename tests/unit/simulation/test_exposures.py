@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.ranking import auc
+from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import LABELS, ROWS_SCHEMA
 from recfuse.simulation.exposures import SCENES, generate, generate_with_truth
+from recfuse.stats.ranking import auc
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from recfuse.behaviours import Vocabulary
-from recfuse.density import gaussian_log_density
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.logs.schema import session_log_schema
 from recfuse.simulation.rollout import rollout, session_log, write_logs
 from recfuse.simulation.world import FEEDBACK
+from recfuse.stats.gaussian import gaussian_log_density
 from tests.unit.simulation import worlds
 
 

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from recfuse.console import load_config
-from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.ranking import auc
-from recfuse.evaluation.train_scenes import TrainScenesConfig
+from recfuse.config import InvalidFieldError, load
 from recfuse.scenes.dataset import split_by_time
+from recfuse.scenes.train_scenes import TrainScenesConfig
 from recfuse.scenes.trainer import prepare, train
 from recfuse.simulation import shop
+from recfuse.stats.ranking import auc
 from serving.catalogue import Catalogue
 from serving.scenes import fuse_tasks
 
@@ -56,7 +55,7 @@ def test_the_catalogue_is_served_as_it_is() -> None:
 def test_the_scorer_comes_near_the_best_possible_auc_and_is_served(tmp_path: Path) -> None:
     """The settings of the demo, on half of its epochs; nothing can order the test day better than the truth does."""
     torch.set_num_threads(1)
-    config = load_config(TrainScenesConfig, Path(__file__).parents[3] / "jobs" / "config" / "shop.yaml")
+    config = load(TrainScenesConfig, Path(__file__).parents[3] / "jobs" / "config" / "shop.yaml")
     exposures, truth = shop.generate()
     split = split_by_time(exposures, config.share)
     training = dataclasses.replace(config.training, epochs=2, bfloat16=False)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.simulation.build import Calibration, within_tolerance
 from recfuse.simulation.world import World, WorldConfig
 from tests.unit.simulation import worlds

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.state.encoder import StateEncoder
 
 VOCABULARY = Vocabulary(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.state.redis import RedisUserStates, is_redis_url
 from recfuse.state.store import UserState
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.state.store import UserState, UserStateStore
 
 

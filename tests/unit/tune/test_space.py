@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import samples as toy
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.learning.settings import LearningSettings
 from tune import space
 from tune.space import Range

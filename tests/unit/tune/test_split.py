@@ -7,7 +7,7 @@ import pyarrow.dataset as ds
 import pytest
 import samples as toy
 
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from tune.split import GROUPS, SplitConfig, groups_of, split_samples
 
 

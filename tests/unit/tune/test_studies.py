@@ -12,7 +12,7 @@ import samples as toy
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.bundle import read_bundle
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.fusion.policies import FixedGaussian

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs import demo
-from recfuse.console import load_config
-from recfuse.errors import InvalidFieldError
+from recfuse.config import InvalidFieldError, load
 from tune import sweep
 from tune.search import SearchConfig, planned
 from tune.sweep import SweepConfig
@@ -53,13 +52,13 @@ def test_absent_samples_are_made_as_the_demo_makes_them(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_configs_that_come_with_it_are_good(file):
-    config = load_config(SweepConfig, file)
+    config = load(SweepConfig, file)
     assert config.space
     planned(config.space, config.search)
 
 
 def test_the_demo_sweeps_both_discounts_and_five_decades_of_lambda():
-    trials = planned(load_config(SweepConfig, CONFIGS / "fusion.yaml").space, SearchConfig())
+    trials = planned(load(SweepConfig, CONFIGS / "fusion.yaml").space, SearchConfig())
     totals = sorted({one["multipliers.total"] for one in trials if "multipliers.total" in one})
     assert totals[-1] / totals[0] == pytest.approx(1e5)
     assert {one["discounts.short_term"] for one in trials if "discounts.short_term" in one} == {0.0, 0.95}

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recfuse.errors import require
+from recfuse.config import require
 
 Correction = Literal["holm", "benjamini_hochberg", "none"]
 POWER = 0.8

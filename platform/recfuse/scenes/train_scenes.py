@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.cluster import cluster
-from recfuse.errors import require
-from recfuse.evaluation.ranking import POOLED, NumberMetrics, RankingMetrics
-from recfuse.evaluation.scorer import TestDay, details, to_json
+from recfuse.config import require
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures
 from recfuse.logs.orders import Orphan
+from recfuse.runtime.cluster import cluster
 from recfuse.scenes.dataset import TimeSplit, fingerprint, scene_rows, split_by_time
+from recfuse.scenes.evaluation import TestDay, details, to_json
 from recfuse.scenes.features import Feature
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.trainer import Problem, TrainingConfig, prepare, train
+from recfuse.stats.ranking import POOLED, NumberMetrics, RankingMetrics
 
 METRICS = "metrics.json"
 _FIGURES = ("auc", "gauc", "log_loss", "calibration_error", "predicted_over_observed")
@@ -75,7 +75,7 @@ class TrainScenesResult:
 
     Attributes:
         metrics: of every (scene, task) with 0/1 labels, then pooled; numbers: of those that are numbers.
-        details: JSON values of recfuse.evaluation.scorer.Details; empty where they were not asked for.
+        details: JSON values of recfuse.scenes.evaluation.Details; empty where they were not asked for.
     """
 
     bundle: Path

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.intervals import paired_difference, relative_difference
-from recfuse.evaluation.testing import adjust, always_valid_factor, detectable_effect, p_values, relative_error
+from recfuse.config import InvalidFieldError
+from recfuse.stats.intervals import paired_difference, relative_difference
+from recfuse.stats.significance import adjust, always_valid_factor, detectable_effect, p_values, relative_error
 
 
 def test_corrections_by_hand():

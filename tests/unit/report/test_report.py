@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from recfuse.evaluation.report import SECTIONS, WORDS, ReportData, render, summary, write_report
+from recfuse.report.report import SECTIONS, WORDS, ReportData, render, summary, write_report
 
 ARM = {"estimate": [.05, None], "low": [.01, None], "high": [.09, None], "adjusted": [.01, None],
        "detectable": [.03, None]}

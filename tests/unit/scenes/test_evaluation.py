@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from recfuse.evaluation.ranking import AucDifference
-from recfuse.evaluation.scorer import TestDay, Transfer, details, to_json
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import TimeSplit, scene_rows, split_by_time
+from recfuse.scenes.evaluation import TestDay, Transfer, details, to_json
 from recfuse.scenes.inference import ExpertHealth, SceneScorer, collapsed
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.trainer import TrainingConfig, prepare, train
 from recfuse.simulation.exposures import generate
+from recfuse.stats.ranking import AucDifference
 
 REGISTRY = Registry(scenes=(Scene(name="1", tasks=("click", "long_view")), Scene(name="4", tasks=("click",))))
 MODEL = ModelConfig(embedding_size=4, history_length=3, experts=2, expert_layers=(8,), tower_layers=())

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from recfuse.errors import InvalidFieldError
-from recfuse.evaluation.intervals import paired_difference, ratio_of_sums, relative_difference, sum_per_user
+from recfuse.config import InvalidFieldError
+from recfuse.stats.intervals import paired_difference, ratio_of_sums, relative_difference, sum_per_user
 
 
 def test_sums_per_user_by_hand():

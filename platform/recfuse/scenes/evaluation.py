@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recfuse.evaluation.ranking import (
+from recfuse.logs.exposures import Exposures
+from recfuse.scenes.dataset import TimeSplit
+from recfuse.scenes.features import row_histories
+from recfuse.scenes.inference import ExpertHealth, SceneScorer
+from recfuse.stats.ranking import (
     POOLED,
     AucDifference,
     MetricIntervals,
@@ -21,10 +25,6 @@ from recfuse.evaluation.ranking import (
     metric_intervals,
     number_metrics,
 )
-from recfuse.logs.exposures import Exposures
-from recfuse.scenes.dataset import TimeSplit
-from recfuse.scenes.features import row_histories
-from recfuse.scenes.inference import ExpertHealth, SceneScorer
 
 ENOUGH_POSITIVES = 30
 

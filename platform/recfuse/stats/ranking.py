@@ -1,4 +1,4 @@
-"""Metrics of predicted probabilities, vectorised: AUC, GAUC, log loss, calibration (FORMULAS 4.3).
+"""Metrics of predicted probabilities, vectorised: AUC, GAUC, log loss, calibration (maths 4.3).
 
 Intervals are a bootstrap over users: each draw weighs every user's rows by one Poisson(1) number.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from recfuse.errors import require
+from recfuse.config import require
 
 POOLED = "all"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from recfuse.behaviours import Behaviour
-from recfuse.console import Progress, start
-from recfuse.errors import InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
+from recfuse.runtime.console import Progress, start
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ The library itself prints nothing; it logs. `start` sends those lines to the ter
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
@@ -17,11 +16,11 @@ from typing import Any, TypeVar
 
 import tyro
 import yaml
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from recfuse.behaviours import from_mapping
-from recfuse.errors import InvalidFieldError
+from recfuse.config import Config, InvalidFieldError, load
 
 T = TypeVar("T")
 logger = logging.getLogger("recfuse")
@@ -40,9 +39,12 @@ def start(config_class: type[T], argv: Sequence[str] | None = None, description:
         config = _parse(config_class, arguments, description)
     except InvalidFieldError as error:
         raise SystemExit(_complain(error)) from None
-    print(f"config of {Path(sys.argv[0]).stem}:")
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        print(f"  {field.name}: {getattr(config, field.name)}")
+    print(f"# config of {Path(sys.argv[0]).stem}, as `--config FILE` takes it")
+    if isinstance(config, Config):
+        plain = config.to_dict()
+    else:
+        plain = TypeAdapter(config_class).dump_python(config, mode="json")
+    print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
     return config
 
 
@@ -67,23 +69,7 @@ def _parse(config_class: type[T], arguments: list[str], description: str | None)
     file, rest = _take_config(arguments)
     if file is None:
         return tyro.cli(config_class, args=rest, description=description)
-    return tyro.cli(config_class, args=rest, description=description, default=load_config(config_class, file))
-
-
-def load_config(config_class: type[T], path: str | Path) -> T:
-    """A config dataclass from a YAML file.
-
-    Raises:
-        InvalidFieldError: the file is missing or no YAML, or a field is unknown or bad.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InvalidFieldError("--config", str(path), "a YAML file that exists")
-    try:
-        mapping = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InvalidFieldError("--config", str(path), f"a YAML file ({error})") from None
-    return from_mapping(config_class, mapping or {}, source=path.name)
+    return tyro.cli(config_class, args=rest, description=description, default=load(config_class, file))
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from recfuse.errors import require
+from recfuse.config import require
 
 DRAWS = 1_000
 LEVEL = 0.95

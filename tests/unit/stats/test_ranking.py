@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from recfuse.errors import InvalidFieldError
-from recfuse.evaluation import ranking
-from recfuse.evaluation.ranking import (
+from recfuse.config import InvalidFieldError
+from recfuse.stats import ranking
+from recfuse.stats.ranking import (
     auc,
     auc_difference,
     calibration_error,

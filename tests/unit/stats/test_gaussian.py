@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy.stats import norm
 
-from recfuse.density import gaussian_log_density
+from recfuse.stats.gaussian import gaussian_log_density
 
 
 def test_by_hand():

@@ -1,0 +1,10 @@
+"""What a user may say: the base of every config, its help, reference and schema, and the one error of bad input.
+
+In: plain values from YAML, the command line or Python. Out: frozen, checked configs; or `InvalidFieldError`.
+"""
+
+from recfuse.config.base import Config, from_mapping, load
+from recfuse.config.errors import InvalidFieldError, require, shorten
+from recfuse.config.reference import reference, schema
+
+__all__ = ["Config", "InvalidFieldError", "from_mapping", "load", "reference", "require", "schema", "shorten"]

@@ -1,0 +1,175 @@
+"""The base of every config: frozen pydantic fields, each with a sentence and its bounds; and reading one from YAML."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Self, TypeVar
+
+import annotated_types
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from recfuse.config.errors import InvalidFieldError
+
+T = TypeVar("T")
+_NUMBERS = (int, float)
+
+
+class Config(BaseModel):
+    """A frozen, checked set of named values.
+
+    A subclass declares `name: type = Field(default, description="One sentence.", ge=0)`. Bounds of one field stand in
+    its declaration; what ties fields together stands in a `model_validator(mode="after")` that calls `require`. Numbers
+    are finite unless a field says otherwise.
+
+    Raises:
+        InvalidFieldError: a value is out of bounds, of a wrong type, or no field has its name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True,
+                              use_attribute_docstrings=False, protected_namespaces=())
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            _refuse(type(self), error)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values, checked like the first."""
+        return type(self)(**{**dict(self), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON and YAML can hold; nested configs with all of their own fields."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+
+def from_mapping(cls: type[T], mapping: Any, source: str = "") -> T:
+    """A config from plain YAML or JSON values; unknown keys, wrong types and bad values are refused.
+
+    Raises:
+        InvalidFieldError: with the path of the first bad field.
+    """
+    try:
+        if isinstance(cls, type) and issubclass(cls, Config):
+            return cls.model_validate(mapping)
+        return TypeAdapter(cls).validate_python(mapping, extra="forbid")
+    except ValidationError as error:
+        _refuse(cls, error, source)
+
+
+def load(cls: type[T], path: str | Path) -> T:
+    """A config from a YAML file.
+
+    Raises:
+        InvalidFieldError: the file is missing or no YAML, or a field is unknown or bad.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidFieldError("--config", str(path), "a YAML file that exists")
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InvalidFieldError("--config", str(path), f"a YAML file ({error})") from None
+    return from_mapping(cls, mapping or {}, source=path.name)
+
+
+def allowed(info: FieldInfo) -> str:
+    """What a field accepts, in words: "a number in [0, 1]", "an integer ≥ 1", "linear, power", or "" for a free one."""
+    return _in_words(info.annotation, info.metadata)
+
+
+def _refuse(cls: Any, error: ValidationError, source: str = "") -> NoReturn:
+    """Raises the first of pydantic's complaints as ours."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    where = f" (in {source})" if source else ""
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidFieldError):
+        raise InvalidFieldError(".".join([*path, cause.field]), cause.value, cause.allowed + where) from None
+    if first["type"] == "extra_forbidden":
+        words = f"one of {', '.join(_names(cls, first['loc'][:-1])) or 'no further field'}"
+    else:
+        info = _field(cls, first["loc"])
+        words = (allowed(info) if info is not None else "") or first["msg"]
+    raise InvalidFieldError(".".join(path) or source or "config", first["input"], words + where)
+
+
+def _field(cls: Any, location: tuple[int | str, ...]) -> FieldInfo | None:
+    """The declaration that a path leads to; None where it leads into a list or a mapping."""
+    info: FieldInfo | None = None
+    for part in location:
+        model = _model(cls)
+        if model is None or not isinstance(part, str) or part not in model.model_fields:
+            return None
+        info = model.model_fields[part]
+        cls = info.annotation
+    return info
+
+
+def _names(cls: Any, location: tuple[int | str, ...]) -> list[str]:
+    info = _field(cls, location) if location else None
+    model = _model(cls if not location else info.annotation if info else None)
+    return sorted(model.model_fields) if model is not None else []
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    for choice in (annotation, *typing.get_args(annotation)):
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            return choice
+    return None
+
+
+def _in_words(annotation: Any, metadata: list[Any]) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        inner, *more = typing.get_args(annotation)
+        return _in_words(inner, [*more, *metadata])
+    if origin is Literal:
+        return ", ".join(str(value) for value in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        choices = typing.get_args(annotation)
+        words = [_in_words(choice, metadata) for choice in choices if choice is not type(None)]
+        if not all(words):
+            return ""
+        return " or ".join(words) + (", or nothing" if type(None) in choices else "")
+    if annotation in _NUMBERS:
+        noun = "an integer" if annotation is int else "a number"
+        return noun + _bounds(list(_flat(metadata)))
+    if origin in (tuple, list) and typing.get_args(annotation):
+        inner = _in_words(typing.get_args(annotation)[0], [])
+        return f"a list, each {inner}" if inner else ""
+    if origin in (dict, Mapping) and typing.get_args(annotation):
+        inner = _in_words(typing.get_args(annotation)[1], [])
+        return f"a mapping of names, each to {inner}" if inner else ""
+    if annotation is str and any(isinstance(each, annotated_types.MinLen) for each in _flat(metadata)):
+        return "a text that is not empty"
+    return {bool: "true, false", str: "a text"}.get(annotation, "")
+
+
+def _flat(metadata: list[Any]) -> Iterator[Any]:
+    for each in metadata:
+        if isinstance(each, FieldInfo):
+            yield from each.metadata
+        elif isinstance(each, annotated_types.GroupedMetadata):
+            yield from each
+        else:
+            yield each
+
+
+def _bounds(metadata: list[Any]) -> str:
+    low = next((f"[{m.ge:g}" if isinstance(m, annotated_types.Ge) else f"({m.gt:g}"
+                for m in metadata if isinstance(m, annotated_types.Ge | annotated_types.Gt)), None)
+    high = next((f"{m.le:g}]" if isinstance(m, annotated_types.Le) else f"{m.lt:g})"
+                 for m in metadata if isinstance(m, annotated_types.Le | annotated_types.Lt)), None)
+    if low and high:
+        return f" in {low}, {high}"
+    if low:
+        return f" {'≥' if low[0] == '[' else '>'} {low[1:]}"
+    if high:
+        return f" {'≤' if high[-1] == ']' else '<'} {high[:-1]}"
+    return ""
