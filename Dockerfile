@@ -7,7 +7,7 @@ FROM python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 RUN python -m venv --without-pip /opt/recfuse
-COPY pyproject.toml README.md constraints.txt ./
+COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY platform platform
 COPY serving serving
 # Wheels or nothing: nothing is compiled. `setuptools` builds our own, which is pure Python.
