@@ -2,7 +2,7 @@
 
     python -m benchmarks.estimate --requests 1e9
 
-The rates are those of one core of the machine that README's figures come from; give your own (`benchmarks.scaling`).
+The rates are those of one core of the machine that docs/results names; give your own (`benchmarks.scaling`).
 """
 
 from __future__ import annotations
