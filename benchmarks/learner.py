@@ -48,6 +48,7 @@ from recfuse.fusion.networks import Critics, GaussianPolicies, NetworkConfig
 from recfuse.learning.algorithm import TwoStage, TwoStageConfig
 from recfuse.learning.samples import SampleSet, arrays
 from recfuse.learning.settings import AlgorithmName, LearningSettings, Phase
+from recfuse.logs.files import write_parquet
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 from recfuse.runtime.console import table
 
@@ -116,7 +117,7 @@ def write_samples(directory: Path, arguments: Arguments) -> None:
         }
         values = [pa.array(np.arange(start, start + rows).astype(str)) if field.name == "user_id" else
                   _arrow(columns[field.name]) for field in schema]
-        pq.write_table(pa.Table.from_arrays(values, schema=schema), directory / f"part-{number:05d}.parquet")
+        write_parquet(pa.Table.from_arrays(values, schema=schema), directory / f"part-{number:05d}.parquet")
 
 
 def _arrow(values: np.ndarray) -> pa.Array:
