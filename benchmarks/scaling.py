@@ -36,7 +36,7 @@ from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.logs.files import write_parquet
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
-from recfuse.runtime.cluster import LOOPBACK, on_loopback
+from recfuse.runtime import ray_compat
 from recfuse.runtime.console import table
 from recfuse.simulation.online import VocabularyEnv
 from recfuse.simulation.world import World
@@ -155,9 +155,8 @@ def measure(part: str, workers: int, arguments: argparse.Namespace) -> None:
     """One point, printed as JSON."""
     torch.set_num_threads(1)
     _, spare, run = PARTS[part]
-    with tempfile.TemporaryDirectory() as scratch, on_loopback():
-        ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=workers + spare, include_dashboard=False,
-                 log_to_driver=False, logging_level=logging.ERROR, object_store_memory=1 << 30)
+    with tempfile.TemporaryDirectory() as scratch:
+        ray_compat.start_local(logging.ERROR, num_cpus=workers + spare, object_store_memory=1 << 30)
         rate = run(workers, Path(scratch), arguments)
         ray.shutdown()
     print(json.dumps({"rate": rate}), flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ray
 from ray.serve._private import replica
 
-from recfuse.runtime.cluster import LOOPBACK
+from recfuse.runtime.ray_compat import LOOPBACK
 
 
 def keep_on_loopback() -> None:

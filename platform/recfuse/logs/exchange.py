@@ -24,6 +24,7 @@ from recfuse.logs.files import DirectoryWriter
 from recfuse.logs.pieces import Piece, read_piece
 from recfuse.logs.sessions import keep_first, to_samples
 from recfuse.logs.validation import DUPLICATE, quarantine_rows
+from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 
 QUARANTINE, PART = "quarantine", "part-"
@@ -98,7 +99,7 @@ def run(exchange: Exchange, pieces: list[Piece]) -> None:
         counter.add.remote("written", rows)
         return pa.table({"rows": [rows]})
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray_compat.no_progress_bars()
     partitions = exchange.partitions
     dataset = (
         ray.data.from_items([asdict(piece) for piece in pieces], override_num_blocks=min(len(pieces), _MOST_BLOCKS))
