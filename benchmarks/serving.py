@@ -296,10 +296,10 @@ def empty_application() -> Any:
     from ray import serve
     from starlette.applications import Starlette
 
+    from recfuse.runtime import ray_compat
     from serving.app import TogetherDeployment
     from serving.door import respond
     from serving.errors import Reply
-    from serving.loopback import keep_on_loopback
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -312,7 +312,7 @@ def empty_application() -> Any:
     @serve.ingress()
     class Empty:
         def __init__(self) -> None:
-            keep_on_loopback()
+            ray_compat.keep_replica_on_loopback()
 
         def __serve_build_asgi_app__(self) -> Any:
             return answer

@@ -38,6 +38,17 @@ def test_a_trick_says_why_where_upstream_what_breaks_and_who_watches(trick):
     assert all((ROOT / path).is_file() for path in watched)
 
 
+def test_the_product_reaches_below_rays_interface_in_one_file():
+    """Tests may look at what Ray started, and say what they need of it."""
+    files = [file for room in ("platform", "serving", "tune", "jobs", "benchmarks")
+             for file in (ROOT / room).rglob("*.py") if file.name != "ray_compat.py"]
+    private = re.compile(r"\bray(\.\w+)*\._[a-z]|\bfrom ray(\.\w+)* import _|use_datasource_v2|_node_ip_address="
+                         r"|\bfrom ray(\.\w+)*\._|environ.*\b(RAY_(?!ADDRESS|SERVE_HAPROXY_)|TUNE_)")
+    found = {f"{file.relative_to(ROOT)}: {line.strip()}" for file in files for line in file.read_text().splitlines()
+             if private.search(line)}
+    assert not found
+
+
 def test_a_ray_given_loopback_stays_there(monkeypatch):
     from ray._private import ray_constants, services
 
