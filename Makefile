@@ -23,7 +23,7 @@ demo: .venv/.installed ## the main job: logs → samples → scorer → policy �
 	@$(BIN)/python -m jobs.demo --output "$(OUT)" $(if $(LOGS),--logs "$(LOGS)")
 
 serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
-	@# A Ray of its own, on loopback (see recfuse.runtime.cluster.on_loopback), unless RAY_ADDRESS names another: without an address
+	@# A Ray of its own, on loopback (see recfuse.runtime.ray_compat.on_loopback), unless RAY_ADDRESS names another: without an address
 	@# `serve run` takes whatever ran here last, also when it is dead.
 	@PYTHONPATH=platform RAY_ADDRESS=$${RAY_ADDRESS:-local} RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 \
 		env $$($(BIN)/python -m serving.environment) $(BIN)/serve run serving/config.yaml

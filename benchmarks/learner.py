@@ -48,7 +48,9 @@ from recfuse.fusion.networks import Critics, GaussianPolicies, NetworkConfig
 from recfuse.learning.algorithm import TwoStage, TwoStageConfig
 from recfuse.learning.samples import SampleSet, arrays
 from recfuse.learning.settings import AlgorithmName, LearningSettings, Phase
+from recfuse.logs.files import write_parquet
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.runtime import ray_compat
 from recfuse.runtime.console import table
 
 FILE_ROWS = 250_000
@@ -116,7 +118,7 @@ def write_samples(directory: Path, arguments: Arguments) -> None:
         }
         values = [pa.array(np.arange(start, start + rows).astype(str)) if field.name == "user_id" else
                   _arrow(columns[field.name]) for field in schema]
-        pq.write_table(pa.Table.from_arrays(values, schema=schema), directory / f"part-{number:05d}.parquet")
+        write_parquet(pa.Table.from_arrays(values, schema=schema), directory / f"part-{number:05d}.parquet")
 
 
 def _arrow(values: np.ndarray) -> pa.Array:
@@ -363,9 +365,9 @@ def main(arguments: Arguments) -> None:
 
 @contextlib.contextmanager
 def _ray() -> Iterator[None]:
-    for name in ("ray.rllib", "ray.tune", "ray.data", "ray._common.deprecation"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray_compat.silence()
+    ray_compat.no_progress_bars()
+    ray_compat.start_local(logging.ERROR, num_cpus=2)
     try:
         yield
     finally:
@@ -373,5 +375,4 @@ def _ray() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     main(tyro.cli(Arguments, description=__doc__))

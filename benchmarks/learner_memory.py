@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import threading
 import time
@@ -31,12 +30,12 @@ def measure(samples: str) -> dict[str, float]:
     from recfuse.learning.algorithm import TwoStageConfig
     from recfuse.learning.samples import SampleSet
     from recfuse.learning.settings import LearningSettings
+    from recfuse.runtime import ray_compat
 
     torch.set_num_threads(1)
-    for name in ("ray.rllib", "ray.tune", "ray.data", "ray._common.deprecation"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-             object_store_memory=1 << 30)
+    ray_compat.silence()
+    ray_compat.no_progress_bars()
+    ray_compat.start_local(logging.ERROR, num_cpus=2, object_store_memory=1 << 30)
     peaks, done = [0.0, 0.0], threading.Event()
 
     def watch() -> None:
@@ -62,5 +61,4 @@ def measure(samples: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     print(json.dumps(measure(sys.argv[1])))

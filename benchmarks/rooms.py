@@ -17,13 +17,13 @@ TOP = ("jobs", "tune", "serving", "benchmarks")
 
 def rooms() -> dict[str, list[Path]]:
     """Room → its Python files."""
-    found = {name: sorted((ROOT / name).rglob("*.py")) for name in TOP}
+    files = {name: sorted((ROOT / name).rglob("*.py")) for name in TOP}
     for entry in sorted(PACKAGE.iterdir()):
         if entry.is_dir() and any(entry.glob("*.py")):
-            found[f"recfuse.{entry.name}"] = sorted(entry.rglob("*.py"))
+            files[f"recfuse.{entry.name}"] = sorted(entry.rglob("*.py"))
         elif entry.suffix == ".py" and entry.name != "__init__.py":
-            found[f"recfuse.{entry.stem}"] = [entry]
-    return found
+            files[f"recfuse.{entry.stem}"] = [entry]
+    return files
 
 
 def pairs() -> set[tuple[str, str]]:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 
@@ -34,9 +33,10 @@ from recfuse.learning.algorithm import TwoStageConfig
 from recfuse.learning.online import FusionEnvRunner, OnlineSettings, first_samples, online_config
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.logs.files import write_parquet
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
-from recfuse.runtime.cluster import LOOPBACK, on_loopback
+from recfuse.runtime import ray_compat
 from recfuse.runtime.console import table
 from recfuse.simulation.online import VocabularyEnv
 from recfuse.simulation.world import World
@@ -68,7 +68,7 @@ def of_ingest(workers: int, scratch: Path, arguments: argparse.Namespace) -> flo
     (scratch / "logs").mkdir()
     VOCABULARY.save(scratch / "logs" / VOCABULARY_FILE)
     for place in range(16):
-        pq.write_table(log.slice(place * rows // 16, rows // 16), scratch / "logs" / f"{place}.parquet")
+        write_parquet(log.slice(place * rows // 16, rows // 16), scratch / "logs" / f"{place}.parquet")
     begin = time.perf_counter()
     result = ingest(IngestConfig(logs=str(scratch / "logs"), output=str(scratch / "samples")))
     return result.account.kept / (time.perf_counter() - begin)
@@ -155,9 +155,8 @@ def measure(part: str, workers: int, arguments: argparse.Namespace) -> None:
     """One point, printed as JSON."""
     torch.set_num_threads(1)
     _, spare, run = PARTS[part]
-    with tempfile.TemporaryDirectory() as scratch, on_loopback():
-        ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=workers + spare, include_dashboard=False,
-                 log_to_driver=False, logging_level=logging.ERROR, object_store_memory=1 << 30)
+    with tempfile.TemporaryDirectory() as scratch:
+        ray_compat.start_local(logging.ERROR, num_cpus=workers + spare, object_store_memory=1 << 30)
         rate = run(workers, Path(scratch), arguments)
         ray.shutdown()
     print(json.dumps({"rate": rate}), flush=True)

@@ -233,14 +233,10 @@ def child(side: str, port: int, options: dict[str, Any]) -> None:
 
     config = ServingConfig(**options)
     if side in ("serve", "empty"):
-        import ray
-
-        from recfuse.runtime.cluster import LOOPBACK, on_loopback
+        from recfuse.runtime import ray_compat
         from serving.local import running
 
-        with on_loopback():
-            ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=2, include_dashboard=False,
-                     log_to_driver=False, object_store_memory=256 << 20)
+        ray_compat.start_local(num_cpus=2, object_store_memory=256 << 20)
         with running(config if side == "serve" else empty_application(), port):
             sys.stdin.read()
     else:
@@ -300,10 +296,10 @@ def empty_application() -> Any:
     from ray import serve
     from starlette.applications import Starlette
 
+    from recfuse.runtime import ray_compat
     from serving.app import TogetherDeployment
     from serving.door import respond
     from serving.errors import Reply
-    from serving.loopback import keep_on_loopback
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -316,7 +312,7 @@ def empty_application() -> Any:
     @serve.ingress()
     class Empty:
         def __init__(self) -> None:
-            keep_on_loopback()
+            ray_compat.keep_replica_on_loopback()
 
         def __serve_build_asgi_app__(self) -> Any:
             return answer

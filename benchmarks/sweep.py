@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.logs.files import write_parquet
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 from recfuse.runtime.cluster import cluster
 from tune import sweep
@@ -53,7 +53,7 @@ def write_samples(directory: Path, rows: int, vocabulary: Vocabulary = VOCABULAR
     columns = [pa.array([f"u{n // 10}" for n in range(rows)]), lists(state), lists(action),
                pa.array(density.astype(np.float32)), lists(feedback), lists(np.roll(state, -1, axis=0)),
                pa.array((np.arange(rows) % 10 == 9).astype(np.float32))]
-    pq.write_table(pa.Table.from_arrays(columns, schema=sample_schema(vocabulary)), directory / "part-00000.parquet")
+    write_parquet(pa.Table.from_arrays(columns, schema=sample_schema(vocabulary)), directory / "part-00000.parquet")
 
 
 def main() -> None:

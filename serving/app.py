@@ -23,6 +23,7 @@ from recfuse.bundle import BundleError, read_bundle
 from recfuse.bundle.bundle import KINDS
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import InvalidFieldError, from_mapping, require
+from recfuse.runtime import ray_compat
 from serving.api import create_app
 from serving.config import ServingConfig, config_from_environment, with_tokens_of_environment
 from serving.door import Door
@@ -31,7 +32,6 @@ from serving.formats import Body
 from serving.fusion import Ranking
 from serving.gateway import Gateway, UnavailableError
 from serving.logs import log_as_json
-from serving.loopback import keep_on_loopback
 from serving.meters import METERS, TAGS, LocalMeters
 from serving.replicas import FusionReplica, ScenesReplica
 
@@ -98,7 +98,7 @@ def ray_meters() -> LocalMeters:
 def _set_up_process() -> None:
     """What every replica does first, in its own process."""
     log_as_json()
-    keep_on_loopback()
+    ray_compat.keep_replica_on_loopback()
 
 
 @serve.ingress()

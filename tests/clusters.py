@@ -65,7 +65,7 @@ def token_environment(directory: Path) -> dict[str, str]:
     # As in an activated environment: the job's `python` is the cluster's.
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
     return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path,
-                   # See recfuse.runtime.cluster.on_loopback.
+                   # See recfuse.runtime.ray_compat.on_loopback.
                    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1"}
 
 

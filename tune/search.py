@@ -6,19 +6,11 @@ import hashlib
 import importlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-# Tune writes a line per report of every trial otherwise; the ledger is what is kept.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-# The newer output of Tune prints every trial's result, whatever `verbose` says.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# A trial is judged at its end; what it reports before has no worth yet.
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
 import optuna
 import ray
@@ -26,6 +18,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from recfuse.config import require
+from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 from tune import space
 from tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
@@ -203,6 +196,7 @@ def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledg
         logger.info("sweep: %d trials are there already, %d are left", len(known), count)
     if count == 0:
         return
+    ray_compat.prepare_tune()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # The reason of a failure stands in the trial's row.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import require
+from recfuse.logs.files import parquet_options
 from recfuse.logs.schema import VOCABULARY_FILE
 
 LEARN, JUDGE, LAST = "learn", "judge", "last"
@@ -96,7 +97,7 @@ def _write(source: ds.Dataset, targets: dict[str, Path], vocabulary: Vocabulary,
     for path in targets.values():
         path.mkdir(parents=True)
         vocabulary.save(path / VOCABULARY_FILE)
-        writers.append(pq.ParquetWriter(path / "part-00000.parquet", source.schema, compression="zstd"))
+        writers.append(pq.ParquetWriter(path / "part-00000.parquet", source.schema, **parquet_options(source.schema)))
     for batch in source.to_batches(batch_size=_BATCH):
         group = groups_of(batch.column("user_id").to_numpy(zero_copy_only=False), config)
         for place, name in enumerate(targets):

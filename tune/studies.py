@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from recfuse.learning.samples import COLUMNS, InMemory, SampleSet, arrays
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import summary
 from recfuse.logs.exposures import Exposures
+from recfuse.runtime import ray_compat
 from recfuse.scenes.dataset import split_by_time
 from recfuse.scenes.evaluation import TestDay
 from recfuse.scenes.inference import SceneScorer
@@ -194,8 +194,7 @@ class FusionRun:
     """See `Run`; a pass is one over the samples."""
 
     def __init__(self, study: FusionStudy, assignment: Assignment) -> None:
-        for name in ("ray.rllib", "ray.tune", "ray._common.deprecation"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        ray_compat.silence()
         self._study = study
         self._settings, vocabulary = study.configure(assignment)
         shared = SharedSamples.share(study.samples, study.columns)

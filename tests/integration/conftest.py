@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import pytest
@@ -20,11 +19,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(ROOT, part) for part in 
 def local_ray():
     import ray
 
-    from recfuse.runtime.cluster import LOOPBACK, on_loopback
+    from recfuse.runtime import ray_compat
 
     if not ray.is_initialized():
-        with on_loopback():
-            ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=2, include_dashboard=False,
-                     log_to_driver=False, logging_level=logging.WARNING, object_store_memory=512 << 20)
+        ray_compat.start_local(num_cpus=2, object_store_memory=512 << 20)
     yield
     ray.shutdown()

@@ -46,7 +46,7 @@ def test_cem_is_searched_once(simulation, tmp_path, monkeypatch):
 
 def test_a_policy_of_another_world_is_refused(simulation, tmp_path):
     vocabulary = worlds.world().vocabulary
-    other = dataclasses.replace(vocabulary, fusion_parameters=("a", "b", "c", "d", "e", "f"))
+    other = vocabulary.replace(fusion_parameters=("a", "b", "c", "d", "e", "f"))
     path = export_policy(tmp_path / "fusion", FixedGaussian([1] * 6, .5), other, training={}, data_fingerprint="none",
                          metrics={})
     with pytest.raises(InvalidFieldError, match=r"policies\[two_stage\].*the world's state features"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,11 +27,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def local_ray() -> Iterator[None]:
     import ray
 
-    from recfuse.runtime.cluster import LOOPBACK, on_loopback
+    from recfuse.runtime import ray_compat
 
-    with on_loopback():
-        ray.init(address="local", _node_ip_address=LOOPBACK, num_cpus=2, include_dashboard=False,
-                 log_to_driver=False, logging_level=logging.WARNING, object_store_memory=512 << 20)
+    ray_compat.start_local(num_cpus=2, object_store_memory=512 << 20)
     yield
     ray.shutdown()
 

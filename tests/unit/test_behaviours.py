@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
@@ -33,6 +35,24 @@ def test_file_round_trip(tmp_path):
     assert Vocabulary.from_dict(vocabulary.to_dict()) == vocabulary
 
 
+def test_the_plain_form_holds_every_field_resolved():
+    """It enters the names of bundles and the fingerprints of samples, so it may not change unseen."""
+    vocabulary = Vocabulary.from_dict(plain(behaviours=[{"name": "w", "kind": "long_term", "scale": 2}]))
+    assert json.dumps(vocabulary.to_dict()) == json.dumps({
+        "behaviours": [{"name": "w", "kind": "long_term", "discount": 0.95, "multiplier": 1.0, "weight": 1.0,
+                        "transform": "identity", "scale": 2.0}],
+        "fusion_parameters": ["click", "like"],
+        "state_size": 3,
+        "state_features": [
+            {"name": "age", "categories": [], "mean": 0.0, "std": 1.0, "log": False, "default": 0.0},
+            {"name": "scene", "categories": ["feed"], "mean": 0.0, "std": 1.0, "log": False, "default": 0.0}],
+        "formula": "linear",
+        "offset": 0.001,
+        "scenes": [],
+        "stages": ["coarse", "fine", "rerank", "mix"],
+    })
+
+
 LONG = {"name": "w", "kind": "long_term"}
 BAD = [
     (dict(behaviours=[]), "behaviours", "at least one behaviour"),
@@ -42,15 +62,19 @@ BAD = [
     (dict(behaviours=[LONG | {"discount": float("nan")}]), "behaviours.0.discount", "a number in [0, 1)"),
     (dict(behaviours=[LONG | {"multiplier": 0}]), "behaviours.0.multiplier", "a number > 0"),
     (dict(behaviours=[LONG | {"scale": -1}]), "behaviours.0.scale", "a number > 0"),
+    (dict(behaviours=[LONG | {"name": " "}]), "behaviours.0.name", "a text that is not empty"),
+    (dict(behaviours=[LONG | {"weight": 0}]), "behaviours", "long_term weights with a sum > 0"),
     (dict(behaviours=[LONG | {"kind": "medium_term"}]), "behaviours.0.kind", "long_term"),
-    (dict(behaviours=[LONG | {"gamma": 0.5}]), "behaviours.0.gamma", "Unexpected"),
+    (dict(behaviours=[LONG | {"gamma": 0.5}]), "behaviours.0.gamma", "one of discount, kind"),
     (dict(fusion_parameters=["a", "a"]), "fusion_parameters", "distinct names"),
     (dict(state_size=4), "state_size", "3, the width of state_features"),
     (dict(state_features=[{"name": "age", "std": 0}]), "state_features.0.std", "a number > 0"),
+    (dict(state_features=[{"name": "age", "categories": ["a", "a"]}]), "state_features.0.categories", "distinct"),
+    (dict(stages=[]), "stages", "a subset"),
     (dict(formula="product"), "formula", "linear"),
     (dict(offset=0), "offset", "a number > 0"),
     (dict(stages=["polish"]), "stages", "coarse"),
-    (dict(colour="red"), "colour", "Unexpected"),
+    (dict(colour="red"), "colour", "one of behaviours, formula"),
 ]
 
 

@@ -76,28 +76,36 @@ def write_bundle(
     temporary = root / f".writing-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
-        files = {}
-        for stem, named in sorted(tensors.items()):
-            # `save` sorts by name, so that equal tensors give equal bytes.
-            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-            payload = safetensors.torch.save(plain)
-            files[f"{stem}.safetensors"] = _sha256(payload)
-            _write_synced(temporary / f"{stem}.safetensors", payload)
+        files = {f"{stem}.safetensors": _write_tensors(temporary / f"{stem}.safetensors", named)
+                 for stem, named in sorted(tensors.items())}
         whole = {"kind": kind, "format": FORMAT, **manifest, "files": files}
         text = json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode()
         _write_synced(temporary / MANIFEST, text)
-        target = root / _name(kind, text)
         _sync_directory(temporary)
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            if not target.is_dir():
-                raise
-            read_bundle(target)  # Somebody wrote the same content before us; trust it only when it verifies.
+        target = root / _name(kind, text)
+        _rename(temporary, target)
         _sync_directory(root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Writes one safetensors file; returns its SHA-256."""
+    # `save` sorts by name, so that equal tensors give equal bytes.
+    payload = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    _write_synced(path, payload)
+    return _sha256(payload)
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    """Gives a complete bundle its name, unless somebody wrote the same content before us."""
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        read_bundle(target)  # It is trusted only when it verifies.
 
 
 def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
@@ -110,16 +118,16 @@ def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
     text = _read(path / MANIFEST)
     try:
         manifest = json.loads(text)
-        found, files = manifest["kind"], dict(manifest["files"])
+        content, files = manifest["kind"], dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         why = f"not a manifest ({error}); expected JSON with kind and files"
         raise BundleError(f"{path.name}/{MANIFEST}: {why}") from None
-    if found not in KINDS or manifest.get("format") != FORMAT:
-        raise BundleError(f"{path.name}/{MANIFEST}: kind {found!r}, format {manifest.get('format')!r}; "
+    if content not in KINDS or manifest.get("format") != FORMAT:
+        raise BundleError(f"{path.name}/{MANIFEST}: kind {content!r}, format {manifest.get('format')!r}; "
                           f"expected kind {' or '.join(KINDS)}, format {FORMAT}")
-    if kind is not None and found != kind:
-        raise BundleError(f"{path.name}: kind is {found!r}; expected {kind!r}")
-    expected = _name(found, text)
+    if kind is not None and content != kind:
+        raise BundleError(f"{path.name}: kind is {content!r}; expected {kind!r}")
+    expected = _name(content, text)
     if path.name != expected:
         raise BundleError(f"{path.name}/{MANIFEST}: content hash gives the name {expected!r}; expected {path.name!r}")
     tensors = {}
@@ -145,9 +153,9 @@ def newest_bundle(path: str | Path, kind: BundleKind) -> Path:
     path = Path(path)
     if path.name.startswith(f"{kind}-"):
         return path
-    found = sorted(path.glob(f"{kind}-*"), key=lambda bundle: bundle.stat().st_mtime)
-    require(bool(found), f"{kind} bundle", str(path), f"a bundle of kind {kind}, or a directory that holds one")
-    return found[-1]
+    bundles = sorted(path.glob(f"{kind}-*"), key=lambda bundle: bundle.stat().st_mtime)
+    require(bool(bundles), f"{kind} bundle", str(path), f"a bundle of kind {kind}, or a directory that holds one")
+    return bundles[-1]
 
 
 def _name(kind: str, manifest_text: bytes) -> str:

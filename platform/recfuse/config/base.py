@@ -16,6 +16,8 @@ from pydantic.fields import FieldInfo
 from recfuse.config.errors import InvalidFieldError
 
 T = TypeVar("T")
+# Pattern of a text with something to read in it.
+NOT_BLANK = r"\S"
 _NUMBERS = (int, float)
 
 
@@ -146,7 +148,8 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
     if origin in (dict, Mapping) and typing.get_args(annotation):
         inner = _in_words(typing.get_args(annotation)[1], [])
         return f"a mapping of names, each to {inner}" if inner else ""
-    if annotation is str and any(isinstance(each, annotated_types.MinLen) for each in _flat(metadata)):
+    if annotation is str and any(isinstance(each, annotated_types.MinLen) or getattr(each, "pattern", None) == NOT_BLANK
+                                 for each in _flat(metadata)):
         return "a text that is not empty"
     return {bool: "true, false", str: "a text"}.get(annotation, "")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from recfuse.learning.learner import TwoStageLearner
 from recfuse.learning.module import INTERMEDIATE, FusionPolicyModule
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, Phase
+from recfuse.runtime import ray_compat
 
 _CHECKPOINT = "learner.safetensors"
 
@@ -59,7 +59,7 @@ class TwoStageConfig(AlgorithmConfig):
         self.settings, self.samples = settings, samples
         self.environment(observation_space=_box(vocabulary.state_size), action_space=_box(vocabulary.action_size))
         self.learners(num_learners=settings.num_learners, num_gpus_per_learner=settings.gpus,
-                      num_cpus_per_learner=_cpus_per_learner(settings.num_learners))
+                      num_cpus_per_learner=ray_compat.cpus_per_learner(settings.num_learners))
         self.debugging(seed=settings.seed)
         return self
 
@@ -223,14 +223,6 @@ class TwoStage(Algorithm):
 
 def _box(size: int) -> gym.spaces.Box:
     return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-
-
-def _cpus_per_learner(learners: int) -> float:
-    """One CPU, or what leaves one to Ray Data: learners that hold every CPU wait for their samples for ever."""
-    total = ray.cluster_resources().get("CPU", 1.0) if ray.is_initialized() else math.inf
-    if learners == 0 or total >= learners + 1:
-        return 1
-    return max(0.1, math.floor(10 * (total - 1) / learners) / 10)
 
 
 def plain_metrics(result: dict[str, Any]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from recfuse.learning.frozen import CHUNK, Frozen, Objective
 from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.samples import InMemory, Windows, is_held_out, minibatches
 from recfuse.learning.settings import LearningSettings, Phase
+from recfuse.runtime import ray_compat
 
 Metrics = dict[str, Tensor]
 Batch = dict[str, Tensor]
@@ -71,7 +72,8 @@ class TwoStageLearner(TorchLearner):
 
     def build(self) -> None:
         """Builds module and optimizers; see `TorchLearner.build`."""
-        super().build()
+        with ray_compat.devices_without_ray():
+            super().build()
         self._settings: LearningSettings = self.config.settings
         self._vocabulary: Vocabulary = self._settings.with_multipliers(self.config.samples.vocabulary)
         self._objective = Objective(self._settings, self._vocabulary, self._device)

@@ -395,7 +395,7 @@ class LearningSettings:
                     f"behaviours ({', '.join(vocabulary.behaviour_names)})")
         require(sum(self.scalarisation(vocabulary)) > 0, "weights", self.weights, "at least one number > 0")
         behaviours = tuple(
-            dataclasses.replace(behaviour, multiplier=self.multipliers.get(behaviour.name, behaviour.multiplier))
+            behaviour.replace(multiplier=self.multipliers.get(behaviour.name, behaviour.multiplier))
             for behaviour in vocabulary.behaviours
         )
-        return dataclasses.replace(vocabulary, behaviours=behaviours)
+        return vocabulary.replace(behaviours=behaviours)

@@ -9,8 +9,6 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from recfuse.fusion.inference import export_policy
 from recfuse.learning.algorithm import TwoStage, TwoStageConfig
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
+from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 
 logger = logging.getLogger("recfuse")
@@ -74,7 +73,7 @@ def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = output / CHECKPOINT
-    with _quiet():
+    with ray_compat.quiet():
         algorithm = setup.build_algo()
         try:
             resumed_at = _resume(algorithm, checkpoint, config, samples)
@@ -159,20 +158,6 @@ def describe(entry: dict[str, Any]) -> str:
             text = f"{found[0]:.3g}" if len(found) == 1 else f"{found[0]:.3g}..{found[-1]:.3g}"
             parts.append(f"{kind.replace('_', ' ')} {text}")
     return ", ".join(parts)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leaves out what Ray says about its own versions and every execution of a dataset; its errors stay."""
-    loggers = [logging.getLogger(name) for name in ("ray.rllib", "ray.tune", "ray.data", "ray._common.deprecation")]
-    before = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, before, strict=True):
-            each.setLevel(level)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,73 +1,53 @@
-"""Session logs → samples on Ray Data: read, check, drop duplicates, cut sessions, write (design 3.1, 3.2).
-
-Every task's result is named by its input (row group or hash partition), so a task that Ray runs twice writes the same
-file twice and nothing is counted twice. Two keyed exchanges, no global sort: by request for duplicates, by user for
-sessions.
-"""
+"""Session logs → samples: read, check, drop duplicates, cut sessions, write (design 3.1, 3.2), with a full account."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import threading
-import uuid
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import unquote
+from typing import Literal
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import ray
-import ray.data
 import yaml
+from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import InvalidFieldError, require
+from recfuse.config import Config, require
 from recfuse.logs.account import Account
-from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE, session_log_schema
-from recfuse.logs.sessions import keep_first, to_samples
-from recfuse.logs.validation import DUPLICATE, Checked, check, quarantine_rows
-from recfuse.runtime.console import Progress
+from recfuse.logs.exchange import PART, QUARANTINE, Exchange, run
+from recfuse.logs.files import TEMPORARY, DirectoryWriter, absolute, file_name, list_files, locate
+from recfuse.logs.pieces import Piece, list_log_files, list_pieces, read_vocabulary
+from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE
 
 logger = logging.getLogger("recfuse")
 _PARTITION_BYTES = 128 << 20
 _MIN_PARTITIONS = 4
-# What a broken Parquet file raises: names in a footer may be no UTF-8, so that ValueError is among it.
-_BROKEN = (pa.ArrowException, OSError, ValueError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class IngestConfig:
-    """What to ingest and where to put it.
+class IngestConfig(Config):
+    """What to ingest and where to put it."""
 
-    Attributes:
-        logs: directory of native session logs, on any filesystem pyarrow knows (path, s3://, gs://, hdfs://).
-        output: directory of the samples, likewise; `quarantine/` lies beneath it.
-        vocabulary: YAML file; by default `vocabulary.yaml` beside the logs.
-        gap_minutes: where `session_id` is absent, a pause longer than this ends a session.
-        density: `required` quarantines rows whose action has no logged density and no Gaussian to compute it from;
-            `optional` keeps them, and the learner estimates it.
-    """
+    logs: str = Field(
+        "runs/session_logs", description="Directory of the session logs, on any filesystem that pyarrow knows (a path, "
+                                         "s3://, gs://, hdfs://).", min_length=1)
+    output: str = Field(
+        "runs/samples", description="Directory of the samples, on any filesystem that pyarrow knows; `quarantine` lies "
+                                    "beneath it.", min_length=1)
+    vocabulary: str = Field("", description="YAML file of the vocabulary; empty takes the one beside the logs.")
+    gap_minutes: float = Field(
+        30.0, description="Where `session_id` is absent, a pause of more minutes than this ends a session.", gt=0)
+    density: Literal["required", "optional"] = Field(
+        "required", description="`required` quarantines rows that have neither the density of their action nor a "
+                                "Gaussian to compute it from; `optional` keeps them and the learner estimates it.")
 
-    logs: str = "runs/session_logs"
-    output: str = "runs/samples"
-    vocabulary: str = ""
-    gap_minutes: float = 30.0
-    density: Literal["required", "optional"] = "required"
-
-    def __post_init__(self) -> None:
-        require(bool(self.logs), "logs", self.logs, "a directory of session logs")
-        require(bool(self.output) and self.output != self.logs, "output", self.output, "a directory other than logs")
-        require(self.gap_minutes > 0, "gap_minutes", self.gap_minutes, "a number > 0")
-        require(self.density in ("required", "optional"), "density", self.density, "required, optional")
+    @model_validator(mode="after")
+    def _check_output(self) -> IngestConfig:
+        require(self.output != self.logs, "output", self.output, "a directory other than logs")
+        return self
 
 
 @dataclass(frozen=True)
@@ -89,28 +69,6 @@ class IngestResult:
     resumed: bool = False
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A row group of a log file, the unit of reading."""
-
-    number: int
-    path: str
-    row_group: int
-    rows: int
-
-
-def read_vocabulary(directory: str, file: str = "") -> Vocabulary:
-    """The vocabulary that travels with logs or samples, from any filesystem."""
-    filesystem, root = pafs.FileSystem.from_uri(_absolute(file or directory))
-    path = root if file else f"{root}/{VOCABULARY_FILE}"
-    try:
-        with filesystem.open_input_stream(path) as stream:
-            mapping = yaml.safe_load(stream.read())
-    except (OSError, yaml.YAMLError) as error:
-        raise InvalidFieldError("vocabulary", path, f"a YAML file that travels with the log ({error})") from None
-    return Vocabulary.from_dict(mapping, source=VOCABULARY_FILE)
-
-
 def ingest(config: IngestConfig) -> IngestResult:
     """Runs on the initialised Ray; returns the account.
 
@@ -118,63 +76,20 @@ def ingest(config: IngestConfig) -> IngestResult:
         InvalidFieldError: no readable row at all, or a bad vocabulary.
     """
     vocabulary = read_vocabulary(config.logs, config.vocabulary)
-    filesystem, root = pafs.FileSystem.from_uri(_absolute(config.logs))
-    out_filesystem, out = pafs.FileSystem.from_uri(_absolute(config.output))
-    files = _list_files(filesystem, root, _absolute(config.logs))
+    filesystem, root = locate(config.logs)
+    output = _Output(*locate(config.output), config.output)
+    files = list_log_files(filesystem, root, absolute(config.logs))
     require(bool(files), "logs", config.logs, "a directory with at least one *.parquet file")
     key = _input_key(files, vocabulary, config)
-    if (done := _finished(out_filesystem, out, config.output, key)) is not None:
-        return done
-    _clear(out_filesystem, out)
-    pieces, unreadable = _list_pieces(filesystem, files)
+    if (finished := output.finished(key)) is not None:
+        return finished
+    output.clear()
+    pieces, unreadable = list_pieces(filesystem, files)
     require(bool(pieces), "logs", config.logs, f"at least one readable row ({unreadable or 'the files are empty'})")
-    _exchange(pieces, filesystem, out_filesystem, out, vocabulary, config,
-              max(_MIN_PARTITIONS, sum(info.size for info in files) // _PARTITION_BYTES))
-    return _close(pieces, unreadable, out_filesystem, out, vocabulary, config, key)
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).resolve())
-
-
-def _list_files(filesystem: pafs.FileSystem, root: str, uri: str) -> list[pafs.FileInfo]:
-    # Of a Delta table (serving writes one, `sessions`) the files of its present version and no others.
-    for below in ("", "/sessions"):
-        place = root + below
-        if filesystem.get_file_info(f"{place}/_delta_log").type == pafs.FileType.Directory:
-            from deltalake import DeltaTable
-
-            names = DeltaTable(uri.rstrip("/") + below).get_add_actions(flatten=True).column("path").to_pylist()
-            return sorted(filesystem.get_file_info([f"{place}/{unquote(name)}" for name in names]),
-                          key=lambda i: i.path)
-    try:
-        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    except OSError as error:
-        raise InvalidFieldError("logs", root, f"a directory that exists ({error})") from None
-    return sorted((info for info in found if info.is_file and info.path.endswith(".parquet")), key=lambda i: i.path)
-
-
-def _list_pieces(filesystem: pafs.FileSystem, files: list[pafs.FileInfo]) -> tuple[list[_Piece], dict[str, str]]:
-    """Row groups of the readable files, and why the others are not readable."""
-    def footer(info: pafs.FileInfo) -> list[int] | str:
-        try:
-            metadata = pq.ParquetFile(info.path, filesystem=filesystem).metadata
-            return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        except _BROKEN as error:
-            return f"not a Parquet file ({str(error).splitlines()[0]}); allowed: Parquet"
-
-    with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(footer, files))
-    unreadable = {_tail(info.path): why for info, why in zip(files, footers, strict=True) if isinstance(why, str)}
-    pieces: list[_Piece] = []
-    for info, groups in zip(files, footers, strict=True):
-        if isinstance(groups, list):
-            pieces += [_Piece(len(pieces) + k, info.path, k, rows) for k, rows in enumerate(groups)]
-    return [piece for piece in pieces if piece.rows], unreadable
-
-
-def _tail(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
+    run(Exchange(logs=filesystem, writer=DirectoryWriter(output.filesystem, output.root), vocabulary=vocabulary,
+                 gap_seconds=config.gap_minutes * 60, need_density=config.density == "required",
+                 partitions=max(_MIN_PARTITIONS, sum(info.size for info in files) // _PARTITION_BYTES)), pieces)
+    return output.close(pieces, unreadable, vocabulary, key)
 
 
 def _input_key(files: list[pafs.FileInfo], vocabulary: Vocabulary, config: IngestConfig) -> str:
@@ -184,204 +99,77 @@ def _input_key(files: list[pafs.FileInfo], vocabulary: Vocabulary, config: Inges
         [listing, vocabulary.to_dict(), config.gap_minutes, config.density]).encode()).hexdigest()
 
 
-def _finished(filesystem: pafs.FileSystem, out: str, output: str, key: str) -> IngestResult | None:
-    if filesystem.get_file_info(f"{out}/{ACCOUNT_FILE}").type != pafs.FileType.File:
-        return None
-    with filesystem.open_input_stream(f"{out}/{ACCOUNT_FILE}") as stream:
-        saved = json.loads(stream.read())
-    if saved.get("input_key") != key:
-        return None
-    logger.info("ingest: the samples of this input are there already")
-    return IngestResult(output, Account(**saved["account"]), saved["sessions"], saved["fingerprint"], resumed=True)
+@dataclass(frozen=True)
+class _Output:
+    """The directory of the samples; its account is written last and marks it as finished.
 
-
-def _clear(filesystem: pafs.FileSystem, out: str) -> None:
-    """Removes what an earlier or interrupted run left; refuses a directory that holds anything else."""
-    filesystem.create_dir(out, recursive=True)
-    ours = {"quarantine", VOCABULARY_FILE, ACCOUNT_FILE}
-    for info in filesystem.get_file_info(pafs.FileSelector(out)):
-        name = _tail(info.path)
-        known = name in ours or name.startswith(("part-", "_part-"))
-        require(known, "output", name, "an empty directory, or one that ingest wrote")
-    filesystem.delete_dir_contents(out)
-    filesystem.create_dir(f"{out}/quarantine")
-
-
-def _exchange(
-    pieces: list[_Piece],
-    filesystem: pafs.FileSystem,
-    out_filesystem: pafs.FileSystem,
-    out: str,
-    vocabulary: Vocabulary,
-    config: IngestConfig,
-    partitions: int,
-) -> None:
-    """The Ray Data pipeline; its results are files."""
-    writer = _Writer(out_filesystem, out)
-    counter = _Counter.options(max_restarts=-1).remote()  # type: ignore[attr-defined]
-
-    def read(batch: pa.Table) -> pa.Table:
-        [piece] = [_Piece(**row) for row in batch.to_pylist()]
-        checked = _read_piece(piece, filesystem, vocabulary, config.density == "required")
-        writer.quarantine(f"piece-{piece.number:06d}", checked.quarantine)
-        counter.add.remote("read", piece.rows)
-        return _with_partition(checked.rows, "request_id", partitions)
-
-    def deduplicate(group: pa.Table) -> pa.Table:
-        number = group["_partition"][0].as_py()
-        first, others = keep_first(group.drop_columns("_partition"))
-        writer.quarantine(f"duplicates-{number:05d}", quarantine_rows(others, "after reading", *DUPLICATE))
-        return _with_partition(first, "user_id", partitions)
-
-    def cut(group: pa.Table) -> pa.Table:
-        number = group["_partition"][0].as_py()
-        samples = to_samples(group.drop_columns("_partition"), vocabulary, config.gap_minutes * 60)
-        writer.write(f"part-{number:05d}.parquet", samples)
-        counter.add.remote("written", samples.num_rows)
-        return pa.table({"rows": [samples.num_rows]})
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    listing = [asdict(piece) for piece in pieces]
-    blocks = min(len(listing), 1000)
-    dataset = (
-        ray.data.from_items(listing, override_num_blocks=blocks)
-        .map_batches(read, batch_size=1, batch_format="pyarrow")
-        .groupby("_partition", num_partitions=partitions).map_groups(deduplicate, batch_format="pyarrow")
-        .groupby("_partition", num_partitions=partitions).map_groups(cut, batch_format="pyarrow")
-    )
-    with _Watch(counter, sum(piece.rows for piece in pieces)):
-        for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            pass
-
-
-def _read_piece(
-    piece: _Piece, filesystem: pafs.FileSystem, vocabulary: Vocabulary, need_density: bool
-) -> Checked:
-    source = f"{_tail(piece.path)}[{piece.row_group}]"
-    try:
-        # Checksums of pages are looked at where the writer left some.
-        file = pq.ParquetFile(piece.path, filesystem=filesystem, page_checksum_verification=True)
-        table = file.read_row_group(piece.row_group)
-        if table.num_rows != piece.rows:
-            raise ValueError(f"{table.num_rows} rows where the footer says {piece.rows}")
-    except _BROKEN as error:
-        # The footer was fine and counts the rows, so they are accounted for although none can be shown.
-        table = pa.table({"unreadable": pa.nulls(piece.rows, pa.string())})
-        why = str(error).splitlines()[0]
-        quarantine = quarantine_rows(table, source, "row group", "readable Parquet", value=why)
-        return Checked(session_log_schema(vocabulary).empty_table(), quarantine)
-    return check(table, vocabulary, source, need_density)
-
-
-def _with_partition(rows: pa.Table, key: str, partitions: int) -> pa.Table:
-    # pandas' string hash has a fixed key: the same on every worker and in every run.
-    hashed = pd.util.hash_array(rows[key].to_numpy(zero_copy_only=False).astype(object), categorize=False)
-    return rows.append_column("_partition", pa.array((hashed % np.uint64(partitions)).astype(np.int32)))
-
-
-class _Writer:
-    """Writes Parquet under the output directory: to a temporary name of its own, then renamed.
-
-    A task that Ray believes dead may still be writing beside its successor; each renames a whole file.
+    Attributes:
+        filesystem, root: where it lies.
+        name: what the user calls it.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, out: str) -> None:
-        self._filesystem, self._out = filesystem, out
+    filesystem: pafs.FileSystem
+    root: str
+    name: str
 
-    def quarantine(self, name: str, rows: pa.Table) -> None:
-        if rows.num_rows:
-            self.write(f"quarantine/{name}.parquet", rows)
+    def finished(self, key: str) -> IngestResult | None:
+        """The result of an earlier run over the same input, if there is one."""
+        path = f"{self.root}/{ACCOUNT_FILE}"
+        if self.filesystem.get_file_info(path).type != pafs.FileType.File:
+            return None
+        with self.filesystem.open_input_stream(path) as stream:
+            saved = json.loads(stream.read())
+        if saved.get("input_key") != key:
+            return None
+        logger.info("ingest: the samples of this input are there already")
+        return IngestResult(self.name, Account(**saved["account"]), saved["sessions"], saved["fingerprint"],
+                            resumed=True)
 
-    def write(self, name: str, table: pa.Table) -> None:
-        target = f"{self._out}/{name}"
-        directory, file = target.rsplit("/", 1)
-        temporary = f"{directory}/_{file}.{uuid.uuid4().hex[:8]}"
-        pq.write_table(table, temporary, filesystem=self._filesystem, compression="zstd")
-        self._filesystem.move(temporary, target)
+    def clear(self) -> None:
+        """Removes what an earlier or interrupted run left; refuses a directory that holds anything else."""
+        self.filesystem.create_dir(self.root, recursive=True)
+        written = {QUARANTINE, VOCABULARY_FILE, ACCOUNT_FILE}
+        for info in self.filesystem.get_file_info(pafs.FileSelector(self.root)):
+            name = file_name(info.path)
+            known = name in written or name.startswith((PART, TEMPORARY + PART))
+            require(known, "output", name, "an empty directory, or one that ingest wrote")
+        self.filesystem.delete_dir_contents(self.root)
+        self.filesystem.create_dir(f"{self.root}/{QUARANTINE}")
 
+    def close(self, pieces: list[Piece], unreadable: dict[str, str], vocabulary: Vocabulary,
+              key: str) -> IngestResult:
+        """Counts what lies on disk, asserts the account, and writes it."""
+        for directory in (self.root, f"{self.root}/{QUARANTINE}"):
+            for path in list_files(self.filesystem, directory, TEMPORARY):  # of tasks that died while they wrote
+                self.filesystem.delete_file(path)
+        kept, sessions, fingerprint = self._samples()
+        account = Account(sum(piece.rows for piece in pieces), kept, self._quarantined(), unreadable)
+        self._write(VOCABULARY_FILE, yaml.safe_dump(vocabulary.to_dict(), sort_keys=False))
+        self._write(ACCOUNT_FILE, json.dumps({"input_key": key, "account": asdict(account), "sessions": sessions,
+                                              "fingerprint": fingerprint}, indent=1))
+        logger.info("ingest: %s; %d sessions", account, sessions)
+        return IngestResult(self.name, account, sessions, fingerprint)
 
-@ray.remote(num_cpus=0)
-class _Counter:
-    """Rows that the tasks have handled so far, for the progress line alone: it forgets them where its process dies."""
+    def _samples(self) -> tuple[int, int, str]:
+        """Rows, sessions and fingerprint of the sample files."""
+        digest, rows, sessions = hashlib.sha256(), 0, 0
+        for path in list_files(self.filesystem, self.root, PART):
+            table = pq.read_table(path, filesystem=self.filesystem, columns=["done"])
+            rows += table.num_rows
+            sessions += int(pc.sum(table["done"]).as_py() or 0)
+            with self.filesystem.open_input_stream(path) as stream:
+                digest.update(hashlib.sha256(stream.read()).digest())
+        return rows, sessions, digest.hexdigest()
 
-    def __init__(self) -> None:
-        self._rows: Counter[str] = Counter()
+    def _quarantined(self) -> dict[str, int]:
+        """Reason → quarantined rows."""
+        rows: Counter[str] = Counter()
+        for path in list_files(self.filesystem, f"{self.root}/{QUARANTINE}"):
+            table = pq.read_table(path, filesystem=self.filesystem, columns=["field", "allowed"])
+            for group in table.group_by(["field", "allowed"]).aggregate([([], "count_all")]).to_pylist():
+                rows[f"{group['field']} (allowed: {group['allowed']})"] += group["count_all"]
+        return dict(rows)
 
-    def add(self, what: str, rows: int) -> None:
-        self._rows[what] += rows
-
-    def rows(self) -> dict[str, int]:
-        return dict(self._rows)
-
-
-class _Watch:
-    """Prints a progress line every few seconds while the pipeline runs."""
-
-    def __init__(self, counter: Any, total: int) -> None:
-        self._counter, self._progress, self._seen = counter, Progress("ingest", total), 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-        self._progress.finish()
-
-    def _loop(self) -> None:
-        while not self._stop.wait(1.0):
-            self._look()
-
-    def _look(self) -> None:
-        try:
-            rows = ray.get(self._counter.rows.remote())
-        except ray.exceptions.RayActorError:  # its process or node has died; the rows themselves are safe
-            return
-        read = max(rows.get("read", 0), self._seen)
-        self._progress.advance(read - self._seen, note=f"{rows.get('written', 0):,} samples written")
-        self._seen = read
-
-
-def _close(
-    pieces: list[_Piece],
-    unreadable: dict[str, str],
-    filesystem: pafs.FileSystem,
-    out: str,
-    vocabulary: Vocabulary,
-    config: IngestConfig,
-    key: str,
-) -> IngestResult:
-    """Counts what lies on disk, asserts the account, and marks the output as finished by writing the account last."""
-    digest, kept, sessions = hashlib.sha256(), 0, 0
-    for directory in (out, f"{out}/quarantine"):
-        for path in _paths(filesystem, directory, "_"):  # of tasks that died while they wrote
-            filesystem.delete_file(path)
-    for path in _paths(filesystem, out, "part-"):
-        table = pq.read_table(path, filesystem=filesystem, columns=["done"])
-        kept += table.num_rows
-        sessions += int(pc.sum(table["done"]).as_py() or 0)
-        with filesystem.open_input_stream(path) as stream:
-            digest.update(hashlib.sha256(stream.read()).digest())
-    quarantined: Counter[str] = Counter()
-    for path in _paths(filesystem, f"{out}/quarantine", ""):
-        table = pq.read_table(path, filesystem=filesystem, columns=["field", "allowed"])
-        for group in table.group_by(["field", "allowed"]).aggregate([([], "count_all")]).to_pylist():
-            quarantined[f"{group['field']} (allowed: {group['allowed']})"] += group["count_all"]
-    account = Account(sum(piece.rows for piece in pieces), kept, dict(quarantined), unreadable)
-    with filesystem.open_output_stream(f"{out}/{VOCABULARY_FILE}") as stream:
-        stream.write(yaml.safe_dump(json.loads(json.dumps(vocabulary.to_dict())), sort_keys=False).encode())
-    saved = {"input_key": key, "account": asdict(account), "sessions": sessions, "fingerprint": digest.hexdigest()}
-    with filesystem.open_output_stream(f"{out}/{ACCOUNT_FILE}") as stream:
-        stream.write(json.dumps(saved, indent=1).encode())
-    logger.info("ingest: %s; %d sessions", account, sessions)
-    return IngestResult(config.output, account, sessions, digest.hexdigest())
-
-
-def _paths(filesystem: pafs.FileSystem, directory: str, prefix: str) -> list[str]:
-    found = filesystem.get_file_info(pafs.FileSelector(directory))
-    return sorted(info.path for info in found if info.is_file and _tail(info.path).startswith(prefix))
-
+    def _write(self, name: str, text: str) -> None:
+        with self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:
+            stream.write(text.encode())

@@ -101,14 +101,14 @@ def _feedback_problem(kind: pa.DataType, vocabulary: Vocabulary) -> tuple[str, s
     allowed = f"struct of {', '.join(vocabulary.behaviour_names)}"
     if not pa.types.is_struct(kind):
         return "feedback", str(kind), allowed
-    found = [kind.field(index).name for index in range(kind.num_fields)]
-    for name in found:
+    names = [kind.field(index).name for index in range(kind.num_fields)]
+    for name in names:
         if name not in vocabulary.behaviour_names:
             return f"feedback.{name}", "unknown behaviour", allowed
     for name in vocabulary.behaviour_names:
-        if name not in found:
+        if name not in names:
             return f"feedback.{name}", "missing behaviour", allowed
-        value_type = kind.field(found.index(name)).type
+        value_type = kind.field(names.index(name)).type
         if not (_is_number(value_type) or pa.types.is_boolean(value_type)):
             return f"feedback.{name}", str(value_type), "a number"
     return None

@@ -1,4 +1,4 @@
-"""What every job shares: read a config, show it, report progress in lines, end with a table.
+"""What every job shares: read a config, show it, report progress, end with a table.
 
 The library itself prints nothing; it logs. `start` sends those lines to the terminal.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import rich.progress
 import tyro
 import yaml
 from pydantic import TypeAdapter
@@ -86,10 +89,22 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return file, rest
 
 
+class _OutputHandler(logging.StreamHandler[Any]):
+    """Writes to what standard output is when a line comes: while bars are drawn, rich stands there and keeps order."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
 def log_to_terminal() -> None:
     """Shows the library's log lines (progress, accounts, warnings) on standard output."""
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _OutputHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -97,39 +112,87 @@ def log_to_terminal() -> None:
 
 
 class Progress:
-    """Logs a line every few seconds: share done, rate, time left.
+    """How far a piece of work is: a bar where somebody sits at a terminal, elsewhere a line every few seconds.
+
+    Either says the share done, the rate and the time left. The closing line is logged in both cases.
 
     Args:
         what: begins the line.
         total: units of the whole work; 0 where it is unknown.
         unit: what is counted.
-        every: seconds between two lines.
+        every: seconds between two lines; 0 gives each `advance` its line, at a terminal too.
     """
 
     def __init__(self, what: str, total: int = 0, unit: str = "rows", every: float = 3.0) -> None:
         self._what, self._total, self._unit, self._every = what, total, unit, every
         self._start = self._last = time.monotonic()
         self._done = 0
+        self._bar = _BARS.add(what, total) if every > 0 and _at_terminal() else None
+        # Work that is given up takes its bar along, also with the process.
+        self._end = None if self._bar is None else weakref.finalize(self, _BARS.remove, self._bar)
 
     def advance(self, units: int, note: str = "") -> None:
         """Counts work done; `note` (losses, metrics) ends the line where one is due."""
         self._done += units
         now = time.monotonic()
-        if now - self._last >= self._every:
+        if self._bar is not None:
+            _BARS.update(self._bar, self._done, self._state(now, note))
+        elif now - self._last >= self._every:
             self._last = now
-            logger.info("%s", self._line(now, note))
+            logger.info("%s: %s", self._what, self._state(now, note))
 
     def finish(self, note: str = "") -> None:
         """Logs the closing line."""
-        logger.info("%s", self._line(time.monotonic(), note))
+        if self._end is not None:
+            self._end()
+        logger.info("%s: %s", self._what, self._state(time.monotonic(), note))
 
-    def _line(self, now: float, note: str) -> str:
+    def _state(self, now: float, note: str) -> str:
         seconds = max(now - self._start, 1e-9)
         rate = self._done / seconds
         share = f" of {self._total:,} ({self._done / self._total:.0%})" if self._total else ""
         remaining = (self._total - self._done) / rate if self._total and self._done else 0.0
         left = f", {remaining:.0f} s left" if remaining > 0.5 else ""
-        return f"{self._what}: {self._done:,}{share} {self._unit}, {rate:,.0f}/s{left}{'; ' + note if note else ''}"
+        return f"{self._done:,}{share} {self._unit}, {rate:,.0f}/s{left}{'; ' + note if note else ''}"
+
+
+def _at_terminal() -> bool:
+    """Whether the job's lines go to a terminal that can draw."""
+    return any(isinstance(handler, _OutputHandler) for handler in logger.handlers) and Console().is_interactive
+
+
+class _Bars:
+    """The bars of this process, below its lines; they are drawn while there is one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._drawn: rich.progress.Progress | None = None
+
+    def add(self, what: str, total: int) -> rich.progress.TaskID:
+        with self._lock:
+            if self._drawn is None:
+                self._drawn = rich.progress.Progress(
+                    rich.progress.TextColumn("{task.description}", markup=False), rich.progress.BarColumn(24),
+                    rich.progress.TextColumn("{task.fields[state]}", markup=False), transient=True)
+                self._drawn.start()
+            return self._drawn.add_task(what, total=total or None, state="")
+
+    def update(self, bar: rich.progress.TaskID, done: int, state: str) -> None:
+        with self._lock:
+            if self._drawn is not None and bar in self._drawn.task_ids:
+                self._drawn.update(bar, completed=done, state=state)
+
+    def remove(self, bar: rich.progress.TaskID) -> None:
+        with self._lock:
+            if self._drawn is None or bar not in self._drawn.task_ids:
+                return
+            self._drawn.remove_task(bar)
+            if not self._drawn.task_ids:
+                self._drawn.stop()
+                self._drawn = None
+
+
+_BARS = _Bars()
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
+from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 from recfuse.scenes.dataset import EncodedRows, count_pairs, encode_exposures
 from recfuse.scenes.features import Encoded, Feature, FeatureEncoder, declared_features
@@ -443,19 +444,10 @@ def _fit_on_ray(problem: Problem, storage: Path, name: str) -> SceneModel:
     return model
 
 
-class _Trainer(ray.train.torch.TorchTrainer):
-    """Leaves Ctrl-C alone: Ray's handler outlives the training and ends the process, later steps too, with code 1 and
-    without a word. An interrupt ends the driver's Ray, and that the workers."""
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        return None
-
-
 def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Tensor]:
     """The best epoch's parameters."""
     config = problem.training
-    # Workers import torch and ray; on a busy machine Ray Train's own 60 s are too few for that.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    ray_compat.patient_start()
     order = np.random.default_rng([config.seed, 0]).permutation(len(problem.rows))
     shares = deal(order, config.batch_size, config.workers)
     # The rows travel as a dataset for each worker, everything else once through the object store.
@@ -464,7 +456,7 @@ def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Ten
     nothing = np.zeros(0, np.int64)
     shared = dataclasses.replace(problem, rows=problem.rows.take(nothing), recent=nothing)
     board = _Board.remote()  # type: ignore[attr-defined]
-    trainer = _Trainer(
+    trainer = ray_compat.torch_trainer(
         _worker, train_loop_config={"problem": ray.put(shared), "rows": config.workers * len(shares[0]),
                                     "steps": -(-len(shares[0]) // rows_per_worker(problem)), "board": board},
         scaling_config=ray.train.ScalingConfig(

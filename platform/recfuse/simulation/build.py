@@ -8,7 +8,6 @@ leaving sets the mean length of sessions.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -280,8 +279,8 @@ def _finish(world: World, logged: FixedGaussian, targets: Targets) -> tuple[Worl
         # The spread of a rare behaviour from its rate: a small simulation may have none of it.
         rate = targets.rates[:, HEADS.index(behaviour.name)].mean() if behaviour.name in HEADS else 0.0
         scale = max(_moments(value, weight)[1], float(rate)**.5)
-        behaviours.append(dataclasses.replace(behaviour, scale=round(scale, 6)))
-    vocabulary = dataclasses.replace(vocabulary, state_features=features, behaviours=tuple(behaviours))
+        behaviours.append(behaviour.replace(scale=round(scale, 6)))
+    vocabulary = vocabulary.replace(state_features=features, behaviours=tuple(behaviours))
     return world.replace(vocabulary=vocabulary), _compare(world, look, targets)
 
 
@@ -304,7 +303,7 @@ def _compare(world: World, look: _Look, targets: Targets) -> Calibration:
 def _fitted(feature: StateFeature, values: np.ndarray, weight: np.ndarray) -> StateFeature:
     values = np.log1p(values.astype(np.float64)) if feature.log else values.astype(np.float64)
     mean, std = _moments(values, weight)
-    return dataclasses.replace(feature, mean=round(mean, 6), std=round(std + 1e-6, 6))
+    return feature.replace(mean=round(mean, 6), std=round(std + 1e-6, 6))
 
 
 def _moments(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:

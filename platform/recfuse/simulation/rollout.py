@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from recfuse.config import require
 from recfuse.fusion.policies import Decision, Policy
+from recfuse.logs.files import write_parquet
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
 from recfuse.runtime.console import Progress
 from recfuse.simulation.environment import DAY, Page, SessionEngine, Sessions
@@ -214,7 +215,7 @@ def write_logs(world: World, policy: Policy, directory: str | Path, *, persons: 
         if not target.exists():
             requests = rollout(world, policy, seed=seed, persons=some)
             temporary = target.with_suffix(f".{os.getpid()}.tmp")
-            pq.write_table(session_log(world, requests, model_version), temporary)
+            write_parquet(session_log(world, requests, model_version), temporary)
             os.replace(temporary, target)
         rows += pq.read_metadata(target).num_rows
         progress.advance(len(some), f"{rows:,} requests")

@@ -66,11 +66,11 @@ class RedisUserStates:
         pipeline = self._client.pipeline(transaction=True)
         pipeline.hgetall(features_key)
         pipeline.lrange(history_key, 0, -1)
-        found = self._execute(pipeline)
-        if found is None or not any(found):
+        replies = self._execute(pipeline)
+        if replies is None or not any(replies):
             return None
-        return UserState(features={name: json.loads(value) for name, value in found[0].items()},
-                         history=tuple(map(int, found[1])))
+        return UserState(features={name: json.loads(value) for name, value in replies[0].items()},
+                         history=tuple(map(int, replies[1])))
 
     def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None) -> None:
         """Adds items to the end of the history, and features over the known ones."""

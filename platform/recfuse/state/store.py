@@ -102,15 +102,15 @@ class UserStateStore:
 
     def get_many(self, user_ids: Sequence[str]) -> dict[str, UserState]:
         """The states of those users that are known."""
-        found: dict[str, UserState] = {}
+        known: dict[str, UserState] = {}
         for start in range(0, len(user_ids), _BATCH):
             batch = user_ids[start:start + _BATCH]
             marks = ", ".join("?" * len(batch))
             with self._lock:
                 rows = self._connection.execute(
                     f"SELECT user_id, features, history FROM users WHERE user_id IN ({marks})", batch).fetchall()
-            found.update((user_id, _parse(features, history)) for user_id, features, history in rows)
-        return found
+            known.update((user_id, _parse(features, history)) for user_id, features, history in rows)
+        return known
 
     def put_many(self, users: Iterable[tuple[str, UserState]]) -> int:
         """Writes states, replacing those of the same id, all or none; returns how many."""

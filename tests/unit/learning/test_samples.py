@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,6 +101,6 @@ def test_bad_samples_are_named(tmp_path):
     with pytest.raises(InvalidFieldError, match=r"samples.done: got .*; allowed: a column of this name"):
         SampleSet.open(lacking)
     wide = toy.write(tmp_path / "wide", columns)
-    dataclasses.replace(toy.vocabulary(), state_size=4).save(wide / "vocabulary.yaml")
+    toy.vocabulary().replace(state_size=4).save(wide / "vocabulary.yaml")
     with pytest.raises(InvalidFieldError, match=r"samples.state: got 'fixed_size_list<.*>\[3\]'; allowed: .*\[4\]"):
         SampleSet.open(wide)

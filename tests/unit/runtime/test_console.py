@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import pty
+import re
+import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +99,58 @@ def test_progress_counts(caplog, monkeypatch):
         progress.finish()
     assert "work: 4 of 10 (40%) rows" in caplog.messages[0]
     assert caplog.messages[0].endswith("; loss 1")
+
+
+WORK = """
+import time
+from recfuse.runtime.console import Progress, log_to_terminal, logger
+log_to_terminal()
+outer, given_up = Progress("persons", total=4), Progress("given up")
+inner = Progress("rows [of] this", total=2, unit="rows")
+for done in range(2):
+    inner.advance(1, "loss 1")
+    outer.advance(2)
+    logger.info("a line of its own %d", done)
+    time.sleep(.3)
+inner.finish("loss 1")
+del given_up
+outer.finish()
+print("the end")
+"""
+
+
+def run(stdout, environment):
+    return subprocess.run([sys.executable, "-c", WORK], stdout=stdout, stderr=subprocess.STDOUT, check=True,
+                          env=os.environ | {"PYTHONPATH": "platform", "COLUMNS": "120"} | environment,
+                          cwd=Path(__file__).parents[3])
+
+
+def test_a_terminal_shows_bars_below_the_lines():
+    ours, theirs = pty.openpty()
+    run(theirs, {"TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # what Linux raises at the end of a terminal
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "\u2501" in text, "a bar"
+    assert "given up" in text
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if re.match(r"\d\d:\d\d:\d\d ", line.strip())]
+    assert [re.sub(r"^\S+ |, [\d,]+/s", "", line) for line in lines] == [
+        "a line of its own 0", "a line of its own 1", "rows [of] this: 2 of 2 (100%) rows; loss 1",
+        "persons: 4 of 4 (100%) rows"]
+    assert text.rstrip().endswith("the end")
+    assert shown.rstrip().endswith(b"the end"), "no bar is left, and the cursor is back before it"
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h")
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "xterm"}, {"TERM": "dumb"}])
+def test_elsewhere_there_are_lines_alone(tmp_path, environment):
+    with open(tmp_path / "log", "wb") as log:
+        run(log, environment)
+    text = (tmp_path / "log").read_text()
+    assert "\x1b" not in text
+    assert "\u2501" not in text
+    assert len(text.splitlines()) == 5

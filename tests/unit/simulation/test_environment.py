@@ -228,8 +228,8 @@ def test_rewards_are_transformed_and_scaled(transform, watched, reward):
     """Seconds are divided by their scale, and before that by log1p where the vocabulary says so: ln(1 + e² − 1) = 2."""
     world = worlds.world()
     watch_time, *others = world.vocabulary.behaviours
-    behaviours = (dataclasses.replace(watch_time, transform=transform, scale=4.0), *others)
-    world = world.replace(vocabulary=dataclasses.replace(world.vocabulary, behaviours=behaviours))
+    behaviours = (watch_time.replace(transform=transform, scale=4.0), *others)
+    world = world.replace(vocabulary=world.vocabulary.replace(behaviours=behaviours))
     feedback = np.zeros((1, len(FEEDBACK)))
     feedback[0, 0] = watched
     assert rewards(world, feedback)[0] == pytest.approx(reward / 4.0)
