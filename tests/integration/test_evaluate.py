@@ -24,8 +24,10 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.schema import sample_schema
 from recfuse.report.config import ReportConfig
 from recfuse.report.page import write_report
+from recfuse.report.run import evaluate_and_report
 from recfuse.report.sections import SECTIONS
 from recfuse.simulation.rollout import rollout, session_log, write_logs
+from tests.unit.evaluation.user_value import USER_VALUE
 from tests.unit.report.test_report import DATA
 from tests.unit.simulation import worlds
 
@@ -91,6 +93,18 @@ def test_critics_and_sessions_where_there_are_samples(run, tmp_path):
         assert abs(one.estimate[0] - one.logged[0]) < 5 * error + .03 * one.logged[0], one.estimator
     assert result.separation.shared_users == result.separation.shared_rows == 0
     assert result.horizon > 1
+
+
+def test_an_estimator_from_outside_the_package(run, tmp_path, capsys):
+    """It stands in the job's table, in its metrics and on its page."""
+    settings = config(run, tmp_path, worlds.LOGGED)
+    result = evaluate_and_report(settings, estimators=(*ESTIMATORS, USER_VALUE))
+    job.show(settings, result)
+    row, = (line for line in capsys.readouterr().out.splitlines() if "UserIS" in line)
+    assert row.split()[3] == "user"
+    written = json.loads((tmp_path / "report" / "metrics.json").read_text())["off_policy"]["estimators"][-1]
+    assert (written["estimator"], written["question"]) == ("UserIS", "a user over a time")
+    assert "<td>UserIS</td><td>user</td>" in result.page.read_text()
 
 
 def test_a_split_by_time(run, tmp_path):
