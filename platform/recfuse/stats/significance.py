@@ -27,15 +27,15 @@ def relative_error(treated: ArrayLike, base: ArrayLike, *, paired: bool = False,
         null: where there is no difference, as p-values need it; the estimate over it is then Welch's statistic, or that
             of the paired test. With the ratio found, a rare behaviour that is rarer by chance would seem surer too.
     """
-    one, two = np.asarray(treated, np.float64), np.asarray(base, np.float64)
+    top, bottom = np.asarray(treated, np.float64), np.asarray(base, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.ones(one.shape[1]) if null else one.mean(0) / two.mean(0)
+        ratio = np.ones(top.shape[1]) if null else top.mean(0) / bottom.mean(0)
         if paired:
-            require(one.shape == two.shape, "base", two.shape, f"{one.shape}, the same users as treated")
-            variance = (one - ratio * two).var(0, ddof=1) / len(one)
+            require(top.shape == bottom.shape, "base", bottom.shape, f"{top.shape}, the same users as treated")
+            variance = (top - ratio * bottom).var(0, ddof=1) / len(top)
         else:
-            variance = one.var(0, ddof=1) / len(one) + ratio**2 * two.var(0, ddof=1) / len(two)
-        error: Vector = np.sqrt(variance) / np.abs(two.mean(0))
+            variance = top.var(0, ddof=1) / len(top) + ratio**2 * bottom.var(0, ddof=1) / len(bottom)
+        error: Vector = np.sqrt(variance) / np.abs(bottom.mean(0))
     return error
 
 
@@ -43,7 +43,8 @@ def p_values(estimate: ArrayLike, error: ArrayLike) -> Vector:
     """Two-sided, of a normal estimate against 0; 1 where there is no error to judge by."""
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.abs(np.asarray(estimate, np.float64) / np.asarray(error, np.float64))
-    return np.array([1.0 if math.isnan(one) else math.erfc(one / math.sqrt(2)) for one in z.ravel()]).reshape(z.shape)
+    flat = [1.0 if math.isnan(score) else math.erfc(score / math.sqrt(2)) for score in z.ravel()]
+    return np.array(flat).reshape(z.shape)
 
 
 def adjust(values: ArrayLike, correction: Correction = "holm") -> Vector:
