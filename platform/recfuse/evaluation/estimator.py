@@ -37,7 +37,7 @@ FOLLOWED_REQUEST = Question(
     "What would a request bring if the policy decided all of them? States come as the policy makes them.")
 WHOLE_SESSION = Question(
     "a whole session", "session",
-    "What would a session bring if the policy decided all of its requests? The states between sessions stay as logged.")
+    "What would a session bring if the policy decided all of its requests? Sessions begin as the logged ones did.")
 USER_OVER_TIME = Question(
     "a user over a time", "user",
     "What would a user bring over the log's time if the policy decided everything? An A/B test answers the same.")
