@@ -7,54 +7,44 @@ The rates are those of one core of the machine that docs/results names; give you
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
 
 import tyro
+from pydantic import Field
 
+from recfuse.config import Config
 from recfuse.runtime.console import table
 
 DAY = 86_400.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Assumptions:
-    """Attributes:
-        requests: a day.
-        log_bytes, sample_bytes: of a row in memory; log_disk, sample_disk: in Parquet. Measured on the demo's logs
-            (state of 53 numbers, 6 fusion parameters, 5 behaviours).
-        ingest_rate, training_rate, evaluation_rate: rows, sample-passes, and rows × estimates that a core takes in a
-            second.
-        efficiency: share of the rates of a core alone that many of them reach together.
-        partition_mib: of the shuffle.
-        passes: over the samples, of all fits together; training_share: of the users' samples that training reads.
-        refits: trainings a day; sweep_trials: trials of one sweep a week.
-        serving_rate: requests that a core answers in a second, with the decision log; peak: over the mean.
-        hours: within which ingest, and within which each training, has to be done.
-        core_hour: price; disk_month: of a TB; keep_days: of logs and samples.
-    """
+class Assumptions(Config):
+    """What a day is made of; sizes and rates were measured on the demo's logs."""
 
-    requests: float = 1e9
-    log_bytes: float = 406.0
-    log_disk: float = 100.0
-    sample_bytes: float = 500.0
-    sample_disk: float = 83.0
-    ingest_rate: float = 24_500.0
-    training_rate: float = 150_000.0
-    evaluation_rate: float = 2_000_000.0
-    efficiency: float = 0.65
-    partition_mib: float = 128.0
-    passes: float = 35.0
-    training_share: float = 0.1
-    refits: float = 4.0
-    sweep_trials: float = 36.0
-    serving_rate: float = 128.0
-    peak: float = 3.0
-    hours: float = 2.0
-    core_hour: float = 0.04
-    disk_month: float = 23.0
-    keep_days: float = 30.0
+    requests: float = Field(1e9, gt=0, description="A day brings this many requests.")
+    log_bytes: float = Field(406.0, gt=0, description="A row of a session log takes this many bytes in memory (state of"
+                                                      " 53 numbers, 6 fusion parameters, 5 behaviours).")
+    log_disk: float = Field(100.0, gt=0, description="A row of a session log takes this many bytes in Parquet.")
+    sample_bytes: float = Field(500.0, gt=0, description="A sample takes this many bytes in memory.")
+    sample_disk: float = Field(83.0, gt=0, description="A sample takes this many bytes in Parquet.")
+    ingest_rate: float = Field(24_500.0, gt=0, description="A core ingests this many rows in a second.")
+    training_rate: float = Field(150_000.0, gt=0, description="A core makes passes over this many samples in a second.")
+    evaluation_rate: float = Field(2_000_000.0, gt=0, description="A core takes this many rows × estimates a second.")
+    efficiency: float = Field(0.65, gt=0, le=1, description="Many cores together reach this share of the rates of a "
+                                                            "core alone.")
+    partition_mib: float = Field(128.0, gt=0, description="A partition of the shuffle has this many MiB.")
+    passes: float = Field(35.0, ge=0, description="All fits of a training together make this many passes over the "
+                                                  "samples.")
+    training_share: float = Field(0.1, gt=0, le=1, description="Training reads this share of the users' samples.")
+    refits: float = Field(4.0, ge=0, description="A day has this many trainings.")
+    sweep_trials: float = Field(36.0, ge=0, description="A week has one sweep of this many trials.")
+    serving_rate: float = Field(128.0, gt=0, description="A core answers this many requests in a second, with the "
+                                                         "decision log.")
+    peak: float = Field(3.0, ge=1, description="The largest rate of requests is this many times the mean.")
+    hours: float = Field(2.0, gt=0, description="Ingest, and each training, has to be done within this many hours.")
+    core_hour: float = Field(0.04, ge=0, description="An hour of a core costs this much.")
+    disk_month: float = Field(23.0, ge=0, description="A TB of storage costs this much a month.")
+    keep_days: float = Field(30.0, ge=0, description="Logs and samples are kept for this many days.")
 
 
 def estimate(given: Assumptions) -> list[tuple[str, str]]:
@@ -99,7 +89,7 @@ def estimate(given: Assumptions) -> list[tuple[str, str]]:
 def main() -> None:
     """Prints assumptions and estimate."""
     given = tyro.cli(Assumptions, description=__doc__)
-    table("Assumptions", ["", ""], [(name, f"{value:g}") for name, value in dataclasses.asdict(given).items()])
+    table("Assumptions", ["", ""], [(name, f"{value:g}") for name, value in given.to_dict().items()])
     table("Estimate", ["", ""], estimate(given))
 
 

@@ -27,7 +27,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
+from recfuse.config import Config
 from recfuse.evaluation.fitted_q import ActionMoments, Transitions, fit_critics
 from recfuse.evaluation.ope import (
     EstimateOptions,
@@ -57,51 +59,56 @@ COLUMNS = [FEEDBACK.index(name) for name in WATCHED]
 HORIZON = 3  # requests that the sequential ratios go over
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpeConfig:
-    """Attributes:
-        requests, users: of the log that the speed is measured on; 0 leaves it out.
-        coverage: fresh logs to estimate from; 0 leaves it out. output: keeps what was found of each, for a rerun with
-            as many or more; empty keeps nothing.
-        persons: simulated people in each of them; critic_persons: in the log beside it that its critics are fitted to.
-        truth_persons: in the simulation that the truth is read off.
-        world: as the job `simulate` writes it, for coverage.
-        open_bandit: directory of the data; empty leaves it out.
-    """
+class OpeConfig(Config):
+    """What is measured, and on how much."""
 
-    requests: int = 1_000_000
-    users: int = 50_000
-    coverage: int = 0
-    output: str = ""
-    persons: int = 1_500
-    critic_persons: int = 3_000
-    truth_persons: int = 1_000_000
-    world: str = "runs/demo/simulation/world"
-    open_bandit: str = ""
+    requests: int = Field(1_000_000, ge=0, description="The speed is measured on a log of this many requests; 0 leaves "
+                                                       "it out.")
+    users: int = Field(50_000, ge=1, description="That log has this many users.")
+    coverage: int = Field(0, ge=0, description="Intervals are judged on this many fresh logs; 0 leaves it out.")
+    output: str = Field("", description="What each log said is kept here, for a rerun with as many or more; empty "
+                                        "keeps nothing.")
+    persons: int = Field(1_500, ge=2, description="Each fresh log has this many simulated people.")
+    critic_persons: int = Field(3_000, ge=2, description="The log beside it, which critics are fitted to, has this "
+                                                         "many people.")
+    truth_persons: int = Field(1_000_000, ge=1, description="The truth is read off a simulation of this many people.")
+    world: str = Field("runs/demo/simulation/world", description="The fresh logs come from this world, as the job "
+                                                                 "simulate writes it.")
+    open_bandit: str = Field("", description="The Open Bandit data lies in this directory; empty leaves it out.")
 
 
 def main(config: OpeConfig) -> None:
     if config.requests:
         speed(config)
     if config.coverage:
-        found = measured(World.load(config.world), config.coverage, config.persons, config.critic_persons,
-                         config.truth_persons, Path(config.output) if config.output else None)
-        table(f"How often the 95% interval held the truth, {config.coverage} logs of {config.persons} sessions, "
-              f"critics from {config.critic_persons} others; in brackets the mean error and half the interval",
-              ["estimator", "logs", *WATCHED], [
-                  (name, of.logs, *(f"{share:.1%} ({bias:+.1%}, {half:.1%})" for share, bias, half in zip(
-                      of.share, of.error, of.half, strict=True))) for name, of in found.items()])
-        table("Errors over their standard errors: mean (bias), deviation (above 1: too narrow), skewness",
-              ["estimator", "logs", *WATCHED], [
-                  (name, of.logs, *(f"{mean:+.2f}, {deviation:.2f}, {skew:+.2f}" for mean, deviation, skew in zip(
-                      *of.moments, strict=True))) for name, of in found.items()])
+        show_coverage(config)
     if config.open_bandit:
-        truth, found = open_bandit(Path(config.open_bandit))
-        low, high = truth[1:]
-        table(f"Open Bandit, men: click rate of Thompson sampling from the uniform policy's log; truth in its own log "
-              f"{truth[0]:.4f} [{low:.4f}, {high:.4f}]", ["estimator", "estimate", "95% interval", "ESS", "off by"], [
-                  (one.estimator, f"{one.estimate[0]:.4f}", f"[{one.low[0]:.4f}, {one.high[0]:.4f}]",
-                   f"{one.ess[0]:,.0f}", f"{one.estimate[0] / truth[0] - 1:+.1%}") for one in found])
+        show_open_bandit(Path(config.open_bandit))
+
+
+def show_coverage(config: OpeConfig) -> None:
+    """Prints how often each estimator's interval held the truth, and its errors over their standard errors."""
+    coverages = measured(World.load(config.world), config.coverage, config.persons, config.critic_persons,
+                         config.truth_persons, Path(config.output) if config.output else None)
+    table(f"How often the 95% interval held the truth, {config.coverage} logs of {config.persons} sessions, "
+          f"critics from {config.critic_persons} others; in brackets the mean error and half the interval",
+          ["estimator", "logs", *WATCHED], [
+              (name, of.logs, *(f"{share:.1%} ({bias:+.1%}, {half:.1%})" for share, bias, half in zip(
+                  of.share, of.error, of.half, strict=True))) for name, of in coverages.items()])
+    table("Errors over their standard errors: mean (bias), deviation (above 1: too narrow), skewness",
+          ["estimator", "logs", *WATCHED], [
+              (name, of.logs, *(f"{mean:+.2f}, {deviation:.2f}, {skew:+.2f}" for mean, deviation, skew in zip(
+                  *of.moments, strict=True))) for name, of in coverages.items()])
+
+
+def show_open_bandit(directory: Path) -> None:
+    """Prints the estimates of Thompson sampling's click rate beside the truth."""
+    truth, answers = open_bandit(directory)
+    low, high = truth[1:]
+    table(f"Open Bandit, men: click rate of Thompson sampling from the uniform policy's log; truth in its own log "
+          f"{truth[0]:.4f} [{low:.4f}, {high:.4f}]", ["estimator", "estimate", "95% interval", "ESS", "off by"], [
+              (answer.estimator, f"{answer.estimate[0]:.4f}", f"[{answer.low[0]:.4f}, {answer.high[0]:.4f}]",
+               f"{answer.ess[0]:,.0f}", f"{answer.estimate[0] / truth[0] - 1:+.1%}") for answer in answers])
 
 
 def speed(config: OpeConfig) -> None:
@@ -171,27 +178,27 @@ def measured(world: World, logs: int, persons: int, critic_persons: int, truth_p
     progress = Progress("coverage", logs, "logs")
     for number in range(logs):
         if number + 1 < len(lines):
-            found = json.loads(lines[number + 1])
+            answers = json.loads(lines[number + 1])
         else:
-            found = one_log(world, number, logged, policy, persons, critic_persons, truth)
-            _keep(kept, found)
-        for name, of in found.items():
+            answers = answers_of_log(world, number, logged, policy, persons, critic_persons, truth)
+            _keep(kept, answers)
+        for name, of in answers.items():
             said.setdefault(name, []).extend([np.array(of)] if of else [])
         progress.advance(1)
     progress.finish()
     return {name: Coverage.of(np.stack(of)) for name, of in said.items() if of}
 
 
-def one_log(world: World, number: int, logged: FixedGaussian, policy: FixedGaussian, persons: int, critic_persons: int,
-            truth: dict[int, np.ndarray]) -> dict[str, list[list[float]] | None]:
+def answers_of_log(world: World, number: int, logged: FixedGaussian, policy: FixedGaussian, persons: int,
+                   critic_persons: int, truth: dict[int, np.ndarray]) -> dict[str, list[list[float]] | None]:
     """Estimator → estimate, low and high over the truth, [3][behaviours]; None where refused."""
     # Persons of its own, drawn from all tastes, so that no log has a row that the critics were fitted to.
     people = np.random.default_rng(number).integers(10**6, 10**9, persons + critic_persons)
     log, others = (rollout(world, logged, seed=30_000 + number, persons=some)
                    for some in (people[:persons], people[persons:]))
-    return {f"{one.estimator}, {'whole session' if horizon > HORIZON else f'{horizon} requests'}":
-            None if one.refused else (np.stack([one.estimate, one.low, one.high]) / truth[horizon]).tolist()
-            for horizon, one in estimates(log, policy, transitions_of(others))}
+    return {f"{answer.estimator}, {'whole session' if horizon > HORIZON else f'{horizon} requests'}":
+            None if answer.refused else (np.stack([answer.estimate, answer.low, answer.high]) / truth[horizon]).tolist()
+            for horizon, answer in estimates(log, policy, transitions_of(others))}
 
 
 def _kept_lines(file: Path | None) -> list[str]:
@@ -241,17 +248,17 @@ def estimates(rows: Requests, policy: FixedGaussian, samples: Transitions) -> It
     target, behaviour = gaussian_log_density(rows.action, policy.mu, policy.sigma), rows.action_logp
     feedback, options = rows.feedback[:, COLUMNS], EstimateOptions(draws=400)
     first = rows.request == 0
-    one = (target[first], behaviour[first], feedback[first], 20.0, rows.person[first])
+    request = (target[first], behaviour[first], feedback[first], 20.0, rows.person[first])
     moments = moments_of(policy)
     # Critics of single requests come from first requests, as those that they are asked of.
     begin = np.concatenate([[True], samples.done[:-1] > .5])
-    alone = Transitions(*(getattr(samples, one.name)[begin] for one in dataclasses.fields(samples)))
+    alone = Transitions(*(getattr(samples, field.name)[begin] for field in dataclasses.fields(samples)))
     (of_request,), (of_session,) = fit_critics(alone, moments, [0.0]), fit_critics(samples, moments, [1.0])
     critic = (of_request.predict(rows.state[first], rows.action[first]), of_request.expect(rows.state[first], moments))
-    yield 1, importance_sampling(*one, options)
-    yield 1, ncis(*one, options)
-    yield 1, doubly_robust(*one, *critic, options)
-    yield 1, doubly_robust(*one, *critic, options, normalise=True)
+    yield 1, importance_sampling(*request, options)
+    yield 1, ncis(*request, options)
+    yield 1, doubly_robust(*request, *critic, options)
+    yield 1, doubly_robust(*request, *critic, options, normalise=True)
     yield 1, direct_method(critic[1], feedback[first], rows.person[first], options,
                            fit_error=of_request.fit_error(alone, moments, rows.state[first]))
     sessions = Sessions.of(target, behaviour, feedback, 1.0, 20.0, rows.person, rows.person)
@@ -293,10 +300,10 @@ def open_bandit(directory: Path) -> tuple[tuple[float, float, float], list[OffPo
         rates[half == fold] = rate.reshape(places, items)[place[half == fold]]
     critic = (rates[np.arange(len(uniform)), uniform["item_id"]][:, None], (policy[place] * rates).sum(1)[:, None])
     common = (log_prob, behaviour, click[:, None], np.inf, np.arange(len(uniform)))
-    found = [importance_sampling(*common), ncis(*common), doubly_robust(*common, *critic),
-             doubly_robust(*common, *critic, normalise=True), direct_method(critic[1], click[:, None], common[4])]
+    answers = [importance_sampling(*common), ncis(*common), doubly_robust(*common, *critic),
+               doubly_robust(*common, *critic, normalise=True), direct_method(critic[1], click[:, None], common[4])]
     truth = ratio_of_sums(thompson["click"], np.ones(len(thompson)))
-    return (float(truth.estimate[0]), float(truth.low[0]), float(truth.high[0])), found
+    return (float(truth.estimate[0]), float(truth.low[0]), float(truth.high[0])), answers
 
 
 if __name__ == "__main__":

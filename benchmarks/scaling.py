@@ -26,7 +26,7 @@ import ray
 import torch
 
 from benchmarks.sweep import VOCABULARY, write_samples
-from recfuse.evaluation.evaluate import read_held_out
+from recfuse.evaluation.held_out import read_held_out
 from recfuse.evaluation.ope import ncis
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.algorithm import TwoStageConfig

@@ -69,12 +69,12 @@ def main(config: DemoConfig) -> Path:
             serving = out / "serving.json"
             serving.write_text(json.dumps(
                 {"endpoint": latencies[-1].endpoint, "latency_ms": latencies[-1].milliseconds}))
-            evaluated = evaluate.main(evaluate.EvaluateConfig(
+            evaluated = evaluate.main(evaluate.ReportConfig(
                 fusion=f"{out}/fusion", holdout=str(world.holdout), samples=samples.samples,
                 scenes=f"{out}/scenes", simulation=f"{out}/simulation", ab_test=f"{out}/ab_test",
                 serving=str(serving), output=f"{out}/report"))
-    close(config, scenes, tested, latencies, evaluated.report, time.monotonic() - begin)
-    return evaluated.report
+    close(config, scenes, tested, latencies, evaluated.page, time.monotonic() - begin)
+    return evaluated.page
 
 
 @contextmanager

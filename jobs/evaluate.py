@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recfuse.evaluation.evaluate import EvaluateConfig, EvaluateResult, evaluate
+from recfuse.report.config import ReportConfig
+from recfuse.report.run import ReportResult, evaluate_and_report
 from recfuse.runtime.cluster import cluster, read_parquet
 from recfuse.runtime.console import start, table
 
 
-def main(config: EvaluateConfig) -> EvaluateResult:
+def main(config: ReportConfig) -> ReportResult:
     """Runs the job. It needs Ray only for `--streaming`."""
     if config.streaming:
         with cluster():
             files = [str(file) for file in sorted(Path(config.holdout).glob("*.parquet"))]
-            result = evaluate(config, read_parquet(files) if files else None)
+            result = evaluate_and_report(config, read_parquet(files) if files else None)
     else:
-        result = evaluate(config)
-    refused = f"; no estimate: {result.off_policy.refused}" if result.off_policy.refused else ""
-    table(f"NCIS on {result.off_policy.requests:,} held-out requests{refused}",
-          ["behaviour, per request", "log", "estimate", f"{config.level:.0%} interval", "ESS"], result.rows())
-    table(f"Every estimator, difference to the log; ratios of a session go over {result.horizon} of its requests",
-          ["estimator", "per", "ESS", *result.behaviours], result.estimator_rows())
-    if result.separation:
-        print(result.separation)
-    print(f"report: {result.report}")
+        result = evaluate_and_report(config)
+    show(config, result)
     return result
 
 
+def show(config: ReportConfig, result: ReportResult) -> None:
+    """Prints the closing tables and the path of the report."""
+    evaluation = result.evaluation
+    first = evaluation.off_policy
+    refused = f"; no estimate: {first.refused}" if first.refused else ""
+    table(f"{first.estimator} on {first.requests:,} held-out requests{refused}",
+          [f"behaviour, per {first.per}", "log", "estimate", f"{config.level:.0%} interval", "ESS"], evaluation.rows())
+    table(f"Every estimator, difference to the log; ratios of a session go over {evaluation.horizon} of its requests",
+          ["estimator", "per", "ESS", *evaluation.behaviours], evaluation.estimator_rows())
+    if evaluation.separation:
+        print(evaluation.separation)
+    print(f"report: {result.page}")
+
+
 if __name__ == "__main__":
-    main(start(EvaluateConfig, description=__doc__))
+    main(start(ReportConfig, description=__doc__))

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import require
-from recfuse.evaluation.evaluate import HeldOut, policy_log_prob, read_held_out
+from recfuse.evaluation.case import policy_log_prob
+from recfuse.evaluation.held_out import HeldOut, read_held_out
 from recfuse.evaluation.ope import EstimateOptions, ncis
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import Policy

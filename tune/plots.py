@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recfuse.report.report import COLOURS, Section
+from recfuse.report.section import Section
+from recfuse.report.style import COLOURS
 from tune.frontier import Point, frontier, keeps
 from tune.space import DISCOUNTS, MULTIPLIERS, TOTAL, decode, label, symbol
 

@@ -27,7 +27,7 @@ from recfuse.fusion.inference import FusionActor
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
 from recfuse.logs.schema import VOCABULARY_FILE
-from recfuse.report.report import write_report
+from recfuse.report.page import write_report
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
 from recfuse.scenes.dataset import fingerprint, scene_rows

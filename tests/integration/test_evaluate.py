@@ -10,25 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.unit.evaluation.test_report import DATA
 
 from jobs import evaluate as job
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import InvalidFieldError
-from recfuse.evaluation.evaluate import (
-    EvaluateConfig,
-    action_moments,
-    estimate,
-    policy_log_prob,
-    read_held_out,
-    read_transitions,
-)
+from recfuse.evaluation.case import Case, action_moments, policy_log_prob
+from recfuse.evaluation.estimator import estimate_all
+from recfuse.evaluation.estimators import ESTIMATORS
 from recfuse.evaluation.fitted_q import fit_critics
+from recfuse.evaluation.held_out import read_held_out, read_transitions
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.schema import sample_schema
-from recfuse.report.report import SECTIONS, write_report
+from recfuse.report.config import ReportConfig
+from recfuse.report.page import write_report
+from recfuse.report.run import evaluate_and_report
+from recfuse.report.sections import SECTIONS
 from recfuse.simulation.rollout import rollout, session_log, write_logs
+from tests.unit.evaluation.user_value import USER_VALUE
+from tests.unit.report.test_report import DATA
 from tests.unit.simulation import worlds
 
 
@@ -44,24 +44,24 @@ def config(run, output, policy):
     output.mkdir(exist_ok=True)
     bundle = export_policy(output / "fusion", policy, worlds.world().vocabulary, training={}, data_fingerprint="none",
                            metrics={})
-    return EvaluateConfig(fusion=str(bundle.parent), holdout=str(run / "holdout"), samples=str(run / "none"),
-                          scenes=str(run / "none"), simulation=str(run / "none"), ab_test=str(run / "none"),
-                          serving=str(run / "none.json"), output=str(output / "report"))
+    return ReportConfig(fusion=str(bundle.parent), holdout=str(run / "holdout"), samples=str(run / "none"),
+                        scenes=str(run / "none"), simulation=str(run / "none"), ab_test=str(run / "none"),
+                        serving=str(run / "none.json"), output=str(output / "report"))
 
 
 def test_the_logging_policy_has_the_value_of_its_log(run, tmp_path, capsys):
     result = job.main(config(run, tmp_path, worlds.LOGGED))
-    found = result.off_policy
+    found = result.evaluation.off_policy
     np.testing.assert_allclose(found.estimate, found.logged, rtol=1e-4)
     assert found.ess[0] == pytest.approx(found.requests, rel=1e-4)
-    assert result.report.read_text().count("<img") == 3
+    assert result.page.read_text().count("<img") == 3
     written = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert written["off_policy"]["behaviours"] == ["watch_time", "like", "comment", "forward", "follow"]
     assert "report:" in capsys.readouterr().out
 
 
 def test_a_policy_far_from_the_log_is_refused(run, tmp_path):
-    result = job.main(config(run, tmp_path, FixedGaussian([9] * 6, .1)))
+    result = job.main(config(run, tmp_path, FixedGaussian([9] * 6, .1))).evaluation
     assert "effective sample size" in result.off_policy.refused
     assert result.rows()[0][2] == "–"
 
@@ -69,21 +69,21 @@ def test_a_policy_far_from_the_log_is_refused(run, tmp_path):
 def test_bad_input_is_refused(run, tmp_path):
     good = config(run, tmp_path, worlds.LOGGED)
     with pytest.raises(InvalidFieldError, match=r"holdout: got .*nowhere.*a directory of session logs or samples"):
-        job.main(dataclasses.replace(good, holdout=str(tmp_path / "nowhere")))
+        job.main(good.replace(holdout=str(tmp_path / "nowhere")))
     with pytest.raises(InvalidFieldError, match=r"fusion bundle: got .*a bundle of kind fusion, or a directory"):
-        job.main(dataclasses.replace(good, fusion=str(tmp_path / "nowhere")))
+        job.main(good.replace(fusion=str(tmp_path / "nowhere")))
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InvalidFieldError, match=r"broken\.json: got .*a JSON file"):
-        job.main(dataclasses.replace(good, serving=str(tmp_path / "broken.json")))
+        job.main(good.replace(serving=str(tmp_path / "broken.json")))
     with pytest.raises(InvalidFieldError, match=r"cap: got 0.*allowed: a number > 0"):
-        dataclasses.replace(good, cap=0.0)
+        good.replace(cap=0.0)
 
 
 def test_critics_and_sessions_where_there_are_samples(run, tmp_path):
     """With samples of other users, every estimator is in the result; none is far from the log for the logged policy."""
     samples = tmp_path / "samples"
     write_samples(samples, persons=np.arange(1_000, 1_600), seed=6)
-    result = job.main(dataclasses.replace(config(run, tmp_path, worlds.LOGGED), samples=str(samples)))
+    result = job.main(config(run, tmp_path, worlds.LOGGED).replace(samples=str(samples))).evaluation
     names = [one.estimator for one in result.estimates]
     assert names == ["NCIS", "IS", "DR", "SN-DR", "DM", "SN-IS (session)", "PDIS", "SN-PDIS", "DR (session)",
                      "SN-DR (session)", "FQE"]
@@ -95,17 +95,29 @@ def test_critics_and_sessions_where_there_are_samples(run, tmp_path):
     assert result.horizon > 1
 
 
+def test_an_estimator_from_outside_the_package(run, tmp_path, capsys):
+    """It stands in the job's table, in its metrics and on its page."""
+    settings = config(run, tmp_path, worlds.LOGGED)
+    result = evaluate_and_report(settings, estimators=(*ESTIMATORS, USER_VALUE))
+    job.show(settings, result)
+    row, = (line for line in capsys.readouterr().out.splitlines() if "UserIS" in line)
+    assert row.split()[3] == "user"
+    written = json.loads((tmp_path / "report" / "metrics.json").read_text())["off_policy"]["estimators"][-1]
+    assert (written["estimator"], written["question"]) == ("UserIS", "a user over a time")
+    assert "<td>UserIS</td><td>user</td>" in result.page.read_text()
+
+
 def test_a_split_by_time(run, tmp_path):
     """Only requests from the middle of the log on are counted."""
     times = pq.read_table(run / "holdout" / "part-00000.parquet", columns=["ts"])["ts"].to_pylist()
     middle = sorted(times)[len(times) // 2]
     whole = config(run, tmp_path, worlds.LOGGED)
-    late = job.main(dataclasses.replace(whole, after=middle.isoformat()))
+    late = job.main(whole.replace(after=middle.isoformat())).evaluation
     assert late.off_policy.requests == sum(time >= middle for time in times) < len(times)
     with pytest.raises(InvalidFieldError, match="after: got 'tomorrow'; allowed: an ISO time"):
-        dataclasses.replace(whole, after="tomorrow")
+        whole.replace(after="tomorrow")
     with pytest.raises(InvalidFieldError, match="holdout: got 0; allowed: at least one request"):
-        job.main(dataclasses.replace(whole, after="2999-01-01"))
+        job.main(whole.replace(after="2999-01-01"))
 
 
 def test_a_split_by_user(run, tmp_path):
@@ -115,13 +127,13 @@ def test_a_split_by_user(run, tmp_path):
     known = {str(world.user_ids[person]) for person in range(75)}  # persons beyond the users have ids of their own
     samples = tmp_path / "samples"
     write_samples(samples, persons=np.concatenate([np.arange(75), np.arange(1_000, 1_400)]), seed=6)
-    whole = dataclasses.replace(config(run, tmp_path, worlds.LOGGED), samples=str(samples))
-    assert job.main(whole).separation.shared_users == 75
-    found = job.main(dataclasses.replace(whole, new_users=True))
+    whole = config(run, tmp_path, worlds.LOGGED).replace(samples=str(samples))
+    assert job.main(whole).evaluation.separation.shared_users == 75
+    found = job.main(whole.replace(new_users=True)).evaluation
     assert found.off_policy.requests == sum(user not in known for user in users) < len(users)
     assert found.separation.shared_users == 0
     with pytest.raises(InvalidFieldError, match=r"new_users: got True; allowed: samples in .*none"):
-        job.main(dataclasses.replace(whole, samples=str(run / "none"), new_users=True))
+        job.main(whole.replace(samples=str(run / "none"), new_users=True))
 
 
 def test_nothing_is_fitted_on_held_out_rows(run, tmp_path):
@@ -130,7 +142,7 @@ def test_nothing_is_fitted_on_held_out_rows(run, tmp_path):
     samples = tmp_path / "samples"
     write_samples(samples, persons=np.arange(1_000, 1_600), seed=6)
     settings = config(run, tmp_path, FixedGaussian(worlds.LOGGED.mu + .1, .5))
-    settings = dataclasses.replace(settings, samples=str(samples))
+    settings = settings.replace(samples=str(samples))
     vocabulary = worlds.world().vocabulary
     actor = FusionActor.from_bundle(read_bundle(newest_bundle(settings.fusion, "fusion"), "fusion"))
     log = read_held_out(settings.holdout, vocabulary)
@@ -141,7 +153,8 @@ def test_nothing_is_fitted_on_held_out_rows(run, tmp_path):
     np.testing.assert_allclose(critic.predict(few.state, few.action), critic.predict(log.state, log.action)[:100])
     np.testing.assert_allclose(critic.expect(few.state, moments), critic.expect(log.state, moments)[:100])
     other = dataclasses.replace(log, feedback=1_000.0 - 7 * log.feedback[::-1])
-    first, second = ({one.estimator: one for one in estimate(settings, actor, given)[0]} for given in (log, other))
+    first, second = ({answer.estimator: answer for answer in estimate_all(Case.of(settings, actor, given), ESTIMATORS)}
+                     for given in (log, other))
     for name in ("DM", "FQE"):
         np.testing.assert_array_equal(first[name].estimate, second[name].estimate)
     for name in ("NCIS", "IS"):
@@ -155,14 +168,14 @@ def test_rows_that_were_trained_on_are_refused(run, tmp_path):
     write_samples(samples, persons=np.arange(300), seed=5)  # the very log of the fixture
     with pytest.raises(InvalidFieldError, match=r"holdout: got '\d+ rows that are in .*allowed: rows that the policy "
                                                 "was not trained on"):
-        job.main(dataclasses.replace(config(run, tmp_path, worlds.LOGGED), samples=str(samples)))
+        job.main(config(run, tmp_path, worlds.LOGGED).replace(samples=str(samples)))
 
 
 def test_logs_beyond_memory_give_the_same(run, tmp_path):
     """NCIS and IS by Ray Data over all parts; the rest over the first requests."""
     policy = FixedGaussian(worlds.LOGGED.mu + .1, .5)
-    plain = job.main(config(run, tmp_path / "a", policy))
-    streamed = job.main(dataclasses.replace(config(run, tmp_path / "b", policy), streaming=True, critic_rows=500))
+    plain = job.main(config(run, tmp_path / "a", policy)).evaluation
+    streamed = job.main(config(run, tmp_path / "b", policy).replace(streaming=True, critic_rows=500)).evaluation
     for one, other in zip(streamed.estimates[:2], plain.estimates[:2], strict=True):
         assert (one.estimator, one.requests, one.users) == (other.estimator, other.requests, other.users)
         np.testing.assert_allclose(one.estimate, other.estimate, rtol=1e-6)

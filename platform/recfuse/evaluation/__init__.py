@@ -1,1 +1,5 @@
-"""In: decisions, feedback and predictions. Out: off-policy estimates, ranking metrics, intervals and a report."""
+"""What a log says about a policy that did not write it.
+
+In: held-out logs of one policy, another policy, samples to fit critics to. Out: an answer by every estimator of a list,
+each with its question, formula, needs and interval.
+"""

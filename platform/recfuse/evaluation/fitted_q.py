@@ -114,33 +114,44 @@ class LinearCritics:
         require(samples.user is not None, "user", None, "ids of the samples' users")
         assert samples.user is not None
         assert self.system is not None
-        s = np.asarray(state, np.float32)
-        shape = len(s), self.coefficients.shape[1]
-        value = np.full(shape, 1 / len(s)) if of_value is None else np.asarray(of_value, np.float64)
-        taken = np.zeros(shape) if of_action is None else np.asarray(of_action, np.float64)
-        for field, one in (("of_value", value), ("of_action", taken)):
-            require(one.shape == shape, field, one.shape, f"{shape}, a row a state and a column a behaviour")
-        require(of_action is None or action is not None, "action", None, "the actions that of_action speaks of")
-        total = np.zeros(self.coefficients.shape)
-        for part in _chunks(len(s)):
-            total += self._terms(s[part], *moments(s[part])).T @ value[part]
-            if of_action is not None:
-                total += self._terms(s[part], np.asarray(action)[part]).T @ taken[part]
+        total = self._weighted_terms(moments, np.asarray(state, np.float32), of_value, action, of_action)
         inverse = np.linalg.inv(self.system)
         weight = inverse.T @ total
         moved = np.empty(samples.feedback.shape)
         for part in _chunks(len(moved)):
-            here = self._terms(samples.state[part], samples.action[part])
-            rest = here.copy()
-            going = part.start + np.flatnonzero(samples.done[part] < .5)
-            if self.discount and len(going):
-                there = self._terms(samples.next_state[going], *moments(samples.next_state[going]))
-                rest[going - part.start] -= self.discount * there
+            here, rest = self._temporal_terms(samples, moments, part)
             leverage = np.einsum("nk,nk->n", rest @ inverse, here)
             scale = (here @ weight) / np.maximum(1 - leverage, .1)[:, None]
             moved[part] = scale * (samples.feedback[part] - rest @ self.coefficients)
         per_user = sum_per_user(moved, samples.user)
         return per_user - per_user.mean(0)
+
+    def _weighted_terms(self, moments: ActionMoments, state: NDArray[np.float32], of_value: ArrayLike | None,
+                        action: ArrayLike | None, of_action: ArrayLike | None) -> Vector:
+        """Σ of the terms of an estimate's rows, weighted as the estimate does, [terms, m]; arguments as of
+        `fit_error`."""
+        shape = len(state), self.coefficients.shape[1]
+        value = np.full(shape, 1 / len(state)) if of_value is None else np.asarray(of_value, np.float64)
+        taken = np.zeros(shape) if of_action is None else np.asarray(of_action, np.float64)
+        for field, weights in (("of_value", value), ("of_action", taken)):
+            require(weights.shape == shape, field, weights.shape, f"{shape}, a row a state and a column a behaviour")
+        require(of_action is None or action is not None, "action", None, "the actions that of_action speaks of")
+        total = np.zeros(self.coefficients.shape)
+        for part in _chunks(len(state)):
+            total += self._terms(state[part], *moments(state[part])).T @ value[part]
+            if of_action is not None:
+                total += self._terms(state[part], np.asarray(action)[part]).T @ taken[part]
+        return total
+
+    def _temporal_terms(self, samples: Transitions, moments: ActionMoments, part: slice) -> tuple[Vector, Vector]:
+        """φ_i, and φ_i − γ (1 − d_i) φ'_i, of some of the samples; [n, terms] each."""
+        here = self._terms(samples.state[part], samples.action[part])
+        rest = here.copy()
+        going = part.start + np.flatnonzero(samples.done[part] < .5)
+        if self.discount and len(going):
+            there = self._terms(samples.next_state[going], *moments(samples.next_state[going]))
+            rest[going - part.start] -= self.discount * there
+        return here, rest
 
     def _terms(self, state: NDArray[np.generic], action: NDArray[np.generic],
                variance: NDArray[np.generic] | None = None) -> Vector:
@@ -169,34 +180,49 @@ def fit_critics(samples: Transitions, moments: ActionMoments, discounts: list[fl
     """
     require(all(0 <= gamma <= 1 for gamma in discounts), "discounts", discounts, "numbers in [0, 1]")
     empty = LinearCritics(np.zeros((0, 0)), *_moments(samples.state), *_moments(samples.action))
-    size, width = empty._terms(samples.state[:1], samples.action[:1]).shape[1], samples.feedback.shape[1]
-    own, onward, reward = np.zeros((size, size)), np.zeros((size, size)), np.zeros((size, width))
+    gram, onward, reward = _normal_equations(empty, samples, moments)
+    width = reward.shape[1]
+    penalty = np.full(len(gram), ridge * len(samples.state))
+    penalty[0] = ridge * 1e-3  # keeps an exactly repeated column solvable, no more
+    penalised = gram + np.diag(penalty)
+    solved = np.linalg.solve(penalised, np.concatenate([reward, onward], 1))
+    result = []
+    for gamma in discounts:
+        coefficients, number, converged = _iterate(solved[:, :width], solved[:, width:], gamma, iterations)
+        result.append(dataclasses.replace(empty, coefficients=coefficients, iterations=number, converged=converged,
+                                          discount=gamma, system=penalised - gamma * onward))
+    return result
+
+
+def _normal_equations(critics: LinearCritics, samples: Transitions,
+                      moments: ActionMoments) -> tuple[Vector, Vector, Vector]:
+    """Σ φ φᵀ and Σ (1 − d) φ φ'ᵀ [terms, terms], and Σ φ r [terms, m], of all samples."""
+    size = critics._terms(samples.state[:1], samples.action[:1]).shape[1]
+    gram, onward = np.zeros((size, size)), np.zeros((size, size))
+    reward = np.zeros((size, samples.feedback.shape[1]))
     for part in _chunks(len(samples.state)):
-        here = empty._terms(samples.state[part], samples.action[part])
-        own += here.T @ here
+        here = critics._terms(samples.state[part], samples.action[part])
+        gram += here.T @ here
         reward += here.T @ samples.feedback[part].astype(np.float64)
         going = part.start + np.flatnonzero(samples.done[part] < .5)
         if len(going):
-            there = empty._terms(samples.next_state[going], *moments(samples.next_state[going]))
+            there = critics._terms(samples.next_state[going], *moments(samples.next_state[going]))
             onward += here[going - part.start].T @ there
-    penalty = np.full(size, ridge * len(samples.state))
-    penalty[0] = ridge * 1e-3  # keeps an exactly repeated column solvable, no more
-    solved = np.linalg.solve(own + np.diag(penalty), np.concatenate([reward, onward], 1))
-    start, step = solved[:, :width], solved[:, width:]
-    result = []
-    for gamma in discounts:
-        found, number, still = start.copy(), 0, gamma == 0
-        while not still and number < iterations:
-            new = start + gamma * (step @ found)
-            number += 1
-            change, scale = np.abs(new - found).max(0), np.abs(new).max(0)
-            found = new
-            if not np.isfinite(found).all() or scale.max() > 1e12:
-                break
-            still = bool((change <= TOLERANCE * np.maximum(scale, 1e-12)).all())
-        result.append(dataclasses.replace(empty, coefficients=found, iterations=number, converged=still, discount=gamma,
-                                          system=own + np.diag(penalty) - gamma * onward))
-    return result
+    return gram, onward, reward
+
+
+def _iterate(start: Vector, step: Vector, gamma: float, iterations: int) -> tuple[Vector, int, bool]:
+    """x = start + γ step x by repetition from `start`; the last x, the iterations, and whether it stood still."""
+    current, number, still = start.copy(), 0, gamma == 0
+    while not still and number < iterations:
+        new = start + gamma * (step @ current)
+        number += 1
+        change, scale = np.abs(new - current).max(0), np.abs(new).max(0)
+        current = new
+        if not np.isfinite(current).all() or scale.max() > 1e12:
+            break
+        still = bool((change <= TOLERANCE * np.maximum(scale, 1e-12)).all())
+    return current, number, still
 
 
 def _moments(values: NDArray[np.float32]) -> tuple[Vector, Vector]:

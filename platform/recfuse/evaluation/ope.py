@@ -147,10 +147,10 @@ def direct_method(
 
 
 def _critic(values: ArrayLike, field: str, feedback: np.ndarray) -> np.ndarray:
-    found = np.asarray(values, np.float64)
-    require(found.shape == feedback.shape, field, found.shape, f"{feedback.shape}, as feedback")
-    require(bool(np.isfinite(found).all()), field, "not finite", "finite numbers")
-    return found
+    answers = np.asarray(values, np.float64)
+    require(answers.shape == feedback.shape, field, answers.shape, f"{feedback.shape}, as feedback")
+    require(bool(np.isfinite(answers).all()), field, "not finite", "finite numbers")
+    return answers
 
 
 def _evidence(estimator: str, ratios: Ratios, values: Vector, per_user: Vector, least: float) -> Evidence:

@@ -9,6 +9,7 @@ so that they speak of the first requests of a session.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,33 +187,58 @@ def sequential_doubly_robust(
         Jiang & Li, "Doubly Robust Off-policy Value Evaluation for Reinforcement Learning", ICML 2016; the normalised
         form: Thomas & Brunskill, "Data-Efficient Off-Policy Policy Evaluation", ICML 2016.
     """
-    shape = sessions.feedback.shape
-    q, v = (np.zeros(shape) if one is None else np.asarray(one, np.float64) for one in (predicted, expected))
-    for field, one in (("predicted", q), ("expected", v)):
-        require(one.shape == shape, field, one.shape, f"{shape}, as feedback")
-        require(bool(np.isfinite(one).all()), field, "not finite", "finite numbers")
+    q, v = _critic_values(predicted, "predicted", sessions), _critic_values(expected, "expected", sessions)
     some = sessions.within(horizon)
     kept = sessions.step < some.longest
     weight, after = some.weights()
-    before = _before(some, after)
-    discounts, width = some.discounts(), some.feedback.shape[1]
-    own = discounts * weight[:, None] * (some.feedback - q[kept])
-    led = discounts * before[:, None] * v[kept]
-    # What the critic says of the requests beyond the horizon, per session.
-    beyond = np.zeros((some.count, width))
-    next_one = sessions.step == some.longest
-    beyond[sessions.session[next_one]] = v[next_one] * sessions.discount**some.longest
-    beyond *= after[-1][:, None]
-    name = ("SN-PDIS" if normalise else "PDIS") if predicted is None else (
-        "SN-DR (session)" if normalise else "DR (session)")
-    evidence = _evidence(name, some, after, options.min_ess, whole=None if predicted is None else sessions)
-    if not normalise:
-        sums = _per_user(some, np.column_stack([_per_session(some, own + led) + beyond, np.ones(some.count)]))
-        return conclude(evidence, *with_fit_error(sums, fit_error, width), options)
-    steps = len(after)
-    # Columns of a user: Σ own [T·m], Σ led [T·m] and beyond [m], Σ w_t [T], with Σ w_{−1} before them.
-    columns = [_per_step(some, own), _per_step(some, led), _per_user(some, beyond),
-               _per_user(some, np.concatenate([np.ones((1, some.count)), after]).T)]
+    discounts = some.discounts()
+    corrected = discounts * weight[:, None] * (some.feedback - q[kept])
+    led = discounts * _before(some, after)[:, None] * v[kept]
+    beyond = _beyond(sessions, some.longest, v) * after[-1][:, None]
+    names = ("PDIS", "SN-PDIS") if predicted is None else ("DR (session)", "SN-DR (session)")
+    evidence = _evidence(names[normalise], some, after, options.min_ess, whole=None if predicted is None else sessions)
+    sums, statistic = (_stepwise if normalise else _summed)(some, after, corrected, led, beyond)
+    return conclude(evidence, *with_fit_error(sums, fit_error, q.shape[1], statistic), options)
+
+
+def _critic_values(values: ArrayLike | None, field: str, sessions: Sessions) -> Vector:
+    """What critics say of every request, [n, m]; 0 where there are none."""
+    shape = sessions.feedback.shape
+    array = np.zeros(shape) if values is None else np.asarray(values, np.float64)
+    require(array.shape == shape, field, array.shape, f"{shape}, as feedback")
+    require(bool(np.isfinite(array).all()), field, "not finite", "finite numbers")
+    return array
+
+
+def _beyond(sessions: Sessions, horizon: int, values: Vector) -> Vector:
+    """What critics say of the request that follows the horizon, discounted to the session's start, [N, m]."""
+    beyond = np.zeros((sessions.count, values.shape[1]))
+    following = sessions.step == horizon
+    beyond[sessions.session[following]] = values[following] * sessions.discount**horizon
+    return beyond
+
+
+def _summed(sessions: Sessions, after: Vector, corrected: Vector, led: Vector,
+            beyond: Vector) -> tuple[Vector, None]:
+    """Sums per user, of values and of sessions; arguments as of `_stepwise`."""
+    value = _per_session(sessions, corrected + led) + beyond
+    return _per_user(sessions, np.column_stack([value, np.ones(sessions.count)])), None
+
+
+def _stepwise(sessions: Sessions, after: Vector, corrected: Vector, led: Vector,
+              beyond: Vector) -> tuple[Vector, Callable[[Vector], Vector]]:
+    """Sums per user, and the estimate from sums, where the weights of every step sum to one over the sessions.
+
+    Args:
+        after: [T, N], the sessions' weights after each number of requests.
+        corrected: [n, m], weighted errors of the critics, over Σ w_t; led: [n, m], their weighted values, over
+            Σ w_{t−1}; beyond: [N, m], the values of what follows the horizon, over Σ w_{T−1}.
+    """
+    steps, width = len(after), corrected.shape[1]
+    weights = np.concatenate([np.ones((1, sessions.count)), after]).T  # w_{−1} before them
+    # Columns of a user: Σ corrected [T·m], Σ led [T·m], Σ beyond [m], Σ w_t [1 + T].
+    sums = np.concatenate([_per_step(sessions, corrected), _per_step(sessions, led), _per_user(sessions, beyond),
+                           _per_user(sessions, weights)], 1)
     first, last = steps * width, (2 * steps + 1) * width
 
     def statistic(s: Vector) -> Vector:
@@ -220,7 +246,7 @@ def sequential_doubly_robust(
         total: Vector = top.sum(1) + (s[:, first:last].reshape(-1, steps + 1, width) / s[:, last:, None]).sum(1)
         return total
 
-    return conclude(evidence, *with_fit_error(np.concatenate(columns, 1), fit_error, width, statistic), options)
+    return sums, statistic
 
 
 def critic_weights(sessions: Sessions, *, normalise: bool = False, horizon: int | None = None) -> tuple[Vector, Vector]:
@@ -230,13 +256,13 @@ def critic_weights(sessions: Sessions, *, normalise: bool = False, horizon: int 
     some = sessions.within(horizon)
     weight, after = some.weights()
     bottom = np.concatenate([[some.count], after.sum(1) if normalise else np.full(len(after), some.count)])
-    kept, next_one = sessions.step < some.longest, sessions.step == some.longest
+    kept, following = sessions.step < some.longest, sessions.step == some.longest
     of_action, of_value = (np.zeros(sessions.feedback.shape) for _ in range(2))
     discounts = some.discounts()
     of_action[kept] = -discounts * (weight / bottom[some.step + 1])[:, None]
     of_value[kept] = discounts * (_before(some, after) / bottom[some.step])[:, None]
-    last = after[-1, sessions.session[next_one]] / bottom[-1]
-    of_value[next_one] = sessions.discount**some.longest * last[:, None]
+    last = after[-1, sessions.session[following]] / bottom[-1]
+    of_value[following] = sessions.discount**some.longest * last[:, None]
     return of_action, of_value
 
 

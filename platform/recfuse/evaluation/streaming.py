@@ -68,5 +68,5 @@ def estimates_of_sums(sums: pa.Table, options: EstimateOptions = DEFAULTS) -> li
 
 def _grouped(table: pa.Table) -> pa.Table:
     names = [name for name in table.column_names if name != "user_id"]
-    found = table.group_by("user_id").aggregate([(name, "sum") for name in names])
-    return found.select(["user_id", *(f"{name}_sum" for name in names)]).rename_columns(["user_id", *names])
+    grouped = table.group_by("user_id").aggregate([(name, "sum") for name in names])
+    return grouped.select(["user_id", *(f"{name}_sum" for name in names)]).rename_columns(["user_id", *names])

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
-from recfuse.config import require
-from recfuse.stats.intervals import DRAWS, LEVEL, of_sums
+from recfuse.config import Config, require
+from recfuse.stats.intervals import DRAWS, LEVEL, Interval, of_sums
 
 # Below it an estimate says more about a few requests than about the policy.
 MIN_ESS = 100.0
@@ -22,24 +23,14 @@ MIN_MEAN_PRODUCT = 0.9
 Vector = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EstimateOptions:
-    """What every estimator is told beside its data.
+class EstimateOptions(Config):
+    """What every estimator is told beside its data."""
 
-    Attributes:
-        min_ess: below this effective sample size no number is given but the reason.
-        draws, level, seed: of the bootstrap over users.
-    """
-
-    min_ess: float = MIN_ESS
-    draws: int = DRAWS
-    level: float = LEVEL
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.min_ess >= 0, "min_ess", self.min_ess, "a number ≥ 0")
-        require(self.draws >= 1, "draws", self.draws, "an integer ≥ 1")
-        require(0 < self.level < 1, "level", self.level, "a number in (0, 1)")
+    min_ess: float = Field(MIN_ESS, ge=0, description="Below this effective sample size an estimator gives its reason "
+                                                      "instead of a number.")
+    draws: int = Field(DRAWS, ge=1, description="The bootstrap over users draws this many times.")
+    level: float = Field(LEVEL, gt=0, lt=1, description="Intervals hold the truth with this probability.")
+    seed: int = Field(0, description="The seed of the bootstrap.")
 
 
 DEFAULTS = EstimateOptions()
@@ -57,7 +48,7 @@ class OffPolicyEstimate:
             in sessions, at the request where it is smallest.
         requests, users: rows and distinct users of the log; capped_share: of the weights.
         mean_ratio: mean of the capped ratios, 1 where the log supports all that the policy does.
-        estimator: its name; per: `request` or `session`.
+        estimator: its name; per: its unit, `request` or `session`.
         refused: why no number is given, "" where one is.
     """
 
@@ -163,11 +154,12 @@ def conclude(evidence: Evidence, sums: Vector, statistic: Callable[[Vector], Vec
         statistic: sums [B, k] → values [B, m], row by row.
     """
     width = len(evidence.logged)
-    found = None if evidence.refused else of_sums(sums, statistic, draws=options.draws, level=options.level,
-                                                  seed=options.seed)
+    if evidence.refused:
+        interval = Interval(nan_vector(width), nan_vector(width), nan_vector(width))
+    else:
+        interval = of_sums(sums, statistic, draws=options.draws, level=options.level, seed=options.seed)
     return OffPolicyEstimate(
-        found.estimate if found else nothing(width), found.low if found else nothing(width),
-        found.high if found else nothing(width), logged=evidence.logged,
+        interval.estimate, interval.low, interval.high, logged=evidence.logged,
         effective_sample_size=np.full(width, evidence.size), requests=evidence.requests, users=evidence.users,
         capped_share=evidence.capped_share, mean_ratio=evidence.mean_ratio, estimator=evidence.estimator,
         per=evidence.per, refused=evidence.refused)
@@ -233,12 +225,12 @@ def array(values: Any) -> Vector:
 
 def vector(values: Any, field: str) -> Vector:
     """[n]"""
-    found = array(values)
-    require(found.ndim == 1, field, found.shape, "an array [n]")
-    return found
+    numbers = array(values)
+    require(numbers.ndim == 1, field, numbers.shape, "an array [n]")
+    return numbers
 
 
-def nothing(behaviours: int) -> Vector:
+def nan_vector(behaviours: int) -> Vector:
     """float64[m] of NaN: no estimate."""
     return np.full(behaviours, np.nan)
 

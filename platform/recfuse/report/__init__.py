@@ -1,1 +1,4 @@
-"""What people read of a run. In: what the jobs measured, as plain values. Out: one self-contained HTML page."""
+"""What people read of a run.
+
+In: what the jobs measured, as plain values. Out: one self-contained HTML page.
+"""

@@ -73,8 +73,8 @@ def of_sums(values: ArrayLike, statistic: Callable[[NDArray[np.float64]], NDArra
     array = _columns(values, "values")
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = statistic(array.sum(0)[None])[0]
-        found = statistic(_bootstrap_sums(array, draws, seed))
-    return _percentiles(estimate, found, level)
+        drawn = statistic(_bootstrap_sums(array, draws, seed))
+    return _percentiles(estimate, drawn, level)
 
 
 def relative_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,
@@ -84,20 +84,20 @@ def relative_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRA
     Args:
         treated: [U₁, m], base: [U₂, m]: one row a user.
     """
-    one, two = _columns(treated, "treated"), _columns(base, "base")
-    require(one.shape[1] == two.shape[1], "base", two.shape, f"{one.shape[1]} columns, as in treated")
+    top, bottom = _columns(treated, "treated"), _columns(base, "base")
+    require(top.shape[1] == bottom.shape[1], "base", bottom.shape, f"{top.shape[1]} columns, as in treated")
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = one.mean(0) / two.mean(0) - 1
-        ratios = _bootstrap_means(one, draws, seed) / _bootstrap_means(two, draws, seed + 1) - 1
+        estimate = top.mean(0) / bottom.mean(0) - 1
+        ratios = _bootstrap_means(top, draws, seed) / _bootstrap_means(bottom, draws, seed + 1) - 1
     return _percentiles(estimate, ratios, level)
 
 
 def paired_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,
                       seed: int = 0) -> Interval:
     """mean(treated) / mean(base) − 1 of the same users under two policies (row i of both is user i)."""
-    one, two = _columns(treated, "treated"), _columns(base, "base")
-    require(one.shape == two.shape, "base", two.shape, f"{one.shape}, the same users as treated")
-    ratio = ratio_of_sums(one, two, draws=draws, level=level, seed=seed)
+    top, bottom = _columns(treated, "treated"), _columns(base, "base")
+    require(top.shape == bottom.shape, "base", bottom.shape, f"{top.shape}, the same users as treated")
+    ratio = ratio_of_sums(top, bottom, draws=draws, level=level, seed=seed)
     return Interval(ratio.estimate - 1, ratio.low - 1, ratio.high - 1)
 
 

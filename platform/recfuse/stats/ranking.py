@@ -218,8 +218,8 @@ def evaluate_scenes(scenes: ArrayLike, users: ArrayLike, labels: Mapping[str, Ar
         p, y = np.asarray(values, np.float64), np.asarray(labels[task])
         scored = ~np.isnan(p)
         for name in np.unique(scene[scored]):
-            own = scored & (scene == name)
-            by_scene.append(ranking_metrics(str(name), task, y[own], p[own], user[own]))
+            here = scored & (scene == name)
+            by_scene.append(ranking_metrics(str(name), task, y[here], p[here], user[here]))
         pooled.append(ranking_metrics(POOLED, task, y[scored], p[scored], user[scored]))
     return sorted(by_scene, key=lambda metrics: metrics.scene) + pooled
 

@@ -7,7 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from recfuse.report.report import SECTIONS, WORDS, ReportData, render, summary, write_report
+from recfuse.report.data import ReportData
+from recfuse.report.page import render, write_report
+from recfuse.report.sections import SECTIONS
+from recfuse.report.sentences import WORDS, summary
 
 ARM = {"estimate": [.05, None], "low": [.01, None], "high": [.09, None], "adjusted": [.01, None],
        "detectable": [.03, None]}

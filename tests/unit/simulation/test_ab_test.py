@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from recfuse.config import InvalidFieldError, load
-from recfuse.evaluation.evaluate import EvaluateConfig
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.report.config import ReportConfig
 from recfuse.simulation.ab_test import (
     MEASURES,
     AaResult,
@@ -173,6 +173,6 @@ def test_fixed_weights_are_a_policy():
 
 
 @pytest.mark.parametrize(("name", "kind"), [
-    ("simulate", SimulateConfig), ("ab_test", AbTestConfig), ("evaluate", EvaluateConfig)])
+    ("simulate", SimulateConfig), ("ab_test", AbTestConfig), ("evaluate", ReportConfig)])
 def test_config_files_hold_the_defaults(name, kind):
     assert load(kind, f"jobs/config/{name}.yaml") == kind()

@@ -21,6 +21,32 @@ def test_corrections_by_hand():
     np.testing.assert_allclose(adjust([[.5, .5], [.6, .9]]), 1.0)
 
 
+def holm(p):
+    """Sorted, each times the number of those not smaller, never below its predecessor."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    return np.minimum(adjusted, 1.0)[np.argsort(order, kind="stable")]
+
+
+def benjamini_hochberg(p):
+    """Sorted, each times n over its rank, never above its successor."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.minimum.accumulate((p[order] * len(p) / (np.arange(len(p)) + 1))[::-1])[::-1]
+    return np.minimum(adjusted, 1.0)[np.argsort(order, kind="stable")]
+
+
+@pytest.mark.parametrize(("correction", "expected"), [
+    ("holm", holm), ("benjamini_hochberg", benjamini_hochberg), ("none", np.copy)])
+def test_corrections_are_those_written_out_by_hand(correction, expected):
+    rng = np.random.default_rng(5)
+    for size in (1, 2, 7, 60):
+        for p in (rng.random(size), rng.random(size) ** 6, rng.integers(0, 4, size) / 3, np.zeros(size)):
+            np.testing.assert_allclose(adjust(p, correction), expected(p), rtol=0, atol=1e-12)
+    shaped = rng.random((3, 4)) ** 3
+    np.testing.assert_allclose(adjust(shaped, correction), expected(shaped.ravel()).reshape(3, 4), atol=1e-12)
+    assert adjust(np.zeros((0, 2)), correction).shape == (0, 2)
+
+
 def test_p_values_of_known_normal_quantiles():
     np.testing.assert_allclose(p_values([1.959964, -1.644854, 0.0], [1.0, 1.0, 1.0]), [.05, .10, 1.0], atol=1e-6)
     np.testing.assert_array_equal(p_values([np.nan, 1.0], [1.0, 0.0]), [1.0, 0.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recfuse.report.report import render
+from recfuse.report.page import render
 from tune.frontier import Point, cheapest
 from tune.judges import Worth
 from tune.plots import SECTIONS, SweepData, discount_pairs, lambda_series, sections

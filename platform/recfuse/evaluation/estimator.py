@@ -1,0 +1,107 @@
+"""What an estimator is: the question that it answers, its formula, what it needs, and how it estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from recfuse.config import require
+from recfuse.evaluation.case import Case
+from recfuse.evaluation.support import OffPolicyEstimate
+
+logger = logging.getLogger("recfuse")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What can be asked of a log about a policy that did not write it.
+
+    Attributes:
+        name: a few words.
+        unit: of the value: it is per `request`, per `session`, per `user`.
+        words: the question, and what its answer leaves out.
+    """
+
+    name: str
+    unit: str
+    words: str
+
+
+CHANGED_REQUEST = Question(
+    "one changed request", "request",
+    "What would a request bring if the policy decided it alone? States come as the logged policy made them.")
+FOLLOWED_REQUEST = Question(
+    "a request when the policy is followed", "request",
+    "What would a request bring if the policy decided all of them? States come as the policy makes them.")
+WHOLE_SESSION = Question(
+    "a whole session", "session",
+    "What would a session bring if the policy decided all of its requests? Sessions begin as the logged ones did.")
+USER_OVER_TIME = Question(
+    "a user over a time", "user",
+    "What would a user bring over the log's time if the policy decided everything? An A/B test answers the same.")
+QUESTIONS = (CHANGED_REQUEST, FOLLOWED_REQUEST, WHOLE_SESSION, USER_OVER_TIME)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What an estimator needs of a case.
+
+    Attributes:
+        words: what it is, as a noun.
+        holds: whether a case has it.
+    """
+
+    words: str
+    holds: Callable[[Case], bool]
+
+
+# Whatever reads a log refuses one without densities, and takes each request for a session where none is named.
+DENSITIES = Requirement("the densities of the logged actions under both policies", lambda case: True)
+SESSIONS = Requirement("sessions, their requests in the order of time", lambda case: True)
+SAMPLES = Requirement("samples apart from the log, which critics are fitted to", lambda case: case.samples is not None)
+SETTLED_CRITICS = Requirement("critics of sessions whose fit stood still",
+                              lambda case: case.samples is not None and not case.session_critics.refused)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimator:
+    """One way to answer one question.
+
+    Attributes:
+        name: in tables and figures; no two of a list share it.
+        question: that it answers.
+        formula: of the value, in the notation of docs/maths.md, section 4.1.
+        requirements: what it needs; it is left out of a case that lacks any.
+        estimate: its answer for a case. An answer without support carries the reason (`OffPolicyEstimate.refused`).
+    """
+
+    name: str
+    question: Question
+    formula: str
+    requirements: tuple[Requirement, ...]
+    estimate: Callable[[Case], OffPolicyEstimate]
+
+    def missing(self, case: Case) -> list[str]:
+        """What it needs and the case lacks, in words."""
+        return [requirement.words for requirement in self.requirements if not requirement.holds(case)]
+
+
+def estimate_all(case: Case, estimators: Sequence[Estimator]) -> list[OffPolicyEstimate]:
+    """The answers of all estimators that have what they need, in their order.
+
+    Raises:
+        InvalidFieldError: two estimators share a name.
+    """
+    names = [estimator.name for estimator in estimators]
+    require(len(set(names)) == len(names), "estimators", names, "distinct names")
+    answers = []
+    for estimator in estimators:
+        if missing := estimator.missing(case):
+            logger.info("evaluate: no %s, which needs %s", estimator.name, "; ".join(missing))
+            continue
+        # The list alone says what an answer is called and what it is per.
+        answers.append(dataclasses.replace(estimator.estimate(case), estimator=estimator.name,
+                                           per=estimator.question.unit))
+    return answers

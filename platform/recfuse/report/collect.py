@@ -1,0 +1,35 @@
+"""What the jobs of a run left in their directories, as the report shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recfuse.evaluation.files import METRICS, read_json, read_json_lines
+from recfuse.report.config import ReportConfig
+from recfuse.report.data import ReportData
+
+_ACCOUNT, _HISTORY = "account.json", "history.jsonl"
+
+
+def collect(config: ReportConfig) -> ReportData:
+    """The metrics of every job's output; those of the evaluation itself lie where the report will.
+
+    Raises:
+        InvalidFieldError: a file is no JSON.
+    """
+    simulation = read_json(Path(config.simulation) / METRICS) or {}
+    evaluation = read_json(Path(config.output) / METRICS) or {}
+    off_policy = evaluation.get("off_policy")
+    subject = {"policy": evaluation["policy"]} if "policy" in evaluation else {}
+    subject["held-out logs"] = config.holdout
+    if off_policy and off_policy.get("separation"):
+        subject["kept apart"] = off_policy["separation"]
+    if "exposures" in simulation:
+        subject["exposures"] = simulation["exposures"]
+    return ReportData(
+        account=(read_json(Path(config.samples) / _ACCOUNT) or {}).get("account"),
+        history=read_json_lines(Path(config.fusion) / _HISTORY),
+        ab_test=read_json(Path(config.ab_test) / METRICS), off_policy=off_policy,
+        scorer=(read_json(Path(config.scenes) / METRICS) or {}).get("by_pair", ()),
+        response=simulation.get("response"), calibration=simulation.get("calibration", ()),
+        serving=read_json(Path(config.serving)), weights=evaluation.get("weights"), subject=subject)

@@ -1,0 +1,300 @@
+"""The figures of a run, by matplotlib: data in, a figure out, None where nothing was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from recfuse.report.data import ReportData, number, numbers
+from recfuse.report.style import COLOUR_NAMES, COLOURS, GREY, write_in_the_middle
+
+PHASES = {"critics": "Critics", "cloning": "Imitation of the logged policy",
+          "stage_one": "Stage one: short-term policies", "stage_two": "Stage two: the long-term policy"}
+# Of stage one the held-out loss is of another kind: what judges its stopping.
+_COMPARABLE = ("critics", "cloning", "stage_two")
+_UNITS = ("request", "session")  # of the estimators that are always there
+
+
+def account(data: ReportData) -> Figure | None:
+    """Where every row of the session logs went."""
+    if data.account is None:
+        return None
+    parts = {"kept": data.account["kept"], **data.account.get("quarantined", {})}
+    figure = Figure(figsize=(8, .6 + .35 * len(parts)))
+    axes = figure.subplots()
+    names, rows = list(parts)[::-1], list(parts.values())[::-1]
+    bars = axes.barh(names, rows, color=[COLOURS[0] if name == "kept" else COLOURS[1] for name in names])
+    axes.bar_label(bars, [f"{value:,}" for value in rows], padding=3)
+    axes.set_xlabel("requests (rows of the session log)")
+    axes.margins(x=.12)
+    return figure
+
+
+def learning_curves(data: ReportData) -> Figure | None:
+    """The loss of each fit, pass by pass."""
+    phases = [phase for phase in PHASES if any(entry["phase"] == phase for entry in data.history)]
+    if not phases:
+        return None
+    figure = Figure(figsize=(8, 2.4 * ((len(phases) + 1) // 2)))
+    for panel, phase in enumerate(phases):
+        axes = figure.add_subplot((len(phases) + 1) // 2, 2, panel + 1)
+        entries = [entry for entry in data.history if entry["phase"] == phase]
+        passes = [entry["iteration"] + 1 for entry in entries]
+        axes.plot(passes, numbers([entry["loss"] for entry in entries]), "o-", color=COLOURS[0], ms=3,
+                  label="samples that train")
+        if phase in _COMPARABLE and any("holdout_loss" in entry for entry in entries):
+            axes.plot(passes, numbers([entry.get("holdout_loss") for entry in entries]), "s--", color=COLOURS[1], ms=3,
+                      label="samples held out")
+            axes.legend(frameon=False)
+        axes.set(title=PHASES[phase], xlabel="passes over the samples", ylabel="loss (no unit)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def explained_variance(data: ReportData) -> Figure | None:
+    """The share of each critic's target that it explains, pass by pass."""
+    prefix = "explained_variance/"
+    entries = [entry for entry in data.history if entry["phase"] == "critics"]
+    names = sorted({key.removeprefix(prefix) for entry in entries for key in entry if key.startswith(prefix)})
+    if not names:
+        return None
+    figure = Figure(figsize=(8, 3))
+    axes = figure.subplots()
+    for index, name in enumerate(names):
+        values = numbers([entry.get(prefix + name) for entry in entries])
+        axes.plot([entry["iteration"] + 1 for entry in entries], values, "o-", ms=3,
+                  color=COLOURS[index % len(COLOURS)], label=name)
+    axes.axhline(0, color=GREY, lw=.8)
+    axes.set(xlabel="passes over the samples", ylabel="explained variance (share)")
+    axes.legend(ncols=3, frameon=False)
+    return figure
+
+
+def ab_test(data: ReportData) -> Figure | None:
+    """Every arm against the base, measure by measure."""
+    if data.ab_test is None:
+        return None
+    base, *arms = data.ab_test["arms"]
+    measures = data.ab_test["measures"]
+    figure = Figure(figsize=(8, 1.2 + .13 * len(measures) * (len(arms) + 1)))
+    axes = figure.subplots()
+    height = .8 / max(len(arms), 1)
+    for index, arm in enumerate(arms):
+        middle, low, high = (100 * numbers(arm[key]) for key in ("estimate", "low", "high"))
+        place = np.arange(len(measures))[::-1] + .4 - height * (index + .5)
+        colour = COLOURS[index % len(COLOURS)]
+        bars = axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", ms=4, capsize=2,
+                             color=colour, mfc="white", label=f"{arm['name']} ({arm['users']:,} users)")
+        if "adjusted" in arm:
+            sure = numbers(arm["adjusted"]) < 1 - data.ab_test["level"]
+            axes.plot(middle[sure], place[sure], "o", ms=4, color=colour, zorder=bars[0].get_zorder() + 1)
+    axes.set_yticks(np.arange(len(measures))[::-1], measures)
+    axes.set_ylim(-.6, len(measures) - .4)
+    axes.axvline(0, color=GREY, lw=.8)
+    axes.set_xlabel(f"difference to {base['name']} per user (%)")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def off_policy(data: ReportData) -> Figure | None:
+    """The first estimator against the log, behaviour by behaviour."""
+    if data.off_policy is None:
+        return None
+    first = data.off_policy
+    figure = Figure(figsize=(8, 3))
+    axes = figure.subplots()
+    names, logged = first["behaviours"], numbers(first["logged"])
+    if first.get("refused"):
+        write_in_the_middle(axes, f"No estimate: {first['refused']}")
+        axes.set(xlabel="difference to the log per request (%)", yticks=[])
+        return figure
+    with np.errstate(divide="ignore", invalid="ignore"):
+        middle, low, high = (100 * (numbers(first[key]) / logged - 1) for key in ("estimate", "low", "high"))
+    place = np.arange(len(names))[::-1]
+    axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", capsize=3, color=COLOURS[0])
+    axes.set_yticks(place, names)
+    axes.set_ylim(-.6, len(names) - .4)
+    axes.axvline(0, color=GREY, lw=.8)
+    size = number(first["effective_sample_size"][0])
+    axes.set(xlabel="difference to the log per request (%)",
+             title=f"effective sample size {size:,.0f} of {first['requests']:,} requests")
+    return figure
+
+
+def estimators(data: ReportData) -> Figure | None:
+    """Every estimator against the log, a panel a behaviour, a colour a unit."""
+    answers = [answer for answer in (data.off_policy or {}).get("estimators", ()) if not answer["refused"]]
+    if not answers:
+        return None
+    behaviours = answers[0]["behaviours"]
+    units = list(dict.fromkeys([*_UNITS, *(answer["per"] for answer in answers)]))
+    figure = Figure(figsize=(8, 1.2 + .24 * len(answers)))
+    panels = np.atleast_1d(figure.subplots(1, len(behaviours), sharey=True))
+    place = np.arange(len(answers))[::-1]
+    for column, (axes, behaviour) in enumerate(zip(panels, behaviours, strict=True)):
+        for answer, height in zip(answers, place, strict=True):
+            logged = number(answer["logged"][column])
+            if not logged > 0:
+                continue
+            middle, low, high = (100 * (number(answer[key][column]) / logged - 1)
+                                 for key in ("estimate", "low", "high"))
+            axes.errorbar([middle], [height], xerr=[[middle - low], [high - middle]], fmt="o", ms=3, capsize=2,
+                          color=COLOURS[units.index(answer["per"])])
+        axes.axvline(0, color=GREY, lw=.8)
+        axes.set_title(behaviour)
+        axes.set_yticks(place, [answer["estimator"] for answer in answers])
+    figure.supxlabel(f"difference to the log (%), {_legend(units, (data.off_policy or {}).get('horizon'))}", fontsize=9)
+    return figure
+
+
+def _legend(units: list[str], horizon: int | None) -> str:
+    """Which colour is per what."""
+    over = f", whose ratios go over {horizon} requests" if horizon else ""
+    return " or ".join(f"per {unit} ({colour}{over if unit == 'session' else ''})"
+                       for unit, colour in zip(units, COLOUR_NAMES, strict=False))
+
+
+def weights(data: ReportData) -> Figure | None:
+    """Mean weights per group of requests, as a table of colours."""
+    if data.weights is None:
+        return None
+    groups, parameters = data.weights["groups"], data.weights["parameters"]
+    names = ["the log's mean", *(f"{group['feature']} {group['value']}".strip() for group in groups)]
+    values = np.array([data.weights["logged"], *(group["mean"] for group in groups)])
+    figure = Figure(figsize=(8, .9 + .24 * len(names)))
+    axes = figure.subplots()
+    reach = max(float(np.abs(values).max()), 1e-9)
+    image = axes.imshow(values, vmin=-reach, vmax=reach, cmap="PuOr", aspect="auto")
+    for row, column in np.ndindex(*values.shape):
+        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7,
+                  color="white" if abs(values[row, column]) > .7 * reach else "black")
+    axes.set_xticks(range(len(parameters)), parameters)
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(False)
+    axes.set(xlabel="fusion parameter (what its prediction is weighed by)", ylabel="users or scene of the request")
+    figure.colorbar(image, ax=axes, label="mean weight (vectors of length 1)")
+    return figure
+
+
+def _scorer_table(data: ReportData, key: str) -> tuple[list[str], list[str], np.ndarray]:
+    scenes = list(dict.fromkeys(row["scene"] for row in data.scorer))
+    tasks = list(dict.fromkeys(row["task"] for row in data.scorer))
+    values = np.full((len(tasks), len(scenes)), np.nan)
+    for row in data.scorer:
+        values[tasks.index(row["task"]), scenes.index(row["scene"])] = number(row.get(key))
+    return scenes, tasks, values
+
+
+def scorer_auc(data: ReportData) -> Figure | None:
+    """AUC per scene and task."""
+    return _heat(data, "auc", "AUC", .5, 1.0, "viridis") if data.scorer else None
+
+
+def scorer_calibration(data: ReportData) -> Figure | None:
+    """Predicted over observed positives per scene and task."""
+    if not data.scorer:
+        return None
+    return _heat(data, "predicted_over_observed", "predicted over observed", .5, 1.5, "RdBu_r")
+
+
+def _heat(data: ReportData, key: str, label: str, low: float, high: float, colours: str) -> Figure:
+    scenes, tasks, values = _scorer_table(data, key)
+    figure = Figure(figsize=(8, .9 + .45 * len(tasks)))
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto")
+    positives = _scorer_table(data, "positives")[2]
+    for row, column in np.argwhere(np.isfinite(values)):
+        count = "" if np.isnan(positives[row, column]) else f"\n{positives[row, column]:,.0f} pos."
+        axes.text(column, row, f"{values[row, column]:.3f}{count}", ha="center", va="center", fontsize=7.5,
+                  bbox={"boxstyle": "round,pad=.15", "facecolor": "white", "alpha": .75, "linewidth": 0})
+    axes.set_xticks(range(len(scenes)), scenes)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.grid(False)
+    axes.set(xlabel="scene", ylabel="task")
+    figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def response(data: ReportData) -> Figure | None:
+    """AUC of the simulator's response model, with intervals."""
+    if data.response is None:
+        return None
+    areas = {name: number(area) for name, area in data.response["auc"].items()}
+    figure = Figure(figsize=(8, 2.6))
+    axes = figure.subplots()
+    for place, name in enumerate(areas):
+        low, high = map(number, data.response.get("interval", {}).get(name, (None, None)))
+        axes.plot([place, place], [low, high], color=COLOURS[0], lw=1.5)
+        axes.plot([place], [areas[name]], "o", color=COLOURS[0])
+        if areas[name] == areas[name]:
+            axes.annotate(f"{areas[name]:.3f}", (place, areas[name]), (6, 0), textcoords="offset points", va="center")
+    axes.set_xticks(range(len(areas)), list(areas))
+    axes.axhline(.5, color=GREY, lw=.8)
+    axes.set(ylabel="AUC on the last day", xlabel="behaviour", ylim=(.3, 1), xlim=(-.5, len(areas)))
+    return figure
+
+
+def calibration(data: ReportData) -> Figure | None:
+    """Simulated over real measures per scene."""
+    rows = [(str(scene), str(name), number(simulated), number(real)) for scene, name, simulated, real
+            in data.calibration if number(real) > 0 and not _decile(name)]
+    if not rows:
+        return None
+    scenes = list(dict.fromkeys(row[0] for row in rows))
+    names = list(dict.fromkeys(row[1] for row in rows))
+    figure = Figure(figsize=(8, 3.2))
+    axes = figure.subplots()
+    for index, scene in enumerate(scenes):
+        points = [(names.index(row[1]), row[2] / row[3]) for row in rows if row[0] == scene]
+        place = np.array([point[0] for point in points]) + (index - (len(scenes) - 1) / 2) * .12
+        axes.plot(place, [point[1] for point in points], "o", ms=4, color=COLOURS[index % len(COLOURS)],
+                  label=f"scene {scene}")
+    axes.axhspan(.9, 1.1, color=COLOURS[2], alpha=.15, lw=0)
+    axes.axhline(1, color=GREY, lw=.8)
+    axes.set_xticks(range(len(names)), names, rotation=20)
+    axes.set(ylabel="simulated over real (ratio)", xlabel="measure", ylim=(.5, 1.5))
+    axes.legend(ncols=5, frameon=False)
+    return figure
+
+
+def _decile(measure: str) -> int:
+    """The level of a row of deciles, 0 of any other."""
+    name, _, level = str(measure).partition(" p")
+    return int(level) if name == "watch_time" and level.isdigit() else 0
+
+
+def deciles(data: ReportData) -> Figure | None:
+    """Deciles of the watch time, simulated and real, per scene."""
+    rows = [(str(scene), _decile(name), number(simulated), number(real))
+            for scene, name, simulated, real in data.calibration if _decile(name)]
+    if not rows:
+        return None
+    figure = Figure(figsize=(8, 3.2))
+    axes = figure.subplots()
+    for index, scene in enumerate(dict.fromkeys(row[0] for row in rows)):
+        of_scene = np.array([row[1:] for row in rows if row[0] == scene])
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(of_scene[:, 0], of_scene[:, 1], "o", ms=4, color=colour, label=f"scene {scene}, simulated")
+        axes.plot(of_scene[:, 0], of_scene[:, 2], "-", lw=1, color=colour)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set(xlabel="share of the exposures (%)", ylabel="watch time (s, logarithmic beyond 1)",
+             title="lines: the log")
+    axes.legend(ncols=3, frameon=False)
+    return figure
+
+
+def serving(data: ReportData) -> Figure | None:
+    """A histogram of latencies."""
+    if data.serving is None or not data.serving.get("latency_ms"):
+        return None
+    times = numbers(data.serving["latency_ms"])
+    figure = Figure(figsize=(8, 2.6))
+    axes = figure.subplots()
+    axes.hist(times, bins=min(40, max(5, len(times) // 5)), color=COLOURS[0])
+    for share, style in ((50, "-"), (99, "--")):
+        value = float(np.percentile(times, share))
+        axes.axvline(value, color=COLOURS[1], ls=style, label=f"p{share} {value:.1f} ms")
+    axes.set(xlabel="time of a request (ms)", ylabel="requests", title=str(data.serving.get("endpoint", "")))
+    axes.legend(frameon=False)
+    return figure

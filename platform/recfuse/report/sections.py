@@ -1,0 +1,57 @@
+"""The sections of a run's page, in their order."""
+
+from __future__ import annotations
+
+from recfuse.report import figures, tables
+from recfuse.report.section import Section
+
+SECTIONS = (
+    Section("ab_test", "A/B test in the simulator",
+            "Relative difference of means per user to the base bucket with its interval; a full point remains after "
+            "the correction for the number of comparisons, a hollow one does not.", "jobs/ab_test.py", figures.ab_test,
+            tables.ab_test),
+    Section("off_policy", "Off-policy estimate from held-out logs (NCIS)",
+            "What the learned policy would have got per request in the log of the logged policy, estimated by "
+            "normalised capped importance sampling. That people stay longer or shorter is not in it: states come as "
+            "they were logged.", "jobs/evaluate.py", figures.off_policy, tables.off_policy),
+    Section("estimators", "Off-policy estimates, every estimator",
+            "The same question by importance sampling per request (IS, NCIS), per session and per decision (PDIS: of "
+            "a session's first requests only), doubly robust with critics (DR), and by critics alone (DM, FQE), whose "
+            "intervals count the error of the fit, but not that linear critics may not fit at all, nor that they saw "
+            "the samples which the policy learned from; SN is self-normalised. Believe what several of them say.",
+            "jobs/evaluate.py", figures.estimators, tables.estimators),
+    Section("weights", "Where the fusion weights go",
+            "Mean direction of the policy's weights per group of requests beside that of the log; a row that differs "
+            "from the one of all requests is where the policy personalises.", "jobs/evaluate.py", figures.weights,
+            tables.weights),
+    Section("learning_curves", "Learning curves",
+            "The loss of each fit, pass by pass, until its stopping rule ends it. Critics learn where the held-out "
+            "line falls. A policy's loss is a weighted log-likelihood whose weights move with it, so it may rise: that "
+            "it settles is what counts.",
+            "jobs/train_fusion.py", figures.learning_curves),
+    Section("explained_variance", "Explained variance of the critics",
+            "How much of each behaviour's target its critic explains; 0 is no better than the mean.",
+            "jobs/train_fusion.py", figures.explained_variance),
+    Section("scorer_auc", "Scorer: AUC per scene and task",
+            "How well the scorer orders the last day's exposures; .5 is chance. Below it the positives of that day: "
+            "with a few dozen a figure says little.", "jobs/train_scenes.py", figures.scorer_auc,
+            tables.scorer),
+    Section("scorer_calibration", "Scorer: calibration per scene and task",
+            "Sum of predicted probabilities over observed positives on the last day; 1 is right, and with n positives "
+            "chance alone moves it by about 1/√n.",
+            "jobs/train_scenes.py", figures.scorer_calibration),
+    Section("serving", "Serving latency", "Times of single requests over HTTP, one after the other.",
+            "jobs/demo.py", figures.serving),
+    Section("response", "Simulator: response model",
+            "How well the model behind the simulated users orders the last day's exposures of the log, with 95% "
+            "intervals over users; .5 is chance.", "jobs/simulate.py", figures.response, tables.response),
+    Section("calibration", "Simulator: calibration",
+            "Rates, watch time and session length under the logged policy over those of the log; the band is ±10%.",
+            "jobs/simulate.py", figures.calibration, tables.calibration),
+    Section("deciles", "Simulator: watch time",
+            "Deciles of the watch time of an exposure under the logged policy beside those of the log, per scene.",
+            "jobs/simulate.py", figures.deciles),
+    Section("account", "Data account",
+            "Where every row of the session logs went: into the samples, or into the quarantine with a reason.",
+            "jobs/ingest.py", figures.account),
+)
