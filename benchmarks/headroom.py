@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from recfuse.config import require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.runtime.console import Progress, start, table
-from recfuse.simulation.ab_test import MEASURES, Arm, CemConfig, ab_test, search
-from recfuse.simulation.environment import SessionEngine
+from recfuse.simulation.arms import Arm
+from recfuse.simulation.cem import CemConfig, search
+from recfuse.simulation.experiment import MEASURES, ab_test
+from recfuse.simulation.output import logged_policy
 from recfuse.simulation.rollout import live_with
-from recfuse.simulation.simulate import logged_policy
+from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import FEEDBACK, World
 from recfuse.stats.intervals import Interval, paired_difference
 

@@ -21,9 +21,12 @@ from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.runtime.console import start, table
-from recfuse.simulation.ab_test import MEASURES, AbResult, AbTestConfig, CemConfig, run_ab_test
+from recfuse.simulation.ab_test import AbTestConfig, run_ab_test
+from recfuse.simulation.cem import CemConfig
+from recfuse.simulation.experiment import MEASURES
 from recfuse.simulation.simulate import SimulateConfig, simulate
 from recfuse.simulation.world import WorldConfig
+from recfuse.stats.experiment import AbResult
 
 SHOWN = ("watch_time", "click", "long_view", "like", "comment", "forward", "follow", "hate")
 

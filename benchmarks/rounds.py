@@ -23,10 +23,13 @@ from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.runtime.console import start
-from recfuse.simulation.ab_test import AbResult, AbTestConfig, CemConfig, cem_bundle, run_ab_test
-from recfuse.simulation.rollout import write_logs
-from recfuse.simulation.simulate import SimulateConfig, held_out, persons_of, simulate
+from recfuse.simulation.ab_test import AbTestConfig, run_ab_test
+from recfuse.simulation.cem import CemConfig, cem_bundle
+from recfuse.simulation.persons import held_out, persons_of
+from recfuse.simulation.session_logs import write_logs
+from recfuse.simulation.simulate import SimulateConfig, simulate
 from recfuse.simulation.world import World, WorldConfig
+from recfuse.stats.experiment import AbResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,9 @@ from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.runtime.console import start, table
-from recfuse.simulation.environment import FusionEnv, FusionVectorEnv, SessionEngine
+from recfuse.simulation.environment import FusionEnv, FusionVectorEnv
 from recfuse.simulation.rollout import Act, policy_act, steps
+from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import World
 
 WANTED = 100_000  # requests per minute

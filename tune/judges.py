@@ -16,8 +16,8 @@ from recfuse.evaluation.evaluate import HeldOut, policy_log_prob, read_held_out
 from recfuse.evaluation.ope import EstimateOptions, ncis
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import Policy
-from recfuse.simulation.environment import SessionEngine
 from recfuse.simulation.rollout import collect, policy_act, steps
+from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import FEEDBACK, World
 from recfuse.stats.intervals import paired_difference
 from tune.split import SplitConfig, groups_of

@@ -33,8 +33,8 @@ from recfuse.runtime.console import start, table
 from recfuse.scenes.dataset import fingerprint, scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import KUAIRAND
-from recfuse.simulation.simulate import METRICS as SIMULATION_METRICS
-from recfuse.simulation.simulate import logged_policy
+from recfuse.simulation.output import METRICS as SIMULATION_METRICS
+from recfuse.simulation.output import logged_policy
 from recfuse.simulation.sources import read_source
 from recfuse.simulation.world import World
 from recfuse.stats.intervals import LEVEL

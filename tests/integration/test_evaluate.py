@@ -28,7 +28,8 @@ from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.schema import sample_schema
 from recfuse.report.report import SECTIONS, write_report
-from recfuse.simulation.rollout import rollout, session_log, write_logs
+from recfuse.simulation.rollout import rollout
+from recfuse.simulation.session_logs import session_log, write_logs
 from tests.unit.simulation import worlds
 
 

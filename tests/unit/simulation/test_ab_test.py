@@ -6,18 +6,13 @@ import pytest
 from recfuse.config import InvalidFieldError, load
 from recfuse.evaluation.evaluate import EvaluateConfig
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.simulation.ab_test import (
-    MEASURES,
-    AaResult,
-    AbTestConfig,
-    Arm,
-    _fixed,
-    aa_test,
-    ab_test,
-    assign,
-    rollout_objective,
-)
-from recfuse.simulation.simulate import SimulateConfig, held_out, persons_of
+from recfuse.simulation.ab_test import AbTestConfig
+from recfuse.simulation.arms import Arm, fixed_weights
+from recfuse.simulation.cem import rollout_objective
+from recfuse.simulation.experiment import MEASURES, aa_test, ab_test
+from recfuse.simulation.persons import assign, held_out, persons_of
+from recfuse.simulation.simulate import SimulateConfig
+from recfuse.stats.experiment import AaResult
 from tests.unit.simulation import worlds
 
 GOOD = Arm("good", FixedGaussian([2, 2, 0, 0, 0, 0], .5))
@@ -134,7 +129,7 @@ def test_a_policy_against_itself_is_rarely_different():
 @pytest.mark.parametrize(("false", "level", "believed"), [(.05, .95, True), (.079, .95, True), (.081, .95, False),
                                                           (.019, .95, False), (.1, .9, True), (.05, .9, False)])
 def test_a_test_that_sees_differences_where_there_are_none_is_not_believed(false, level, believed):
-    verdict = AaResult(200, np.full(len(MEASURES), false), .03).verdict(level)
+    verdict = AaResult(MEASURES, 200, np.full(len(MEASURES), false), .03).verdict(level)
     assert f"in {false:.1%} of the intervals" in verdict
     assert ("DO NOT BELIEVE" in verdict) is not believed
 
@@ -148,7 +143,7 @@ def test_no_person_lives_in_two_buckets():
         return np.ones((len(persons), len(MEASURES)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recfuse.simulation.ab_test._live", live)
+        patch.setattr("recfuse.simulation.experiment.lives", live)
         ab_test(worlds.world(), [BAD, GOOD, Arm("logged", worlds.LOGGED)], persons=3_000, draws=10)
     assert len(lived) == 3
     assert sum(map(len, lived)) == len(set().union(*lived)) == 3_000
@@ -166,10 +161,10 @@ def test_users_held_out_are_the_only_ones_of_the_test():
     assert held_out(world, 0.0).sum() == 0
 
 
-def test_fixed_weights_are_a_policy():
-    np.testing.assert_array_equal(_fixed("click:1.5,follow:-2", worlds.world()).mu, [1.5, 0, 0, 0, 0, -2])
+def testfixed_weights_weights_are_a_policy():
+    np.testing.assert_array_equal(fixed_weights("click:1.5,follow:-2", worlds.world()).mu, [1.5, 0, 0, 0, 0, -2])
     with pytest.raises(InvalidFieldError, match=r"policies: weight order: got 1\.0; allowed: weights of click"):
-        _fixed("order:1", worlds.world())
+        fixed_weights("order:1", worlds.world())
 
 
 @pytest.mark.parametrize(("name", "kind"), [

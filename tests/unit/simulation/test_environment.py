@@ -12,16 +12,10 @@ from gymnasium.utils.env_checker import check_env
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.fusion.ranking import fuse, rank
-from recfuse.simulation.environment import (
-    ENVIRONMENT,
-    FusionEnv,
-    FusionVectorEnv,
-    SessionEngine,
-    make_env,
-    rewards,
-)
+from recfuse.simulation.environment import ENVIRONMENT, FusionEnv, FusionVectorEnv, make_env, rewards
 from recfuse.simulation.response import marginals, sigmoid
 from recfuse.simulation.rollout import rollout
+from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import FEEDBACK
 from tests.unit.simulation import worlds
@@ -85,7 +79,7 @@ def test_feedback_is_consistent():
 def test_satisfaction_is_what_the_config_says_a_response_is_worth(value, hate):
     """Clicks, long views, four interactions at `value` and hates at `hate`, over the places looked at."""
     world = worlds.world()
-    config = dataclasses.replace(world.config, interaction_value=value, hate_value=hate)
+    config = world.config.replace(interaction_value=value, hate_value=hate)
     engine = SessionEngine(world.replace(config=config), seed=4)
     sessions, action = start(engine, 5_000), np.ones((5_000, 6), np.float32)
     expected = engine.expected_satisfaction(sessions, action)
@@ -101,7 +95,7 @@ def test_better_pages_lengthen_sessions_unless_the_effect_is_off():
     """Clicks and long views ranked first, or last; with the effect off the same luck ends the same sessions."""
     def lengths(responsive, action):
         world = worlds.world()
-        config = dataclasses.replace(world.config, responsive=responsive)
+        config = world.config.replace(responsive=responsive)
         requests = rollout(world.replace(config=config), FixedGaussian(action, .5), seed=4, explore=False,
                            persons=np.arange(3_000))
         return np.bincount(requests.person[requests.number == 0], minlength=3_000)
@@ -115,7 +109,7 @@ def returns(responsive, action, discount):
     """Mean discounted reward of first sessions whose first page is ranked by `action`, all later ones alike, with the
     same luck. What was shown may be shown again, since a good page also uses up the pool's best."""
     world = worlds.world()
-    world = world.replace(config=dataclasses.replace(world.config, responsive=responsive))
+    world = world.replace(config=world.config.replace(responsive=responsive))
     engine = SessionEngine(world, seed=4)
     sessions, total, factor = start(engine, 4_000), 0.0, 1.0
     while len(sessions.user):
@@ -156,7 +150,7 @@ def test_every_behaviour_is_drawn_at_its_rate_and_a_double_sigmoid_is_caught(mon
     """A sigmoid of a sigmoid makes hate of 0.1% into one of more than half of the responses."""
     ratio, error = drawn_over_declared(worlds.world())
     assert (np.abs(ratio - 1) < 5 * error).all()
-    monkeypatch.setattr("recfuse.simulation.environment.sigmoid", lambda logits: sigmoid(sigmoid(logits)))
+    monkeypatch.setattr("recfuse.simulation.sessions.sigmoid", lambda logits: sigmoid(sigmoid(logits)))
     twice, error = drawn_over_declared(worlds.world())
     assert not (np.abs(twice - 1) < 5 * error).all()
     assert twice[FEEDBACK.index("hate") - 1] > 100
