@@ -107,7 +107,7 @@ def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
         return np.array(found["effects"])
     simulated = simulate(SimulateConfig(
         logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", seed=seed, persons=config.log_persons,
-        world=dataclasses.replace(config.world, seed=seed), holdout_persons=0))
+        world=config.world.replace(seed=seed), holdout_persons=0))
     logs = simulated.logs if config.logged == "hand_tuned" else base_logs(config, out, seed)
     vocabulary = with_discounts(Vocabulary.load(logs / VOCABULARY_FILE), config.discounts)
     vocabulary.save(out / VOCABULARY_FILE)
