@@ -58,15 +58,19 @@ def ab_test(
     require(looks >= 0, "looks", looks, "an integer ≥ 0")
     everyone = _everyone(users, persons)
     bucket = assign(everyone, len(arms), seed, shares)
-    counts = {}
-    for index, arm in enumerate(arms):
-        members = everyone if paired else everyone[bucket == index]
-        require(len(members) >= 2, f"arms[{arm.name}]", len(members), "a bucket of at least 2 persons")
-        counts[arm.name] = lives(world, arm, members, seed)
-        logger.info("A/B test: %s, %s persons, %.1f requests each", arm.name, f"{len(members):,}",
-                    counts[arm.name][:, MEASURES.index("requests")].mean())
+    counts = {arm.name: _count(world, arm, everyone if paired else everyone[bucket == index], seed)
+              for index, arm in enumerate(arms)}
     return compare(counts, MEASURES, primary=primary, looks=looks, paired=paired, correction=correction, draws=draws,
                    level=level, seed=seed)
+
+
+def _count(world: World, arm: Arm, members: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """float64[n, measures] of the persons in an arm's bucket."""
+    require(len(members) >= 2, f"arms[{arm.name}]", len(members), "a bucket of at least 2 persons")
+    counts = lives(world, arm, members, seed)
+    logger.info("A/B test: %s, %s persons, %.1f requests each", arm.name, f"{len(members):,}",
+                counts[:, MEASURES.index("requests")].mean())
+    return counts
 
 
 def aa_test(world: World, arm: Arm, *, runs: int, persons: int, seed: int = 0, users: NDArray[np.bool_] | None = None,

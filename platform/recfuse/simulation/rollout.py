@@ -89,9 +89,9 @@ def steps(engine: SessionEngine, user: np.ndarray, act: Act, *, persons: np.ndar
         over = np.flatnonzero(last)
         if len(over):
             sessions.put(over, engine.next(sessions.take(over)))
-            going = np.flatnonzero(~last | (sessions.clock < horizon))
-            if len(going) < len(slot):
-                sessions, slot = sessions.take(going), slot[going]
+            active = np.flatnonzero(~last | (sessions.clock < horizon))
+            if len(active) < len(slot):
+                sessions, slot = sessions.take(active), slot[active]
 
 
 def _snapshot(sessions: Sessions) -> Sessions:

@@ -152,8 +152,7 @@ def compare(
     Args:
         users: arm → float64[users, measures]; where `paired`, row i of every arm is the same user.
         primary: the measure of the early looks.
-        looks: evenly spaced in the order of the users, judged by intervals that hold at all of them at once, for all
-            arms together; 0 for none, where only the end counts.
+        looks: evenly spaced in the order of the users, with intervals that hold at all looks and arms at once.
         correction: over every measure of every arm.
         draws, level, seed: of the bootstrap over users.
 
@@ -163,23 +162,24 @@ def compare(
     require(len(users) >= 2, "arms", list(users), "at least two")
     require(primary in measures, "primary", primary, ", ".join(measures))
     require(looks >= 0, "looks", looks, "an integer ≥ 0")
-    (base_name, base), *others = users.items()
     difference = paired_difference if paired else relative_difference
+    (name, base), *others = users.items()
     effects = [difference(treated, base, draws=draws, level=level, seed=seed + 2 * index)
                for index, (_, treated) in enumerate(others, 1)]
     p = np.stack([p_values(effect.estimate, relative_error(treated, base, paired=paired, null=True))
                   for (_, treated), effect in zip(others, effects, strict=True)])
-    adjusted, column = adjust(p, correction), list(measures).index(primary)
-    family_level = 1 - (1 - level) / len(others)
-    zeros = np.zeros(len(measures))
-    none, certain = Interval(zeros, zeros, zeros), np.ones(len(measures))
-    results = [ArmResult(base_name, len(base), base.mean(0), none, certain, certain, zeros)]
-    for index, (name, treated) in enumerate(others):
-        results.append(ArmResult(
-            name, len(treated), treated.mean(0), effects[index], p[index], adjusted[index],
-            _detectable(treated, base, level, paired),
-            _looks(treated[:, [column]], base[:, [column]], looks, family_level, paired)))
-    return AbResult(tuple(measures), tuple(results), paired, level, correction)
+    adjusted, column = adjust(p, correction), [list(measures).index(primary)]
+    results = [ArmResult(
+        other, len(treated), treated.mean(0), effect, p_value, corrected, _detectable(treated, base, level, paired),
+        _looks(treated[:, column], base[:, column], looks, 1 - (1 - level) / len(others), paired))
+        for (other, treated), effect, p_value, corrected in zip(others, effects, p, adjusted, strict=True)]
+    return AbResult(tuple(measures), (_base_result(name, base), *results), paired, level, correction)
+
+
+def _base_result(name: str, base: Users) -> ArmResult:
+    """The base beside itself: no effect, no doubt, nothing to detect."""
+    zeros, ones = np.zeros(base.shape[1]), np.ones(base.shape[1])
+    return ArmResult(name, len(base), base.mean(0), Interval(zeros, zeros, zeros), ones, ones, zeros)
 
 
 def false_findings(treated: Users, base: Users, *, correction: Correction = "holm", draws: int = DRAWS,
