@@ -42,17 +42,13 @@ from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.runtime.console import start, table
-from recfuse.simulation.ab_test import MEASURES, AbTestConfig, CemConfig, Who, cem_bundle, run_ab_test
-from recfuse.simulation.rollout import write_logs
-from recfuse.simulation.simulate import (
-    HAND_TUNED,
-    WORLD,
-    SimulateConfig,
-    behaviour_policy,
-    held_out,
-    persons_of,
-    simulate,
-)
+from recfuse.simulation.ab_test import AbTestConfig, Who, run_ab_test
+from recfuse.simulation.cem import CemConfig, cem_bundle
+from recfuse.simulation.experiment import MEASURES
+from recfuse.simulation.output import WORLD, behaviour_policy
+from recfuse.simulation.persons import held_out, persons_of
+from recfuse.simulation.session_logs import write_logs
+from recfuse.simulation.simulate import HAND_TUNED, SimulateConfig, simulate
 from recfuse.simulation.world import World, WorldConfig
 from tune.space import with_discounts
 
@@ -111,7 +107,7 @@ def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
         return np.array(found["effects"])
     simulated = simulate(SimulateConfig(
         logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", seed=seed, persons=config.log_persons,
-        world=dataclasses.replace(config.world, seed=seed), holdout_persons=0))
+        world=config.world.replace(seed=seed), holdout_persons=0))
     logs = simulated.logs if config.logged == "hand_tuned" else base_logs(config, out, seed)
     vocabulary = with_discounts(Vocabulary.load(logs / VOCABULARY_FILE), config.discounts)
     vocabulary.save(out / VOCABULARY_FILE)

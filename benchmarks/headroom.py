@@ -14,57 +14,55 @@ the one for watch time.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
-from recfuse.config import require
+from recfuse.config import Config, require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.runtime.console import Progress, start, table
-from recfuse.simulation.ab_test import MEASURES, Arm, CemConfig, ab_test, search
-from recfuse.simulation.environment import SessionEngine
+from recfuse.simulation.arms import Arm
+from recfuse.simulation.cem import CemConfig, search
+from recfuse.simulation.experiment import MEASURES, ab_test
+from recfuse.simulation.output import logged_policy
 from recfuse.simulation.rollout import live_with
-from recfuse.simulation.simulate import logged_policy
+from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import FEEDBACK, World
 from recfuse.stats.intervals import Interval, paired_difference
 
 SHOWN = ("watch_time", "requests", "forward", "follow", "comment", "like")
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadroomConfig:
-    """Attributes:
-        simulation: output of the job `simulate`.
-        users: of the world, evenly spaced, who get a vector of their own; 0 leaves it out.
-        measures: behaviours to search one vector for; persons: lives per vector of that search, since they are rare;
-            test_persons: in the comparison with the vector for watch time.
-        population, elite, iterations: of the search for a user's vector.
-        lives: simulated for each user and vector of a population; test_lives: of each user in the test.
-        spread: standard deviation of a first population; it shrinks by `shrink` from one to the next.
-    """
+class HeadroomConfig(Config):
+    """What is searched in the simulator, and how long."""
 
-    simulation: str = "runs/demo/simulation"
-    users: int = 400
-    measures: tuple[str, ...] = ()
-    persons: int = 3_000
-    test_persons: int = 60_000
-    population: int = 24
-    elite: int = 5
-    iterations: int = 12
-    lives: int = 32
-    test_lives: int = 100
-    spread: float = 1.0
-    shrink: float = 0.8
-    seed: int = 0
+    simulation: str = Field("runs/demo/simulation", description="This is the output of the job `simulate`.")
+    users: int = Field(
+        400, description="So many users of the world, evenly spaced, get a vector each; 0 leaves this out.", ge=0)
+    measures: tuple[str, ...] = Field((), description="One vector is searched for each of these behaviours.")
+    persons: int = Field(
+        3_000, description="A vector for a behaviour of `measures` is judged by so many lives, since those are rare.",
+        ge=1)
+    test_persons: int = Field(
+        60_000, description="The vectors are compared with the one for watch time on so many lives.", ge=1)
+    population: int = Field(24, description="An iteration of a user's search judges so many vectors.", ge=2)
+    elite: int = Field(5, description="The next population is drawn around the best so many vectors.", ge=1)
+    iterations: int = Field(12, description="A user's search draws so many populations.", ge=1)
+    lives: int = Field(32, description="A user lives so often under every vector of a population.", ge=1)
+    test_lives: int = Field(100, description="A user lives so often under every vector of the test.", ge=1)
+    spread: float = Field(1.0, description="A first population has this standard deviation.", gt=0)
+    shrink: float = Field(
+        0.8, description="The standard deviation shrinks by this factor from one population to the next.", gt=0, le=1)
+    seed: int = Field(0, description="The seed of populations and luck.", ge=0)
 
-    def __post_init__(self) -> None:
-        for name in ("iterations", "lives", "test_lives", "persons", "test_persons"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
-        require(self.users >= 0, "users", self.users, "an integer ≥ 0")
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Self:
         require(set(self.measures) <= set(FEEDBACK), "measures", self.measures, ", ".join(FEEDBACK))
-        require(1 <= self.elite < self.population, "elite", self.elite, f"1 to population - 1 = {self.population - 1}")
+        require(self.elite < self.population, "elite", self.elite, f"1 to population - 1 = {self.population - 1}")
+        return self
 
 
 def main(config: HeadroomConfig) -> None:
@@ -80,20 +78,19 @@ def main(config: HeadroomConfig) -> None:
 
 def interactions(world: World, logged: FixedGaussian, config: HeadroomConfig) -> dict[str, Interval]:
     """Prints, and returns, measure → the vector searched for it over the one for watch time, in all of MEASURES."""
-    watched = Arm("watch_time", FixedGaussian(search(world, logged, CemConfig(seed=config.seed)).vector, 1.0))
-    arms = [watched]
+    arms = [Arm("watch_time", FixedGaussian(search(world, logged, CemConfig(seed=config.seed)).vector, 1.0))]
     for name in config.measures:
-        found = search(world, logged, CemConfig(persons=config.persons, seed=config.seed), name)
-        arms.append(Arm(f"for {name}", FixedGaussian(found.vector, 1.0)))
+        result = search(world, logged, CemConfig(persons=config.persons, seed=config.seed), name)
+        arms.append(Arm(f"for {name}", FixedGaussian(result.vector, 1.0)))
     # Everybody lives under every vector, with the same luck.
-    result = ab_test(world, arms, persons=config.test_persons, seed=config.seed + 1, paired=True)
-    found = {arm.name: arm.effect for arm in result.arms[1:]}
+    test = ab_test(world, arms, persons=config.test_persons, seed=config.seed + 1, paired=True)
+    effects = {arm.name: arm.effect for arm in test.arms[1:]}
     place = [MEASURES.index(name) for name in SHOWN]
     table(f"One vector searched for a measure over one searched for watch time, per user, {config.test_persons:,} "
           "persons, the same lives", ["searched", *SHOWN], [
               (name, *(f"{of.estimate[k]:+.1%} [{of.low[k]:+.1%}, {of.high[k]:+.1%}]" for k in place))
-              for name, of in found.items()])
-    return found
+              for name, of in effects.items()])
+    return effects
 
 
 def personal(world: World, logged: FixedGaussian, config: HeadroomConfig) -> None:
@@ -101,12 +98,13 @@ def personal(world: World, logged: FixedGaussian, config: HeadroomConfig) -> Non
     users = np.unique(np.linspace(0, world.users - 1, config.users).astype(np.int64))
     shared = search(world, logged, CemConfig(seed=config.seed)).vector
     everybody = np.broadcast_to(shared, (len(users), len(shared)))
-    own_vectors = search_per_user(world, users, everybody, config)
-    vectors = np.stack([np.broadcast_to(logged.mu, everybody.shape), everybody, own_vectors])
-    base, cem, own = watch_time(world, vectors, users, config.test_lives, config.seed + 1)
-    for name, mine, against in (("one vector over the logged mean", cem, base), ("personal over one vector", own, cem)):
-        found = paired_difference(mine[:, None], against[:, None], seed=config.seed)
-        print(f"watch time, {name}: {found.estimate[0]:+.1%} [{found.low[0]:+.1%}, {found.high[0]:+.1%}]")
+    per_user = search_per_user(world, users, everybody, config)
+    vectors = np.stack([np.broadcast_to(logged.mu, everybody.shape), everybody, per_user])
+    by_mean, by_shared, by_user = watch_time(world, vectors, users, config.test_lives, config.seed + 1)
+    for name, treated, base in (("one vector over the logged mean", by_shared, by_mean),
+                                ("personal over one vector", by_user, by_shared)):
+        change = paired_difference(treated[:, None], base[:, None], seed=config.seed)
+        print(f"watch time, {name}: {change.estimate[0]:+.1%} [{change.low[0]:+.1%}, {change.high[0]:+.1%}]")
     print(f"{len(users)} users, {config.test_lives} lives each")
 
 

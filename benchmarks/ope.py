@@ -162,7 +162,7 @@ def measured(world: World, logs: int, persons: int, critic_persons: int, truth_p
     Only everybody's first session counts, whose beginning no policy has touched. Every log has critics of its own, from
     a second log of other people, so that the error of their fit is another each time.
     """
-    world = world.replace(config=dataclasses.replace(world.config, horizon_days=1e-3))
+    world = world.replace(config=world.config.replace(horizon_days=1e-3))
     base = np.linspace(1.0, .2, world.vocabulary.action_size)
     logged, policy = FixedGaussian(base, .5), FixedGaussian(base + np.linspace(.15, -.15, len(base)), .45)
     identity = hashlib.sha256(repr((world.config, persons, critic_persons, truth_persons)).encode()

@@ -10,54 +10,49 @@ what a learned policy gains beyond it is what it has learned.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from benchmarks.seeds import repeat
+from recfuse.config import Config
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.runtime.console import start, table
-from recfuse.simulation.ab_test import MEASURES, AbResult, AbTestConfig, CemConfig, run_ab_test
+from recfuse.simulation.ab_test import AbTestConfig, run_ab_test
+from recfuse.simulation.cem import CemConfig
+from recfuse.simulation.experiment import MEASURES
 from recfuse.simulation.simulate import SimulateConfig, simulate
 from recfuse.simulation.world import WorldConfig
+from recfuse.stats.experiment import AbResult
 
 SHOWN = ("watch_time", "click", "long_view", "like", "comment", "forward", "follow", "hate")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoliciesConfig:
-    """Attributes:
-        logs: KuaiRand files, or `embedded`.
-        scorer: bundle whose predictions are fused, or a directory of bundles.
-        output: everything made lies beneath it.
-        seeds: repetitions, each with a seed of its own for everything.
-        first_seed: of the first repetition.
-        persons: in each A/B test.
-        world: what the simulator assumes.
-    """
+class PoliciesConfig(Config):
+    """What is repeated over seeds."""
 
-    logs: str = "embedded"
-    scorer: str = "runs/demo/scenes/bundles"
-    output: str = "runs/policies"
-    seeds: int = 3
-    first_seed: int = 100
-    persons: int = 50_000
-    world: WorldConfig = field(default_factory=WorldConfig)
+    logs: str = Field("embedded", description="A directory with KuaiRand files is read; `embedded` is a generator.")
+    scorer: str = Field(
+        "runs/demo/scenes/bundles", description="Predictions of this bundle, or of one in this directory, are fused.")
+    output: str = Field("runs/policies", description="Everything that is made lies beneath this directory.")
+    seeds: int = Field(3, description="There are so many repetitions, each with other seeds for everything.", ge=1)
+    first_seed: int = Field(100, description="The first repetition has this seed, and the others follow.", ge=0)
+    persons: int = Field(50_000, description="Each A/B test takes so many persons.", ge=2)
+    world: WorldConfig = Field(WorldConfig(), description="This is what the simulator assumes.")
 
 
 def main(config: PoliciesConfig) -> list[AbResult]:
     """Runs the repetitions and prints the table."""
-    return repeat(config, once, show)
+    return repeat(config, repetition, show)
 
 
-def once(config: PoliciesConfig, seed: int) -> AbResult:
+def repetition(config: PoliciesConfig, seed: int) -> AbResult:
     """World, logs, samples, policies and test of one seed."""
     out = Path(config.output) / f"seed-{seed}"
-    world = dataclasses.replace(config.world, seed=seed)
+    world = config.world.replace(seed=seed)
     simulated = simulate(SimulateConfig(logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", world=world,
                                         holdout_persons=0, seed=seed))
     samples = ingest(IngestConfig(logs=str(simulated.logs), output=f"{out}/samples")).samples

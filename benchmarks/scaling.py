@@ -39,8 +39,8 @@ from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import table
 from recfuse.simulation.online import VocabularyEnv
+from recfuse.simulation.rollout import live
 from recfuse.simulation.world import World
-from tune.judges import live
 
 INGEST_ROWS, TRAINING_ROWS, PASSES, PERSONS, ROUNDS, EVALUATIONS = 400_000, 200_000, 6, 8_000, 12, 16
 _PLACE = "{"
@@ -95,9 +95,10 @@ def of_simulation(workers: int, scratch: Path, arguments: argparse.Namespace) ->
     policy = FixedGaussian(np.full(world.vocabulary.action_size, 0.5), 0.5)
     shares = np.array_split(np.arange(PERSONS), 4 * workers)
     run = ray.remote(num_cpus=1)(live)
-    ray.get([run.remote(shared, policy, share[:50], 1, True) for share in shares])  # starts the processes
+    options = {"seed": 1, "explore": True, "rng": np.random.default_rng(1)}
+    ray.get([run.remote(shared, policy, share[:50], **options) for share in shares])  # starts the processes
     begin = time.perf_counter()
-    ray.get([run.remote(shared, policy, share, 1, True) for share in shares])
+    ray.get([run.remote(shared, policy, share, **options) for share in shares])
     return PERSONS / (time.perf_counter() - begin)
 
 

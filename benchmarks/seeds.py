@@ -29,14 +29,14 @@ class Seeds(Protocol):
 Config = TypeVar("Config", bound=Seeds)
 
 
-def repeat(config: Config, once: Callable[[Config, int], Result],
+def repeat(config: Config, repetition: Callable[[Config, int], Result],
            show: Callable[[str, list[Result]], None]) -> list[Result]:
-    """Runs `once` for every seed on one local Ray; prints what there is after each, its time, and the config."""
+    """Runs `repetition` for every seed on one local Ray; prints what there is after each, its time, and the config."""
     results: list[Result] = []
     with cluster():
         for seed in range(config.first_seed, config.first_seed + config.seeds):
             begin = time.monotonic()
-            results.append(once(config, seed))
+            results.append(repetition(config, seed))
             show(f"after seed {seed}", results)
             print(f"seed {seed}: {time.monotonic() - begin:.0f} s", flush=True)
     print(f"{os.cpu_count()} cores; {config}")

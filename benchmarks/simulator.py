@@ -12,33 +12,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 
+from recfuse.config import Config
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.runtime.console import start, table
-from recfuse.simulation.environment import FusionEnv, FusionVectorEnv, SessionEngine
+from recfuse.simulation.environment import FusionEnv, FusionVectorEnv
 from recfuse.simulation.rollout import Act, policy_act, steps
+from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import World
 
 WANTED = 100_000  # requests per minute
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimulatorConfig:
-    """Attributes:
-        world: as the job `simulate` writes it.
-        persons: simulated at once; environments: of the vectorised environment.
-        rounds: of each measurement; the best counts.
-    """
+class SimulatorConfig(Config):
+    """What is simulated to measure it."""
 
-    world: str = "runs/demo/simulation/world"
-    persons: int = 5_000
-    environments: int = 256
-    rounds: int = 3
+    world: str = Field("runs/demo/simulation/world", description="This is a world as the job `simulate` writes it.")
+    persons: int = Field(5_000, description="A roll-out simulates so many persons at once.", ge=1)
+    environments: int = Field(256, description="The vectorised environment holds so many sessions.", ge=1)
+    rounds: int = Field(3, description="Each measurement is taken so often, and the best counts.", ge=1)
 
 
 def main(config: SimulatorConfig) -> dict[str, float]:
@@ -61,18 +58,21 @@ def main(config: SimulatorConfig) -> dict[str, float]:
 
 
 def rate(way: Callable[[], int]) -> float:
+    """Requests per minute of processor time."""
     begin = time.process_time()  # of this process, whatever else runs on the machine
     requests = way()
     return 60 * requests / (time.process_time() - begin)
 
 
 def roll(world: World, persons: int, act: Act, observe: bool) -> int:
+    """Requests of a roll-out."""
     some = np.arange(persons)
     simulation = steps(SessionEngine(world, 1), some % world.users, act, persons=some, observe=observe)
     return sum(len(step.slot) for step in simulation)
 
 
 def play(world: World, environments: int, requests: int) -> int:
+    """Requests of the vectorised environment."""
     env = FusionVectorEnv(world, environments, seed=1)
     env.reset()
     action = np.ones((environments, world.vocabulary.action_size), np.float32)
@@ -82,6 +82,7 @@ def play(world: World, environments: int, requests: int) -> int:
 
 
 def play_one(world: World, requests: int) -> int:
+    """Requests of the environment that answers one at a time."""
     env = FusionEnv(world, seed=1)
     env.reset()
     action = np.ones(world.vocabulary.action_size, np.float32)

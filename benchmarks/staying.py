@@ -10,11 +10,11 @@ part of what was shown, so that effects are thinned as much as the rows are, but
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
+from recfuse.config import Config
 from recfuse.logs.exposures import Exposures
 from recfuse.runtime.console import start, table
 from recfuse.simulation.sources import read_source
@@ -24,23 +24,20 @@ HALF_HOUR, DAY = 1_800.0, 86_400.0
 _FEW = 1_000  # rows of a scene below which it shares a column with the others
 
 
-@dataclass(frozen=True, kw_only=True)
-class StayingConfig:
-    """Attributes:
-        logs: KuaiRand files, or `embedded`.
-    """
+class StayingConfig(Config):
+    """Which log is asked."""
 
-    logs: str = "embedded"
+    logs: str = Field("embedded", description="A directory with KuaiRand files is read; `embedded` is a generator.")
 
 
 def main(config: StayingConfig) -> dict[str, dict[str, tuple[float, float]]]:
     """Prints, and returns, (points, half of the 95% interval) per outcome and response."""
-    found = effects(read_source(config.logs).exposures)
-    names = next(iter(found.values()))
+    changes = effects(read_source(config.logs).exposures)
+    names = next(iter(changes.values()))
     table("Another exposure follows: percentage points more after a response, with 95% intervals; within users",
           ["outcome", *names], [[outcome, *(f"{100 * point:+.1f} ± {100 * half:.1f}" for point, half in of.values())]
-                                for outcome, of in found.items()])
-    return found
+                                for outcome, of in changes.items()])
+    return changes
 
 
 def effects(exposures: Exposures) -> dict[str, dict[str, tuple[float, float]]]:
@@ -53,27 +50,39 @@ def effects(exposures: Exposures) -> dict[str, dict[str, tuple[float, float]]]:
     gap = np.where(same, np.concatenate([seconds[1:], [np.inf]]) - seconds, np.inf)
     today = same & np.concatenate([day[1:] == day[:-1], [False]])
     known = seconds < seconds.max() - DAY  # for the rest the next day is not in the log
-
-    def column(name: str) -> np.ndarray:
-        return np.asarray(exposures.column(name)[order], np.float64)
-
-    others = np.clip(column("comment") + column("forward") + column("follow"), 0, 1)
-    responses = {"click": column("click"), "long view": column("long_view"), "like": column("like"),
-                 "comment, forward, follow": others, "hate": column("hate")}
-    place = pd.Series(np.ones(len(user))).groupby([user, day]).cumsum().to_numpy()
-    items = exposures.items.to_pandas().set_index("item_id")["duration"]
-    length = np.nan_to_num(items.reindex(exposures.column("item_id")[order]).to_numpy(np.float64))
-    scene = pd.Series(exposures.rows["scene"].to_numpy(zero_copy_only=False)[order])
-    scene = scene.where(scene.map(scene.value_counts()) >= _FEW, "few")
-    groups = [pd.get_dummies(pd.Series(one), drop_first=True).to_numpy(np.float64)
-              for one in (scene, day, column("hour") // 4)]
-    beside = np.column_stack([np.log1p(column("watch_time")), np.log1p(length), np.log(place), *groups])
-    inputs = np.column_stack([*responses.values(), beside])
+    responses = _responses(exposures, order)
+    inputs = np.column_stack([*responses.values(), _beside(exposures, order, user, day)])
     outcomes = {"within 30 minutes": (gap < HALF_HOUR, np.ones(len(user), bool)),
                 "the same day": (today, np.ones(len(user), bool)), "within 24 hours": (gap < DAY, known)}
     return {name: dict(zip(responses, zip(*within_users(inputs[rows], happened[rows], user[rows], len(responses)),
                                           strict=True), strict=True))
             for name, (happened, rows) in outcomes.items()}
+
+
+def _column(exposures: Exposures, name: str, order: np.ndarray) -> np.ndarray:
+    return np.asarray(exposures.column(name)[order], np.float64)
+
+
+def _responses(exposures: Exposures, order: np.ndarray) -> dict[str, np.ndarray]:
+    """Response → float64[N], 0 or 1."""
+    comment, forward, follow = (_column(exposures, name, order) for name in ("comment", "forward", "follow"))
+    columns = {name: _column(exposures, name.replace(" ", "_"), order) for name in ("click", "long view", "like")}
+    return {**columns, "comment, forward, follow": np.clip(comment + forward + follow, 0, 1),
+            "hate": _column(exposures, "hate", order)}
+
+
+def _beside(exposures: Exposures, order: np.ndarray, user: np.ndarray, day: np.ndarray) -> np.ndarray:
+    """float64[N, k]: watch time, duration, place in the day, scene, day and part of the day, which may hide behind a
+    response."""
+    place = pd.Series(np.ones(len(user))).groupby([user, day]).cumsum().to_numpy()
+    items = exposures.items.to_pandas().set_index("item_id")["duration"]
+    length = np.nan_to_num(items.reindex(exposures.column("item_id")[order]).to_numpy(np.float64))
+    scene = pd.Series(exposures.rows["scene"].to_numpy(zero_copy_only=False)[order])
+    scene = scene.where(scene.map(scene.value_counts()) >= _FEW, "few")
+    groups = [pd.get_dummies(pd.Series(values), drop_first=True).to_numpy(np.float64)
+              for values in (scene, day, _column(exposures, "hour", order) // 4)]
+    watch = np.log1p(_column(exposures, "watch_time", order))
+    return np.column_stack([watch, np.log1p(length), np.log(place), *groups])
 
 
 def within_users(inputs: np.ndarray, outcome: np.ndarray, user: np.ndarray,

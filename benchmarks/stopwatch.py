@@ -14,11 +14,11 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        self._busy, self._own, self._begin = _busy_seconds(), time.process_time(), time.perf_counter()
+        self._busy, self._processor, self._begin = _busy_seconds(), time.process_time(), time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """`seconds`, `processor` and `others`, since the start."""
-        seconds, processor = time.perf_counter() - self._begin, time.process_time() - self._own
+        seconds, processor = time.perf_counter() - self._begin, time.process_time() - self._processor
         others = max(_busy_seconds() - self._busy - processor, 0.0) / (seconds * (os.cpu_count() or 1))
         return {"seconds": seconds, "processor": processor, "others": others}
 

@@ -24,9 +24,11 @@ from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.logs.files import write_parquet
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 from recfuse.runtime.cluster import cluster
-from tune import sweep
+from tune.fusion import fusion_study
 from tune.ledger import FINISHED, Ledger
 from tune.search import SearchConfig, planned, run_trials
+from tune.settings import SweepConfig
+from tune.space import Range
 from tune.studies import DONE
 
 STATES, ACTIONS = 24, 6
@@ -68,13 +70,13 @@ def main() -> None:
         directory = Path(scratch)
         write_samples(directory / "samples", arguments.rows)
         passes = StoppingRule(iterations=6)
-        config = sweep.SweepConfig(
+        config = SweepConfig(
             samples=str(directory / "samples"), output=str(directory / "sweep"), judge="off_policy",
             learning=LearningSettings(network=NetworkConfig(hidden=(64, 64)), critics=passes, cloning=passes,
                                       stage_one=passes, stage_two=passes),
             search=SearchConfig(searcher="random", samples=arguments.trials, cpus=arguments.cpus),
-            space=({"multipliers.total": sweep.Range(low=0.01, high=100.0, log=True)},))
-        study, identity, _ = sweep.fusion_study(config)
+            space=({"multipliers.total": Range(low=0.01, high=100.0, log=True)},))
+        study, identity, _ = fusion_study(config)
         assignments = planned(config.space, config.search)
 
         begin = time.perf_counter()

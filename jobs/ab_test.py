@@ -8,22 +8,22 @@ from recfuse.simulation.ab_test import AbTestConfig, AbTestResult, run_ab_test
 
 def main(config: AbTestConfig) -> AbTestResult:
     """Runs the job. It needs no Ray; CEM's search is taken up from an earlier run."""
-    found = run_ab_test(config)
-    if found.aa:
-        table(f"A/A: {config.policies[0]} against itself, {found.aa.runs} tests of {config.aa_persons:,} persons",
-              ["measure", f"outside the {config.level:.0%} interval"], found.aa.rows())
-        print(found.aa.verdict(config.level))
-    base, *others = found.result.arms
+    test = run_ab_test(config)
+    if test.aa:
+        table(f"A/A: {config.policies[0]} against itself, {test.aa.runs} tests of {config.aa_persons:,} persons",
+              ["measure", f"outside the {config.level:.0%} interval"], test.aa.rows())
+        print(test.aa.verdict(config.level))
+    base, *others = test.result.arms
     names = [arm.name for arm in others]
     table(f"Relative difference to {base.name} per user, {config.level:.0%} intervals; * remains after correction "
-          f"({config.correction}) ({found.metrics})", ["measure", f"{base.name} (mean)", *names], found.result.rows())
-    sizes = ", ".join(f"{arm.name} {arm.users:,}" for arm in found.result.arms)
+          f"({config.correction}) ({test.metrics})", ["measure", f"{base.name} (mean)", *names], test.result.rows())
+    sizes = ", ".join(f"{arm.name} {arm.users:,}" for arm in test.result.arms)
     table(f"Smallest difference found with 80% power ({sizes} persons)", ["measure", *names],
-          found.result.detectable_rows())
-    if looks := found.result.look_rows():
+          test.result.detectable_rows())
+    if looks := test.result.look_rows():
         table(f"Looks at {config.primary}; the intervals hold at all of them at once", [
             "policy", "persons", "difference", ""], looks)
-    return found
+    return test
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from pydantic import Field
 
 from jobs import ab_test, evaluate, export, ingest, simulate, train_fusion, train_scenes
+from recfuse.config import Config
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
 from serving.config import ServingConfig
@@ -25,19 +26,13 @@ from serving.local import Latency, example_request, measure, running
 SCENE = "1"  # the largest page of the logs
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Config of the demo.
+class DemoConfig(Config):
+    """Config of the demo."""
 
-    Attributes:
-        logs: a directory with KuaiRand files; empty takes the embedded simulator's exposures.
-        output: everything that is made lies beneath it.
-        requests: HTTP requests to time at each endpoint.
-    """
-
-    logs: str = ""
-    output: str = "runs/demo"
-    requests: int = 200
+    logs: str = Field(
+        "", description="A directory with KuaiRand files is read; empty takes the embedded simulator's exposures.")
+    output: str = Field("runs/demo", description="Everything that is made lies beneath this directory.")
+    requests: int = Field(200, description="So many HTTP requests are timed at each endpoint.", ge=1)
 
 
 def main(config: DemoConfig) -> Path:
@@ -111,9 +106,10 @@ def close(
     table("In the simulator, on users whom no log held: difference per user to the logged policy, 95% intervals",
           ["behaviour", f"{base.name} (mean)", *(arm.name for arm in others)], tested.result.rows())
     table(f"Scorer on the last day ({scenes.test_day})", ["scene", "task", "rows", "AUC"],
-          [(m.scene, m.task, f"{m.rows:,}", f"{m.auc:.4f}") for m in scenes.metrics])
+          [(metric.scene, metric.task, f"{metric.rows:,}", f"{metric.auc:.4f}") for metric in scenes.metrics])
     table(f"Serving, {config.requests} requests at each endpoint, one connection", ["endpoint", "p50 ms", "p95 ms"],
-          [(one.endpoint, f"{one.percentile(50):.1f}", f"{one.percentile(95):.1f}") for one in latencies])
+          [(latency.endpoint, f"{latency.percentile(50):.1f}", f"{latency.percentile(95):.1f}")
+           for latency in latencies])
     print(f"\nreport: {report}\n{seconds:.0f} s in all")
 
 

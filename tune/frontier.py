@@ -32,16 +32,16 @@ class Point:
         return f"#{self.number} {label(dict(self.choices))}"
 
 
-def points(rows: Sequence[Row], measures: Sequence[str], prefix: str = "") -> list[Point]:
+def finished_points(rows: Sequence[Row], measures: Sequence[str], prefix: str = "") -> list[Point]:
     """The finished trials that have an estimate of every measure."""
     def worth(row: Row, name: str) -> Worth:
         return Worth(*(math.nan if (value := row.get(f"{prefix}{name}{suffix}")) is None else float(value)
                        for suffix in ("", "_low", "_high")))
-    found = [Point(row["key"], int(row["number"]),
-                   {name[len(CONFIG):]: value for name, value in row.items() if name.startswith(CONFIG)
-                    and value is not None}, {name: worth(row, name) for name in measures})
-             for row in rows if row["status"] == FINISHED]
-    return [point for point in found if all(math.isfinite(one.estimate) for one in point.worth.values())]
+    finished = [Point(row["key"], int(row["number"]),
+                      {name[len(CONFIG):]: value for name, value in row.items() if name.startswith(CONFIG)
+                       and value is not None}, {name: worth(row, name) for name in measures})
+                for row in rows if row["status"] == FINISHED]
+    return [point for point in finished if all(math.isfinite(worth.estimate) for worth in point.worth.values())]
 
 
 def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -51,12 +51,12 @@ def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(~np.any(dominated, axis=1))
 
 
-def frontier(found: Sequence[Point], measures: Sequence[str]) -> list[Point]:
+def frontier(points: Sequence[Point], measures: Sequence[str]) -> list[Point]:
     """The points that no other dominates, by their estimates."""
-    if not found:
+    if not points:
         return []
-    keep = non_dominated(np.array([[point.worth[name].estimate for name in measures] for point in found]))
-    return [point for point, kept in zip(found, keep, strict=True) if kept]
+    keep = non_dominated(np.array([[point.worth[name].estimate for name in measures] for point in points]))
+    return [point for point, kept in zip(points, keep, strict=True) if kept]
 
 
 def keeps(point: Point, floors: Mapping[str, float]) -> bool:
@@ -69,12 +69,12 @@ def shortfall(point: Point, floors: Mapping[str, float]) -> float:
     return max((floor - point.worth[name].low for name, floor in floors.items()), default=0.0)
 
 
-def cheapest(found: Sequence[Point], objective: str, floors: Mapping[str, float]) -> Point | None:
+def cheapest(points: Sequence[Point], objective: str, floors: Mapping[str, float]) -> Point | None:
     """The point that keeps every floor at the least cost: with the most of the objective. None where none does."""
-    kept = [point for point in found if keeps(point, floors)]
+    kept = [point for point in points if keeps(point, floors)]
     return max(kept, key=lambda point: point.worth[objective].estimate, default=None)
 
 
-def closest(found: Sequence[Point], floors: Mapping[str, float]) -> Point | None:
+def closest(points: Sequence[Point], floors: Mapping[str, float]) -> Point | None:
     """The point whose worst shortfall is least."""
-    return min(found, key=lambda point: shortfall(point, floors), default=None)
+    return min(points, key=lambda point: shortfall(point, floors), default=None)

@@ -17,13 +17,10 @@ from recfuse.evaluation.held_out import HeldOut, read_held_out
 from recfuse.evaluation.ope import EstimateOptions, ncis
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import Policy
-from recfuse.simulation.environment import SessionEngine
-from recfuse.simulation.rollout import collect, policy_act, steps
+from recfuse.simulation.rollout import live
 from recfuse.simulation.world import FEEDBACK, World
 from recfuse.stats.intervals import paired_difference
 from tune.split import SplitConfig, groups_of
-
-_PERSONS_AT_ONCE = 16_384
 
 
 class Worth(NamedTuple):
@@ -65,12 +62,12 @@ class OffPolicyJudge:
         return cls(read_held_out(samples, vocabulary), cap, min_ess, level)
 
     def __call__(self, actor: FusionActor) -> Worths:
-        found = ncis(policy_log_prob(actor, self.log), self.log.log_prob, self.log.feedback, self.cap,
-                     self.log.user_id, EstimateOptions(min_ess=self.min_ess, level=self.level))
+        estimate = ncis(policy_log_prob(actor, self.log), self.log.log_prob, self.log.feedback, self.cap,
+                        self.log.user_id, EstimateOptions(min_ess=self.min_ess, level=self.level))
         with np.errstate(divide="ignore", invalid="ignore"):
             # Over the size of the mean, so that more is more where feedback is negative.
-            change = [(values - found.logged) / np.abs(found.logged)
-                      for values in (found.estimate, found.low, found.high)]
+            change = [(values - estimate.logged) / np.abs(estimate.logged)
+                      for values in (estimate.estimate, estimate.low, estimate.high)]
         return {name: Worth(*(float(values[index]) for values in change))
                 for index, name in enumerate(actor.vocabulary.behaviour_names)}
 
@@ -105,25 +102,22 @@ class SimulatorJudge:
         # A user's first life comes first, then everybody's second one.
         lives = members[None, :] + world.users * np.arange(-(-persons // len(members)))[:, None]
         chosen = lives.reshape(-1)[:persons]
-        return cls(world, chosen, live(world, base, chosen, seed, explore), seed, level)
+        return cls(world, chosen, _feedback(world, base, chosen, seed, explore), seed, level)
 
     def __call__(self, actor: FusionActor) -> Worths:
-        mine = live(self.world, actor, self.persons, self.seed, explore=False)
-        found = paired_difference(mine, self.base, level=self.level, seed=self.seed)
-        ends = found.estimate, found.low, found.high
+        feedback = _feedback(self.world, actor, self.persons, self.seed, explore=False)
+        change = paired_difference(feedback, self.base, level=self.level, seed=self.seed)
+        ends = change.estimate, change.low, change.high
         return {name: Worth(*(float(values[FEEDBACK.index(name)]) for values in ends))
                 for name in actor.vocabulary.behaviour_names}
 
 
-def live(world: World, policy: Policy, persons: NDArray[np.int64], seed: int, explore: bool) -> NDArray[np.float64]:
+def _feedback(world: World, policy: Policy, persons: NDArray[np.int64], seed: int,
+              explore: bool) -> NDArray[np.float64]:
     """float64[n, len(FEEDBACK)]: what every person did over the horizon."""
-    engine, rng = SessionEngine(world, seed), np.random.default_rng([seed, 0x11FE])
-    parts = []
-    for start in range(0, len(persons), _PERSONS_AT_ONCE):
-        some = persons[start:start + _PERSONS_AT_ONCE]
-        going = steps(engine, some % world.users, policy_act(policy, explore, rng), persons=some)
-        parts.append(collect(going, len(some)).feedback)
-    return np.concatenate(parts)
+    feedback: NDArray[np.float64] = live(world, policy, persons, seed=seed, explore=explore,
+                                         rng=np.random.default_rng([seed, 0x11FE])).feedback
+    return feedback
 
 
 def flat(worths: Mapping[str, Worth], prefix: str = "") -> dict[str, float]:

@@ -35,9 +35,9 @@ class Ledger:
         self.rows: list[Row] = []
         if self._jsonl.is_file():
             whole = self._jsonl.read_bytes().rpartition(b"\n")[0]
-            found = [json.loads(line) for line in whole.splitlines()]
-            self.rows = [row for row in found if row["sweep"] == sweep]
-            self._other = [row for row in found if row["sweep"] != sweep]
+            rows = [json.loads(line) for line in whole.splitlines()]
+            self.rows = [row for row in rows if row["sweep"] == sweep]
+            self._other = [row for row in rows if row["sweep"] != sweep]
 
     def set_aside(self) -> None:
         """Leaves only whole lines of this sweep in the files."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from recfuse.report.page import write_report
 from recfuse.report.section import Section
 from recfuse.report.style import COLOURS
 from tune.frontier import Point, frontier, keeps
 from tune.space import DISCOUNTS, MULTIPLIERS, TOTAL, decode, label, symbol
 
 _JOB = "python -m tune.sweep"
-_SOURCES, _ALTERNATIVE = 0.0, 0.95
+# Discounts that are compared: none, and that of the long-term behaviours.
+_LOW, _HIGH = 0.0, 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,10 @@ class SweepData:
         """Label of a measure's axis."""
         return f"{name}, change (%)" if self.relative else f"{name} (AUC)"
 
-    def values(self, name: str, found: Sequence[Point] | None = None) -> np.ndarray:
+    def values(self, name: str, points: Sequence[Point] | None = None) -> np.ndarray:
         """[3, n]: estimate, low, high."""
-        found = self.points if found is None else found
-        return self.scale * np.array([point.worth[name] for point in found], float).reshape(-1, 3).T
+        points = self.points if points is None else points
+        return self.scale * np.array([point.worth[name] for point in points], float).reshape(-1, 3).T
 
 
 def text(worth: Sequence[float], relative: bool) -> str:
@@ -112,20 +115,20 @@ def _frontier_rows(data: SweepData) -> tuple[Sequence[str], list[list[str]]]:
         for point in sorted(best, key=lambda point: -point.worth[data.objective].estimate)]
 
 
-def discount_pairs(found: Sequence[Point], own: Mapping[str, float]) -> dict[str, list[tuple[Point, Point]]]:
+def discount_pairs(points: Sequence[Point], base: Mapping[str, float]) -> dict[str, list[tuple[Point, Point]]]:
     """Discount → pairs of trials that differ in it alone: 0 and 0.95.
 
     Args:
-        own: the discounts of the config, which a trial without the choice has.
+        base: the discounts of the config, which a trial without the choice has.
     """
     pairs: dict[str, list[tuple[Point, Point]]] = {}
-    for name in sorted({name for point in found for name in point.choices if name.startswith(DISCOUNTS + ".")}):
-        value = {point.key: point.choices.get(name, own.get(name.removeprefix(DISCOUNTS + "."))) for point in found}
-        rest = {point.key: {key: one for key, one in point.choices.items() if key != name} for point in found}
-        some = [(one, other) for one in found for other in found
-                if value[one.key] == _SOURCES and value[other.key] == _ALTERNATIVE and rest[one.key] == rest[other.key]]
-        if some:
-            pairs[name] = some
+    for name in sorted({name for point in points for name in point.choices if name.startswith(DISCOUNTS + ".")}):
+        value = {point.key: point.choices.get(name, base.get(name.removeprefix(DISCOUNTS + "."))) for point in points}
+        rest = {point.key: {key: choice for key, choice in point.choices.items() if key != name} for point in points}
+        of_name = [(low, high) for low in points for high in points
+                   if value[low.key] == _LOW and value[high.key] == _HIGH and rest[low.key] == rest[high.key]]
+        if of_name:
+            pairs[name] = of_name
     return pairs
 
 
@@ -137,11 +140,12 @@ def _discounts(data: SweepData) -> Figure | None:
     figure = Figure(figsize=(8, 1.0 + .55 * len(pairs) * max(1, len(measures)) / 2))
     axes = figure.subplots()
     place, ticks = 0.0, []
-    for name, found in pairs.items():
+    for name, of_name in pairs.items():
         middle = place + (len(measures) - 1) / 2
-        ticks.append((middle, f"{name.removeprefix(DISCOUNTS + '.')}\npairs: {len(found)}"))
+        ticks.append((middle, f"{name.removeprefix(DISCOUNTS + '.')}\npairs: {len(of_name)}"))
         for index, measure in enumerate(measures):
-            change = [data.scale * (two.worth[measure].estimate - one.worth[measure].estimate) for one, two in found]
+            change = [data.scale * (high.worth[measure].estimate - low.worth[measure].estimate)
+                      for low, high in of_name]
             axes.plot([min(change), max(change)], [place, place], color=COLOURS[index % len(COLOURS)], lw=1)
             axes.plot(float(np.mean(change)), place, "o", ms=5, color=COLOURS[index % len(COLOURS)],
                       label=measure if place == index else None)
@@ -151,33 +155,33 @@ def _discounts(data: SweepData) -> Figure | None:
     axes.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks])
     axes.invert_yaxis()
     unit = "percentage points" if data.relative else "AUC"
-    axes.set_xlabel(f"γ = {_ALTERNATIVE} minus γ = {_SOURCES:g} ({unit}; dot: mean of the pairs, line: their range)")
+    axes.set_xlabel(f"γ = {_HIGH} minus γ = {_LOW:g} ({unit}; dot: mean of the pairs, line: their range)")
     figure.legend(loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
 def _discount_rows(data: SweepData) -> tuple[Sequence[str], list[list[str]]]:
-    rows = [[name, f"#{one.number} → #{two.number}",
-             *(f"{text(one.worth[measure], data.relative)} → {text(two.worth[measure], data.relative)}"
+    rows = [[name, f"#{low.number} → #{high.number}",
+             *(f"{text(low.worth[measure], data.relative)} → {text(high.worth[measure], data.relative)}"
                for measure in data.measures)]
-            for name, found in discount_pairs(data.points, data.discounts).items() for one, two in found]
+            for name, pairs in discount_pairs(data.points, data.discounts).items() for low, high in pairs]
     return ["discount, 0 → 0.95", "trials", *data.measures], rows
 
 
-def lambda_series(found: Sequence[Point]) -> dict[str, list[Point]]:
+def lambda_series(points: Sequence[Point]) -> dict[str, list[Point]]:
     """What else was chosen → the trials over Λ in its order, where there are at least two."""
     series: dict[str, list[Point]] = {}
-    for point in found:
+    for point in points:
         if TOTAL in point.choices:
             rest = {key: value for key, value in sorted(point.choices.items()) if key != TOTAL}
             series.setdefault(label(rest), []).append(point)
-    return {name: sorted(some, key=lambda point: float(point.choices[TOTAL]))
-            for name, some in series.items() if len(some) > 1}
+    return {name: sorted(members, key=lambda point: float(point.choices[TOTAL]))
+            for name, members in series.items() if len(members) > 1}
 
 
 def _lambdas(data: SweepData) -> Figure | None:
     series = lambda_series(data.points)
-    joined = {point.key for some in series.values() for point in some}
+    joined = {point.key for members in series.values() for point in members}
     alone = [point for point in data.points if TOTAL in point.choices and point.key not in joined]
     if len(alone) < 2 and not series:
         return None
@@ -186,8 +190,8 @@ def _lambdas(data: SweepData) -> Figure | None:
     figure = Figure(figsize=(8, 2.5 * down))
     for panel, measure in enumerate(measures):
         axes = figure.add_subplot(down, 2, panel + 1)
-        for index, (name, some) in enumerate(series.items()):
-            x, y = [float(point.choices[TOTAL]) for point in some], data.values(measure, some)
+        for index, (name, members) in enumerate(series.items()):
+            x, y = [float(point.choices[TOTAL]) for point in members], data.values(measure, members)
             colour = COLOURS[index % len(COLOURS)]
             axes.plot(x, y[0], "o-", ms=4, color=colour, label=name)
             axes.fill_between(x, y[1], y[2], color=colour, alpha=.15, lw=0)
@@ -251,15 +255,15 @@ def _unit(values: list[Any]) -> tuple[np.ndarray, tuple[str, str]]:
 
 
 def _trials(data: SweepData) -> Figure | None:
-    found = [row for row in data.rows if row.get("seconds") is not None]
-    if not found:
+    timed = [row for row in data.rows if row.get("seconds") is not None]
+    if not timed:
         return None
     figure = Figure(figsize=(8, 2.4))
     axes = figure.subplots()
     for index, status in enumerate(("finished", "stopped", "failed")):
-        mine = [row for row in found if row["status"] == status]
-        if mine:
-            axes.bar([row["number"] for row in mine], [row["seconds"] for row in mine], label=status,
+        rows = [row for row in timed if row["status"] == status]
+        if rows:
+            axes.bar([row["number"] for row in rows], [row["seconds"] for row in rows], label=status,
                      color=COLOURS[(2, 4, 1)[index]])
     axes.set(xlabel="trial (number)", ylabel="time (s)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -299,4 +303,9 @@ def sections(data: SweepData) -> list[Section]:
     """The figures of a sweep; those of discounts and λ where it varied them."""
     varied = {name.partition(".")[0] for point in data.points for name in point.choices}
     needs = {"discounts": DISCOUNTS, "lambdas": MULTIPLIERS}
-    return [one for one in SECTIONS if needs.get(one.name, "") in {*varied, ""}]
+    return [section for section in SECTIONS if needs.get(section.name, "") in {*varied, ""}]
+
+
+def write(path: Path, data: SweepData) -> Path:
+    """Writes the report of a sweep, one self-contained HTML page, and returns its path."""
+    return write_report(path, data, sections(data), "Recfuse sweep")

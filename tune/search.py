@@ -8,65 +8,49 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 import ray
+from pydantic import Field
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from recfuse.config import require
+from recfuse.config import Config, require
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 from tune import space
 from tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
 from tune.space import Assignment, Block
-from tune.studies import BUNDLE, DONE, OFF_POLICY, PASSES, Run, Study
+from tune.studies import DONE, FINAL_PASSES, OFF_POLICY, Run, Study
 
 logger = logging.getLogger("recfuse")
 _CHOICES = "choices"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(Config):
     """How the space is searched.
 
-    Attributes:
-        searcher: `grid` takes every combination; `random` draws; `optuna` lets TPE choose, with the objective and every
-            guarded behaviour as objectives of its own, from a space of one block.
-        samples: trials of `random` and `optuna`.
-        scheduler: `fifo` lets every trial end; `asha` stops those whose off-policy estimate of the objective falls
-            behind, after `grace` passes of the last fit, keeping one in `reduction` at each rung (Li et al., "A System
-            for Massively Parallel Hyperparameter Tuning", MLSys 2020).
-        cpus, gpus: of a trial; fractions let several share one.
-        concurrent: most trials at a time; 0: as many as fit.
-        seed: of draws.
-        trackers: `tensorboard`, `mlflow`, `wandb`: Tune's own callbacks, for which the library of that name must be
-            installed; they write every report of every trial.
+    ASHA is of Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020.
     """
 
-    searcher: Literal["grid", "random", "optuna"] = "grid"
-    samples: int = 16
-    scheduler: Literal["fifo", "asha"] = "fifo"
-    grace: int = 2
-    reduction: int = 3
-    cpus: float = 1.0
-    gpus: float = 0.0
-    concurrent: int = 0
-    seed: int = 0
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
-
-    def __post_init__(self) -> None:
-        require(self.searcher in ("grid", "random", "optuna"), "searcher", self.searcher, "grid, random, optuna")
-        require(self.scheduler in ("fifo", "asha"), "scheduler", self.scheduler, "fifo, asha")
-        require(self.samples >= 1, "samples", self.samples, "an integer ≥ 1")
-        require(self.grace >= 1, "grace", self.grace, "an integer ≥ 1")
-        require(self.reduction >= 2, "reduction", self.reduction, "an integer ≥ 2")
-        require(self.cpus > 0, "cpus", self.cpus, "a number > 0")
-        require(self.gpus >= 0, "gpus", self.gpus, "a number ≥ 0")
-        require(self.concurrent >= 0, "concurrent", self.concurrent, "an integer ≥ 0")
+    searcher: Literal["grid", "random", "optuna"] = Field(
+        "grid", description="`grid` takes every combination, `random` draws, and `optuna` (TPE) chooses from one block "
+        "by the objective and every guarded behaviour.")
+    samples: int = Field(16, description="`random` and `optuna` run so many trials.", ge=1)
+    scheduler: Literal["fifo", "asha"] = Field(
+        "fifo", description="`fifo` lets every trial end; `asha` stops those whose off-policy estimate of the "
+        "objective falls behind.")
+    grace: int = Field(2, description="`asha` stops no trial before so many passes of its last fit.", ge=1)
+    reduction: int = Field(3, description="`asha` keeps one in so many trials at each rung.", ge=2)
+    cpus: float = Field(1.0, description="A trial takes so many CPUs; fractions let several share one.", gt=0)
+    gpus: float = Field(0.0, description="A trial takes so many GPUs; fractions let several share one.", ge=0)
+    concurrent: int = Field(0, description="At most so many trials run at a time; 0 for as many as fit.", ge=0)
+    seed: int = Field(0, description="The seed of draws.", ge=0)
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        (), description="Callbacks of Tune write every report of every trial; the library of that name must be "
+        "installed.")
 
 
 def planned(blocks: Sequence[Block], config: SearchConfig) -> list[Assignment]:
@@ -162,14 +146,14 @@ class Recorder(tune.Callback):
         self._progress.advance(1, f"#{row['number']} {space.label(choices)}: {note}")
 
 
-_TUNES_OWN = {"done", "training_iteration", "trial_id", "timestamp", "time_this_iter_s", "time_total_s", "pid",
+_ADDED_BY_TUNE = {"done", "training_iteration", "trial_id", "timestamp", "time_this_iter_s", "time_total_s", "pid",
               "time_since_restore", "iterations_since_restore", "date", "hostname", "node_ip", "experiment_tag",
               "config", "should_checkpoint", "should_export_model", DONE}
 
 
 def is_metric(name: str, value: Any) -> bool:
     """Whether a field of a report belongs in the row."""
-    return name not in _TUNES_OWN and isinstance(value, int | float | str)
+    return name not in _ADDED_BY_TUNE and isinstance(value, int | float | str)
 
 
 def error_text(trial: Any) -> str:
@@ -187,23 +171,20 @@ def last_line(text: str) -> str:
 def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledger: Ledger, identity: str,
                scratch: Path) -> None:
     """Runs the trials that the ledger does not hold yet, on the current Ray."""
-    known = [row for row in ledger.rows if row["key"] in ledger.keys]
-    assignments = planned(blocks, config)
-    numbers = {key_of(one, identity): number for number, one in enumerate(assignments, 1)}
-    left = [one for one in assignments if key_of(one, identity) not in ledger.keys]
+    assignments, known = planned(blocks, config), list(ledger.rows)
+    numbers = {key_of(assignment, identity): number for number, assignment in enumerate(assignments, 1)}
+    left = [assignment for assignment in assignments if key_of(assignment, identity) not in ledger.keys]
     count = len(left) if assignments else max(0, config.samples - len(known))
     if known:
         logger.info("sweep: %d trials are there already, %d are left", len(known), count)
     if count == 0:
         return
+    _quieten()
     ray_compat.prepare_tune()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # The reason of a failure stands in the trial's row.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     trainable = tune.with_resources(tune.with_parameters(StudyTrial, study=study),
                                     {"cpu": config.cpus, "gpu": config.gpus})
     searcher = None if assignments else optuna_searcher(study, blocks[0], config, known)
-    tuner = tune.Tuner(
+    tune.Tuner(
         trainable, param_space={_CHOICES: tune.grid_search(left)} if assignments else None,
         tune_config=tune.TuneConfig(
             search_alg=searcher, scheduler=scheduler(study, config), num_samples=1 if assignments else count,
@@ -213,8 +194,13 @@ def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledg
             failure_config=tune.FailureConfig(max_failures=0),
             # A trial is minutes; what must survive a crash is the ledger.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[Recorder(ledger, identity, numbers, count, study.objective), *trackers(config)]))
-    tuner.fit()
+            callbacks=[Recorder(ledger, identity, numbers, count, study.objective), *trackers(config)])).fit()
+
+
+def _quieten() -> None:
+    """Silences Optuna's and Tune's lines; the reason of a failure stands in the trial's row."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def trackers(config: SearchConfig) -> list[Any]:
@@ -222,20 +208,20 @@ def trackers(config: SearchConfig) -> list[Any]:
     places = {"tensorboard": "ray.tune.logger.tensorboardx.TBXLoggerCallback",
               "mlflow": "ray.air.integrations.mlflow.MLflowLoggerCallback",
               "wandb": "ray.air.integrations.wandb.WandbLoggerCallback"}
-    found = []
+    callbacks = []
     for name in config.trackers:
         module, _, kind = places[name].rpartition(".")
         options = {"project": "recfuse"} if name == "wandb" else {}
-        found.append(getattr(importlib.import_module(module), kind)(**options))
-    return found
+        callbacks.append(getattr(importlib.import_module(module), kind)(**options))
+    return callbacks
 
 
 def at_once(config: SearchConfig) -> int:
     """How many trials fit on the cluster."""
-    found = ray.cluster_resources()
-    fits = found.get("CPU", 1.0) / config.cpus
+    resources = ray.cluster_resources()
+    fits = resources.get("CPU", 1.0) / config.cpus
     if config.gpus:
-        fits = min(fits, found.get("GPU", 0.0) / config.gpus)
+        fits = min(fits, resources.get("GPU", 0.0) / config.gpus)
     return max(1, int(fits + 1e-6))
 
 
@@ -244,7 +230,7 @@ def scheduler(study: Study, config: SearchConfig) -> Any:
     if config.scheduler == "fifo":
         return tune.schedulers.FIFOScheduler()
     return tune.schedulers.AsyncHyperBandScheduler(
-        time_attr="final_passes", metric=f"{OFF_POLICY}{study.objective}", mode="max", grace_period=config.grace,
+        time_attr=FINAL_PASSES, metric=f"{OFF_POLICY}{study.objective}", mode="max", grace_period=config.grace,
         reduction_factor=config.reduction, max_t=10_000)
 
 
@@ -268,6 +254,3 @@ def optuna_searcher(study: Study, block: Block, config: SearchConfig, known: Seq
 def identity_of(*parts: Any) -> str:
     """Hash of all that every row of a sweep depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-__all__ = ["BUNDLE", "PASSES", "SearchConfig", "identity_of", "key_of", "planned", "run_trials"]

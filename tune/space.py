@@ -6,15 +6,14 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import optuna
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import InvalidFieldError, from_mapping, require
+from recfuse.config import Config, InvalidFieldError, from_mapping, require
 
 T = TypeVar("T")
 # One trial's choices: dotted path of a field → value.
@@ -24,25 +23,19 @@ _KINDS = ("long_term", "short_term")
 _SYMBOLS = {DISCOUNTS: "γ", MULTIPLIERS: "λ"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """Numbers from `low` to `high`.
+class Range(Config):
+    """Numbers between two ends."""
 
-    Attributes:
-        log: drawn evenly on a logarithmic scale.
-        steps: how many of them a grid takes, both ends among them.
-    """
+    low: float = Field(description="The range begins at this value.")
+    high: float = Field(description="The range ends at this value.")
+    log: bool = Field(False, description="Values are drawn evenly on a logarithmic scale.")
+    steps: int = Field(3, description="A grid takes so many values, both ends among them.", ge=2)
 
-    low: float
-    high: float
-    log: bool = False
-    steps: int = 3
-
-    def __post_init__(self) -> None:
-        require(math.isfinite(self.low) and self.low < self.high < math.inf, "low", (self.low, self.high),
-                "two finite numbers, the lower one first")
+    @model_validator(mode="after")
+    def _ends_fit(self) -> Self:
+        require(self.low < self.high, "low", (self.low, self.high), "two finite numbers, the lower one first")
         require(not self.log or self.low > 0, "low", self.low, "a number > 0 where log is set")
-        require(self.steps >= 2, "steps", self.steps, "an integer ≥ 2")
+        return self
 
     def grid(self) -> list[float]:
         """The values of a grid."""
@@ -72,13 +65,13 @@ def check(space: Sequence[Block]) -> None:
 
 def grid(space: Sequence[Block]) -> list[Assignment]:
     """The config as it stands, then every combination of each block; one that was there before is left out."""
-    found: dict[str, Assignment] = {canonical({}): {}}
+    assignments: dict[str, Assignment] = {canonical({}): {}}
     for block in space:
         values = [value.grid() if isinstance(value, Range) else list(value) for value in block.values()]
         for combination in itertools.product(*values):
             assignment = dict(zip(block, combination, strict=True))
-            found.setdefault(canonical(assignment), assignment)
-    return list(found.values())
+            assignments.setdefault(canonical(assignment), assignment)
+    return list(assignments.values())
 
 
 def random(space: Sequence[Block], samples: int, seed: int) -> list[Assignment]:
@@ -90,13 +83,13 @@ def random(space: Sequence[Block], samples: int, seed: int) -> list[Assignment]:
     endless = any(isinstance(values, Range) for block in space for values in block.values())
     # The grid has the config as it stands besides.
     count = samples if endless else min(samples, len(grid(space)) - 1)
-    found: dict[str, Assignment] = {}
+    assignments: dict[str, Assignment] = {}
     for block in itertools.cycle(space):
         drawn = {name: values.draw(rng) if isinstance(values, Range) else values[int(rng.integers(len(values)))]
                  for name, values in block.items()}
-        found.setdefault(canonical(drawn), drawn)
-        if len(found) >= count:
-            return list(found.values())
+        assignments.setdefault(canonical(drawn), drawn)
+        if len(assignments) >= count:
+            return list(assignments.values())
     return []
 
 
@@ -137,8 +130,14 @@ def symbol(name: str) -> str:
     return "Λ" if name == TOTAL else f"{_SYMBOLS[head]} {rest}" if head in _SYMBOLS else name
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """A config as JSON has it."""
+    values: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return values
+
+
 def read_field(config: Any, path: str) -> Any:
-    """The value at a dotted path of a config dataclass, as JSON has it."""
+    """The value at a dotted path of a config, as JSON has it."""
     value = config
     for name in path.split("."):
         value = getattr(value, name)
@@ -146,7 +145,7 @@ def read_field(config: Any, path: str) -> Any:
 
 
 def replace_fields(config: T, changes: Mapping[str, Any]) -> T:
-    """A copy of a config dataclass with other values, checked as if they stood in its file.
+    """A copy of a config with other values, checked as if they stood in its file.
 
     Args:
         changes: dotted path of a field → value.
@@ -154,7 +153,7 @@ def replace_fields(config: T, changes: Mapping[str, Any]) -> T:
     Raises:
         InvalidFieldError: no such field, or a bad value.
     """
-    mapping = TypeAdapter(type(config)).dump_python(config, mode="json")
+    mapping = plain(config)
     for path, value in changes.items():
         *parents, last = path.split(".")
         place = mapping
@@ -183,7 +182,7 @@ def with_discounts(vocabulary: Vocabulary, discounts: Mapping[str, float]) -> Vo
     """
     mapping = vocabulary.to_dict()
     for name, value in _each(vocabulary, DISCOUNTS, discounts):
-        next(one for one in mapping["behaviours"] if one["name"] == name)["discount"] = value
+        next(behaviour for behaviour in mapping["behaviours"] if behaviour["name"] == name)["discount"] = value
     return Vocabulary.from_dict(mapping, "space")
 
 
@@ -197,20 +196,20 @@ def multipliers(vocabulary: Vocabulary, base: Mapping[str, float], given: Mappin
     Raises:
         InvalidFieldError: no such short-term behaviour.
     """
-    found = {one.name: base.get(one.name, one.multiplier) for one in vocabulary.short_term}
+    chosen = {behaviour.name: base.get(behaviour.name, behaviour.multiplier) for behaviour in vocabulary.short_term}
     for name, value in _each(vocabulary, MULTIPLIERS, {k: v for k, v in given.items() if k != "total"}):
-        require(name in found, f"{MULTIPLIERS}.{name}", value, f"short-term behaviours ({', '.join(found)})")
-        found[name] = float(value)
+        require(name in chosen, f"{MULTIPLIERS}.{name}", value, f"short-term behaviours ({', '.join(chosen)})")
+        chosen[name] = float(value)
     if "total" in given:
-        scale = given["total"] / sum(found.values())
-        found = {name: value * scale for name, value in found.items()}
-    return found
+        scale = given["total"] / sum(chosen.values())
+        chosen = {name: value * scale for name, value in chosen.items()}
+    return chosen
 
 
 def _each(vocabulary: Vocabulary, field: str, given: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     """Behaviour and value; kinds first, so that a behaviour's own value wins."""
     for name, value in sorted(given.items(), key=lambda item: item[0] not in _KINDS):
-        members = [one.name for one in vocabulary.behaviours if name in (one.name, one.kind)]
+        members = [behaviour.name for behaviour in vocabulary.behaviours if name in (behaviour.name, behaviour.kind)]
         if not members:
             allowed = ", ".join((*_KINDS, *vocabulary.behaviour_names))
             raise InvalidFieldError(f"{field}.{name}", value, f"one of {allowed}")

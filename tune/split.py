@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -15,9 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import require
+from recfuse.config import Config, require
 from recfuse.logs.files import parquet_options
 from recfuse.logs.schema import VOCABULARY_FILE
 
@@ -27,29 +27,25 @@ _DONE = "split.json"
 _BATCH = 65_536
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """Who is in which group.
+class SplitConfig(Config):
+    """Who is in which group."""
 
-    Attributes:
-        judge, last: shares of the users that judge every trial, and the winner again; all others train.
-        person: regular expression for the part of a `user_id` that says who it is. The simulator's `7`, `7.1`, `7.2`
-            have the same tastes, so the default ends at the first dot; ids that share that part stay together.
-        seed: of the hash that deals them out.
-    """
+    judge: float = Field(0.2, description="This share of the users judges every trial.", gt=0, lt=1)
+    last: float = Field(
+        0.2, description="This share of the users judges the winner again; all others train.", gt=0, lt=1)
+    person: str = Field(
+        r"^[^.]+", description="Users whose ids share what this regular expression matches stay together; in the "
+        "simulator `7` and `7.1` have the same tastes.")
+    seed: int = Field(0, description="The seed of the hash that deals the users out.")
 
-    judge: float = 0.2
-    last: float = 0.2
-    person: str = r"^[^.]+"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(0 < self.judge < 1, "judge", self.judge, "a share in (0, 1)")
-        require(0 < self.last < 1 - self.judge, "last", self.last, "a share > 0 that leaves users to train")
+    @model_validator(mode="after")
+    def _users_are_left(self) -> Self:
+        require(self.last < 1 - self.judge, "last", self.last, "a share > 0 that leaves users to train")
         try:
             re.compile(self.person)
         except re.error as error:
             require(False, "person", self.person, f"a regular expression ({error})")
+        return self
 
 
 def groups_of(users: NDArray[Any] | list[str], config: SplitConfig) -> NDArray[np.int64]:
@@ -76,7 +72,7 @@ def split_samples(samples: str | Path, output: Path, config: SplitConfig) -> dic
     files = sorted(source.glob("*.parquet"))
     require(bool(files), "samples", str(source), "a directory with at least one .parquet file")
     identity = {"files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-                "config": asdict(config)}
+                "config": config.to_dict()}
     targets = {name: output / name for name in GROUPS}
     done = output / _DONE
     if done.is_file() and json.loads(done.read_text())["identity"] == identity:

@@ -1,6 +1,5 @@
 """The job `ab_test`: logged policy, CEM and a bundle against each other in one world."""
 
-import dataclasses
 import json
 
 import pytest
@@ -9,7 +8,8 @@ from jobs import ab_test as job
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.simulation.ab_test import AbTestConfig, CemConfig
+from recfuse.simulation.ab_test import AbTestConfig
+from recfuse.simulation.cem import CemConfig
 from tests.unit.simulation import worlds
 
 
@@ -40,7 +40,7 @@ def test_three_policies(simulation, tmp_path, capsys):
 
 def test_cem_is_searched_once(simulation, tmp_path, monkeypatch):
     first = job.main(config(simulation, tmp_path, "logged", "cem"))
-    monkeypatch.setattr("recfuse.simulation.ab_test.search", lambda *arguments: pytest.fail("searched again"))
+    monkeypatch.setattr("recfuse.simulation.cem.search", lambda *arguments: pytest.fail("searched again"))
     assert job.main(config(simulation, tmp_path, "logged", "cem")).cem_bundle == first.cem_bundle
 
 
@@ -57,8 +57,8 @@ def test_a_policy_of_another_world_is_refused(simulation, tmp_path):
 
 def test_what_the_statistics_allow_is_printed(simulation, tmp_path, capsys):
     """A/A first, fixed weights as a policy, early looks with their own intervals, the size's detectable effect."""
-    wanted = dataclasses.replace(config(simulation, tmp_path, "logged", "mine=click:1,long_view:1"), aa_runs=4,
-                                 aa_persons=60, interval="always_valid", looks=3, correction="benjamini_hochberg")
+    wanted = config(simulation, tmp_path, "logged", "mine=click:1,long_view:1").replace(aa_runs=4, aa_persons=60,
+                                 interval="always_valid", looks=3, correction="benjamini_hochberg")
     found = job.main(wanted)
     assert [arm.name for arm in found.result.arms] == ["logged", "mine"]
     shown = capsys.readouterr().out
@@ -74,4 +74,4 @@ def test_what_the_statistics_allow_is_printed(simulation, tmp_path, capsys):
 
 def test_a_test_of_users_held_out_needs_some(simulation, tmp_path):
     with pytest.raises(InvalidFieldError, match="users: got 'held_out'; allowed: a simulation with held_out_users"):
-        job.main(dataclasses.replace(config(simulation, tmp_path, "logged", "logged_mean"), users="held_out"))
+        job.main(config(simulation, tmp_path, "logged", "logged_mean").replace(users="held_out"))

@@ -26,7 +26,8 @@ from recfuse.report.config import ReportConfig
 from recfuse.report.page import write_report
 from recfuse.report.run import evaluate_and_report
 from recfuse.report.sections import SECTIONS
-from recfuse.simulation.rollout import rollout, session_log, write_logs
+from recfuse.simulation.rollout import rollout
+from recfuse.simulation.session_logs import session_log, write_logs
 from tests.unit.evaluation.user_value import USER_VALUE
 from tests.unit.report.test_report import DATA
 from tests.unit.simulation import worlds

@@ -11,7 +11,7 @@ from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.logs.schema import session_log_schema
 from recfuse.scenes.registry import KUAIRAND
-from recfuse.simulation.response import ResponseConfig
+from recfuse.simulation.response_network import ResponseConfig
 from recfuse.simulation.simulate import SimulateConfig
 from recfuse.simulation.sources import Source
 from recfuse.simulation.world import World, WorldConfig
@@ -54,14 +54,12 @@ def test_logs_world_and_metrics(config, tmp_path, capsys):
 
 
 def test_a_rerun_takes_up_the_world_and_another_config_starts_anew(config, tmp_path):
-    import dataclasses
-
     first = job.main(config)
     (tmp_path / "logs" / "part-00000.parquet").unlink()
     again = job.main(config)
     assert again.reused
     assert again.requests == first.requests
-    other = job.main(dataclasses.replace(config, seed=7))
+    other = job.main(config.replace(seed=7))
     assert not other.reused
     assert other.requests != first.requests
 

@@ -19,9 +19,9 @@ from recfuse.learning.settings import LearningSettings, StoppingRule
 from tune import sweep
 from tune.ledger import FAILED, FINISHED, JSONL, PARQUET, STOPPED
 from tune.search import SearchConfig
+from tune.settings import SweepConfig
 from tune.space import Range
 from tune.split import SplitConfig
-from tune.sweep import SweepConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 LEARNING = LearningSettings(
@@ -67,7 +67,7 @@ def test_a_sweep_ends_with_its_frontier_and_a_rerun_repeats_nothing(samples, tmp
     # As after a crash: one row is lost, another one cut off in the middle of its line.
     lines = (tmp_path / JSONL).read_text().splitlines(keepends=True)
     (tmp_path / JSONL).write_text(lines[0] + lines[1][:40])
-    wider = dataclasses.replace(asked, space=({"multipliers.total": [0.02, 2000.0, 2.0]},))
+    wider = asked.replace(space=({"multipliers.total": [0.02, 2000.0, 2.0]},))
     started = []
     run_trials = sweep.run_trials
     monkeypatch.setattr(sweep, "run_trials", lambda *a: (started.append(len(a[3].rows)), run_trials(*a)))
@@ -100,7 +100,7 @@ def test_a_trial_whose_process_is_killed_is_recorded_and_runs_again_when_asked(s
     found = {row["status"]: row for row in rows(tmp_path)}
     assert sorted(row["status"] for row in rows(tmp_path)) == [FAILED, FINISHED, FINISHED]
     assert "died" in found[FAILED]["reason"], found[FAILED]["reason"]
-    sweep.main(dataclasses.replace(asked, retry_failed=True))
+    sweep.main(asked.replace(retry_failed=True))
     assert [row["status"] for row in rows(tmp_path)] == [FINISHED] * 3
 
 
@@ -129,7 +129,7 @@ def test_optuna_takes_all_measures(samples, tmp_path):
     assert {row["status"] for row in found} <= {FINISHED, STOPPED}
     assert FINISHED in {row["status"] for row in found}
     assert len({row["config.multipliers.total"] for row in found}) == 4
-    more = dataclasses.replace(searched, search=dataclasses.replace(searched.search, samples=5))
+    more = searched.replace(search=searched.search.replace(samples=5))
     sweep.main(more)
     assert [row["key"] for row in rows(tmp_path)[:4]] == [row["key"] for row in found]
     assert len(rows(tmp_path)) == 5

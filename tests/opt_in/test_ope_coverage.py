@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks.ope import measured
-from recfuse.simulation.ab_test import MEASURES, Arm, aa_test
+from recfuse.simulation.arms import Arm
+from recfuse.simulation.experiment import MEASURES, aa_test
 from tests.unit.simulation import worlds
 
 pytestmark = pytest.mark.bench

@@ -99,8 +99,7 @@ def generate_with_truth(
     require(rows >= 100, "rows", rows, "an integer ≥ 100")
     require(2 <= days <= 31, "days", days, "an integer in [2, 31]")
     rng = np.random.default_rng([seed, 0xE0])
-    user_factors = rng.normal(size=(users, FACTORS))
-    item_factors = rng.normal(size=(items, FACTORS))
+    user_factors, item_factors = (rng.normal(size=(count, FACTORS)) for count in (users, items))
     duration = np.exp(rng.normal(4.0, .9, items)).clip(5.0, 900.0)
     popularity = rng.gamma(.6, size=items) + 1e-3
     activity = rng.gamma(1.2, size=users) + .05
@@ -112,15 +111,10 @@ def generate_with_truth(
     probabilities, labels = _respond(rng, user, item, scene, user_factors, item_factors)
     watch = _watch_time(rng, labels["click"], labels["long_view"], duration[item], scene)
 
-    table = pa.table({
+    table, order = _sorted_rows({
         "user_id": user.astype(np.int64), "item_id": item.astype(np.int64), "scene": scene.astype(str),
         "ts": pa.array(ts).cast(pa.timestamp("us", "UTC")), "day": day, "hour": hour,
-        "watch_time": watch, **{name: labels[name].astype(np.int8) for name in LABELS},
-        "row": np.arange(rows),
-    })
-    table = sort_rows(table)
-    order = table["row"].to_numpy()
-    table = table.drop_columns(["row"]).cast(ROWS_SCHEMA)
+        "watch_time": watch, **{name: labels[name].astype(np.int8) for name in LABELS}})
     exposures = Exposures(
         rows=table,
         users=_user_features(rng, user_factors, activity),
@@ -130,6 +124,13 @@ def generate_with_truth(
         quarantine=table.slice(0, 0).append_column("reason", pa.array([], pa.string())),
     )
     return exposures, Truth({name: p[order] for name, p in probabilities.items()}, user_factors, item_factors)
+
+
+def _sorted_rows(columns: dict[str, object]) -> tuple[pa.Table, np.ndarray]:
+    """The columns as rows of exposures in the order of time, and where each of them was."""
+    table = pa.table(columns)
+    table = sort_rows(table.append_column("row", pa.array(np.arange(table.num_rows))))
+    return table.drop_columns(["row"]).cast(ROWS_SCHEMA), table["row"].to_numpy()
 
 
 def _shares() -> np.ndarray:

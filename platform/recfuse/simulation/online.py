@@ -17,7 +17,7 @@ from recfuse.learning.online import OnlineSettings, SessionEnv, first_samples, o
 from recfuse.learning.settings import LearningSettings
 from recfuse.runtime.console import Progress
 from recfuse.simulation.environment import FusionVectorEnv
-from recfuse.simulation.simulate import logged_policy
+from recfuse.simulation.output import logged_policy
 from recfuse.simulation.world import FEEDBACK, World
 
 logger = logging.getLogger("recfuse")

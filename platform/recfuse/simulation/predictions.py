@@ -39,8 +39,8 @@ def predictor(scorer: Scorer, exposures: Exposures, scenes: tuple[str, ...]) -> 
     Only clicks in the scorer's share of the rows count, so that it learns nothing from the response model's rows. A
     task that a scene lacks is predicted 0, which moves no candidate before another.
     """
-    mine = row_share(exposures) >= RESPONSE_SHARE
-    history = merged_history(exposures.filter(mine))
+    shared = row_share(exposures) >= RESPONSE_SHARE
+    history = merged_history(exposures.filter(shared))
     tasks, names = task_names(scorer), np.array(scenes)
     end = int(pc.max(exposures.rows["ts"].cast(pa.int64())).as_py()) + 1
 

@@ -1,27 +1,19 @@
-"""Rolls a policy through a world, and writes what happened as native session logs (design 3.1)."""
+"""Rolls policies through a world: every request as it comes, all of them as columns, or sums per person."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from recfuse.config import require
-from recfuse.fusion.policies import Decision, Policy
-from recfuse.logs.files import write_parquet
-from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
-from recfuse.runtime.console import Progress
-from recfuse.simulation.environment import DAY, Page, SessionEngine, Sessions
+from recfuse.fusion.policies import Decision, FixedGaussian, Policy
+from recfuse.simulation.sessions import Page, SessionEngine, Sessions
 from recfuse.simulation.world import FEEDBACK, World
 
-STAGE = "fine"
-PERSONS_PER_PART = 1_000
+_PERSONS_AT_ONCE = 16_384
 Act = Callable[[np.ndarray, np.ndarray], Decision]
 
 
@@ -86,9 +78,9 @@ def steps(engine: SessionEngine, user: np.ndarray, act: Act, *, persons: np.ndar
     """
     horizon = engine.config.horizon_days
     sessions, slot = engine.first(user, user if persons is None else persons), np.arange(len(user))
-    nothing = np.zeros((len(user), 0), np.float32)
+    no_state = np.zeros((len(user), 0), np.float32)
     while len(slot):
-        state = engine.observe(sessions) if observe else nothing[:len(slot)]
+        state = engine.observe(sessions) if observe else no_state[:len(slot)]
         decision = act(state, slot)
         before = _snapshot(sessions)
         page = engine.step(sessions, decision.action)
@@ -97,9 +89,9 @@ def steps(engine: SessionEngine, user: np.ndarray, act: Act, *, persons: np.ndar
         over = np.flatnonzero(last)
         if len(over):
             sessions.put(over, engine.next(sessions.take(over)))
-            going = np.flatnonzero(~last | (sessions.clock < horizon))
-            if len(going) < len(slot):
-                sessions, slot = sessions.take(going), slot[going]
+            active = np.flatnonzero(~last | (sessions.clock < horizon))
+            if len(active) < len(slot):
+                sessions, slot = sessions.take(active), slot[active]
 
 
 def _snapshot(sessions: Sessions) -> Sessions:
@@ -145,79 +137,31 @@ def collect(simulation: Iterator[Step], persons: int) -> Totals:
     return Totals(feedback, requests, sessions)
 
 
+def live(world: World, policy: Policy, persons: NDArray[np.int64], *, seed: int, explore: bool,
+         rng: np.random.Generator) -> Totals:
+    """What persons [n] do over the horizon under a policy.
+
+    Args:
+        seed: of their luck; rng: of the policy's exploration.
+    """
+    engine, parts = SessionEngine(world, seed), []
+    for start in range(0, len(persons), _PERSONS_AT_ONCE):
+        some = persons[start:start + _PERSONS_AT_ONCE]
+        simulation = steps(engine, some % world.users, policy_act(policy, explore, rng), persons=some,
+                           observe=not isinstance(policy, FixedGaussian))
+        parts.append(collect(simulation, len(some)))
+    return Totals(*(np.concatenate([getattr(part, name) for part in parts])
+                    for name in ("feedback", "requests", "sessions")))
+
+
 def live_with(engine: SessionEngine, vectors: np.ndarray, persons: np.ndarray) -> Totals:
     """What persons [n] do over the horizon, each ranked for by a fusion vector of its own, [n, M]."""
     weights = vectors.astype(np.float32)
     unit = np.ones_like(weights[:1])
 
     def act(_: np.ndarray, slot: np.ndarray) -> Decision:
-        mine = weights[slot]
-        return Decision(mine, unit, mine, np.zeros(len(mine)))
+        current = weights[slot]
+        return Decision(current, unit, current, np.zeros(len(slot)))
 
     user = persons % engine.world.users
     return collect(steps(engine, user, act, persons=persons, observe=False), len(persons))
-
-
-def session_log(world: World, requests: Requests, model_version: str) -> pa.Table:
-    """Native session-log rows, sorted by person, session and request.
-
-    The first person with a user's tastes has the user's id, the next ones `ID.1`, `ID.2`, …
-    """
-    order = np.lexsort([requests.request, requests.number, requests.person])
-    vocabulary = world.vocabulary
-    user = pa.array(world.user_ids[requests.user[order]]).cast(pa.string())
-    twin = requests.person[order] // world.users
-    named = pc.binary_join_element_wise(user, pa.array(twin).cast(pa.string()), ".")
-    user = pc.if_else(pa.array(twin > 0), named, user)
-    number = pa.array(requests.number[order]).cast(pa.string())
-    request = pa.array(requests.request[order]).cast(pa.string())
-    session = pc.binary_join_element_wise(user, number, "-")
-    ts = world.start + np.round(requests.clock[order] * DAY * 1e6).astype(np.int64)
-    scene = pa.array(np.array(world.scenes)[world.entry_scene[requests.entry[order]]])
-    feedback = pa.StructArray.from_arrays(
-        [pa.array(requests.feedback[order, FEEDBACK.index(name)]) for name in vocabulary.behaviour_names],
-        names=list(vocabulary.behaviour_names))
-    rows = len(order)
-    columns = [session, pc.binary_join_element_wise(session, request, "-"), user,
-               pa.array(ts).cast(pa.timestamp("us", "UTC")), pa.array(np.full(rows, STAGE)), scene,
-               *(_lists(getattr(requests, name)[order]) for name in ("state", "mu", "sigma", "action")),
-               pa.array(requests.action_logp[order]), pa.array(np.full(rows, model_version)), feedback,
-               pa.array(requests.last[order])]
-    return pa.Table.from_arrays(columns, schema=session_log_schema(vocabulary))
-
-
-def _lists(values: np.ndarray) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def write_logs(world: World, policy: Policy, directory: str | Path, *, persons: int | np.ndarray, seed: int,
-               model_version: str) -> int:
-    """Rolls persons with exploration on and writes `part-*.parquet` and `vocabulary.yaml`.
-
-    Args:
-        persons: which, as in `rollout`; a number n for persons 0..n − 1.
-
-    A part holds PERSONS_PER_PART persons. A part that is there already is kept, so a rerun of an interrupted call goes
-    on where it stopped.
-
-    Returns:
-        Rows in the directory.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    world.vocabulary.save(directory / VOCABULARY_FILE)
-    everyone = np.arange(persons) if isinstance(persons, int) else persons
-    progress, rows = Progress("simulating", len(everyone), "persons"), 0
-    for part, start in enumerate(range(0, len(everyone), PERSONS_PER_PART)):
-        some = everyone[start:start + PERSONS_PER_PART]
-        target = directory / f"part-{part:05d}.parquet"
-        if not target.exists():
-            requests = rollout(world, policy, seed=seed, persons=some)
-            temporary = target.with_suffix(f".{os.getpid()}.tmp")
-            write_parquet(session_log(world, requests, model_version), temporary)
-            os.replace(temporary, target)
-        rows += pq.read_metadata(target).num_rows
-        progress.advance(len(some), f"{rows:,} requests")
-    progress.finish(f"{rows:,} requests")
-    return rows

@@ -71,7 +71,7 @@ def generate(seed: int = 0, users: int = 3_000, items: int = 400, rows: int = 60
     rng = np.random.default_rng([seed, 0x5409])
     truth = _tastes(rng, users, items)
     user, item = rng.integers(0, users, rows), rng.choice(items, rows, p=_popularity(rng, items))
-    page = rng.choice(len(PAGES), rows, p=[one.share for one in PAGES.values()])
+    page = rng.choice(len(PAGES), rows, p=[page.share for page in PAGES.values()])
     click, given = truth.probabilities(user, item, page)
     day, hour = rng.integers(0, days, rows), rng.integers(0, 24, rows)
     seconds = day * 86_400 + hour * 3_600 + rng.permutation(rows) * 3_600 // rows
@@ -109,7 +109,7 @@ class _Tastes:
         kind = self.kind_taste[self.segment[user], self.kind[item]]
         colour = self.colour_taste[self.age[user], self.colour[item]]
         bias = self.user_bias[user] + self.item_bias[item]
-        base, strength, order = (np.array([getattr(one, name) for one in PAGES.values()])[page]
+        base, strength, order = (np.array([getattr(each, name) for each in PAGES.values()])[page]
                                  for name in ("click", "taste", "order"))
         click = base + bias + strength * (kind + colour / 2) + 1.5 * np.log(self.before / self.now)[item]
         dear = np.abs(np.log(self.now[item]) - np.log(self.budget[user]))

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import logging
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import require
-from recfuse.fusion.policies import FixedGaussian
+from recfuse.config import Config
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer
-from recfuse.simulation.build import TOLERANCE, Calibration, build_world, within_tolerance
+from recfuse.simulation.build import build_world
+from recfuse.simulation.calibration import TOLERANCE, Calibration, within_tolerance
+from recfuse.simulation.output import HOLDOUT, LOGS, METRICS, WORLD, behaviour_policy
+from recfuse.simulation.persons import held_out, persons_of
 from recfuse.simulation.predictions import Scorer, predictor, task_names
-from recfuse.simulation.response import ResponseConfig, ResponseFit, fit_response
-from recfuse.simulation.rollout import write_logs
+from recfuse.simulation.response_fit import ResponseFit, fit_response
+from recfuse.simulation.response_network import ResponseConfig
+from recfuse.simulation.session_logs import write_logs
 from recfuse.simulation.sources import read_source
-from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import World, WorldConfig
-
-logger = logging.getLogger("recfuse")
-LOGS, HOLDOUT, WORLD, METRICS = "logs", "holdout", "world", "metrics.json"
 
 # AUC of response models as published by others for KuaiRand-Pure, with splits of their own; for orientation.
 PUBLISHED_AUC = {"click": ".673", "long_view": ".712", "like": ".81", "comment": ".81", "forward": ".79",
@@ -37,42 +35,31 @@ PUBLISHED_AUC = {"click": ".673", "long_view": ".712", "like": ".81", "comment":
 HAND_TUNED = {"click": 1.0, "long_view": 1.0, "like": 0.3, "comment": 0.3, "forward": 0.3, "follow": 0.3}
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimulateConfig:
-    """Config of the job.
+class SimulateConfig(Config):
+    """Config of the job."""
 
-    Attributes:
-        logs: a directory with KuaiRand files; `embedded` or `shop` for a generator.
-        scorer: a bundle of kind `scenes`, or a directory that holds one.
-        output: gets `logs/`, `holdout/`, `world/` and `metrics.json`.
-        behaviour_mu: fusion parameter → mean of the declared behaviour policy; a parameter not named has 0.3.
-        behaviour_sigma: its standard deviation, of every parameter.
-        world: what the world assumes; response: how the response model is fitted.
-        persons: simulated people in the logs; person p has the tastes of the world's user p mod `world.users`.
-        held_out_users: share of the world's users who never occur in the logs.
-        holdout_persons: of a second log with other luck, of the users held out where there are any, for evaluation:
-            nothing is fitted to it; 0 for none.
-        seed: of the logs.
-    """
-
-    logs: str = "embedded"
-    scorer: str = "runs/scenes/bundles"
-    output: str = "runs/simulation"
-    behaviour_mu: dict[str, float] = field(default_factory=lambda: dict(HAND_TUNED))
-    behaviour_sigma: float = 0.7
-    world: WorldConfig = field(default_factory=WorldConfig)
-    response: ResponseConfig = field(default_factory=ResponseConfig)
-    persons: int = 18_000
-    held_out_users: float = 0.2
-    holdout_persons: int = 2_000
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        require(self.behaviour_sigma > 0, "behaviour_sigma", self.behaviour_sigma, "a number > 0")
-        require(self.persons >= 1, "persons", self.persons, "an integer ≥ 1")
-        require(0 <= self.held_out_users < 1, "held_out_users", self.held_out_users, "a share in [0, 1)")
-        require(self.holdout_persons >= 0, "holdout_persons", self.holdout_persons, "an integer ≥ 0")
-        require(self.seed >= 0, "seed", self.seed, "an integer ≥ 0")
+    logs: str = Field(
+        "embedded", description="A directory with KuaiRand files is read; `embedded` and `shop` are generators.")
+    scorer: str = Field(
+        "runs/scenes/bundles", description="This is a bundle of kind `scenes`, or a directory that holds one.")
+    output: str = Field(
+        "runs/simulation", description="This directory gets `logs/`, `holdout/`, `world/` and `metrics.json`.")
+    behaviour_mu: dict[str, float] = Field(
+        default_factory=lambda: dict(HAND_TUNED),
+        description="The declared behaviour policy has these means by fusion parameter; one not named has 0.3.")
+    behaviour_sigma: float = Field(
+        0.7, description="The declared behaviour policy explores every parameter with this standard deviation.", gt=0)
+    world: WorldConfig = Field(WorldConfig(), description="This is what the world assumes.")
+    response: ResponseConfig = Field(ResponseConfig(), description="The response model is fitted so.")
+    persons: int = Field(
+        18_000, description="The logs hold so many simulated people; person p has the tastes of the world's user p mod "
+        "`world.users`.", ge=1)
+    held_out_users: float = Field(
+        0.2, description="This share of the world's users never occurs in the logs.", ge=0, lt=1)
+    holdout_persons: int = Field(
+        2_000, description="A second log, for evaluation, holds so many people, of held-out users where there are any; "
+        "0 for none.", ge=0)
+    seed: int = Field(1, description="The seed of the logs.", ge=0)
 
 
 @dataclass(frozen=True)
@@ -132,18 +119,30 @@ def simulate(config: SimulateConfig) -> SimulateResult:
     metrics = _finished(output, run)
     reused = metrics is not None
     if metrics is None:
-        for name in (LOGS, HOLDOUT, WORLD):  # of another run: its parts must not mix with ours
-            shutil.rmtree(output / name, ignore_errors=True)
-        output.mkdir(parents=True, exist_ok=True)
-        exposures = read_source(config.logs).exposures
-        world, fit, calibration = make_world(config, scorer, exposures)
-        world.save(output / WORLD)
-        metrics = {"run": run, "exposures": str(exposures.account), **_report(config, fit, calibration)}
-        (output / METRICS).write_text(json.dumps(metrics, indent=1, allow_nan=False))
+        world, metrics = _build(config, scorer, run)
     else:
         world = World.load(output / WORLD)
+    return _write(config, world, run, metrics, reused)
+
+
+def _build(config: SimulateConfig, scorer: Scorer, run: str) -> tuple[World, dict[str, Any]]:
+    """Makes and saves the world, and what its fit and calibration are worth."""
+    output = Path(config.output)
+    for name in (LOGS, HOLDOUT, WORLD):  # of another run: its parts must not mix with ours
+        shutil.rmtree(output / name, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    exposures = read_source(config.logs).exposures
+    world, fit, calibration = make_world(config, scorer, exposures)
+    world.save(output / WORLD)
+    metrics = {"run": run, "exposures": str(exposures.account), **_report(config, fit, calibration)}
+    (output / METRICS).write_text(json.dumps(metrics, indent=1, allow_nan=False))
+    return world, metrics
+
+
+def _write(config: SimulateConfig, world: World, run: str, metrics: dict[str, Any], reused: bool) -> SimulateResult:
+    """Writes what is missing of the logs and of the holdout."""
+    output, version = Path(config.output), f"declared-{run}"
     policy = behaviour_policy(config.behaviour_mu, config.behaviour_sigma, world.vocabulary.fusion_parameters)
-    version = f"declared-{run}"
     out = held_out(world, config.held_out_users)
     rows = write_logs(world, policy, output / LOGS, persons=persons_of(~out, config.persons), seed=config.seed,
                       model_version=version)
@@ -165,34 +164,6 @@ def make_world(config: SimulateConfig, scorer: Scorer,
     return world, fit, calibration
 
 
-def held_out(world: World, share: float) -> np.ndarray:
-    """bool[U]: the users who are held out of the logs, by a hash of their ids: the same in every run and world."""
-    return uniform(mix(0x4E1D0, world.user_ids)) < share
-
-
-def persons_of(users: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` persons with the tastes of the users in the mask bool[U], int64[count]; see `rollout`."""
-    chosen = np.flatnonzero(users)
-    require(len(chosen) > 0, "users", 0, "a mask with at least one user")
-    number = np.arange(count)
-    persons: np.ndarray = chosen[number % len(chosen)] + len(users) * (number // len(chosen))
-    return persons
-
-
-def behaviour_policy(mu: dict[str, float], sigma: float, parameters: tuple[str, ...]) -> FixedGaussian:
-    """The declared behaviour policy, in the order of the fusion parameters.
-
-    A parameter that the scorer lacks is left out: which rare tasks it has depends on its data.
-    """
-    return FixedGaussian(np.array([mu.get(name, 0.3) for name in parameters]), sigma)
-
-
-def logged_policy(simulation: Path, world: World) -> FixedGaussian:
-    """The policy that a simulation's logs were made by; `simulation`: output of the job."""
-    declared = json.loads((simulation / METRICS).read_text())["behaviour_policy"]
-    return behaviour_policy(declared["mu"], declared["sigma"], world.vocabulary.fusion_parameters)
-
-
 def _finished(output: Path, run: str) -> dict[str, Any] | None:
     path = output / METRICS
     if not path.is_file():
@@ -212,5 +183,5 @@ def _report(config: SimulateConfig, fit: ResponseFit, calibration: Calibration) 
                      "rates": {name: list(pair) for name, pair in fit.rates.items()}},
         "calibration": [list(row) for row in calibration.rows],
         "behaviour_policy": {"mu": config.behaviour_mu, "sigma": config.behaviour_sigma},
-        "world": dataclasses.asdict(config.world), "held_out_users": config.held_out_users,
+        "world": config.world.to_dict(), "held_out_users": config.held_out_users,
     }

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import InvalidFieldError, from_mapping, require
+from recfuse.config import Config, InvalidFieldError, from_mapping, require
 from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES
 
 # What a page's response is counted in; a vocabulary's behaviours are some of these.
@@ -27,59 +27,51 @@ VOCABULARY_FILE, ARRAYS_FILE, WORLD_FILE = "vocabulary.yaml", "world.npz", "worl
 SESSION_FEATURES = ("hour", "requests_so_far", "watch_so_far", "interactions_so_far", "last_watch_time", "last_clicks")
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorldConfig:
+class WorldConfig(Config):
     """What the world assumes.
 
     A session is all of a user's visits within the window of the logs, and one exposure of the log stands for one
     request: the public logs keep a small part of what was shown, so that shorter windows hold about one exposure.
 
-    Attributes:
-        users: simulated users, drawn from those of the exposures by their number of rows.
-        pool: items retrieved per entry; candidates: of them per request; page: items shown.
-        attention: probability of looking at the next place of the page after each one.
-        stay_effect: log-odds by which one unit of mood (a standard deviation under the logged policy) lowers the
-            probability of leaving. The thinned public log cannot say it (there, what was shown hardly moves whether
-            another exposure follows), so it is declared.
-        interaction_value, hate_value: what a like, comment, forward or follow, and what a hate, adds to the
-            satisfaction with a page, where a click is worth 1 and a long view 2; moods are made of satisfactions. In
-            the log no interaction moves staying beyond its interval (`python -m benchmarks.staying`): declared, too.
-        return_effect: log of the factor by which one unit of mood shortens the time until the user returns.
-        mood_memory: autocorrelation of the mood from one request to the next; what is new is how the page went.
-        responsive: False switches both effects off: then nothing that is shown has consequences beyond its page.
-        return_days: mean days until a user returns at neutral mood; horizon_days: the length of a simulation.
-        max_requests: a session that long is cut.
-        retrieval: item feature whose values in the user's history raise an item's chance of retrieval.
+    The effects of mood are declared, since the thinned public log cannot say them: there, what was shown hardly moves
+    whether another exposure follows, and no interaction moves it beyond its interval
+    (`python -m benchmarks.staying`).
     """
 
-    users: int = 2_000
-    pool: int = 100
-    candidates: int = 50
-    page: int = 6
-    attention: float = 0.85
-    stay_effect: float = 1.5
-    interaction_value: float = 1.0
-    hate_value: float = -3.0
-    return_effect: float = 0.3
-    mood_memory: float = 0.5
-    responsive: bool = True
-    return_days: float = 4.0
-    horizon_days: float = 11.0
-    max_requests: int = 60
-    retrieval: str = "tag"
-    seed: int = 11
+    users: int = Field(
+        2_000, description="So many users are drawn from those of the exposures who occur in the scenes.", ge=1)
+    pool: int = Field(100, description="So many items are retrieved for a user in a scene.", ge=1)
+    candidates: int = Field(50, description="A request ranks so many items of the pool.", ge=1)
+    page: int = Field(6, description="A request shows so many items.", ge=1)
+    attention: float = Field(
+        0.85, description="After each place of the page the next one is looked at with this probability.", gt=0, le=1)
+    stay_effect: float = Field(
+        1.5, description="One unit of mood (a standard deviation under the logged policy) lowers the log-odds of "
+        "leaving by this.")
+    interaction_value: float = Field(
+        1.0, description="A like, comment, forward or follow adds this to the satisfaction with a page, where a click "
+        "is worth 1 and a long view 2.")
+    hate_value: float = Field(-3.0, description="A hate adds this to the satisfaction with a page.")
+    return_effect: float = Field(
+        0.3, description="One unit of mood shortens the time until the user returns by a factor of this logarithm.")
+    mood_memory: float = Field(
+        0.5, description="The mood has this autocorrelation from one request to the next; what is new is how the page "
+        "went.", ge=0, lt=1)
+    responsive: bool = Field(
+        True, description="Where false, both effects of mood are off, and what is shown has no consequences beyond its "
+        "page.")
+    return_days: float = Field(4.0, description="At neutral mood a user returns after so many days on average.", gt=0)
+    horizon_days: float = Field(11.0, description="A simulation lasts so many days.", gt=0)
+    max_requests: int = Field(60, description="A session is cut after so many requests.", ge=1)
+    retrieval: str = Field(
+        "tag", description="Values of this item feature in a user's history raise an item's chance of retrieval.")
+    seed: int = Field(11, description="The seed of users and pools.", ge=0)
 
-    def __post_init__(self) -> None:
-        for name in ("users", "pool", "candidates", "page", "max_requests"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
         require(self.candidates <= self.pool, "candidates", self.candidates, f"at most pool = {self.pool}")
         require(self.page <= self.candidates, "page", self.page, f"at most candidates = {self.candidates}")
-        require(0 < self.attention <= 1, "attention", self.attention, "a number in (0, 1]")
-        require(0 <= self.mood_memory < 1, "mood_memory", self.mood_memory, "a number in [0, 1)")
-        for name in ("interaction_value", "hate_value"):
-            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
-        for name in ("return_days", "horizon_days"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
+        return self
 
 
 @dataclass(frozen=True)
@@ -155,7 +147,7 @@ class World:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"feature_{name}": column for name, column in self.features.items()}
         np.savez(directory / ARRAYS_FILE, **arrays)
-        plain = {"config": dataclasses.asdict(self.config), "scenes": self.scenes, "start": self.start}
+        plain = {"config": self.config.to_dict(), "scenes": self.scenes, "start": self.start}
         (directory / WORLD_FILE).write_text(json.dumps(plain, indent=1))
         self.vocabulary.save(directory / VOCABULARY_FILE)
 

@@ -8,15 +8,9 @@ import pytest
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import RESPONSE_SHARE, row_share
-from recfuse.simulation.response import (
-    HEADS,
-    INTERACTIONS,
-    ResponseConfig,
-    fit_response,
-    marginals,
-    sigmoid,
-    solve_shift,
-)
+from recfuse.simulation.response import HEADS, INTERACTIONS, marginals, sigmoid, solve_shift
+from recfuse.simulation.response_fit import fit_response
+from recfuse.simulation.response_network import ResponseConfig
 from tests.unit.simulation import worlds
 
 

@@ -7,7 +7,8 @@ import pytest
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.logs.schema import session_log_schema
-from recfuse.simulation.rollout import rollout, session_log, write_logs
+from recfuse.simulation.rollout import rollout
+from recfuse.simulation.session_logs import session_log, write_logs
 from recfuse.simulation.world import FEEDBACK
 from recfuse.stats.gaussian import gaussian_log_density
 from tests.unit.simulation import worlds
@@ -74,7 +75,7 @@ def test_hate_stays_rare(requests):
 
 
 def test_an_interrupted_write_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("recfuse.simulation.rollout.PERSONS_PER_PART", 50)
+    monkeypatch.setattr("recfuse.simulation.session_logs.PERSONS_PER_PART", 50)
     world = worlds.world()
     rows = write_logs(world, worlds.LOGGED, tmp_path, persons=160, seed=1, model_version="v")
     files = sorted(tmp_path.glob("*.parquet"))

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import Exposures
-from recfuse.simulation.build import Calibration, build_world
+from recfuse.simulation.build import build_world
+from recfuse.simulation.calibration import Calibration
 from recfuse.simulation.exposures import SCENES, Truth, generate_with_truth
-from recfuse.simulation.response import ResponseConfig, ResponseFit, fit_response
+from recfuse.simulation.response_fit import ResponseFit, fit_response
+from recfuse.simulation.response_network import ResponseConfig
 from recfuse.simulation.world import World, WorldConfig
 
 TASKS = ("click", "long_view", "like", "comment", "forward", "follow")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tune.frontier import cheapest, closest, frontier, keeps, non_dominated, points
+from tune.frontier import cheapest, closest, finished_points, frontier, keeps, non_dominated
 from tune.ledger import FAILED, FINISHED, STOPPED
 
 
@@ -26,18 +26,18 @@ MEASURES = ["watch_time", "like"]
 
 
 def test_only_finished_trials_with_an_estimate_are_points():
-    found = points(rows(), MEASURES)
+    found = finished_points(rows(), MEASURES)
     assert [point.number for point in found] == [1, 2, 3, 4, 5]
     assert dict(found[0].choices) == {"multipliers.total": 10.0}
 
 
 def test_the_frontier_is_what_no_other_dominates():
-    assert [point.number for point in frontier(points(rows(), MEASURES), MEASURES)] == [1, 2, 3, 5]
+    assert [point.number for point in frontier(finished_points(rows(), MEASURES), MEASURES)] == [1, 2, 3, 5]
     assert frontier([], MEASURES) == []
 
 
 def test_the_cheapest_keeps_the_floor_by_the_lower_end_and_has_most_of_the_objective():
-    found = points(rows(), MEASURES)
+    found = finished_points(rows(), MEASURES)
     best = cheapest(found, "watch_time", {"like": 0.0})
     assert best is not None
     assert best.number == 2, "5 has more watch time, but its interval reaches below the floor"
@@ -49,7 +49,7 @@ def test_the_cheapest_keeps_the_floor_by_the_lower_end_and_has_most_of_the_objec
 
 
 def test_a_floor_is_kept_at_its_very_value():
-    found = points(rows(), MEASURES)
+    found = finished_points(rows(), MEASURES)
     assert keeps(found[3], {"like": 0.0})
 
 

@@ -23,10 +23,12 @@ from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.scenes.trainer import TrainingConfig
 from tests.unit.simulation import worlds
+from tune.fusion import FusionStudy, fusion_study
 from tune.judges import SimulatorJudge, flat
+from tune.scenes import ScenesStudy
+from tune.settings import ScenesConfig, SweepConfig
 from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, groups_of
-from tune.studies import BUNDLE, DONE, FusionStudy, ScenesConfig, ScenesStudy, Study
-from tune.sweep import SweepConfig, fusion_study
+from tune.studies import BUNDLE, DONE, Study
 
 TWO = StoppingRule(iterations=2)
 LEARNING = LearningSettings(network=NetworkConfig(hidden=(8,)), critics=TWO, cloning=TWO, stage_one=TWO, stage_two=TWO)

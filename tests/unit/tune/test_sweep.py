@@ -10,9 +10,11 @@ import pytest
 
 from jobs import demo
 from recfuse.config import InvalidFieldError, load
-from tune import sweep
+from tune import samples, sweep
+from tune.conclusion import silent
+from tune.scenes import scenes_study
 from tune.search import SearchConfig, planned
-from tune.sweep import SweepConfig
+from tune.settings import SweepConfig
 
 CONFIGS = Path(sweep.__file__).parent / "config"
 SPACE = ({"multipliers.total": [1.0]},)
@@ -26,7 +28,7 @@ def test_absent_samples_are_made_as_the_demo_makes_them(tmp_path, monkeypatch):
     seen: list = []
 
     def main_of(made: SimpleNamespace):
-        return lambda config: seen.append(config) or made
+        return lambda config, *source: seen.append(config) or made
 
     def stop(config):
         seen.append(config)
@@ -38,13 +40,15 @@ def test_absent_samples_are_made_as_the_demo_makes_them(tmp_path, monkeypatch):
             run()
         return list(seen)
 
-    for module in (demo, sweep):
-        monkeypatch.setattr(module.train_scenes, "main", main_of(SimpleNamespace(bundle="b")))
-        monkeypatch.setattr(module.simulate, "main", main_of(SimpleNamespace(logs="l")))
-        monkeypatch.setattr(module.ingest, "main", stop)
+    for steps_of, name in ((demo.train_scenes, "main"), (samples, "train_scenes")):
+        monkeypatch.setattr(steps_of, name, main_of(SimpleNamespace(bundle="b")))
+    for steps_of, name in ((demo.simulate, "main"), (samples, "simulate")):
+        monkeypatch.setattr(steps_of, name, main_of(SimpleNamespace(logs="l")))
+    for steps_of, name in ((demo.ingest, "main"), (samples, "ingest")):
+        monkeypatch.setattr(steps_of, name, stop)
     monkeypatch.setattr(demo, "cluster", contextlib.nullcontext)  # starts no Ray
     out = str(tmp_path / "demo")
-    ours = steps(lambda: sweep.make_samples(SweepConfig(space=SPACE, demo=out)))
+    ours = steps(lambda: samples.make_samples(out))
     theirs = steps(lambda: demo.main(demo.DemoConfig(output=out)))
     assert len(ours) == 3
     assert ours == theirs
@@ -71,10 +75,10 @@ def test_optuna_takes_one_block():
 
 def test_a_scorers_trial_has_nothing_for_a_scheduler():
     with pytest.raises(InvalidFieldError, match=r"search\.scheduler"):
-        sweep.scenes_study(SweepConfig(learner="scenes", space=SPACE, search=SearchConfig(scheduler="asha")))
+        scenes_study(SweepConfig(learner="scenes", space=SPACE, search=SearchConfig(scheduler="asha")))
 
 
 def test_behaviours_of_which_no_trial_learned_anything_are_named():
     found = [{"explained_like": 0.0, "explained_follow": 0.0}, {"explained_like": 0.01, "explained_follow": 0.0}, {}]
-    assert sweep.silent(found, ["like", "follow", "hate"]) == ["follow"]
-    assert sweep.silent([], ["like"]) == []
+    assert silent(found, ["like", "follow", "hate"]) == ["follow"]
+    assert silent([], ["like"]) == []

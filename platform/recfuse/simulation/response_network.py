@@ -1,0 +1,238 @@
+"""The network behind the response model, and how its weights are learned from exposures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recfuse.config import Config, require
+from recfuse.logs.exposures import Exposures
+from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES
+
+_BINS = 16
+_MAX_CATEGORIES = 2_000
+
+
+class ResponseConfig(Config):
+    """How the response model is fitted."""
+
+    factors: int = Field(8, description="Users and items have this many latent factors each.", ge=1)
+    epochs: int = Field(3, description="The fit passes over its rows so many times.", ge=1)
+    batch_size: int = Field(1_024, description="A step of the optimiser (AdamW) takes so many rows.", ge=1)
+    learning_rate: float = Field(0.003, description="The optimiser has this learning rate.", gt=0)
+    weight_decay: float = Field(1.0, description="Embeddings of users and items decay at this rate.", ge=0)
+    seed: int = Field(101, description="The seed of initial values and batches is not the scorer's.")
+    shrinkage: float = Field(
+        2_000.0, description="A scene's rate of a rare behaviour is drawn to the pooled rate by so many rows.", ge=0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Exposures as arrays `[N]`.
+
+    Attributes:
+        user, item: int64, positions among the ascending ids of their tables; scene: int64, position among the scenes.
+        outcome: int64, in the order of OUTCOMES.
+        interactions: float32[N, interactions], 0 or 1; watch_time: seconds.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    scene: np.ndarray
+    outcome: np.ndarray
+    interactions: np.ndarray
+    watch_time: np.ndarray
+
+    @classmethod
+    def read(cls, exposures: Exposures, scenes: tuple[str, ...]) -> Rows:
+        """Reads exposures, all of them in these scenes."""
+        click = exposures.column("click") > 0
+        # The source counts a handful of long views without a click; here a long view implies one.
+        outcome = np.where(exposures.column("long_view") > 0, 2, click.astype(np.int64))
+        return cls(
+            user=_positions(exposures.users["user_id"], exposures.column("user_id"), "user_id"),
+            item=_positions(exposures.items["item_id"], exposures.column("item_id"), "item_id"),
+            scene=pc.index_in(exposures.rows["scene"], pa.array(scenes)).to_numpy().astype(np.int64),
+            outcome=outcome,
+            interactions=np.stack([exposures.column(name) > 0 for name in INTERACTIONS], 1).astype(np.float32),
+            watch_time=exposures.column("watch_time"),
+        )
+
+    def label(self, name: str) -> np.ndarray:
+        """bool[N]: whether the behaviour, one of HEADS, took place."""
+        if name in INTERACTIONS:
+            return self.interactions[:, INTERACTIONS.index(name)] > 0
+        return self.outcome >= OUTCOMES.index(name)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """float64[N, heads], 0 or 1."""
+        return np.stack([self.label(name) for name in HEADS], 1).astype(np.float64)
+
+
+def _positions(table: pa.ChunkedArray, ids: np.ndarray, field: str) -> np.ndarray:
+    """The position of every id among the ascending ids of a table.
+
+    Raises:
+        InvalidFieldError: an id that the table lacks.
+    """
+    known = np.sort(table.to_numpy())
+    place = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    missing = known[place] != ids
+    require(not missing.any(), field, ids[missing][:1].tolist(), f"ids of the {field.removesuffix('_id')}s table")
+    return place
+
+
+def _codes(table: pa.Table, key: str) -> np.ndarray:
+    """Every feature as a category, int64[rows in ascending id, 1 + features]; the id itself takes the first codes."""
+    table = table.sort_by(key)
+    columns, start = [], 0
+    for name in [key, *(name for name in table.column_names if name != key)]:
+        column = table[name]
+        if pa.types.is_floating(column.type):
+            values = column.to_numpy().astype(np.float64)
+            edges = np.unique(np.nanquantile(values, np.linspace(0, 1, _BINS + 1)[1:-1])) if len(values) else values
+            codes = np.where(np.isnan(values), _BINS, np.searchsorted(edges, values, side="right"))
+        elif pa.types.is_list(column.type):
+            continue
+        else:
+            codes = _frequent(column) if name != key else np.arange(len(column))
+        columns.append(codes + start)
+        start += int(codes.max(initial=0)) + 1
+    return np.stack(columns, 1).astype(np.int64)
+
+
+def _frequent(column: pa.ChunkedArray) -> np.ndarray:
+    """Categories by frequency; all beyond the most frequent share one."""
+    encoded = pc.fill_null(column.cast(pa.string()), "").combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    place = np.empty(len(encoded.dictionary), np.int64)
+    place[np.argsort(-np.bincount(codes, minlength=len(place)), kind="stable")] = np.arange(len(place))
+    frequent: np.ndarray = place[codes].clip(max=_MAX_CATEGORIES)
+    return frequent
+
+
+class ResponseNetwork(nn.Module):
+    """Sums of embeddings: users from id, features and history; items from id and features."""
+
+    def __init__(self, users: np.ndarray, items: np.ndarray, history: tuple[np.ndarray, np.ndarray], scenes: int,
+                 config: ResponseConfig) -> None:
+        super().__init__()
+        width = config.factors + len(HEADS)
+        self.factors = config.factors
+        self.user_codes, self.item_codes = torch.from_numpy(users), torch.from_numpy(items)
+        self.history, self.lengths = torch.from_numpy(history[0]), torch.from_numpy(history[1])
+        self.user = nn.Embedding(int(users.max()) + 1, width)
+        self.item = nn.Embedding(int(items.max()) + 1, width)
+        self.past = nn.Embedding(len(items) + 1, width, padding_idx=len(items))
+        self.scene = nn.Embedding(scenes, width)
+        self.mixing = nn.Parameter(torch.full((len(HEADS), config.factors), 1.0))
+        self.outcome = nn.Parameter(torch.zeros(len(OUTCOMES), len(INTERACTIONS)))
+        for table in (self.user, self.item, self.past, self.scene):
+            nn.init.normal_(table.weight, std=.05)
+            with torch.no_grad():
+                table.weight[:, config.factors:] = 0.0
+
+    def left(self, user: Tensor) -> Tensor:
+        """[B, factors + heads]"""
+        past = self.past(self.history[user]).sum(1) / (1.0 + self.lengths[user].unsqueeze(1)).sqrt()
+        return self.user(self.user_codes[user]).sum(1) + past
+
+    def right(self, item: Tensor) -> Tensor:
+        """[B, factors + heads]"""
+        return self.item(self.item_codes[item]).sum(1)
+
+    def forward(self, user: Tensor, item: Tensor, scene: Tensor) -> Tensor:
+        """Logits [B, heads]."""
+        left, right = self.left(user) + self.scene(scene), self.right(item)
+        f = self.factors
+        return (left[:, :f] * right[:, :f]) @ self.mixing.T + left[:, f:] + right[:, f:]
+
+
+def _history(exposures: Exposures, users: int, last: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Padded positions of each user's last watched items, int64[users, last], and how many there are."""
+    known = np.sort(exposures.items["item_id"].to_numpy())
+    padded = np.full((users, last), len(known), np.int64)
+    lists = exposures.history["items"].combine_chunks()
+    owner = np.repeat(np.arange(len(lists)), pc.list_value_length(lists).to_numpy(zero_copy_only=False))
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    place = np.searchsorted(known, flat).clip(max=len(known) - 1)
+    keep = known[place] == flat
+    owner, place = owner[keep], place[keep]
+    from_end = np.searchsorted(owner, owner, side="right") - 1 - np.arange(len(owner))
+    recent = from_end < last
+    ids = exposures.history["user_id"].to_numpy()[owner[recent]]
+    known_users = np.sort(exposures.users["user_id"].to_numpy())
+    row = np.searchsorted(known_users, ids).clip(max=users - 1)
+    inside = known_users[row] == ids
+    padded[row[inside], from_end[recent][inside]] = place[recent][inside]
+    return padded, (padded < len(known)).sum(1).astype(np.float32)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many small operations: a second thread waits more than it computes, above all where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(exposures: Exposures, rows: Rows, scenes: int, config: ResponseConfig) -> ResponseNetwork:
+    """Fits a network to the rows; the same config gives the same network.
+
+    Args:
+        exposures: whose users, items and histories the network embeds.
+        scenes: how many there are.
+    """
+    with _one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        users, items = _codes(exposures.users, "user_id"), _codes(exposures.items, "item_id")
+        network = ResponseNetwork(users, items, _history(exposures, len(users)), scenes, config)
+        _start_at_rates(network, rows)
+        optimiser = _optimiser(network, config)
+        tensors = [torch.from_numpy(a) for a in (rows.user, rows.item, rows.scene, rows.outcome, rows.interactions)]
+        generator = torch.Generator().manual_seed(config.seed)
+        for _ in range(config.epochs):
+            for batch in torch.randperm(len(rows.user), generator=generator).split(config.batch_size):
+                optimiser.zero_grad(set_to_none=True)
+                _loss(network, *(tensor[batch] for tensor in tensors)).backward()
+                optimiser.step()
+    return network
+
+
+@torch.no_grad()
+def _start_at_rates(network: ResponseNetwork, rows: Rows) -> None:
+    """Sets the scenes' biases to the log-odds of the rows' rates."""
+    base = np.array([rows.label(name).mean() for name in HEADS]).clip(1e-6, 1 - 1e-6)
+    base[1] = np.clip(base[1] / base[0], 1e-6, 1 - 1e-6)
+    network.scene.weight[:, network.factors:] = torch.from_numpy(np.log(base / (1 - base))).float()
+
+
+def _optimiser(network: ResponseNetwork, config: ResponseConfig) -> torch.optim.Optimizer:
+    decayed = [network.user.weight, network.item.weight, network.past.weight]
+    others = [network.scene.weight, network.mixing, network.outcome]
+    return torch.optim.AdamW([{"params": decayed, "weight_decay": config.weight_decay},
+                              {"params": others, "weight_decay": 0.0}], lr=config.learning_rate)
+
+
+def _loss(network: ResponseNetwork, user: Tensor, item: Tensor, scene: Tensor, outcome: Tensor,
+          interactions: Tensor) -> Tensor:
+    """Click on all rows, long view on clicked rows, interactions given the outcome; sums of cross-entropies."""
+    logits = network(user, item, scene)
+    clicked = (outcome > 0).float()
+    click = functional.binary_cross_entropy_with_logits(logits[:, 0], clicked)
+    given = functional.binary_cross_entropy_with_logits(logits[:, 1], (outcome == 2).float(), weight=clicked)
+    rest = functional.binary_cross_entropy_with_logits(logits[:, 2:] + network.outcome[outcome], interactions)
+    return click + given + rest * len(INTERACTIONS)

@@ -1,0 +1,87 @@
+"""Writes what a policy does in a world as native session logs (design 3.1)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recfuse.fusion.policies import Policy
+from recfuse.logs.files import write_parquet
+from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+from recfuse.runtime.console import Progress
+from recfuse.simulation.rollout import Requests, rollout
+from recfuse.simulation.sessions import DAY
+from recfuse.simulation.world import FEEDBACK, World
+
+STAGE = "fine"
+PERSONS_PER_PART = 1_000
+
+
+def session_log(world: World, requests: Requests, model_version: str) -> pa.Table:
+    """Native session-log rows, sorted by person, session and request.
+
+    The first person with a user's tastes has the user's id, the next ones `ID.1`, `ID.2`, …
+    """
+    order = np.lexsort([requests.request, requests.number, requests.person])
+    vocabulary = world.vocabulary
+    user = pa.array(world.user_ids[requests.user[order]]).cast(pa.string())
+    twin = requests.person[order] // world.users
+    named = pc.binary_join_element_wise(user, pa.array(twin).cast(pa.string()), ".")
+    user = pc.if_else(pa.array(twin > 0), named, user)
+    number = pa.array(requests.number[order]).cast(pa.string())
+    request = pa.array(requests.request[order]).cast(pa.string())
+    session = pc.binary_join_element_wise(user, number, "-")
+    ts = world.start + np.round(requests.clock[order] * DAY * 1e6).astype(np.int64)
+    scene = pa.array(np.array(world.scenes)[world.entry_scene[requests.entry[order]]])
+    feedback = pa.StructArray.from_arrays(
+        [pa.array(requests.feedback[order, FEEDBACK.index(name)]) for name in vocabulary.behaviour_names],
+        names=list(vocabulary.behaviour_names))
+    rows = len(order)
+    columns = [session, pc.binary_join_element_wise(session, request, "-"), user,
+               pa.array(ts).cast(pa.timestamp("us", "UTC")), pa.array(np.full(rows, STAGE)), scene,
+               *(_lists(getattr(requests, name)[order]) for name in ("state", "mu", "sigma", "action")),
+               pa.array(requests.action_logp[order]), pa.array(np.full(rows, model_version)), feedback,
+               pa.array(requests.last[order])]
+    return pa.Table.from_arrays(columns, schema=session_log_schema(vocabulary))
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def write_logs(world: World, policy: Policy, directory: str | Path, *, persons: int | np.ndarray, seed: int,
+               model_version: str) -> int:
+    """Rolls persons with exploration on and writes `part-*.parquet` and `vocabulary.yaml`.
+
+    Args:
+        persons: which, as in `rollout`; a number n for persons 0..n − 1.
+
+    A part holds PERSONS_PER_PART persons. A part that is there already is kept, so a rerun of an interrupted call goes
+    on where it stopped.
+
+    Returns:
+        Rows in the directory.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    world.vocabulary.save(directory / VOCABULARY_FILE)
+    everyone = np.arange(persons) if isinstance(persons, int) else persons
+    progress, rows = Progress("simulating", len(everyone), "persons"), 0
+    for part, start in enumerate(range(0, len(everyone), PERSONS_PER_PART)):
+        some = everyone[start:start + PERSONS_PER_PART]
+        target = directory / f"part-{part:05d}.parquet"
+        if not target.exists():
+            requests = rollout(world, policy, seed=seed, persons=some)
+            temporary = target.with_suffix(f".{os.getpid()}.tmp")
+            write_parquet(session_log(world, requests, model_version), temporary)
+            os.replace(temporary, target)
+        rows += pq.read_metadata(target).num_rows
+        progress.advance(len(some), f"{rows:,} requests")
+    progress.finish(f"{rows:,} requests")
+    return rows

@@ -1,0 +1,231 @@
+"""Sessions in a world: requests, ranked pages, responses, staying or leaving, returning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recfuse.simulation.response import INTERACTIONS, marginals, sigmoid
+from recfuse.simulation.uniform import mix, uniform
+from recfuse.simulation.world import World
+from recfuse.state.encoder import StateEncoder
+
+DAY = 86_400.0
+# What the draws of a request are for; draws of a place on the page follow, per place.
+_OFFSET, _SCENE, _LEAVE, _RETURN, _START, _OUTCOME, _LOOK, _WATCH, _INTERACT = range(9)
+
+
+@dataclass
+class Sessions:
+    """B sessions under way, one a user; arrays `[B]` unless said otherwise.
+
+    Attributes:
+        user: position in the world; number: of this user's session; entry: position in the world's entries.
+        person: what the luck hangs on; several persons may have the tastes of one user.
+        request: requests answered so far; clock: days since the start; mood: of the user, 0 is neutral.
+        seen: bool[B, P], shown in this session; key: uint64, what the session's random numbers hang on.
+        watch, interactions, last_watch, last_clicks: the session so far.
+    """
+
+    user: np.ndarray
+    person: np.ndarray
+    number: np.ndarray
+    entry: np.ndarray
+    request: np.ndarray
+    clock: np.ndarray
+    mood: np.ndarray
+    seen: np.ndarray
+    key: np.ndarray
+    watch: np.ndarray
+    interactions: np.ndarray
+    last_watch: np.ndarray
+    last_clicks: np.ndarray
+
+    def take(self, index: np.ndarray) -> Sessions:
+        """The sessions at these positions."""
+        return Sessions(**{name: column[index] for name, column in self.__dict__.items()})
+
+    def put(self, index: np.ndarray, other: Sessions) -> None:
+        """Replaces the sessions at these positions."""
+        for name, column in self.__dict__.items():
+            column[index] = getattr(other, name)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What one request of B sessions brought.
+
+    Attributes:
+        feedback: float32[B, len(FEEDBACK)], sums over the places looked at.
+        shown: int64[B, page], positions in the pool, best place first; looked: bool[B, page].
+        outcome: int64[B, page], in the order of OUTCOMES; watch_time: float32[B, page], seconds; 0 where not looked.
+        left: bool[B], the user left by choice; cut: bool[B], the session reached its greatest length.
+        satisfaction: float64[B], raw: before standardisation; mood: float64[B], the user's after it.
+    """
+
+    feedback: np.ndarray
+    shown: np.ndarray
+    looked: np.ndarray
+    outcome: np.ndarray
+    watch_time: np.ndarray
+    left: np.ndarray
+    cut: np.ndarray
+    satisfaction: np.ndarray
+    mood: np.ndarray
+
+
+class SessionEngine:
+    """The dynamics. No state of its own: `Sessions` hold it, `seed` and the sessions' keys hold the luck.
+
+    Args:
+        world: where; seed: the luck of every session.
+    """
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.seed = world, seed
+        self.config = world.config
+        self._encoder = StateEncoder(world.vocabulary)
+        self._first = world.first_entry
+        pool, candidates = self.config.pool, self.config.candidates
+        # [E, P, M, candidates]: a window of candidates is a slice of the terms, without a copy.
+        windows = np.lib.stride_tricks.sliding_window_view(world.terms, candidates, axis=2)[:, :, :pool]
+        self._windows = windows.transpose(0, 2, 1, 3)
+        self._places = np.arange(self.config.page)
+        # What each interaction adds to satisfaction.
+        self._value = np.array([self.config.hate_value if name == "hate" else self.config.interaction_value
+                                for name in INTERACTIONS], np.float32)
+        self._user_columns = {name: world.features[name] for name in self._encoder.names if name in world.features}
+
+    def start(self, user: np.ndarray, person: np.ndarray, number: np.ndarray, clock: np.ndarray,
+              mood: np.ndarray) -> Sessions:
+        """New sessions of these users `[B]` at these times."""
+        rows = len(user)
+        key = mix(self.seed, person, number)
+        return Sessions(
+            user=user.copy(), person=person.copy(), number=number.copy(), key=key, clock=clock.copy(), mood=mood.copy(),
+            entry=self._choose_entry(user, uniform(key, _SCENE)), request=np.zeros(rows, np.int64),
+            seen=np.zeros((rows, self.config.pool), bool), watch=np.zeros(rows, np.float32),
+            interactions=np.zeros(rows, np.float32), last_watch=np.zeros(rows, np.float32),
+            last_clicks=np.zeros(rows, np.float32))
+
+    def first(self, user: np.ndarray, person: np.ndarray) -> Sessions:
+        """Everybody's first session, at a time within the first mean return."""
+        number = np.zeros(len(user), np.int64)
+        spread = min(self.config.return_days, self.config.horizon_days)
+        clock = uniform(mix(self.seed, person, number), _START) * spread
+        return self.start(user, person, number, clock, np.zeros(len(user)))
+
+    def next(self, sessions: Sessions) -> Sessions:
+        """The same users' next sessions: a user in a good mood returns sooner, and has forgotten half of it."""
+        config = self.config
+        effect = config.return_effect if config.responsive else 0.0
+        mean = config.return_days * np.exp(-effect * sessions.mood)
+        gap = -np.log1p(-uniform(sessions.key, _RETURN)) * mean
+        return self.start(sessions.user, sessions.person, sessions.number + 1, sessions.clock + gap, sessions.mood * .5)
+
+    def context(self, sessions: Sessions) -> dict[str, np.ndarray]:
+        """The state features of the next request, as columns `[B]`."""
+        columns = {name: column[sessions.user] for name, column in self._user_columns.items()}
+        columns["scene"] = np.array(self.world.scenes)[self.world.entry_scene[sessions.entry]]
+        columns["hour"] = np.floor((sessions.clock * 24 + 8) % 24)
+        columns["requests_so_far"] = sessions.request
+        columns["watch_so_far"] = sessions.watch
+        columns["interactions_so_far"] = sessions.interactions
+        columns["last_watch_time"] = sessions.last_watch
+        columns["last_clicks"] = sessions.last_clicks
+        return columns
+
+    def observe(self, sessions: Sessions) -> np.ndarray:
+        """States, float32[B, S]."""
+        return self._encoder.encode(self.context(sessions), rows=len(sessions.user))
+
+    def expected_satisfaction(self, sessions: Sessions, action: np.ndarray) -> np.ndarray:
+        """float64[B]: the mean raw satisfaction with the page that `action` [B, M] ranks, by the response model."""
+        shown = self.rank(sessions, action)
+        chance = marginals(self.world.logits[sessions.entry[:, None], shown], self.world.outcome)
+        value = chance[..., 0] + chance[..., 1] + chance[..., 2:] @ self._value
+        attention = self.config.attention ** self._places
+        result: np.ndarray = (value @ (attention / attention.sum())).astype(np.float64)
+        return result
+
+    def rank(self, sessions: Sessions, action: np.ndarray) -> np.ndarray:
+        """The page of every session, int64[B, page] positions in the pool, fused by `action` [B, M] (maths 2)."""
+        config = self.config
+        base = _luck(sessions)
+        offset = (uniform(base, _OFFSET) * config.pool).astype(np.int64)
+        terms = self._windows[sessions.entry, offset]
+        scores = np.matmul(action[:, None, :].astype(np.float32), terms)[:, 0]
+        window = (offset[:, None] + np.arange(config.candidates)) % config.pool
+        seen = np.take_along_axis(sessions.seen, window, 1)
+        scores[seen] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :config.page]
+        shown: np.ndarray = np.take_along_axis(window, best, 1)
+        return shown
+
+    def step(self, sessions: Sessions, action: np.ndarray) -> Page:
+        """Ranks by `action` [B, M], draws the response and moves the sessions on by one request."""
+        base = _luck(sessions)
+        shown = self.rank(sessions, action)
+        looked, outcome, interacted, watch = self._respond(sessions, base, shown)
+        feedback = np.concatenate([
+            watch.sum(1, keepdims=True), (outcome > 0).sum(1, keepdims=True), (outcome > 1).sum(1, keepdims=True),
+            interacted.sum(1)], 1).astype(np.float32)
+        satisfaction = _satisfaction(looked, outcome, interacted @ self._value)
+        scene = self.world.entry_scene[sessions.entry]
+        went = (satisfaction - self.world.page_mean[sessions.entry]) / self.world.page_std[scene]
+        memory = self.config.mood_memory
+        # Unit variance under the logged policy: chance averages out over requests, steady quality adds up.
+        sessions.mood[:] = memory * sessions.mood + np.sqrt(1 - memory**2) * went
+        sessions.request += 1
+        sessions.clock += (feedback[:, 0] + 5.0) / DAY
+        np.put_along_axis(sessions.seen, shown, True, 1)
+        exhausted = sessions.seen.sum(1) > self.config.pool - self.config.candidates
+        sessions.seen[exhausted] = False
+        sessions.watch += feedback[:, 0]
+        sessions.interactions += feedback[:, 3:7].sum(1)
+        sessions.last_watch[:], sessions.last_clicks[:] = feedback[:, 0], feedback[:, 1]
+        effect = self.config.stay_effect if self.config.responsive else 0.0
+        left = uniform(base, _LEAVE) < sigmoid(self.world.leave[scene] - effect * sessions.mood)
+        cut = ~left & (sessions.request >= self.config.max_requests)
+        return Page(feedback, shown, looked, outcome, watch, left, cut, satisfaction, sessions.mood.copy())
+
+    def _choose_entry(self, user: np.ndarray, u: np.ndarray) -> np.ndarray:
+        entry, last = self._first[user].copy(), self._first[user + 1] - 1
+        for _ in range(len(self.world.scenes)):
+            entry += (entry < last) & (u >= self.world.entry_share[entry])
+        return entry
+
+    def _respond(self, sessions: Sessions, base: np.ndarray,
+                 shown: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """looked, outcome, watch `[B, page]` and interactions `[B, page, K]`; zero where nobody looked."""
+        world = self.world
+        entry = sessions.entry[:, None]
+        draw = mix(base[:, None], self._places)
+        # Whoever looks at a place has looked at all before it.
+        looked = np.logical_and.accumulate(
+            (uniform(draw, _LOOK) < self.config.attention) | (self._places == 0), axis=1)
+        logits = world.logits[entry, shown]
+        click = sigmoid(logits[..., 0])
+        u = uniform(draw, _OUTCOME)
+        long_view = u < click * sigmoid(logits[..., 1])
+        outcome = np.where(looked, (u < click).astype(np.int64) + long_view, 0)
+        chance = sigmoid(logits[..., 2:] + world.outcome[outcome])
+        kinds = np.arange(len(INTERACTIONS))
+        interacted = (uniform(draw[..., None], _INTERACT, kinds) < chance) & looked[..., None]
+        quantile = (uniform(draw, _WATCH) * world.watch_time.shape[-1]).astype(np.int64)
+        scene = world.entry_scene[entry]
+        watch = world.watch_time[scene, outcome, world.duration_bin[entry, shown], quantile] * looked
+        return looked, outcome, interacted, watch
+
+
+def _luck(sessions: Sessions) -> np.ndarray:
+    """uint64[B]: what the next request's random numbers hang on; apart from those of the session itself."""
+    return mix(sessions.key, sessions.request + 16)
+
+
+def _satisfaction(looked: np.ndarray, outcome: np.ndarray, interactions: np.ndarray) -> np.ndarray:
+    """float64[B]: mean over the places looked at of: nothing 0, a click 1, a long view 2, plus what the interactions
+    [B, page] are worth."""
+    result: np.ndarray = ((outcome + interactions) * looked).sum(1) / looked.sum(1)
+    return result.astype(np.float64)

@@ -1,0 +1,100 @@
+"""What a sweep is told: learner, search space, data, judges, floors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tyro
+from pydantic import Field, model_validator
+
+from recfuse.config import Config, require
+from recfuse.evaluation.ope import MIN_ESS
+from recfuse.learning.settings import LearningSettings
+from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.trainer import TrainingConfig
+from recfuse.stats.intervals import LEVEL
+from tune import space
+from tune.search import SearchConfig
+from tune.space import Range
+from tune.split import SplitConfig
+
+
+class ScenesConfig(Config):
+    """What every trial of the scorer learns with; a sweep changes `model.FIELD` and `training.FIELD`."""
+
+    logs: str = Field("embedded", description="A directory with KuaiRand files is read; `embedded` is a generator.")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The scorer has these sizes.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="The scorer is trained so.")
+    test_day: int | None = Field(
+        None, description="This day (yyyymmdd) judges; absent, the last one. Choose on an earlier day than you report "
+        "on.")
+
+
+class SweepConfig(Config):
+    """Config of a sweep."""
+
+    learner: Literal["fusion", "scenes"] = Field(
+        "fusion", description="Trials are of the fusion learner or of the scorer (`scenes`).")
+    learning: LearningSettings = Field(
+        default_factory=LearningSettings, description="Every trial of `fusion` learns with these; its choices change "
+        "them.")
+    scenes: ScenesConfig = Field(
+        default_factory=ScenesConfig, description="Every trial of `scenes` learns with these; its choices change them.")
+    space: Annotated[tuple[dict[str, Range | list[Any]], ...], tyro.conf.Fixed] = Field(
+        (), description="Each block maps fields to values, or to {low, high, log, steps}; see tune/config.")
+    search: SearchConfig = Field(SearchConfig(), description="This says which trials run, and how.")
+    samples: str = Field(
+        "", description="This is the output of the job `ingest`; empty takes the demo's, made where they are absent.")
+    simulation: str = Field(
+        "", description="This is the output of the job `simulate`; empty takes the demo's.")
+    demo: str = Field("runs/demo", description="The demo has its results in this directory.")
+    output: str = Field(
+        "runs/sweep", description="This directory gets `trials.jsonl`, `trials.parquet`, the trials' bundles, "
+        "`summary.json` and `report.html`.")
+    split: SplitConfig = Field(
+        SplitConfig(), description="Users are dealt out to train, to judge, and to judge the winner alone.")
+    judge: Literal["ab_test", "off_policy"] = Field(
+        "ab_test", description="A fusion policy is judged in the simulator, persons living under each policy with the "
+        "same luck, or by the log (`off_policy`, NCIS).")
+    base: Literal["logged", "logged_mean"] = Field(
+        "logged", description="The A/B test compares with the logged policy as it logged, or with its mean.")
+    persons: int = Field(6_000, description="So many simulated people judge every trial.", ge=2)
+    last_persons: int = Field(15_000, description="So many simulated people judge the winner.", ge=2)
+    cap: float = Field(10.0, description="NCIS cuts importance weights at this value.", gt=0)
+    min_ess: float = Field(
+        MIN_ESS, description="NCIS refuses an effective sample size below this.", ge=0)
+    level: float = Field(LEVEL, description="Intervals cover the truth with this probability.", gt=0, lt=1)
+    objective: str = Field(
+        "", description="The frontier weighs this against every guarded behaviour; empty takes the first long-term "
+        "behaviour, or the first task.")
+    floor: dict[str, float] = Field(
+        default_factory=dict, description="The lower end of a guarded behaviour's relative change (of a task's AUC) "
+        "must reach this; for fusion 0 where none is given.")
+    seed: int = Field(17, description="The seed of the simulated people's luck.", ge=0)
+    dry_run: bool = Field(False, description="The sweep prints what would run and what it would cost, and ends.")
+    retry_failed: bool = Field(False, description="Trials that failed run again.")
+    cpu_hour: float = Field(0.04, description="A CPU costs this for an hour, for the dry run.", ge=0)
+    passes_per_second: float = Field(
+        150_000.0, description="A CPU takes so many samples × passes a second, for the dry run, until trials have been "
+        "timed.", gt=0)
+
+    @model_validator(mode="after")
+    def _something_varies(self) -> Self:
+        space.check(self.space)
+        return self
+
+    @property
+    def samples_directory(self) -> Path:
+        return Path(self.samples or f"{self.demo}/samples")
+
+    @property
+    def simulation_directory(self) -> Path:
+        return Path(self.simulation or f"{self.demo}/simulation")
+
+    def check_measures(self, objective: str, guarded: Collection[str], measures: Collection[str]) -> None:
+        """Raises InvalidFieldError where the objective, or a behaviour with a floor, is none that is measured."""
+        require(objective in measures, "objective", objective, ", ".join(measures))
+        for name, value in self.floor.items():
+            require(name in guarded, f"floor.{name}", value, f"guarded behaviours ({', '.join(guarded)})")
