@@ -41,11 +41,17 @@ from recfuse.logs.exposures import Exposures
 from recfuse.logs.kuairand import read_exposures
 from recfuse.runtime.console import log_to_terminal, table
 from recfuse.scenes.dataset import encode_exposures, scene_rows
-from recfuse.scenes.features import Feature, FeatureEncoder, declared_features, row_histories
+from recfuse.scenes.encoder import FeatureEncoder
+from recfuse.scenes.features import Feature, declared_features
+from recfuse.scenes.histories import row_histories
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.registry import Registry, Scene
-from recfuse.scenes.trainer import Problem, Stepper, TrainingConfig, fit_in_process, prepare, recent_shift, untrained
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.local import fit_in_process
+from recfuse.scenes.training.problem import Problem, prepare, untrained
+from recfuse.scenes.training.shift import recent_shift
+from recfuse.scenes.training.step import Stepper
 from recfuse.stats.ranking import auc, gauc, predicted_over_observed
 
 ROOT = Path(__file__).parents[1]

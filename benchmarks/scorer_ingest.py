@@ -28,7 +28,11 @@ from recfuse.runtime.cluster import cluster, read_parquet
 from recfuse.runtime.console import table
 from recfuse.scenes.dataset import EncodedRows, scene_rows
 from recfuse.scenes.model import ModelConfig
-from recfuse.scenes.trainer import Problem, Stepper, TrainingConfig, batches, prepare, tensors, untrained, windows
+from recfuse.scenes.training.blocks import batches, windows
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.problem import Problem, prepare, untrained
+from recfuse.scenes.training.step import Stepper
+from recfuse.scenes.training.tensors import tensors
 from recfuse.simulation.sources import read_source
 
 

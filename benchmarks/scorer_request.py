@@ -21,8 +21,10 @@ from torch import Tensor
 from recfuse.runtime.console import table
 from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig, MultiSceneModel
-from recfuse.scenes.trainer import TrainingConfig, prepare, untrained
+from recfuse.scenes.mixture import MultiSceneModel
+from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.problem import prepare, untrained
 from recfuse.simulation.sources import read_source
 from serving.catalogue import Catalogue
 

@@ -27,8 +27,10 @@ import tyro
 from benchmarks.scorer import OURS, REGISTRY, SCENES, TASKS, Ours, ScoreboardConfig, fields, rows_of
 from recfuse.logs.exposures import Exposures
 from recfuse.runtime.console import log_to_terminal, table
-from recfuse.scenes.features import row_histories
-from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.scenes.histories import row_histories
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 from recfuse.stats.ranking import AucDifference, auc, auc_difference
 
 # (batch size, epochs) that a page's own model may choose from, with no more steps an epoch than these.

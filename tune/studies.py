@@ -26,7 +26,9 @@ from recfuse.scenes.evaluation import TestDay
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry
-from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 from recfuse.stats.ranking import POOLED, metric_intervals
 from tune.judges import Judge, Worth, Worths, flat
 from tune.space import (
@@ -286,7 +288,7 @@ class ScenesStudy:
             InvalidFieldError: the choices do not fit.
         """
         changed = replace_fields(self.base, assignment)
-        return dataclasses.replace(changed, training=dataclasses.replace(changed.training, workers=0))
+        return dataclasses.replace(changed, training=changed.training.replace(workers=0))
 
     def check(self, assignment: Assignment) -> None:
         """See `Study`."""
@@ -335,7 +337,7 @@ class ScenesRun:
             problem = prepare(mine, training, study.registry, config.model, config.training)
             scorer = train(problem, directory)
         worths = study.judge(scorer, GROUPS[1])
-        bundle = scorer.export(study.bundles, training=dataclasses.asdict(config.training),
+        bundle = scorer.export(study.bundles, training=config.training.to_dict(),
                                data_fingerprint=study.fingerprint, metrics=_plain(worths))
         return {PASSES: config.training.epochs, "final_passes": config.training.epochs, **flat(worths),
                 DONE: True, BUNDLE: bundle.name}

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from pydantic import TypeAdapter
 
 from jobs import ingest, simulate, train_scenes
 from recfuse.behaviours import Vocabulary
@@ -232,7 +233,8 @@ def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, str, Any]:
         base=config.scenes, registry=KUAIRAND, exposures=exposures, group=group,
         bundles=Path(config.output).absolute() / "bundles", objective=objective, guarded=guarded,
         fingerprint=fingerprint(exposures))
-    identity = identity_of("scenes", study.fingerprint, dataclasses.asdict(config.scenes),
+    scenes = TypeAdapter(type(config.scenes)).dump_python(config.scenes, mode="json")
+    identity = identity_of("scenes", study.fingerprint, scenes,
                            dataclasses.asdict(config.split))
     return study, identity, lambda scorer: study.judge(scorer, LAST)
 

@@ -101,7 +101,8 @@ def _refuse(cls: Any, error: ValidationError, source: str = "") -> NoReturn:
 
 def _declared(cls: Any, location: tuple[int | str, ...]) -> tuple[Any, list[Any]]:
     """Type and bounds of what a path leads to, through configs, lists and mappings; (None, []) for a dead end."""
-    annotation, metadata = cls, []
+    annotation: Any = cls
+    metadata: list[Any] = []
     for part in location:
         container = next((each for each in (annotation, *typing.get_args(annotation))
                           if typing.get_origin(each) in (tuple, list, dict, Mapping)), None)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from recfuse.config import require
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
-from recfuse.scenes.features import Encoded, FeatureEncoder, align, row_histories
+from recfuse.scenes.columns import align
+from recfuse.scenes.encoder import Encoded, FeatureEncoder
+from recfuse.scenes.histories import row_histories
 from recfuse.scenes.registry import Pair, Registry
 
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import TimeSplit
-from recfuse.scenes.features import row_histories
-from recfuse.scenes.inference import ExpertHealth, SceneScorer
+from recfuse.scenes.experts import ExpertHealth
+from recfuse.scenes.histories import row_histories
+from recfuse.scenes.inference import SceneScorer
 from recfuse.stats.ranking import (
     POOLED,
     AucDifference,

@@ -13,7 +13,8 @@ from recfuse.bundle import read_bundle, write_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.trainer import Problem, train
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import Problem
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def export(scorer: SceneScorer, root: Path) -> Path:
 
 def request(exposures: Exposures, scorer: SceneScorer, row: int) -> tuple[str, dict, dict]:
     """What a server would send for one row."""
-    from recfuse.scenes.features import NO_ITEM, row_histories
+    from recfuse.scenes.histories import NO_ITEM, row_histories
 
     data = exposures.rows.slice(row, 1).to_pylist()[0]
     user = next(u for u in exposures.users.to_pylist() if u["user_id"] == data["user_id"])
@@ -56,7 +57,7 @@ def test_one_request_scores_as_rows_do(scorer: SceneScorer, exposures: Exposures
     """The served path and the columnar path are the same function: no skew between serving and training."""
     import pyarrow as pa
 
-    from recfuse.scenes.features import row_histories
+    from recfuse.scenes.histories import row_histories
 
     scene, user, items = request(exposures, scorer, row)
     scores = scorer.score(scene, user, items)
