@@ -27,7 +27,7 @@ def row_histories(exposures: Exposures, length: int) -> NDArray[np.int64]:
     event_user = np.concatenate([before, users[watched]])
     event_time = np.concatenate([np.full(len(before), np.iinfo(np.int64).min), ts[watched]])
     event_item = np.concatenate([lists.flatten().to_numpy(), exposures.column("item_id")[watched]])
-    # Stable, so that a user's history keeps its order among equal times.
+    # The sort is stable, so that a user's history keeps its order among equal times.
     order = np.lexsort((event_time, event_user))
     event_user, event_time, event_item = event_user[order], event_time[order], event_item[order]
     first = np.searchsorted(event_user, users, side="left")

@@ -67,7 +67,7 @@ class MultiSceneModel(SceneModel):
 
     def _deeper(self, hidden: Tensor) -> Tensor:
         """Experts e [B, K, H] from their first layer [B, K, width]."""
-        # Contiguous by expert: the gradients of the batched matmuls would copy anything else.
+        # They are contiguous by expert: the gradients of the batched matmuls would copy anything else.
         hidden = hidden.transpose(0, 1).contiguous()
         for layer in self.experts:
             hidden = layer(F.relu(hidden))
@@ -77,7 +77,7 @@ class MultiSceneModel(SceneModel):
     def scene_logits(self, shared: tuple[Tensor, ...], scene: int, pairs: slice) -> Tensor:
         """Logits [B_s, T_s] from e [B_s, K, H] and all gate logits [B_s, T, K]."""
         experts, gates = shared[0], shared[1][:, pairs]
-        # In single precision: with bfloat16 a kernel is compiled for every new number of a scene's rows.
+        # This is in single precision: with bfloat16 a kernel is compiled for every new number of a scene's rows.
         with torch.autocast(experts.device.type, enabled=False):
             mixed = torch.bmm(gates.to(experts.dtype).softmax(-1), experts).transpose(0, 1)
             return run_stack(self.towers, mixed, pairs).squeeze(-1).transpose(0, 1)

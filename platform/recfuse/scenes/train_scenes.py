@@ -80,8 +80,7 @@ def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Regi
     exposures = scene_rows(exposures, registry)
     split, data = split_by_time(exposures, config.share, config.test_day), fingerprint(exposures)
     start = _start(config)
-    identity = [config.to_dict(), registry.to_dict(), data, start and start.version]
-    run = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    run = hashlib.sha256(repr((config, registry, data, start and start.version)).encode()).hexdigest()[:16]
     return _finished(config, run, split) or _Run(config, exposures, registry, split, start, run).finish(data)
 
 
