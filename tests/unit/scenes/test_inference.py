@@ -141,6 +141,28 @@ def test_unknown_and_missing_values_are_counted_not_fatal(scorer: SceneScorer) -
     assert np.isfinite(scores.probabilities["click"]).all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_on_a_gpu_scores_alike(problem: Problem, scorer: SceneScorer, exposures: Exposures,
+                                       tmp_path: Path) -> None:
+    """Numpy arrays go in and out, wherever the model is; a bundle holds its tensors as one of the CPU does."""
+    from recfuse.scenes.training.problem import untrained
+
+    model = untrained(problem)
+    model.load_state_dict(scorer.parameters())
+    moved = SceneScorer(model.cuda(), problem.registry, problem.encoder, problem.positive_weight,
+                        shift=scorer._shift)
+    scene, user, items = request(exposures, scorer, 700)
+    here, there = scorer.score(scene, user, items), moved.score(scene, user, items)
+    for task, values in here.probabilities.items():
+        np.testing.assert_allclose(there.probabilities[task], values, rtol=0, atol=1e-5)
+    before, after = scorer.score_exposures(exposures), moved.score_exposures(exposures)
+    np.testing.assert_allclose(after["click"], before["click"], rtol=0, atol=1e-5)
+    inputs = (exposures.rows, exposures.users, exposures.items, np.full((exposures.rows.num_rows, 5), -1))
+    assert len(moved.expert_health(*inputs)) == len(scorer.expert_health(*inputs))
+    assert export(moved, tmp_path / "a").name == export(scorer, tmp_path / "b").name
+    assert set(moved.only("1").tasks) == {"1"}
+
+
 def test_no_items_give_no_scores(scorer: SceneScorer) -> None:
     scores = scorer.score("1", {"user_id": 1}, {"item_id": np.array([], np.int64)})
     assert scores.probabilities["click"].shape == (0,)
