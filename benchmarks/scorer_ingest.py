@@ -15,7 +15,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,31 +22,31 @@ import ray
 import ray.data
 import torch
 import tyro
+from pydantic import Field
 
+from recfuse.config import Config
 from recfuse.runtime.cluster import cluster, read_parquet
 from recfuse.runtime.console import table
 from recfuse.scenes.dataset import EncodedRows, scene_rows
 from recfuse.scenes.model import ModelConfig
-from recfuse.scenes.trainer import Problem, Stepper, TrainingConfig, batches, prepare, tensors, untrained, windows
+from recfuse.scenes.training.blocks import batches, windows
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.problem import Problem, prepare, untrained
+from recfuse.scenes.training.step import Stepper
+from recfuse.scenes.training.tensors import tensors
 from recfuse.simulation.sources import read_source
 
 
-@dataclass(frozen=True, kw_only=True)
-class IngestConfig:
-    """Attributes:
-        logs: a directory with KuaiRand files, or `embedded`.
-        rounds: of every source.
-        repeat: how often the rows come in an epoch.
-        batch_size, threads: of the training.
-        readers: tasks that read Parquet at a time: more than there are idle cores take the trainer's.
-    """
+class IngestConfig(Config):
+    """What is compared."""
 
-    logs: str = "embedded"
-    rounds: int = 3
-    repeat: int = 1
-    batch_size: int = 2048
-    threads: int = 1
-    readers: int = 1
+    logs: str = Field("embedded", description="The KuaiRand files are in this directory, or `embedded` generates rows.")
+    rounds: int = Field(3, ge=1, description="Every source is read so often.")
+    repeat: int = Field(1, ge=1, description="The rows come so often in an epoch.")
+    batch_size: int = Field(2048, ge=1, description="The training takes batches of so many rows.")
+    threads: int = Field(1, ge=1, description="The training computes on so many threads.")
+    # More readers than there are idle cores take the trainer's.
+    readers: int = Field(1, ge=1, description="So many tasks read Parquet at a time.")
 
 
 def main(config: IngestConfig) -> None:

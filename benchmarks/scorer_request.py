@@ -11,37 +11,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import tyro
+from pydantic import Field
 from torch import Tensor
 
+from recfuse.config import Config
 from recfuse.runtime.console import table
 from recfuse.scenes.dataset import scene_rows
+from recfuse.scenes.features import SOURCES
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig, MultiSceneModel
-from recfuse.scenes.trainer import TrainingConfig, prepare, untrained
+from recfuse.scenes.mixture import MultiSceneModel
+from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.request import RequestNetwork, SourceSizes
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.problem import prepare, untrained
 from recfuse.simulation.sources import read_source
 from serving.catalogue import Catalogue
 
 SCENE = "1"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestConfig:
-    """Attributes:
-        logs: a directory with KuaiRand files, or `embedded`.
-        candidates: of the request.
-        rounds: of every contender.
-        history_length: last items of the user.
-    """
+class RequestConfig(Config):
+    """What is measured."""
 
-    logs: str = "embedded"
-    candidates: int = 1_000
-    rounds: int = 200
-    history_length: int = 50
+    logs: str = Field("embedded", description="The KuaiRand files are in this directory, or `embedded` generates rows.")
+    candidates: int = Field(1_000, ge=1, description="The request has so many candidates.")
+    rounds: int = Field(200, ge=1, description="Every contender runs so often.")
+    history_length: int = Field(50, ge=0, description="The user has so many last items.")
 
 
 def main(config: RequestConfig) -> None:
@@ -53,6 +52,7 @@ def main(config: RequestConfig) -> None:
                       ModelConfig(history_length=config.history_length), TrainingConfig(workers=0, minimum_positives=1))
     model = untrained(problem).eval()
     scorer = SceneScorer(model, problem.registry, problem.encoder, problem.positive_weight)
+    network = RequestNetwork(model, *(SourceSizes(*problem.encoder.sizes(source)) for source in SOURCES))
     rng = np.random.default_rng(0)
     catalogue = Catalogue(exposures.items)  # as a server keeps them
     chosen = exposures.items["item_id"].to_numpy()[rng.integers(0, exposures.items.num_rows, config.candidates)]
@@ -65,11 +65,11 @@ def main(config: RequestConfig) -> None:
     own = model.input_size - common
     with torch.inference_mode():
         exported = torch.export.export(Whole(model, index), whole).module()
-        mine = model.request_logits(*shared)
-        differences = [float((mine - other(*whole)).abs().max()) for other in (Whole(model, index), exported)]
+        logits = network.logits(*shared)
+        differences = [float((logits - other(*whole)).abs().max()) for other in (Whole(model, index), exported)]
         contenders: dict[str, Callable[[], object]] = {
             "SceneScorer.score": lambda: scorer.score(SCENE, user, items),
-            "network, shared once": lambda: model.request_logits(*shared),
+            "network, shared once": lambda: network.logits(*shared),
             "network, every row whole": lambda: Whole(model, index)(*whole),
             "the same, torch.export": lambda: exported(*whole),
             "bare matmuls": bare(model, config, len(items["item_id"]), index, own)}
@@ -101,7 +101,7 @@ class Whole(torch.nn.Module):
 
 
 def request_of(scorer: SceneScorer, model: MultiSceneModel, user: dict, items: dict, scene: int) -> tuple:
-    """What `request_logits` takes."""
+    """What `RequestNetwork.logits` takes."""
     encoder, count = scorer.encoder, len(items["item_id"])
     given = {name: [value] for name, value in user.items() if name != "history"}
     parts = [encoder.encode("user", given, 1), encoder.encode("item", items, count),

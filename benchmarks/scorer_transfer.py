@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from pydantic import Field
 
-from benchmarks.scorer import OURS, REGISTRY, SCENES, TASKS, Ours, ScoreboardConfig, fields, rows_of
+from benchmarks.scorer_contenders import OURS, REGISTRY, SCENES, TASKS, Ours, ScoreboardConfig, fields, rows_of
+from recfuse.config import Config
 from recfuse.logs.exposures import Exposures
 from recfuse.runtime.console import log_to_terminal, table
-from recfuse.scenes.features import row_histories
-from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.scenes.histories import row_histories
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 from recfuse.stats.ranking import AucDifference, auc, auc_difference
 
 # (batch size, epochs) that a page's own model may choose from, with no more steps an epoch than these.
@@ -37,26 +40,19 @@ RECIPES = ((2048, 1), (512, 1), (512, 2), (128, 1))
 Scores = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TransferConfig:
-    """Attributes:
-        logs: a directory with KuaiRand files.
-        seeds: trainings of every model, whose differences are averaged.
-        draws: of the bootstrap.
-        last_training_day: yyyymmdd; the days after it test.
-        threads: of torch.
-        inputs: which sets of inputs are compared.
+class TransferConfig(Config):
+    """What is compared.
 
     The table: the pair, its page's training rows, AUC of the joint model, and AUC of the page's own model with the gain
     of joint training over it, first with the same recipe, then with its own (batch size, epochs).
     """
 
-    logs: str
-    seeds: int = 3
-    draws: int = 400
-    last_training_day: int = 20220503
-    threads: int = 1
-    inputs: tuple[str, ...] = tuple(OURS)
+    logs: str = Field(description="The KuaiRand files are in this directory.")
+    seeds: int = Field(3, ge=1, description="Every model is trained so often, and differences are averaged.")
+    draws: int = Field(400, ge=1, description="The bootstrap over users draws so often.")
+    last_training_day: int = Field(20220503, description="The days after this one (yyyymmdd) test.")
+    threads: int = Field(1, ge=1, description="Torch computes on so many threads.")
+    inputs: tuple[str, ...] = Field(tuple(OURS), description="These sets of inputs are compared.")
 
 
 def main(config: TransferConfig) -> None:

@@ -7,7 +7,8 @@ Hyper-parameters are chosen with `--test-day` on an earlier day, never on the la
 from __future__ import annotations
 
 from recfuse.runtime.console import start, table
-from recfuse.scenes.train_scenes import TrainScenesConfig, TrainScenesResult, train_scenes
+from recfuse.scenes.result import TrainScenesResult
+from recfuse.scenes.train_scenes import TrainScenesConfig, train_scenes
 from recfuse.simulation.sources import read_source
 
 

@@ -17,7 +17,8 @@ from recfuse.scenes.dataset import fingerprint, scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import KUAIRAND, Registry
-from recfuse.scenes.trainer import prepare, train
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 from recfuse.simulation.sources import read_source
 from recfuse.stats.ranking import POOLED, metric_intervals
 from tune.judges import Worth, Worths, flat

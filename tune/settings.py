@@ -13,7 +13,7 @@ from recfuse.config import Config, require
 from recfuse.evaluation.ope import MIN_ESS
 from recfuse.learning.settings import LearningSettings
 from recfuse.scenes.model import ModelConfig
-from recfuse.scenes.trainer import TrainingConfig
+from recfuse.scenes.training.config import TrainingConfig
 from recfuse.stats.intervals import LEVEL
 from tune import space
 from tune.search import SearchConfig

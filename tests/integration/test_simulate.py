@@ -11,9 +11,9 @@ from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.logs.schema import session_log_schema
 from recfuse.scenes.registry import KUAIRAND
+from recfuse.scenes.sources import Source
 from recfuse.simulation.response_network import ResponseConfig
 from recfuse.simulation.simulate import SimulateConfig
-from recfuse.simulation.sources import Source
 from recfuse.simulation.world import World, WorldConfig
 from tests.unit.simulation import worlds
 

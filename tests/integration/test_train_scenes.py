@@ -19,7 +19,10 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND, Registry, Scene
 from recfuse.scenes.train_scenes import TrainScenesConfig
-from recfuse.scenes.trainer import TrainingConfig, batches, prepare, train, windows
+from recfuse.scenes.training.blocks import batches, windows
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 from recfuse.simulation.exposures import generate
 from recfuse.stats.ranking import auc
 
@@ -75,10 +78,10 @@ def test_two_workers_give_the_same_auc(data: tuple[Exposures, TimeSplit], tmp_pa
     exposures, split = data
     rows = split.training.copy()
     rows[np.flatnonzero(rows)[: rows.sum() % 2]] = False  # equal halves
-    training = dataclasses.replace(TRAINING, dense_rate=1e-2, embedding_rate=.1)
+    training = TRAINING.replace(dense_rate=1e-2, embedding_rate=.1)
     predictions = []
     for workers in (0, 2):
-        problem = prepare(exposures, rows, KUAIRAND, SMALL, dataclasses.replace(training, workers=workers))
+        problem = prepare(exposures, rows, KUAIRAND, SMALL, training.replace(workers=workers))
         predictions.append(train(problem, tmp_path, f"of{workers}").score_exposures(exposures)["click"])
     np.testing.assert_allclose(predictions[0], predictions[1], atol=1e-3)
     areas = [auc(exposures.column("click")[split.test], one[split.test]) for one in predictions]
@@ -90,7 +93,7 @@ def test_two_workers_give_the_same_auc(data: tuple[Exposures, TimeSplit], tmp_pa
 def test_early_stopping_ends_both_workers_alike(data: tuple[Exposures, TimeSplit], tmp_path: Path) -> None:
     """At this rate every epoch fits the rows better and the held-out day worse: the first one is kept."""
     exposures, split = data
-    training = dataclasses.replace(TRAINING, workers=2, epochs=9, patience=1, dense_rate=3e-2, embedding_rate=1.0)
+    training = TRAINING.replace(workers=2, epochs=9, patience=1, dense_rate=3e-2, embedding_rate=1.0)
     problem = prepare(exposures, split.training, KUAIRAND, SMALL, training)
     train(problem, tmp_path, "stopped")
     states = [torch.load(path, weights_only=True) for path in tmp_path.glob("stopped/**/checkpoint.pt")]
@@ -104,7 +107,7 @@ def test_early_stopping_ends_both_workers_alike(data: tuple[Exposures, TimeSplit
 def test_ray_data_hands_over_every_row_once_an_epoch(data: tuple[Exposures, TimeSplit]) -> None:
     """In the first epoch in the order given, later ones shuffle; batches are full but for the last."""
     exposures, split = data
-    problem = prepare(exposures, split.training, KUAIRAND, SMALL, dataclasses.replace(TRAINING, batch_size=1_000))
+    problem = prepare(exposures, split.training, KUAIRAND, SMALL, TRAINING.replace(batch_size=1_000))
     shard = ray.data.from_arrow(windows(problem.rows, 1_000)).iterator()
     for epoch in (0, 1):
         found = list(batches(shard, problem, epoch))
@@ -122,11 +125,11 @@ def test_ray_train_agrees_with_this_process_and_goes_on(data: tuple[Exposures, T
     exposures, split = data
     predictions = []
     for workers in (0, 1):
-        problem = prepare(exposures, split.training, KUAIRAND, SMALL, dataclasses.replace(TRAINING, workers=workers))
+        problem = prepare(exposures, split.training, KUAIRAND, SMALL, TRAINING.replace(workers=workers))
         predictions.append(train(problem, tmp_path, f"of{workers}").score_exposures(exposures)["click"])
     np.testing.assert_allclose(predictions[0], predictions[1], atol=1e-4)
 
-    longer = dataclasses.replace(problem, training=dataclasses.replace(problem.training, epochs=2))
+    longer = dataclasses.replace(problem, training=problem.training.replace(epochs=2))
     second = train(longer, tmp_path, "of1").score_exposures(exposures)["click"]
     written = sorted(tmp_path.glob("of1/**/checkpoint.pt"), key=lambda path: path.stat().st_mtime_ns)
     assert [torch.load(path, weights_only=True)["epoch"] for path in written] == [1, 2]

@@ -44,7 +44,8 @@ def test_every_room_says_what_comes_in_and_what_goes_out():
 def test_importing_the_pure_rooms_starts_no_ray():
     code = (
         "import sys, recfuse.fusion.losses, recfuse.fusion.networks, recfuse.fusion.inference, recfuse.scenes.model, "
-        "recfuse.scenes.loss, recfuse.scenes.inference, recfuse.bundle, recfuse.evaluation.ope, recfuse.state.encoder; "
+        "recfuse.scenes.loss, recfuse.scenes.inference, recfuse.scenes.training.local, recfuse.bundle, "
+        "recfuse.evaluation.ope, recfuse.state.encoder; "
         "assert 'ray' not in sys.modules, sorted(m for m in sys.modules if m.startswith('ray'))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "platform", check=True)

@@ -43,7 +43,8 @@ class Config(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values, checked like the first."""
-        return type(self)(**{**dict(self), **changes})
+        # `dict(self)` would hold what `cached_property` has kept, too.
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON and YAML can hold; nested configs with all of their own fields."""
@@ -96,26 +97,31 @@ def _refuse(cls: Any, error: ValidationError, source: str = "") -> NoReturn:
     if first["type"] == "extra_forbidden":
         words = f"one of {', '.join(_names(cls, first['loc'][:-1])) or 'no further field'}"
     else:
-        info = _field(cls, first["loc"])
-        words = (allowed(info) if info is not None else "") or first["msg"]
+        words = _in_words(*_declared(cls, first["loc"])) or first["msg"]
     raise InvalidFieldError(".".join(path) or source or "config", first["input"], words + where)
 
 
-def _field(cls: Any, location: tuple[int | str, ...]) -> FieldInfo | None:
-    """The declaration that a path leads to; None where it leads into a list or a mapping."""
-    info: FieldInfo | None = None
+def _declared(cls: Any, location: tuple[int | str, ...]) -> tuple[Any, list[Any]]:
+    """Type and bounds of what a path leads to, through configs, lists and mappings; (None, []) for a dead end."""
+    annotation: Any = cls
+    metadata: list[Any] = []
     for part in location:
-        model = _model(cls)
-        if model is None or not isinstance(part, str) or part not in model.model_fields:
-            return None
-        info = model.model_fields[part]
-        cls = info.annotation
-    return info
+        container = next((each for each in (annotation, *typing.get_args(annotation))
+                          if typing.get_origin(each) in (tuple, list, dict, Mapping)), None)
+        model = _model(annotation)
+        if container is not None:
+            # The last argument is the element of a list and the value of a mapping; a tuple may end in an ellipsis.
+            annotation, metadata = [each for each in typing.get_args(container) if each is not Ellipsis][-1], []
+        elif model is not None and part in model.model_fields:
+            info = model.model_fields[str(part)]
+            annotation, metadata = info.annotation, list(info.metadata)
+        else:
+            return None, []
+    return annotation, metadata
 
 
 def _names(cls: Any, location: tuple[int | str, ...]) -> list[str]:
-    info = _field(cls, location) if location else None
-    model = _model(cls if not location else info.annotation if info else None)
+    model = _model(_declared(cls, location)[0])
     return sorted(model.model_fields) if model is not None else []
 
 

@@ -88,8 +88,8 @@ def _read(file: Path, names: tuple[str, ...]) -> pa.Table:
 
 def _field(features: pa.ChunkedArray, field: str) -> pa.ChunkedArray:
     """int64[N]: the first feature of a field, null where there is none."""
-    found = pc.extract_regex(features, f"(?:^|\x01){field}\x02(?P<value>[0-9]{{1,18}})\x03")
-    return pc.struct_field(found, "value").cast(pa.int64())
+    matches = pc.extract_regex(features, f"(?:^|\x01){field}\x02(?P<value>[0-9]{{1,18}})\x03")
+    return pc.struct_field(matches, "value").cast(pa.int64())
 
 
 def _unique(table: pa.Table, key: str, features: list[str]) -> pa.Table:

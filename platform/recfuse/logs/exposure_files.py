@@ -45,9 +45,9 @@ def read_exposures(path: str, labels: Sequence[str], orphan: Orphan = "quarantin
     quarantine = raw.take(pa.array(bad)).append_column("reason", pa.array(reasons[bad].tolist(), pa.string()))
     kept = sort_rows(rows.take(pa.array(np.flatnonzero(reasons == ""))))
     require(kept.num_rows > 0, f"{path}/rows", kept.num_rows, "at least one row that is not quarantined")
-    found, counts = np.unique(reasons[bad].astype(str), return_counts=True)
+    names, counts = np.unique(reasons[bad].astype(str), return_counts=True)
     account = Account(rows_in=raw.num_rows, kept=kept.num_rows,
-                      quarantined=dict(zip(found.tolist(), counts.tolist(), strict=True)))
+                      quarantined=dict(zip(names.tolist(), counts.tolist(), strict=True)))
     history = _read(path, ("history.parquet",))
     return Exposures(rows=kept, users=_keyed(path, "user"), items=_keyed(path, "item"), account=account,
                      history=(history or _HISTORY.empty_table()).select(_HISTORY.names).cast(_HISTORY),

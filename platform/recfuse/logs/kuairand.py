@@ -220,7 +220,7 @@ def _sequences(directory: Path, rows: pa.Table) -> pa.Table:
     first = rows.group_by("user_id").aggregate([("ts", "min")])
     first_ms = first["ts_min"].cast(pa.int64()).to_numpy() / 1000
     starts = _lookup(np.asarray(raw["user_id"]), np.asarray(first["user_id"]), first_ms)
-    earlier = ~(np.asarray(raw["last_time_ms"]) >= starts)  # NaN: a user without rows
+    earlier = ~(np.asarray(raw["last_time_ms"]) >= starts)  # The start is NaN for a user without rows.
     dropped = int((~earlier).sum())
     if dropped:
         logger.info("KuaiRand history: %d users' sequences reach into the logs and are left out", dropped)
@@ -236,7 +236,7 @@ def _past_of_users(users: pa.Table, sequences: pa.Table) -> pa.Table:
     """`user_past_views` and the ratios that the sequences know; NaN for users without a sequence."""
     keys = sequences["user_id"].to_numpy()
     columns = _past({name: _lengths(sequences[name]) for name in _list_columns(sequences)}, _USER_PRIOR)
-    if "history_len" in sequences.column_names:  # the lists end at 50
+    if "history_len" in sequences.column_names:  # The lists themselves end at 50.
         columns["past_views"] = _floats(sequences["history_len"])
     for name, values in columns.items():
         aligned = _lookup(users["user_id"].to_numpy(), keys, values)

@@ -68,9 +68,9 @@ def order_exposures(columns: Mapping[str, np.ndarray | pa.Array | pa.ChunkedArra
     quarantine = raw.take(pa.array(bad)).append_column("reason", pa.array(reasons[bad].tolist(), pa.string()))
     fixed = raw.set_column(names.index("click"), "click", pa.array(click))
     rows = sort_rows(fixed.take(pa.array(np.flatnonzero(reasons == ""))).cast(schema))
-    found, counts = np.unique(reasons[bad].astype(str), return_counts=True)
+    given, counts = np.unique(reasons[bad].astype(str), return_counts=True)
     account = Account(rows_in=raw.num_rows, kept=rows.num_rows,
-                      quarantined={str(name): int(count) for name, count in zip(found, counts, strict=True)})
+                      quarantined={str(name): int(count) for name, count in zip(given, counts, strict=True)})
     if history is None:
         history = pa.table({"user_id": pa.array([], pa.int64()), "items": pa.array([], pa.list_(pa.int64()))})
     return Exposures(rows=rows, users=users, items=items, history=history, account=account, quarantine=quarantine)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from recfuse.config import require
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
-from recfuse.scenes.features import Encoded, FeatureEncoder, align, row_histories
+from recfuse.scenes.columns import align
+from recfuse.scenes.encoder import Encoded, FeatureEncoder
+from recfuse.scenes.histories import row_histories
 from recfuse.scenes.registry import Pair, Registry
 
 
@@ -92,9 +94,9 @@ def count_pairs(rows: pa.Table, registry: Registry) -> tuple[dict[Pair, float], 
     scenes = registry.scene_index(rows["scene"].to_numpy(zero_copy_only=False))
     positives, negatives = {}, {}
     for pair, scene, task in zip(registry.pairs, registry.pair_scene, registry.pair_task, strict=True):
-        own = labels[scenes == scene, task]
-        positives[pair] = float(own.sum(dtype=np.float64))
-        negatives[pair] = len(own) - positives[pair]
+        values = labels[scenes == scene, task]
+        positives[pair] = float(values.sum(dtype=np.float64))
+        negatives[pair] = len(values) - positives[pair]
     return positives, negatives
 
 

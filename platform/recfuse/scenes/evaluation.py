@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import TimeSplit
-from recfuse.scenes.features import row_histories
-from recfuse.scenes.inference import ExpertHealth, SceneScorer
+from recfuse.scenes.experts import ExpertHealth
+from recfuse.scenes.histories import row_histories
+from recfuse.scenes.inference import SceneScorer
 from recfuse.stats.ranking import (
     POOLED,
     AucDifference,
@@ -39,7 +40,7 @@ class TestDay:
         scenes: [N].
     """
 
-    __test__ = False  # no test class, for pytest
+    __test__ = False  # Pytest takes it for a test class otherwise.
 
     exposures: Exposures
     histories: NDArray[np.int64]
@@ -61,14 +62,14 @@ class TestDay:
         """Of every scene and every task that is a number (recfuse.scenes.registry)."""
         if not scorer.numbers:
             return []
-        scores, found = self._scores(scorer), []
+        scores, figures = self._scores(scorer), []
         for task, cut in scorer.numbers.items():
             observed = np.minimum(self.exposures.column(task).astype(np.float64), cut)
-            for scene in (one for one in scorer.tasks if task in scorer.tasks[one]):
-                own = self.scenes == scene
-                if own.any():
-                    found.append(number_metrics(scene, task, observed[own], scores[task][own]))
-        return found
+            for scene in (scene for scene, tasks in scorer.tasks.items() if task in tasks):
+                inside = self.scenes == scene
+                if inside.any():
+                    figures.append(number_metrics(scene, task, observed[inside], scores[task][inside]))
+        return figures
 
     def _scores(self, scorer: SceneScorer, corrected: bool = True) -> dict[str, NDArray[np.float32]]:
         day = self.exposures
@@ -79,10 +80,10 @@ class TestDay:
         return evaluate_scenes(self.scenes, self.exposures.column("user_id"),
                                {task: self.exposures.column(task) for task in predictions}, predictions)
 
-    def rows_of(self, one: RankingMetrics, predictions: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
+    def rows_of(self, metrics: RankingMetrics, predictions: dict[str, NDArray[np.float32]]) -> NDArray[np.bool_]:
         """bool[N]: the rows that the metrics are of."""
-        scored = ~np.isnan(predictions[one.task])
-        return scored if one.scene == POOLED else scored & (self.scenes == one.scene)
+        scored = ~np.isnan(predictions[metrics.task])
+        return scored if metrics.scene == POOLED else scored & (self.scenes == metrics.scene)
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,10 @@ def intervals(day: TestDay, metrics: Sequence[RankingMetrics], predictions: dict
               draws: int) -> Iterator[MetricIntervals]:
     """Beside each of the metrics, which are those of the predictions."""
     users = day.exposures.column("user_id")
-    for one in metrics:
-        own = day.rows_of(one, predictions)
-        yield metric_intervals(day.exposures.column(one.task)[own], predictions[one.task][own], users[own], draws=draws)
+    for pair in metrics:
+        rows = day.rows_of(pair, predictions)
+        yield metric_intervals(day.exposures.column(pair.task)[rows], predictions[pair.task][rows], users[rows],
+                               draws=draws)
 
 
 def transfer(scorer: SceneScorer, day: TestDay, draws: int, alone: Callable[[str], SceneScorer]) -> list[Transfer]:
@@ -156,16 +158,17 @@ def transfer(scorer: SceneScorer, day: TestDay, draws: int, alone: Callable[[str
     joint, users, result = day.predict(scorer), day.exposures.column("user_id"), []
     for scene in scorer.tasks:
         single = alone(scene)
-        own = day.scenes == scene
-        rows = day.exposures.filter(own)
-        scores = single.score_rows(rows.rows, rows.users, rows.items, day.histories[own])
+        inside = day.scenes == scene
+        rows = day.exposures.filter(inside)
+        scores = single.score_rows(rows.rows, rows.users, rows.items, day.histories[inside])
         for task in set(joint) & set(scorer.tasks[scene]) & set(single.tasks[scene]):
-            difference = auc_difference(rows.column(task), joint[task][own], scores[task], users[own], draws=draws)
-            both = [m for m in (day.metrics({task: np.where(own, joint[task], np.nan)})) if m.scene == scene]
-            value = both[0].auc if both else float("nan")
+            difference = auc_difference(rows.column(task), joint[task][inside], scores[task], users[inside],
+                                        draws=draws)
+            areas = [m.auc for m in day.metrics({task: np.where(inside, joint[task], np.nan)}) if m.scene == scene]
+            value = areas[0] if areas else float("nan")
             result.append(Transfer(scene, task, int(rows.column(task).sum()), value, value - difference.difference,
                                    difference))
-    return sorted(result, key=lambda one: (one.scene, scorer.tasks[one.scene].index(one.task)))
+    return sorted(result, key=lambda pair: (pair.scene, scorer.tasks[pair.scene].index(pair.task)))
 
 
 def to_json(figures: Any) -> Any:
@@ -174,7 +177,7 @@ def to_json(figures: Any) -> Any:
         values = {field.name: to_json(getattr(figures, field.name)) for field in dataclasses.fields(figures)}
         return values | ({"verdict": figures.verdict} if isinstance(figures, Transfer) else {})
     if isinstance(figures, list | tuple):
-        return [to_json(one) for one in figures]
+        return [to_json(figure) for figure in figures]
     if isinstance(figures, float) and figures != figures:
         return None
     return figures

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recfuse.bundle import Bundle, write_bundle
-from recfuse.config import from_mapping, require
+from recfuse.bundle import Bundle
+from recfuse.config import require
 from recfuse.logs.exposures import Exposures
+from recfuse.scenes import experts
 from recfuse.scenes.dataset import EncodedRows, encode_rows
-from recfuse.scenes.features import (
-    NO_ITEM,
-    Encoded,
-    Feature,
-    FeatureEncoder,
-    FittedFeature,
-    declared_features,
-    row_histories,
-)
+from recfuse.scenes.encoder import Encoded, FeatureEncoder
+from recfuse.scenes.experts import ExpertHealth
+from recfuse.scenes.features import SOURCES, declared_features
+from recfuse.scenes.histories import NO_ITEM, row_histories
 from recfuse.scenes.loss import calibrated
-from recfuse.scenes.model import ModelConfig, MultiSceneModel, SceneModel, scene_spans, with_pairs
+from recfuse.scenes.mixture import MultiSceneModel, with_pairs
+from recfuse.scenes.model import ModelConfig, SceneModel
 from recfuse.scenes.registry import Pair, Registry
-from recfuse.scenes.rivals import build_model
-
-logger = logging.getLogger("recfuse")
+from recfuse.scenes.request import RequestNetwork, SourceSizes
+from recfuse.scenes.scorer_bundle import ScorerParts, read_parts, write_parts
 
 _BATCH = 8192
 
@@ -52,35 +46,14 @@ class Scores:
     unknown: dict[str, int]
 
 
-@dataclass(frozen=True)
-class ExpertHealth:
-    """How one pair's gate uses the experts.
-
-    Attributes:
-        use: [K], mean share of each expert over the scene's rows.
-        entropy: mean entropy of the gate by row, over log K: 1 mixes all experts alike, 0 takes one.
-    """
-
-    scene: str
-    task: str
-    use: tuple[float, ...]
-    entropy: float
-
-
-def collapsed(health: Sequence[ExpertHealth], share: float = 0.95) -> list[str]:
-    """In words: each pair with an expert of at least this share, and each expert used below 1/20 of an even share."""
-    problems = [f"({one.scene}, {one.task}) takes {max(one.use):.0%} from expert {int(np.argmax(one.use))}"
-                for one in health if len(one.use) > 1 and max(one.use) >= share]
-    most = np.max([one.use for one in health], axis=0) if health else np.zeros(0)
-    return problems + [f"no pair takes more than {most[expert]:.2%} from expert {expert}"
-                       for expert in np.flatnonzero(most < 0.05 / max(len(most), 1))]
-
-
 class SceneScorer:
     """A trained model with its features and its calibration.
 
+    It computes on the device that the model is on, and takes and gives numpy arrays. A model as small as these answers
+    faster on a CPU, so nothing is moved by itself.
+
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; its parameters must not change afterwards.
         registry: its scenes and tasks, in the order of its pairs.
         encoder: fitted features.
         positive_weight: p_t of every pair.
@@ -94,10 +67,15 @@ class SceneScorer:
         for name, values in (("positive_weight", positive_weight), ("shift", shift)):
             require(len(values) == len(registry.pairs), name, len(values), f"{len(registry.pairs)} values, one a pair")
         self._model, self._registry, self._encoder = model.eval(), registry, encoder
-        self._positive_weight, self._shift = positive_weight.float(), shift.float()
+        self._device = model.embedding.device
+        self._positive_weight, self._shift = positive_weight.float().to(self._device), shift.float().to(self._device)
         self.version = version
-        self._scale = torch.tensor([registry.numbers.get(pair.task, 1.0) for pair in registry.pairs])
+        self._scale = torch.tensor([registry.numbers.get(pair.task, 1.0) for pair in registry.pairs],
+                                   device=self._device)
         self.tasks: dict[str, tuple[str, ...]] = {scene: registry.tasks_of(scene) for scene in registry.scene_names}
+        # Weights are laid out for requests once, not in every request.
+        self._network = RequestNetwork(model, *(
+            SourceSizes(*encoder.sizes(source)) for source in SOURCES)) if isinstance(model, MultiSceneModel) else None
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> SceneScorer:
@@ -106,27 +84,15 @@ class SceneScorer:
         Raises:
             InvalidFieldError: the bundle is of another kind, or its manifest and tensors do not fit.
         """
-        require(bundle.kind == "scenes", "kind", bundle.kind, "scenes")
-        manifest, tensors = bundle.manifest, bundle.tensors
-        registry = from_mapping(Registry, manifest["registry"], "manifest registry")
-        config = from_mapping(ModelConfig, manifest["model"], "manifest model")
-        model = build_model(config, **manifest["shapes"], pair_scene=registry.pair_scene,
-                            pair_task=registry.pair_task)
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors["model"].items()}
-        require(found == expected, "model.safetensors", found, f"tensors {expected}")
-        model.load_state_dict(tensors["model"])
-        encoder = _encoder_from(manifest["normalisation"], tensors["features"])
-        calibration = tensors["calibration"]
-        return cls(model, registry, encoder, calibration["positive_weight"], bundle.version,
-                   shift=calibration.get("shift"))
+        parts = read_parts(bundle)
+        return cls(parts.model, parts.registry, parts.encoder, parts.positive_weight, bundle.version, parts.shift)
 
     @classmethod
     def untrained(cls, exposures: Exposures, registry: Registry, config: ModelConfig, *, seed: int = 0) -> SceneScorer:
         """A scorer with random weights, its features fitted to all rows: where only sizes matter, as in a load test."""
-        everything = np.ones(exposures.rows.num_rows, bool)
-        encoder = FeatureEncoder.fit(declared_features(exposures), exposures, everything, config.history_length)
-        item_field = [one.feature.name for one in encoder.fitted if one.offset >= 0].index("item_id")
+        every_row = np.ones(exposures.rows.num_rows, bool)
+        encoder = FeatureEncoder.fit(declared_features(exposures), exposures, every_row, config.history_length)
+        item_field = [entry.feature.name for entry in encoder.fitted if entry.offset >= 0].index("item_id")
         torch.manual_seed(seed)
         model = MultiSceneModel(config, table_rows=encoder.table_rows, fields=encoder.fields, numeric=encoder.numeric,
                                 item_field=item_field, pair_scene=registry.pair_scene)
@@ -135,18 +101,9 @@ class SceneScorer:
     def export(self, root: str | Path, *, training: Mapping[str, Any], data_fingerprint: str,
                metrics: Mapping[str, Any]) -> Path:
         """Writes a bundle of kind `scenes` and returns its directory."""
-        model = self._model
-        normalisation, columns = _encoder_to(self._encoder)
-        return write_bundle(root, kind="scenes", tensors={
-            "model": model.state_dict(), "features": columns,
-            "calibration": {"positive_weight": self._positive_weight, "shift": self._shift},
-        }, manifest={
-            "registry": self._registry.to_dict(), "model": dataclasses.asdict(model.config),
-            "shapes": {"table_rows": len(model.embedding), "fields": model.fields, "numeric": model.numeric,
-                       "item_field": model.item_field},
-            "normalisation": normalisation, "training": dict(training), "data_fingerprint": data_fingerprint,
-            "metrics": dict(metrics),
-        })
+        parts = ScorerParts(self._model, self._registry, self._encoder, self._positive_weight, self._shift)
+        return write_parts(parts, root, {"training": dict(training), "data_fingerprint": data_fingerprint,
+                                         "metrics": dict(metrics)})
 
     def only(self, scene: str) -> SceneScorer:
         """The scorer of one scene: shared experts, that scene's gates and towers (property S3)."""
@@ -179,8 +136,8 @@ class SceneScorer:
         for name, like in copied.items():
             require(like in known, f"scene {name}: like", like, ", ".join(known))
         for pair in registry.pairs:
-            has = self.tasks[copied.get(pair.scene, pair.scene)]
-            require(pair.task in has, f"scene {pair.scene}: task", pair.task, ", ".join(has))
+            tasks = self.tasks[copied.get(pair.scene, pair.scene)]
+            require(pair.task in tasks, f"scene {pair.scene}: task", pair.task, ", ".join(tasks))
         return self._of(registry, copied)
 
     @property
@@ -201,6 +158,11 @@ class SceneScorer:
     def parameters(self) -> dict[str, Tensor]:
         """The network's tensors by name."""
         return dict(self._model.state_dict())
+
+    @property
+    def history_length(self) -> int:
+        """How many of a user's last items are read."""
+        return self._encoder.history_length
 
     def _of(self, registry: Registry, copied: Mapping[str, str]) -> SceneScorer:
         """The scorer of another registry; scenes in `copied` take the pairs of the scene they name."""
@@ -227,25 +189,12 @@ class SceneScorer:
         index = self._registry.scene_names.index(scene)
         given = {name: [value] for name, value in user.items() if name != "history"}
         now = {"hour": [datetime.datetime.now().hour]}
-        users = self._encoder.encode("user", given, 1)
-        context = self._encoder.encode("context", {**now, **given, "scene": [scene]}, 1)
-        encoded = self._encoder.encode("item", items, count)
-        history = self._encoder.encode_history(_last_items(user.get("history"), self._encoder.history_length))
-        own = scene_spans(self._registry.pair_scene)[index]
-        if isinstance(self._model, MultiSceneModel):
-            probabilities = self._request(self._model, users, encoded, context, history, index)
-        else:
-            ids = np.concatenate([_repeat(users.ids, count), encoded.ids, _repeat(context.ids, count)], axis=1)
-            numbers = np.concatenate(
-                [_repeat(users.numbers, count), encoded.numbers, _repeat(context.numbers, count)], axis=1)
-            probabilities = self._probabilities(ids, numbers, _repeat(history, count), np.full(count, index))[:, own]
-        columns = dict(zip(self.tasks[scene], probabilities.T, strict=True))
-        return Scores(columns, {**users.unknown, **context.unknown, **encoded.unknown})
-
-    @property
-    def history_length(self) -> int:
-        """How many of a user's last items are read."""
-        return self._encoder.history_length
+        encoder = self._encoder
+        request = _Request(encoder.encode("user", given, 1), encoder.encode("item", items, count),
+                           encoder.encode("context", {**now, **given, "scene": [scene]}, 1),
+                           encoder.encode_history(_last_items(user.get("history"), encoder.history_length)), index)
+        columns = dict(zip(self.tasks[scene], self._request_probabilities(request).T, strict=True))
+        return Scores(columns, {**request.user.unknown, **request.context.unknown, **request.items.unknown})
 
     def score_rows(self, rows: pa.Table, users: pa.Table, items: pa.Table,
                    histories: NDArray[np.int64] | None = None,
@@ -273,64 +222,77 @@ class SceneScorer:
 
         Logs a warning where experts have collapsed: a pair that lives on one expert, or an expert that no pair uses.
         """
-        health = [ExpertHealth(pair.scene, pair.task, tuple(shares.mean(0).tolist()), _entropy(shares))
-                  for pair, shares in self._gates(rows, users, items, histories).items() if len(shares)]
-        for problem in collapsed(health):
-            logger.warning("experts have collapsed: %s", problem)
-        return health
-
-    def _gates(self, rows: pa.Table, users: pa.Table, items: pa.Table,
-               histories: NDArray[np.int64]) -> dict[Pair, NDArray[np.float64]]:
         if not isinstance(self._model, MultiSceneModel):
-            return {}
+            return []
         encoded = encode_rows(rows, users, items, histories, self._registry, self._encoder)
-        with torch.inference_mode():
-            parts = []
-            for start in range(0, len(encoded), _BATCH):
-                part = encoded.take(np.arange(start, min(start + _BATCH, len(encoded))))
-                parts.append(self._model.gates(*(torch.from_numpy(x) for x in (part.ids(), part.numbers(),
-                                                                               part.history))))
-        shares = torch.cat(parts).double().numpy()
-        return {pair: shares[encoded.scene == scene, index] for index, (pair, scene) in enumerate(
-            zip(self._registry.pairs, self._registry.pair_scene, strict=True))}
+        return experts.expert_health(self._model, encoded, self._registry)
 
     def _by_task(self, rows: EncodedRows, corrected: bool) -> dict[str, NDArray[np.float32]]:
         result = {task: np.full(len(rows), np.nan, np.float32) for task in self._registry.task_names}
         for start in range(0, len(rows), _BATCH):
             index = np.arange(start, min(start + _BATCH, len(rows)))
             part = rows.take(index)
-            probabilities = self._probabilities(part.ids(), part.numbers(), part.history, part.scene, corrected)
+            logits = self._logits(part.ids(), part.numbers(), part.history, part.scene)
+            probabilities = self._probabilities(logits, corrected=corrected)
             for column, (pair, scene) in enumerate(zip(self._registry.pairs, self._registry.pair_scene, strict=True)):
-                own = part.scene == scene
-                result[pair.task][index[own]] = probabilities[own, column]
+                inside = part.scene == scene
+                result[pair.task][index[inside]] = probabilities[inside, column]
         return result
 
-    def _request(self, model: MultiSceneModel, users: Encoded, items: Encoded, context: Encoded, history: np.ndarray,
-                 scene: int) -> NDArray[np.float32]:
+    def _request_probabilities(self, request: _Request) -> NDArray[np.float32]:
         """Calibrated probabilities [N, T_s] of one user's items."""
-        own = scene_spans(self._registry.pair_scene)[scene]
+        pairs = self._model.spans[request.scene]
+        if self._network is None:
+            logits = self._logits(*request.rows())[:, pairs]
+        else:
+            with torch.inference_mode():
+                user, items, context = ((self._tensor(part.ids), self._tensor(part.numbers))
+                                        for part in (request.user, request.items, request.context))
+                logits = self._network.logits(user, items, context, self._tensor(request.history), request.scene)
+        return self._probabilities(logits, pairs)
+
+    def _logits(self, *columns: np.ndarray) -> Tensor:
+        """Logits [N, T] of rows, from their ids, numbers, histories and scenes."""
         with torch.inference_mode():
-            user, item, around = ((torch.from_numpy(part.ids), torch.from_numpy(part.numbers))
-                                  for part in (users, items, context))
-            logits = model.request_logits(user, item, around, torch.from_numpy(history), scene)
-            return (calibrated(logits + self._shift[own], self._positive_weight[own]) * self._scale[own]).numpy()
+            logits: Tensor = self._model(*(self._tensor(column) for column in columns))
+            return logits
 
-    def _probabilities(self, ids: np.ndarray, numbers: np.ndarray, history: np.ndarray,
-                       scene: np.ndarray, corrected: bool = True) -> NDArray[np.float32]:
+    def _probabilities(self, logits: Tensor, pairs: slice = slice(None),
+                       corrected: bool = True) -> NDArray[np.float32]:
+        """float32[N, pairs] from the logits of these pairs."""
         with torch.inference_mode():
-            logits = self._model(torch.from_numpy(ids), torch.from_numpy(numbers), torch.from_numpy(history),
-                                 torch.from_numpy(scene))
-            if not corrected:
-                return (torch.sigmoid(logits) * self._scale).numpy()
-            return (calibrated(logits + self._shift, self._positive_weight) * self._scale).numpy()
+            shares = calibrated(logits + self._shift[pairs], self._positive_weight[pairs]) if corrected \
+                else torch.sigmoid(logits)
+            probabilities: NDArray[np.float32] = (shares * self._scale[pairs]).cpu().numpy()
+            return probabilities
+
+    def _tensor(self, column: np.ndarray) -> Tensor:
+        return torch.from_numpy(column).to(self._device)
 
 
-def _entropy(shares: NDArray[np.float64]) -> float:
-    """Mean over rows [N, K] of the entropy, over log K."""
-    if shares.shape[1] == 1:
-        return 1.0
-    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum(1).mean()
-    return float(entropy / np.log(shares.shape[1]))
+@dataclass(frozen=True)
+class _Request:
+    """One user's N items, encoded.
+
+    Attributes:
+        user, context: one row each; items: N rows.
+        history: int32[1, L], 0 pads.
+        scene: its index.
+    """
+
+    user: Encoded
+    items: Encoded
+    context: Encoded
+    history: NDArray[np.int32]
+    scene: int
+
+    def rows(self) -> tuple[np.ndarray, ...]:
+        """Ids, numbers, histories and scenes [N, …], for networks that take whole rows."""
+        count = len(self.items.ids)
+        ids = [_repeat(self.user.ids, count), self.items.ids, _repeat(self.context.ids, count)]
+        numbers = [_repeat(self.user.numbers, count), self.items.numbers, _repeat(self.context.numbers, count)]
+        return (np.concatenate(ids, axis=1), np.concatenate(numbers, axis=1), _repeat(self.history, count),
+                np.full(count, self.scene))
 
 
 def _repeat(row: np.ndarray, count: int) -> np.ndarray:
@@ -345,26 +307,3 @@ def _last_items(history: Sequence[int] | None, length: int) -> NDArray[np.int64]
         require(False, "history", history, "a list of item ids, 64-bit integers")
     items = items[len(items) - min(length, len(items)):]
     return np.concatenate([np.full(length - len(items), NO_ITEM, np.int64), items])[None, :]
-
-
-def _encoder_to(encoder: FeatureEncoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """JSON values and tensors of the fitted features; strings go to the former, exact numbers to the latter."""
-    entries: list[dict[str, Any]] = []
-    columns = {"table_rows": torch.tensor([encoder.table_rows])}
-    for index, one in enumerate(encoder.fitted):
-        entry = {"feature": dataclasses.asdict(one.feature), "offset": one.offset, "mean": one.mean, "std": one.std}
-        if one.values.dtype.kind == "U":
-            entry["values"] = one.values.tolist()
-        else:
-            columns[str(index)] = torch.from_numpy(np.ascontiguousarray(one.values))
-        entries.append(entry)
-    return {"features": entries, "history_length": encoder.history_length}, columns
-
-
-def _encoder_from(normalisation: Mapping[str, Any], columns: Mapping[str, Tensor]) -> FeatureEncoder:
-    fitted = []
-    for index, entry in enumerate(normalisation["features"]):
-        values = np.array(entry["values"], dtype=str) if "values" in entry else columns[str(index)].numpy()
-        fitted.append(FittedFeature(from_mapping(Feature, entry["feature"], "manifest feature"), values,
-                                    entry["offset"], entry["mean"], entry["std"]))
-    return FeatureEncoder(tuple(fitted), normalisation["history_length"], int(columns["table_rows"][0]))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from recfuse.config import require
+from recfuse.config import Config, require
 
 logger = logging.getLogger("recfuse")
+PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 class Pair(NamedTuple):
@@ -26,49 +26,45 @@ class Pair(NamedTuple):
         return f"({self.scene}, {self.task})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """One recommendation page.
+class Scene(Config):
+    """One recommendation page."""
 
-    Attributes:
-        name: its value in the column `scene`.
-        tasks: label columns to predict there; too few positives in training are an error.
-        optional_tasks: likewise, but left out (and logged) where the training rows hold too few positives.
-        like: a scene whose gates and towers this one starts with, where training goes on from a bundle that lacks it.
-    """
+    name: str = Field(min_length=1, pattern=r"\S", description="The column `scene` has this value on the page's rows.")
+    tasks: tuple[str, ...] = Field(description=(
+        "These label columns are predicted there; too few positives in training are an error."))
+    optional_tasks: tuple[str, ...] = Field((), description=(
+        "These are predicted likewise, but left out (and logged) where the training rows hold too few positives."))
+    like: str = Field("", description=(
+        "The page starts with the gates and towers of this scene, where training goes on from a bundle without it."))
 
-    name: str
-    tasks: tuple[str, ...]
-    optional_tasks: tuple[str, ...] = ()
-    like: str = ""
-
-    def __post_init__(self) -> None:
-        require(bool(self.name.strip()), "name", self.name, "a non-empty string")
+    @model_validator(mode="after")
+    def _has_distinct_tasks(self) -> Scene:
         every = self.tasks + self.optional_tasks
         require(bool(every), "tasks", every, "at least one task")
         require(len(set(every)) == len(every), "tasks", every, "distinct names")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class Registry:
+class Registry(Config):
     """The scenes of one model.
 
-    Attributes:
-        scenes: in the order of the scene index.
-        numbers: tasks that are no 0/1 labels but numbers such as watch time, each with the value at which it is cut.
-            Their head predicts the mean of the cut number: its share of that value is fitted by cross entropy, whose
-            minimum is the mean (fractional logit, Papke & Wooldridge 1996), so that calibration works as for labels.
+    The head of a task in `numbers` predicts the mean of the cut number: its share of that value is fitted by cross
+    entropy, whose minimum is the mean (fractional logit, Papke & Wooldridge 1996), so that calibration works as for
+    labels.
     """
 
-    scenes: tuple[Scene, ...]
-    numbers: dict[str, float] = field(default_factory=dict)
+    scenes: tuple[Scene, ...] = Field(description="They stand in the order of the scene index.")
+    numbers: dict[str, PositiveNumber] = Field(default_factory=dict, description=(
+        "These tasks are no 0/1 labels but numbers such as watch time, each with the value at which it is cut."))
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _names_are_distinct_and_numbers_tasks(self) -> Registry:
+        names = [scene.name for scene in self.scenes]
         require(bool(self.scenes), "scenes", self.scenes, "at least one scene")
-        require(len(set(self.scene_names)) == len(self.scenes), "scenes", self.scene_names, "distinct names")
-        for task, largest in self.numbers.items():
+        require(len(set(names)) == len(names), "scenes", tuple(names), "distinct names")
+        for task in self.numbers:
             require(task in self.task_names, "numbers", task, f"tasks of a scene: {', '.join(self.task_names)}")
-            require(0 < largest < float("inf"), f"numbers.{task}", largest, "a number > 0")
+        return self
 
     @cached_property
     def scene_names(self) -> tuple[str, ...]:
@@ -114,7 +110,7 @@ class Registry:
         self.tasks_of(like)
         require(scene not in self.scene_names, "scene", scene, f"a new name, none of {', '.join(self.scene_names)}")
         pattern = self.scenes[self.scene_names.index(like)]
-        return self._of((*self.scenes, dataclasses.replace(pattern, name=scene)))
+        return self._of((*self.scenes, pattern.replace(name=scene)))
 
     def _of(self, scenes: Iterable[Scene]) -> Registry:
         """The registry of other scenes, with the numbers that they still have."""
@@ -136,7 +132,7 @@ class Registry:
                 pair = Pair(scene.name, task)
                 logger.info("pair %s is left out: %d positives in training, %d needed", pair, positives[pair], minimum)
             optional = tuple(task for task in scene.optional_tasks if task not in dropped)
-            return dataclasses.replace(scene, optional_tasks=optional)
+            return scene.replace(optional_tasks=optional)
         return self._of([kept(scene) for scene in self.scenes if self._has_pairs(scene, positives, minimum)])
 
     @staticmethod
@@ -146,8 +142,8 @@ class Registry:
         logger.info("scene %s is left out: none of its optional tasks has %d positives", scene.name, minimum)
         return False
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values; the optional tasks that are left are tasks."""
+    def to_manifest(self) -> dict[str, Any]:
+        """What a bundle says of them, as JSON values; the optional tasks that are left are tasks."""
         return {"scenes": [{"name": s, "tasks": list(self.tasks_of(s))} for s in self.scene_names],
                 "numbers": dict(self.numbers)}
 

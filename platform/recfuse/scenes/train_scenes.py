@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import require
+from recfuse.config import Config, require
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures
 from recfuse.logs.orders import Orphan
 from recfuse.runtime.cluster import cluster
@@ -20,112 +21,49 @@ from recfuse.scenes.features import Feature
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry
-from recfuse.scenes.trainer import Problem, TrainingConfig, prepare, train
-from recfuse.stats.ranking import POOLED, NumberMetrics, RankingMetrics
+from recfuse.scenes.result import TrainScenesResult
+from recfuse.scenes.sources import Layout
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import Problem, prepare
+from recfuse.stats.ranking import NumberMetrics, RankingMetrics
 
 METRICS = "metrics.json"
-_FIGURES = ("auc", "gauc", "log_loss", "calibration_error", "predicted_over_observed")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainScenesConfig:
-    """Config of the job.
+class TrainScenesConfig(Config):
+    """Config of the job `train_scenes`."""
 
-    Attributes:
-        logs: a directory of exposures, for `native` also a URI; `embedded` or `shop` for a generator.
-        layout: of the directory's files.
-        orphan: what to do with an order without its click: leave its row out, or add the click.
-        output: gets `bundles/`, `metrics.json` and the checkpoints.
-        registry: scenes and their tasks; absent, those that the source is known for.
-        features: declared features; empty takes every column of users and items.
-        model: sizes.
-        training: how it is fitted.
-        start_from: a scenes bundle, or a directory that holds one, to go on from: its features stay as they are, a
-            scene with `like` starts as a copy of that scene, a scene that the registry lacks is retired.
-        share: of the rows that train, those with `row_share` ≥ this; the others are the simulator's response model's.
-        test_day: yyyymmdd to test on, with training on the days before it; absent, the last day.
-        intervals: draws of the bootstrap over users, for intervals, figures before correction, and the experts' health;
-            0 leaves them out.
-        transfer: trains every scene alone too, for the verdict on negative transfer (needs `intervals`).
-    """
+    logs: str = Field("embedded", description=(
+        "The exposures are in this directory, for `native` also a URI; `embedded` and `shop` are generators."))
+    layout: Layout = Field("kuairand", description="The directory's files have this layout.")
+    orphan: Orphan = Field("quarantine", description=(
+        "The row of an order without its click is left out (`quarantine`), or gets the click (`repair`)."))
+    output: str = Field("runs/scenes", description=(
+        "The directory gets `bundles/`, `metrics.json` and the checkpoints."))
+    registry: Registry | None = Field(None, description=(
+        "These are the scenes and their tasks; without a value, those that the source is known for."))
+    features: tuple[Feature, ...] = Field((), description=(
+        "These are the declared features; an empty list takes every column of users and items."))
+    model: ModelConfig = Field(ModelConfig(), description="The network has this kind and these sizes.")
+    training: TrainingConfig = Field(TrainingConfig(), description="The network is fitted so.")
+    start_from: str = Field("", description=(
+        "Training goes on from this scenes bundle, or the newest in this directory: its features stay, a scene with "
+        "`like` starts as a copy, and scenes that the registry lacks are retired."))
+    share: float = Field(RESPONSE_SHARE, ge=0, lt=1, description=(
+        "Rows with `row_share` from this number on train; the others are the simulator's response model's."))
+    test_day: int | None = Field(None, description=(
+        "This day (yyyymmdd) tests, and the days before it train; without a value, the last day."))
+    intervals: int = Field(200, ge=0, description=(
+        "The bootstrap over users draws so often, for intervals, figures before correction and the experts' health; "
+        "0 leaves them out."))
+    transfer: bool = Field(False, description=(
+        "Every scene is trained alone too, for the verdict on negative transfer; this needs `intervals`."))
 
-    logs: str = "embedded"
-    layout: Literal["kuairand", "native", "aliexpress", "ali_ccp"] = "kuairand"
-    orphan: Orphan = "quarantine"
-    output: str = "runs/scenes"
-    registry: Registry | None = None
-    features: tuple[Feature, ...] = ()
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    start_from: str = ""
-    share: float = RESPONSE_SHARE
-    test_day: int | None = None
-    intervals: int = 200
-    transfer: bool = False
-
-    def __post_init__(self) -> None:
-        require(0 <= self.share < 1, "share", self.share, "a number in [0, 1)")
-        require(self.intervals >= 0, "intervals", self.intervals, "an integer ≥ 0")
+    @model_validator(mode="after")
+    def _transfer_has_intervals(self) -> TrainScenesConfig:
         require(not self.transfer or self.intervals > 0, "intervals", self.intervals, "an integer ≥ 1 with transfer")
-
-
-@dataclass(frozen=True)
-class TrainScenesResult:
-    """Result of the job: where the bundle is, the metrics of the test day, and whether it was there already.
-
-    Attributes:
-        metrics: of every (scene, task) with 0/1 labels, then pooled; numbers: of those that are numbers.
-        details: JSON values of recfuse.scenes.evaluation.Details; empty where they were not asked for.
-    """
-
-    bundle: Path
-    metrics: tuple[RankingMetrics, ...]
-    test_day: int
-    reused: bool
-    details: dict[str, Any] = field(default_factory=dict)
-    numbers: tuple[NumberMetrics, ...] = ()
-
-    def pooled(self, task: str) -> RankingMetrics:
-        """The metrics of a task over all scenes."""
-        return next(one for one in self.metrics if one.scene == POOLED and one.task == task)
-
-    def tables(self) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
-        """(title, columns, lines as text): the metrics, and what the config asked for beyond them."""
-        note = ", reused" if self.reused else ""
-        names = ["AUC", "GAUC", "log loss", "ECE", "pred/obs"]
-        found = [(f"Scorer on {self.test_day} ({self.bundle}{note})", ["scene", "task", "rows", "positives", *names],
-                  [(m.scene, m.task, f"{m.rows:,}", f"{m.positives:,}",
-                    *(_number(to_json(getattr(m, name))) for name in _FIGURES)) for m in self.metrics])]
-        if self.numbers:
-            found.append(("Predicted means of numbers",
-                          ["scene", "task", "rows", "mean", "pred/obs", "MAE", "RMSE", "rank correlation"],
-                          [(m.scene, m.task, f"{m.rows:,}", *(_number(to_json(value)) for value in (
-                              m.mean, m.predicted_over_observed, m.mean_absolute_error, m.root_mean_squared_error,
-                              m.rank_correlation))) for m in self.numbers]))
-        return found + (self._more_tables(names) if self.details else [])
-
-    def _more_tables(self, names: list[str]) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
-        found = self.details
-        tables = [
-            ("95% intervals over users", ["scene", "task", *names],
-             [(m.scene, m.task, *(_span(one[name]) for name in _FIGURES))
-              for m, one in zip(self.metrics, found["intervals"], strict=True)]),
-            ("Before the correction by −log p, with 95% intervals over users", ["scene", "task", *names],
-             [(raw["scene"], raw["task"], *(f"{_number(raw[name])} {_span(one[name])}" for name in _FIGURES))
-              for raw, one in zip(found["uncorrected"], found["uncorrected_intervals"], strict=True)])]
-        if found["transfer"]:
-            tables.append((
-                "Joint training against that scene alone, AUC",
-                ["scene", "task", "positives", "joint", "alone", "difference", "95%", "verdict"],
-                [(one["scene"], one["task"], f"{one['positives']:,}", _number(one["joint"]), _number(one["alone"]),
-                  _number(one["difference"]["difference"]),
-                  _span([one["difference"]["low"], one["difference"]["high"]]), one["verdict"])
-                 for one in found["transfer"]]))
-        if found["experts"]:
-            tables.append(("Gates: mean share of each expert", ["scene", "task", "shares", "entropy / log K"],
-                           [(one["scene"], one["task"], " ".join(f"{share:.2f}" for share in one["use"]),
-                             _number(one["entropy"])) for one in found["experts"]]))
-        return tables
+        return self
 
 
 def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Registry,
@@ -138,7 +76,7 @@ def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Regi
         registry, features: of the source, where the config declares none.
     """
     registry = config.registry or registry
-    config = dataclasses.replace(config, features=config.features or features)
+    config = config.replace(features=config.features or features)
     exposures = scene_rows(exposures, registry)
     split, data = split_by_time(exposures, config.share, config.test_day), fingerprint(exposures)
     start = _start(config)
@@ -174,15 +112,15 @@ class _Run:
         else:
             scorer = train(problem, output / "checkpoints", self.name)
         day = TestDay.of(self.exposures, split, scorer.history_length)
-        metrics, more = day.metrics(day.predict(scorer)), self._details(scorer, day)
+        metrics, extra = day.metrics(day.predict(scorer)), self._details(scorer, day)
         numbers = day.number_metrics(scorer)
         clean = to_json(metrics)
-        bundle = scorer.export(output / "bundles", training=dataclasses.asdict(config.training), data_fingerprint=data,
+        bundle = scorer.export(output / "bundles", training=config.training.to_dict(), data_fingerprint=data,
                                metrics={"test_day": split.test_day, "by_pair": clean})
         (output / METRICS).write_text(json.dumps(
-            {"run": self.name, "bundle": bundle.name, "by_pair": clean, "numbers": to_json(numbers), "details": more},
+            {"run": self.name, "bundle": bundle.name, "by_pair": clean, "numbers": to_json(numbers), "details": extra},
             indent=1))
-        return TrainScenesResult(bundle, tuple(metrics), split.test_day, False, more, tuple(numbers))
+        return TrainScenesResult(bundle, tuple(metrics), split.test_day, False, extra, tuple(numbers))
 
     def _details(self, scorer: SceneScorer, day: TestDay) -> dict[str, Any]:
         """The details that the config asks for, as JSON values."""
@@ -199,7 +137,7 @@ class _Run:
         inside = self.exposures.rows["scene"].to_numpy(zero_copy_only=False) == scene
         problem: Problem = prepare(
             self.exposures.filter(inside), self.split.training[inside], self.registry.only(scene), config.model,
-            dataclasses.replace(config.training, workers=0), config.features)
+            config.training.replace(workers=0), config.features)
         return train(problem, Path(config.output) / "checkpoints" / "alone" / self.name, scene)
 
 
@@ -218,11 +156,3 @@ def _finished(config: TrainScenesConfig, run: str, split: TimeSplit) -> TrainSce
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:
     return {name: float("nan") if value is None else value for name, value in row.items()}
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _span(bounds: list[float | None]) -> str:
-    return "–" if None in bounds else f"{bounds[0]:.3f}..{bounds[1]:.3f}"

@@ -47,17 +47,13 @@ def task_weights(
     require(strategy in STRATEGIES, "strategy", strategy, ", ".join(STRATEGIES))
     plus, minus = _counts(positives, "positives"), _counts(negatives, "negatives")
     require(plus.shape == minus.shape, "negatives", tuple(minus.shape), f"counts of shape {tuple(plus.shape)}")
-    labels = list(range(len(plus))) if names is None else list(names)
-    for what, counts in (("positive", plus), ("negative", minus)):
-        for index in torch.nonzero(counts <= 0).flatten().tolist():
-            raise InvalidFieldError(f"pair {labels[index]}", f"{counts[index]:g} {what}s",
-                                    f"at least one {what} in the training rows")
+    _require_both(plus, minus, names)
     manual = strategy == "manual"
     require((positive_weight is not None) == manual, "positive_weight", positive_weight, "given with manual, only")
     require((task_weight is not None) == manual, "task_weight", task_weight, "given with manual, only")
     dtype = torch.float64 if isinstance(positives, Tensor) and positives.dtype == torch.float64 else torch.float32
     if positive_weight is not None and task_weight is not None:
-        p, w = _own(positive_weight, "positive_weight", len(plus)), _own(task_weight, "task_weight", len(plus))
+        p, w = _manual(positive_weight, "positive_weight", len(plus)), _manual(task_weight, "task_weight", len(plus))
         return p.to(dtype), w.to(dtype)
     p = minus / plus
     if largest_positive_weight is not None:
@@ -67,15 +63,29 @@ def task_weights(
     return p.to(dtype), (w / w.mean()).to(dtype)
 
 
+def _require_both(plus: Tensor, minus: Tensor, names: Sequence[object] | None) -> None:
+    """Every pair has positives and negatives."""
+    for what, counts in (("positive", plus), ("negative", minus)):
+        for index in torch.nonzero(counts <= 0).flatten().tolist():
+            raise InvalidFieldError(f"pair {index if names is None else names[index]}", f"{counts[index]:g} {what}s",
+                                    f"at least one {what} in the training rows")
+
+
+def _numbers(values: Tensor | ArrayLike) -> Tensor:
+    """float64 on the CPU."""
+    array = values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float64))
+    return array.to(torch.float64)
+
+
 def _counts(values: Tensor | ArrayLike, field: str) -> Tensor:
-    counts = torch.as_tensor(np.asarray(values), dtype=torch.float64)
+    counts = _numbers(values)
     require(counts.ndim == 1 and len(counts) > 0, field, tuple(counts.shape), "counts [T], T ≥ 1")
     require(bool(torch.isfinite(counts).all()) and bool((counts >= 0).all()), field, counts.tolist(), "counts ≥ 0")
     return counts
 
 
-def _own(values: Tensor | ArrayLike, field: str, size: int) -> Tensor:
-    weights = torch.as_tensor(np.asarray(values), dtype=torch.float64)
+def _manual(values: Tensor | ArrayLike, field: str, size: int) -> Tensor:
+    weights = _numbers(values)
     require(tuple(weights.shape) == (size,), field, tuple(weights.shape), f"({size},)")
     require(bool(torch.isfinite(weights).all()) and bool((weights > 0).all()), field, weights.tolist(), "numbers > 0")
     return weights

@@ -1,75 +1,22 @@
-"""Where exposures come from: real logs in one of their layouts, or a generator; and which scenes each source has."""
+"""Where a job's exposures come from: a generator of this room by its name, or real logs."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
 
-import numpy as np
-
-from recfuse.config import InvalidFieldError, require
-from recfuse.logs import ali_ccp, aliexpress, exposure_files, kuairand
-from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import Orphan
-from recfuse.scenes.features import Feature, declared_features
-from recfuse.scenes.registry import KUAIRAND, Registry, Scene
-from recfuse.simulation import exposures as embedded
-from recfuse.simulation import shop
+from recfuse.scenes.registry import KUAIRAND, Registry
+from recfuse.scenes.sources import Layout, Source, read_logs
+from recfuse.simulation import exposures, shop
 
-logger = logging.getLogger("recfuse")
-
-Layout = Literal["kuairand", "native", "aliexpress", "ali_ccp"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Exposures with the scenes and features that are declared where a config declares none."""
-
-    exposures: Exposures
-    registry: Registry
-    features: tuple[Feature, ...] = ()
+GENERATORS: dict[str, Callable[[], Source]] = {
+    "embedded": lambda: Source(exposures.generate(), KUAIRAND),
+    "shop": lambda: Source(shop.generate()[0], shop.REGISTRY),
+}
 
 
-def read_source(logs: str, layout: str = "kuairand", orphan: Orphan = "quarantine",
+def read_source(logs: str, layout: Layout = "kuairand", orphan: Orphan = "quarantine",
                 registry: Registry | None = None) -> Source:
-    """Reads a source.
-
-    Args:
-        logs: a directory, for `native` also a URI; `embedded` or `shop` for a generator.
-        layout: of the directory's files.
-        orphan: what to do with an order without its click.
-        registry: the declared scenes and tasks; `native` needs them to know its label columns.
-
-    Raises:
-        InvalidFieldError: an unknown layout, or what the adapter refuses.
-    """
-    require(layout in get_args(Layout), "layout", layout, ", ".join(get_args(Layout)))
-    if logs == "embedded":
-        return Source(embedded.generate(), KUAIRAND)
-    if logs == "shop":
-        return Source(shop.generate()[0], shop.REGISTRY)
-    if layout == "kuairand":
-        return Source(kuairand.read_exposures(logs), KUAIRAND)
-    if layout == "native":
-        if registry is None:
-            raise InvalidFieldError("registry", None, "scenes and their tasks, declared in the config")
-        labels = [task for task in registry.task_names if task not in registry.numbers]
-        exposures = exposure_files.read_exposures(logs, labels, orphan)
-        logger.info("exposures of %s: %s", logs, exposures.account)
-        return Source(exposures, registry)
-    exposures = (aliexpress if layout == "aliexpress" else ali_ccp).read_exposures(logs, orphan)
-    logger.info("%s exposures: %s", layout, exposures.account)
-    scenes = np.unique(exposures.rows["scene"].to_numpy(zero_copy_only=False)).tolist()
-    registry = Registry(scenes=tuple(Scene(name=name, tasks=("click",), optional_tasks=("order",)) for name in scenes))
-    return Source(exposures, registry, _row_features(exposures, layout))
-
-
-def _row_features(exposures: Exposures, layout: str) -> tuple[Feature, ...]:
-    """The declared ones, and the columns that the layout keeps with its rows."""
-    if layout == "ali_ccp":
-        own = [Feature(name=f"context_{name}", source="context") for name in ali_ccp.CONTEXT_FIELDS]
-        return (*declared_features(exposures), *own)
-    categorical, numerical = aliexpress.feature_columns(exposures.rows)
-    return (Feature(name="scene", source="context"), *(Feature(name=name, source="context") for name in categorical),
-            *(Feature(name=name, source="context", kind="numeric") for name in numerical))
+    """The generator of this name, or else the logs beneath this path; arguments as of `read_logs`."""
+    generate = GENERATORS.get(logs)
+    return generate() if generate is not None else read_logs(logs, layout, orphan, registry)

@@ -9,7 +9,7 @@ import pytest
 from recfuse.config import InvalidFieldError
 from recfuse.logs.ali_ccp import read_exposures
 from recfuse.logs.aliexpress import TEST
-from recfuse.simulation.sources import read_source
+from recfuse.scenes.sources import read_logs
 
 
 def features(**fields: int | str) -> str:
@@ -49,7 +49,7 @@ def test_orphans_and_samples_without_a_user_are_counted(tmp_path: Path) -> None:
 
 
 def test_scenes_are_the_positions(tmp_path: Path) -> None:
-    source = read_source(str(write(tmp_path, TRAIN, TEST_ROWS, COMMON)), "ali_ccp", "repair")
+    source = read_logs(str(write(tmp_path, TRAIN, TEST_ROWS, COMMON)), "ali_ccp", "repair")
     assert source.registry.scene_names == ("1", "2")
     assert {"context_508", "user_121", "item_206", "scene"} <= {feature.name for feature in source.features}
 
@@ -63,4 +63,4 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidFieldError, match=r"test.csv: got .*(at least one row|a readable CSV)"):
         read_exposures(tmp_path)
     with pytest.raises(InvalidFieldError, match="layout: got 'movielens'; allowed: kuairand, native"):
-        read_source(str(tmp_path), "movielens")
+        read_logs(str(tmp_path), "movielens")

@@ -10,8 +10,10 @@ import pytest
 from recfuse.config import InvalidFieldError
 from recfuse.logs.aliexpress import TEST, TRAINING, VALIDATION, feature_columns, read_exposures
 from recfuse.scenes.model import ModelConfig
-from recfuse.scenes.trainer import TrainingConfig, prepare, train
-from recfuse.simulation.sources import read_source
+from recfuse.scenes.sources import read_logs
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 
 HEADER = "search_id,categorical_1,categorical_2,numerical_1,click,conversion"
 BIG = 2**53 + 1
@@ -74,7 +76,7 @@ def test_the_published_protocol_runs(tmp_path: Path) -> None:
     """Selected on the validation day by patience, which the test day takes no part in."""
     write(tmp_path, "NL", many(400, 0), many(100, 1))
     write(tmp_path, "ES", many(300, 2), many(100, 3))
-    source = read_source(str(tmp_path), "aliexpress")
+    source = read_logs(str(tmp_path), "aliexpress")
     assert source.registry.scene_names == ("ES", "NL")
     before_test = source.exposures.column("day") < TEST
     problem = prepare(source.exposures, before_test, source.registry,

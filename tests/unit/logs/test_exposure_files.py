@@ -11,8 +11,8 @@ import pytest
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposure_files import read_exposures, write_exposures
+from recfuse.scenes.sources import read_logs
 from recfuse.simulation import shop
-from recfuse.simulation.sources import read_source
 
 BIG = 2**53 + 1
 
@@ -37,7 +37,7 @@ def test_exposures_survive_the_way_through_files(tmp_path: Path, prefix: str) ->
     assert back.users.equals(exposures.users)
     assert back.items.equals(exposures.items)
     assert back.account.kept == 400
-    source = read_source(f"{prefix}{tmp_path}/shop", "native", registry=shop.REGISTRY)
+    source = read_logs(f"{prefix}{tmp_path}/shop", "native", registry=shop.REGISTRY)
     assert source.exposures.rows.equals(back.rows)
 
 
@@ -77,7 +77,7 @@ def test_missing_files_and_registries_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidFieldError, match=r"rows: got 'missing'; allowed: rows or rows.parquet"):
         read_exposures(str(tmp_path), ["click"])
     with pytest.raises(InvalidFieldError, match="registry: got None; allowed: scenes and their tasks"):
-        read_source(str(tmp_path), "native")
+        read_logs(str(tmp_path), "native")
     (write(tmp_path) / "users.parquet").unlink()
     with pytest.raises(InvalidFieldError, match=r"users\.parquet: got 'missing'"):
         read_exposures(str(tmp_path), ["click"])

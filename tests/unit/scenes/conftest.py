@@ -9,7 +9,8 @@ import torch
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
-from recfuse.scenes.trainer import Problem, TrainingConfig, prepare
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.problem import Problem, prepare
 from recfuse.simulation.exposures import generate
 
 REGISTRY = Registry(scenes=(

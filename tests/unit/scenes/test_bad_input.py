@@ -15,7 +15,8 @@ from recfuse.scenes.dataset import scene_rows, split_by_time
 from recfuse.scenes.features import Feature
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
-from recfuse.scenes.trainer import TrainingConfig, prepare
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.problem import prepare
 
 MODEL = ModelConfig(history_length=0, experts=2, expert_layers=(4,))
 CLICKS = Registry(scenes=(Scene(name="1", tasks=("click",)),))

@@ -10,7 +10,8 @@ from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 from recfuse.scenes.dataset import count_pairs, fingerprint, label_matrix, scene_rows, split_by_time
 from recfuse.scenes.registry import Pair, Registry, Scene
-from recfuse.scenes.trainer import Problem, from_table, to_table
+from recfuse.scenes.training.blocks import from_table, to_table
+from recfuse.scenes.training.problem import Problem
 
 
 def test_rows_survive_the_way_through_arrow(problem: Problem) -> None:

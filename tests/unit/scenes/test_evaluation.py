@@ -13,10 +13,13 @@ import torch
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.dataset import TimeSplit, scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay, Transfer, details, to_json
-from recfuse.scenes.inference import ExpertHealth, SceneScorer, collapsed
+from recfuse.scenes.experts import ExpertHealth, collapsed
+from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
-from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 from recfuse.simulation.exposures import generate
 from recfuse.stats.ranking import AucDifference
 

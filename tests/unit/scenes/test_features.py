@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,14 +9,10 @@ import pytest
 from recfuse.config import InvalidFieldError
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import LABELS, Exposures
-from recfuse.scenes.features import (
-    NO_ITEM,
-    Feature,
-    FeatureEncoder,
-    align,
-    declared_features,
-    row_histories,
-)
+from recfuse.scenes.columns import align
+from recfuse.scenes.encoder import FeatureEncoder
+from recfuse.scenes.features import Feature, declared_features
+from recfuse.scenes.histories import NO_ITEM, row_histories
 
 BIG = 2**53
 
@@ -164,7 +158,7 @@ def test_no_training_rows_and_history_without_items_are_errors() -> None:
 ])
 def test_bad_declarations_are_named(change: dict, message: str) -> None:
     with pytest.raises(InvalidFieldError, match=message):
-        dataclasses.replace(Feature(name="a", source="user"), **change)
+        Feature(name="a", source="user").replace(**change)
 
 
 def test_hashed_ids_need_no_vocabulary_and_stay_exact() -> None:

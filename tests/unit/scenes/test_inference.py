@@ -13,7 +13,8 @@ from recfuse.bundle import read_bundle, write_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.trainer import Problem, train
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import Problem
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def export(scorer: SceneScorer, root: Path) -> Path:
 
 def request(exposures: Exposures, scorer: SceneScorer, row: int) -> tuple[str, dict, dict]:
     """What a server would send for one row."""
-    from recfuse.scenes.features import NO_ITEM, row_histories
+    from recfuse.scenes.histories import NO_ITEM, row_histories
 
     data = exposures.rows.slice(row, 1).to_pylist()[0]
     user = next(u for u in exposures.users.to_pylist() if u["user_id"] == data["user_id"])
@@ -56,7 +57,7 @@ def test_one_request_scores_as_rows_do(scorer: SceneScorer, exposures: Exposures
     """The served path and the columnar path are the same function: no skew between serving and training."""
     import pyarrow as pa
 
-    from recfuse.scenes.features import row_histories
+    from recfuse.scenes.histories import row_histories
 
     scene, user, items = request(exposures, scorer, row)
     scores = scorer.score(scene, user, items)
@@ -138,6 +139,28 @@ def test_unknown_and_missing_values_are_counted_not_fatal(scorer: SceneScorer) -
     assert scores.unknown["item_id"] >= 1
     assert scores.unknown["duration"] == 2
     assert np.isfinite(scores.probabilities["click"]).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_on_a_gpu_scores_alike(problem: Problem, scorer: SceneScorer, exposures: Exposures,
+                                       tmp_path: Path) -> None:
+    """Numpy arrays go in and out, wherever the model is; a bundle holds its tensors as one of the CPU does."""
+    from recfuse.scenes.training.problem import untrained
+
+    model = untrained(problem)
+    model.load_state_dict(scorer.parameters())
+    moved = SceneScorer(model.cuda(), problem.registry, problem.encoder, problem.positive_weight,
+                        shift=scorer._shift)
+    scene, user, items = request(exposures, scorer, 700)
+    here, there = scorer.score(scene, user, items), moved.score(scene, user, items)
+    for task, values in here.probabilities.items():
+        np.testing.assert_allclose(there.probabilities[task], values, rtol=0, atol=1e-5)
+    before, after = scorer.score_exposures(exposures), moved.score_exposures(exposures)
+    np.testing.assert_allclose(after["click"], before["click"], rtol=0, atol=1e-5)
+    inputs = (exposures.rows, exposures.users, exposures.items, np.full((exposures.rows.num_rows, 5), -1))
+    assert len(moved.expert_health(*inputs)) == len(scorer.expert_health(*inputs))
+    assert export(moved, tmp_path / "a").name == export(scorer, tmp_path / "b").name
+    assert set(moved.only("1").tasks) == {"1"}
 
 
 def test_no_items_give_no_scores(scorer: SceneScorer) -> None:

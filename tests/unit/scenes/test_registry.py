@@ -60,7 +60,7 @@ def test_numbers_follow_their_scenes() -> None:
                     numbers={"watch_time": 60.0})
     assert both.only("a").numbers == {"watch_time": 60.0}
     assert both.without("a").numbers == {}
-    assert both.to_dict()["numbers"] == {"watch_time": 60.0}
+    assert both.to_manifest()["numbers"] == {"watch_time": 60.0}
     for numbers, message in (({"dwell": 5.0}, "numbers: got 'dwell'; allowed: tasks of a scene: click, watch_time"),
                              ({"click": 0.0}, r"numbers.click: got 0.0; allowed: a number > 0")):
         with pytest.raises(InvalidFieldError, match=message):

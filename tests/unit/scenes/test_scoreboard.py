@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.scorer import Round, ScoreboardConfig, interval, missing, read_journal, settings_key, timed
+from benchmarks.scorer import missing, read_journal, settings_key
+from benchmarks.scorer_contenders import Round, ScoreboardConfig, timed
+from benchmarks.scorer_tables import interval
 from benchmarks.stopwatch import Stopwatch
 
 CONFIG = ScoreboardConfig(logs="", rounds=2, timings=2, contenders=("ours", "fuxictr"))
@@ -28,7 +30,7 @@ def test_metrics_come_before_timings_and_nothing_is_done_twice() -> None:
     # Ours has two undisturbed trainings by then; the peer, always disturbed, is tried as often as timings are wanted.
     assert planned == [("fuxictr", 0), ("ours", 1), ("fuxictr", 1), ("fuxictr", 0), ("fuxictr", 1)]
     assert timed(done["fuxictr"], CONFIG) == []
-    assert not list(missing(dataclasses.replace(CONFIG, timings=0), done))
+    assert not list(missing(CONFIG.replace(timings=0), done))
 
 
 def test_speed_counts_undisturbed_and_with_the_threads_asked_for() -> None:
@@ -37,14 +39,14 @@ def test_speed_counts_undisturbed_and_with_the_threads_asked_for() -> None:
 
 
 def test_a_journal_adds_up_equal_settings_only(tmp_path: Path) -> None:
-    path, other = tmp_path / "scorer.jsonl", dataclasses.replace(CONFIG, batch_size=512)
+    path, other = tmp_path / "scorer.jsonl", CONFIG.replace(batch_size=512)
     lines = [{"name": name, "seed": seed, "key": settings_key(config, name), "round": dataclasses.asdict(training())}
              for name, seed, config in (("ours", 1, CONFIG), ("ours", 1, CONFIG), ("ours", 0, other),
                                         ("ours", 7, CONFIG), ("torch-rechub", 0, CONFIG))]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert {name: {seed: len(several) for seed, several in by_seed.items()}
             for name, by_seed in read_journal(path, CONFIG).items()} == {"ours": {1: 2}, "fuxictr": {}}
-    weighted = dataclasses.replace(CONFIG, strategy="balanced")
+    weighted = CONFIG.replace(strategy="balanced")
     assert settings_key(weighted, "ours") != settings_key(CONFIG, "ours")
     assert settings_key(weighted, "fuxictr") == settings_key(CONFIG, "fuxictr")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,9 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.train_scenes import TrainScenesConfig, train_scenes
-from recfuse.scenes.trainer import TrainingConfig, prepare, train
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 from recfuse.simulation.exposures import generate
 
 PAIR = ("click", "long_view")
@@ -48,7 +49,7 @@ def config(output: Path, **changes: object) -> TrainScenesConfig:
 
 def changed(bundle: Path, source: Exposures, output: Path, epochs: int, registry: Registry = AFTER) -> SceneScorer:
     job = config(output, start_from=str(bundle), registry=registry)
-    job = dataclasses.replace(job, training=dataclasses.replace(TRAINING, epochs=epochs))
+    job = job.replace(training=TRAINING.replace(epochs=epochs))
     return SceneScorer.from_bundle(read_bundle(train_scenes(job, source, BEFORE).bundle))
 
 
@@ -79,7 +80,7 @@ def test_training_goes_on_from_a_bundle(bundle: Path, source: Exposures, tmp_pat
     start = SceneScorer.from_bundle(read_bundle(bundle))
     problem = prepare(exposures, split.training, AFTER, MODEL, TRAINING, start=start)
     assert problem.encoder is start.encoder
-    from recfuse.scenes.trainer import untrained
+    from recfuse.scenes.training.problem import untrained
     for name, value in untrained(problem).state_dict().items():
         if not name.startswith(("towers.", "first.")):
             torch.testing.assert_close(value, start.parameters()[name], rtol=0, atol=0)
@@ -99,7 +100,7 @@ def test_bad_starts_are_named(bundle: Path, source: Exposures, tmp_path: Path, s
 
 
 def test_no_epochs_need_a_start(source: Exposures, tmp_path: Path) -> None:
-    job = dataclasses.replace(config(tmp_path), training=dataclasses.replace(TRAINING, epochs=0))
+    job = config(tmp_path).replace(training=TRAINING.replace(epochs=0))
     with pytest.raises(InvalidFieldError, match="epochs: got 0; allowed: an integer ≥ 1 without a start"):
         train_scenes(job, source, BEFORE)
 
@@ -109,7 +110,7 @@ def test_a_number_is_predicted_in_its_own_unit(source: Exposures, tmp_path: Path
     registry = Registry(scenes=(Scene(name="1", tasks=("click", "watch_time")),), numbers={"watch_time": 60.0})
     exposures = scene_rows(source, registry)
     split = split_by_time(exposures)
-    training = dataclasses.replace(TRAINING, epochs=6, batch_size=64)
+    training = TRAINING.replace(epochs=6, batch_size=64)
     scorer = train(prepare(exposures, split.training, registry, MODEL, training), tmp_path)
     seconds = np.minimum(exposures.column("watch_time"), 60.0)
     predicted = scorer.score_exposures(exposures)["watch_time"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ import torch
 from recfuse.config import InvalidFieldError, load
 from recfuse.scenes.dataset import split_by_time
 from recfuse.scenes.train_scenes import TrainScenesConfig
-from recfuse.scenes.trainer import prepare, train
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import prepare
 from recfuse.simulation import shop
 from recfuse.stats.ranking import auc
 from serving.catalogue import Catalogue
@@ -58,7 +58,7 @@ def test_the_scorer_comes_near_the_best_possible_auc_and_is_served(tmp_path: Pat
     config = load(TrainScenesConfig, Path(__file__).parents[3] / "jobs" / "config" / "shop.yaml")
     exposures, truth = shop.generate()
     split = split_by_time(exposures, config.share)
-    training = dataclasses.replace(config.training, epochs=2, bfloat16=False)
+    training = config.training.replace(epochs=2, bfloat16=False)
     problem = prepare(exposures, split.training, shop.REGISTRY, config.model, training, config.features)
     scorer = train(problem, tmp_path)
     scores = scorer.score_exposures(exposures)

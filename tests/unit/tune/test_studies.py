@@ -21,7 +21,7 @@ from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND
-from recfuse.scenes.trainer import TrainingConfig
+from recfuse.scenes.training.config import TrainingConfig
 from tests.unit.simulation import worlds
 from tune.fusion import FusionStudy, fusion_study
 from tune.judges import SimulatorJudge, flat

@@ -1,6 +1,6 @@
 """Published architectures over the same embeddings, features, loss and evaluation: what ours is measured against.
 
-Each is reduced to its idea; depth and widths come from the same config. `build_model` makes any of them.
+Each is reduced to its idea; depth and widths come from the same config.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recfuse.scenes.model import ModelConfig, MultiSceneModel, SceneModel, StackedLinear, run_stack, stack
+from recfuse.scenes.layers import StackedLinear, run_stack, stack
+from recfuse.scenes.model import SceneModel
 
 
-class _Rival(SceneModel):
-    """A rival: every pair starts at its base rate through a bias of its own."""
+class Baseline(SceneModel):
+    """A published architecture, of which every pair starts at its base rate through a bias of its own."""
 
     def build(self) -> None:
         self.pair_bias = nn.Parameter(torch.zeros(len(self.pair_scene)))
@@ -32,7 +33,7 @@ class _Rival(SceneModel):
         with torch.no_grad():
             self.pair_bias.copy_(prior_logits)
 
-    def own_tasks(self, pairs: slice) -> Tensor:
+    def tasks_of(self, pairs: slice) -> Tensor:
         """Task index [T_s] of the pairs."""
         return torch.tensor(self.pair_task[pairs])
 
@@ -41,7 +42,7 @@ class _Rival(SceneModel):
         return run_stack(towers, hidden, chosen).squeeze(-1).transpose(0, 1) + self.pair_bias[pairs]
 
 
-class SingleTask(_Rival):
+class SingleTask(Baseline):
     """One network per pair; only the embeddings are shared."""
 
     def layers(self) -> None:
@@ -53,7 +54,7 @@ class SingleTask(_Rival):
         return self.towers_of(self.networks, hidden, pairs, pairs)
 
 
-class SharedBottom(_Rival):
+class SharedBottom(Baseline):
     """One bottom, as wide in its first layer as all experts together, and one tower per pair (Caruana 1997)."""
 
     def layers(self) -> None:
@@ -69,7 +70,7 @@ class SharedBottom(_Rival):
         return self.towers_of(self.towers, hidden, pairs, pairs)
 
 
-class TaskMixture(_Rival):
+class TaskMixture(Baseline):
     """MMoE over tasks, the scene being a feature (Ma et al., KDD 2018)."""
 
     def layers(self) -> None:
@@ -84,11 +85,11 @@ class TaskMixture(_Rival):
         return (torch.bmm(gates, experts),)
 
     def scene_logits(self, shared: tuple[Tensor, ...], scene: int, pairs: slice) -> Tensor:
-        own = self.own_tasks(pairs)
-        return self.towers_of(self.towers, shared[0][:, own].transpose(0, 1), own, pairs)
+        tasks = self.tasks_of(pairs)
+        return self.towers_of(self.towers, shared[0][:, tasks].transpose(0, 1), tasks, pairs)
 
 
-class ProgressiveExtraction(_Rival):
+class ProgressiveExtraction(Baseline):
     """PLE: levels of shared and own experts per task, each one layer of the experts (Tang et al., RecSys 2020)."""
 
     def layers(self) -> None:
@@ -96,30 +97,31 @@ class ProgressiveExtraction(_Rival):
         widths = (self.input_size, *self.config.expert_layers)
         self.common_experts = nn.ModuleList(StackedLinear(self.common, a, b) for a, b in pairwise(widths))
         self.own_experts = nn.ModuleList(StackedLinear(self.tasks, a, b) for a, b in pairwise(widths))
-        # A task's gate sees the common experts and its own one; the shared gate sees all of them.
+        # A task's gate sees the common experts and that of the task; the shared gate sees all of them.
         self.task_gates = nn.ModuleList(StackedLinear(self.tasks, a, self.common + 1) for a, _ in pairwise(widths))
         self.common_gates = nn.ModuleList(nn.Linear(a, self.common + self.tasks) for a, _ in pairwise(widths))
         self.towers = stack(self.tasks, (widths[-1], *self.config.tower_layers, 1))
 
     def shared(self, x: Tensor) -> tuple[Tensor, ...]:
-        own, common = x.expand(self.tasks, -1, -1), x
+        specific, common = x.expand(self.tasks, -1, -1), x
         for level, (shared_experts, own_experts) in enumerate(zip(self.common_experts, self.own_experts, strict=True)):
             from_common = F.relu(shared_experts(common.expand(self.common, -1, -1)))
-            from_own = F.relu(own_experts(own))
-            seen = torch.cat([from_common.expand(self.tasks, -1, -1, -1), from_own[:, None]], 1)  # [T, C + 1, B, H]
-            weights = self.task_gates[level](own).softmax(-1)  # [T, B, C + 1]
-            everything = torch.cat([from_common, from_own])  # [C + T, B, H]
+            from_specific = F.relu(own_experts(specific))
+            # [T, C + 1, B, H]: what each task's gate mixes.
+            seen = torch.cat([from_common.expand(self.tasks, -1, -1, -1), from_specific[:, None]], 1)
+            weights = self.task_gates[level](specific).softmax(-1)  # [T, B, C + 1]
+            every = torch.cat([from_common, from_specific])  # [C + T, B, H]
             common_weights = self.common_gates[level](common).softmax(-1)  # [B, C + T]
-            own = torch.einsum("tbe,tebh->tbh", weights, seen)
-            common = torch.einsum("be,ebh->bh", common_weights, everything)
-        return (own.transpose(0, 1),)
+            specific = torch.einsum("tbe,tebh->tbh", weights, seen)
+            common = torch.einsum("be,ebh->bh", common_weights, every)
+        return (specific.transpose(0, 1),)
 
     def scene_logits(self, shared: tuple[Tensor, ...], scene: int, pairs: slice) -> Tensor:
-        own = self.own_tasks(pairs)
-        return self.towers_of(self.towers, shared[0][:, own].transpose(0, 1), own, pairs)
+        tasks = self.tasks_of(pairs)
+        return self.towers_of(self.towers, shared[0][:, tasks].transpose(0, 1), tasks, pairs)
 
 
-class Star(_Rival):
+class Star(Baseline):
     """STAR: a scene's weights are the shared ones times its own; an auxiliary network (Sheng et al., CIKM 2021).
 
     Without its partitioned normalisation, whose running statistics would be state beside the parameters.
@@ -141,10 +143,10 @@ class Star(_Rival):
             bias = centre.bias + self.scene_biases[depth][scene]
             hidden = F.linear(F.relu(hidden) if depth else hidden, weight, bias)
         logits = hidden + self.auxiliary(shared[0])
-        return logits[:, self.own_tasks(pairs)] + self.pair_bias[pairs]
+        return logits[:, self.tasks_of(pairs)] + self.pair_bias[pairs]
 
 
-class GatedPersonalisation(_Rival):
+class GatedPersonalisation(Baseline):
     """PEPNet-like: a gate on the embeddings by scene, gates on every hidden layer by item and scene (KDD 2023)."""
 
     def layers(self) -> None:
@@ -170,7 +172,7 @@ class GatedPersonalisation(_Rival):
         return self.towers_of(self.towers, hidden.expand(pairs.stop - pairs.start, -1, -1), pairs, pairs)
 
 
-class EntireSpace(_Rival):
+class EntireSpace(Baseline):
     """ESMM: a scene's first task, and the others as its product with a rate given it (Ma et al., SIGIR 2018).
 
     A product of probabilities has no room for weights of positives: it is trained with p = 1.
@@ -181,8 +183,8 @@ class EntireSpace(_Rival):
         self.networks = stack(self.tasks, widths)
 
     def scene_logits(self, shared: tuple[Tensor, ...], scene: int, pairs: slice) -> Tensor:
-        own = self.own_tasks(pairs)
-        z = self.towers_of(self.networks, shared[0].expand(len(own), -1, -1), own, pairs).float()
+        tasks = self.tasks_of(pairs)
+        z = self.towers_of(self.networks, shared[0].expand(len(tasks), -1, -1), tasks, pairs).float()
         root, given = F.logsigmoid(z[:, :1]), F.logsigmoid(z[:, 1:])
         both = (root + given).clamp(max=-1e-6)
         return torch.cat([z[:, :1], both - torch.log(-torch.expm1(both))], 1)
@@ -194,21 +196,6 @@ class EntireSpace(_Rival):
         given = (rates / first).clamp(1e-4, 1 - 1e-4)
         roots = torch.tensor([self.spans[scene].start == pair for pair, scene in enumerate(self.pair_scene)])
         super().start_at(torch.where(roots, rates, given).logit().float())
-
-
-_CLASSES: dict[str, type[SceneModel]] = {
-    "multi_scene": MultiSceneModel, "single_task": SingleTask, "shared_bottom": SharedBottom, "mmoe": TaskMixture,
-    "ple": ProgressiveExtraction, "star": Star, "pepnet": GatedPersonalisation, "esmm": EntireSpace,
-}
-
-
-def build_model(config: ModelConfig, *, table_rows: int, fields: int, numeric: int, item_field: int,
-                pair_scene: Sequence[int], pair_task: Sequence[int], field_rows: Sequence[tuple[int, int]] = (),
-                prior_logits: Tensor | None = None) -> SceneModel:
-    """The network of `config.architecture`; arguments as of SceneModel."""
-    return _CLASSES[config.architecture](
-        config, table_rows=table_rows, fields=fields, numeric=numeric, item_field=item_field, pair_scene=pair_scene,
-        pair_task=pair_task, field_rows=field_rows, prior_logits=prior_logits)
 
 
 def _mlp(widths: Sequence[int]) -> nn.Sequential:

@@ -12,18 +12,22 @@ import torch
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
-from recfuse.scenes import dataset, trainer
+from recfuse.scenes import dataset
 from recfuse.scenes.dataset import scene_rows
-from recfuse.scenes.features import FeatureEncoder
+from recfuse.scenes.encoder import FeatureEncoder
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
-from recfuse.scenes.trainer import Problem, TrainingConfig, prepare, train
+from recfuse.scenes.training import blocks, local, shift, step, stop, tensors
+from recfuse.scenes.training import problem as preparation
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import Problem, prepare
 from recfuse.stats.ranking import auc
 
 
 def test_training_learns_and_the_seed_decides(problem: Problem, exposures: Exposures, training_rows: np.ndarray,
                                               tmp_path: Path) -> None:
-    longer = dataclasses.replace(problem, training=dataclasses.replace(problem.training, epochs=8))
+    longer = dataclasses.replace(problem, training=problem.training.replace(epochs=8))
     first, again = (train(longer, tmp_path, name).score_exposures(exposures) for name in ("a", "b"))
     np.testing.assert_array_equal(first["click"], again["click"])
     assert auc(exposures.column("click")[training_rows], first["click"][training_rows]) > 0.75
@@ -31,11 +35,11 @@ def test_training_learns_and_the_seed_decides(problem: Problem, exposures: Expos
 
 def test_rows_are_dealt_so_that_workers_side_by_side_take_whole_batches() -> None:
     """Batches of 4 for two workers; of the last three rows each gets one, and one is left out."""
-    first, second = trainer.deal(np.arange(11), 4, 2)
+    first, second = blocks.deal(np.arange(11), 4, 2)
     assert first.tolist() == [0, 1, 4, 5, 8]
     assert second.tolist() == [2, 3, 6, 7, 9]
-    assert [part.tolist() for part in trainer.deal(np.arange(5), 3, 1)] == [[0, 1, 2, 3, 4]]
-    assert [part.tolist() for part in trainer.deal(np.arange(5), 1, 2)] == [[0, 2], [1, 3]]
+    assert [part.tolist() for part in blocks.deal(np.arange(5), 3, 1)] == [[0, 1, 2, 3, 4]]
+    assert [part.tolist() for part in blocks.deal(np.arange(5), 1, 2)] == [[0, 2], [1, 3]]
 
 
 def test_unseen_optional_pairs_are_left_out(problem: Problem) -> None:
@@ -57,7 +61,7 @@ def test_patience_stops_on_a_later_day_and_keeps_the_best_epoch(
 ) -> None:
     """The losses on the validation day are 3, 2, 4, 5: with a patience of 2 the fourth epoch is the last one."""
     base = problem
-    training = dataclasses.replace(base.training, epochs=9, patience=2, batch_size=256)
+    training = base.training.replace(epochs=9, patience=2, batch_size=256)
     problem = prepare(exposures, training_rows, base.registry, base.model, training)
     days = exposures.column("day")
     held_out = days[training_rows].max()
@@ -69,8 +73,8 @@ def test_patience_stops_on_a_later_day_and_keeps_the_best_epoch(
         seen.append(model.embedding.detach().clone())
         return next(losses)
 
-    monkeypatch.setattr(trainer, "validation_loss", loss)
-    model = trainer.fit_in_process(problem, tmp_path)
+    monkeypatch.setattr(stop, "validation_loss", loss)
+    model = local.fit_in_process(problem, tmp_path)
     assert len(seen) == 4
     torch.testing.assert_close(model.embedding, seen[1], rtol=0, atol=0)
 
@@ -78,21 +82,21 @@ def test_patience_stops_on_a_later_day_and_keeps_the_best_epoch(
 def test_validation_loss_is_the_training_loss_of_other_rows(problem: Problem, exposures: Exposures,
                                                            training_rows: np.ndarray) -> None:
     problem = prepare(exposures, training_rows, problem.registry, problem.model,
-                    dataclasses.replace(problem.training, patience=1))
-    model = trainer.untrained(problem)
-    frozen = dataclasses.replace(problem.training, embedding_rate=1e-12, dense_rate=1e-12)
-    stepper = trainer.Stepper(model, dataclasses.replace(problem, training=frozen), 1)
-    expected = stepper.step(*trainer.tensors(problem.validation))
-    assert trainer.validation_loss(model, problem) == pytest.approx(expected, rel=1e-5)
+                    problem.training.replace(patience=1))
+    model = preparation.untrained(problem)
+    frozen = problem.training.replace(embedding_rate=1e-12, dense_rate=1e-12)
+    stepper = step.Stepper(model, dataclasses.replace(problem, training=frozen), 1)
+    expected = stepper.step(*tensors.tensors(problem.validation))
+    assert stop.validation_loss(model, problem) == pytest.approx(expected, rel=1e-5)
 
 
 def test_predictions_are_shifted_to_the_last_training_day(problem: Problem) -> None:
     """A model that says one half of everything is moved towards the rate of the last day, the more rows the nearer."""
-    model = trainer.untrained(problem)
+    model = preparation.untrained(problem)
     logits = torch.zeros(len(problem.recent), len(problem.registry.pairs)) + problem.positive_weight.log()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "predict_logits", lambda *_: logits)
-        weak, strong = (trainer.recent_shift(model, problem, deviation) for deviation in (1e-6, 1e3))
+        patch.setattr(shift, "predict_logits", lambda *_: logits)
+        weak, strong = (shift.recent_shift(model, problem, deviation) for deviation in (1e-6, 1e3))
     rows = problem.rows.take(problem.recent)
     torch.testing.assert_close(weak, torch.zeros_like(weak), rtol=0, atol=1e-6)
     pair = problem.registry.pairs.index(("1", "click"))
@@ -141,10 +145,10 @@ def test_a_leak_would_be_seen(problem: Problem, exposures: Exposures, leak: str,
             features, source, np.ones_like(training), length))
     if leak == "weights":
         whole: list[pa.Table] = []
-        count, encode = trainer.count_pairs, trainer._hold_out
-        monkeypatch.setattr(trainer, "_hold_out", lambda source, *rest: (whole.append(source.rows),
+        count, encode = preparation.count_pairs, preparation._hold_out
+        monkeypatch.setattr(preparation, "_hold_out", lambda source, *rest: (whole.append(source.rows),
                                                                          encode(source, *rest))[1])
-        monkeypatch.setattr(trainer, "count_pairs", lambda _, registry: count(whole[-1], registry))
+        monkeypatch.setattr(preparation, "count_pairs", lambda _, registry: count(whole[-1], registry))
     if leak == "histories":
         monkeypatch.setattr(dataset, "row_histories", lambda source, length: np.repeat(
             source.column("item_id")[-length:][None, :], source.rows.num_rows, axis=0))
@@ -173,27 +177,27 @@ def test_manual_weights_come_by_task_and_by_pair(problem: Problem, exposures: Ex
     registry = Registry(scenes=(Scene(name="0", tasks=("click",)), Scene(name="1", tasks=("click", "long_view"))))
     rows = scene_rows(exposures, registry)
     chosen = rows.column("day") < rows.column("day").max()
-    training = dataclasses.replace(problem.training, strategy="manual",
+    training = problem.training.replace(strategy="manual",
                                    positive_weight={"click": 15.0, "1/click": 2.0, "long_view": 4.0},
                                    task_weight={"long_view": 0.5})
     found = prepare(rows, chosen, registry, problem.model, training)
     assert found.positive_weight.tolist() == [15.0, 2.0, 4.0]
     assert found.task_weight.tolist() == [1.0, 1.0, 0.5]
     with pytest.raises(InvalidFieldError, match=r"positive_weight of \(1, long_view\): got None; allowed: a number"):
-        prepare(rows, chosen, registry, problem.model, dataclasses.replace(training, positive_weight={"click": 15.0}))
+        prepare(rows, chosen, registry, problem.model, training.replace(positive_weight={"click": 15.0}))
     with pytest.raises(InvalidFieldError, match="strategy: got 'sqrt'; allowed: manual, with weights of one's own"):
-        dataclasses.replace(training, strategy="sqrt")
+        training.replace(strategy="sqrt")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_named(problem: Problem, tmp_path: Path) -> None:
-    mine = dataclasses.replace(problem, training=dataclasses.replace(problem.training, gpu=True))
+    mine = dataclasses.replace(problem, training=problem.training.replace(gpu=True))
     with pytest.raises(InvalidFieldError, match="gpu: got True; allowed: False where torch sees no GPU"):
         train(mine, tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_trains_the_same_model(problem: Problem, exposures: Exposures, tmp_path: Path) -> None:
-    scores = [train(dataclasses.replace(problem, training=dataclasses.replace(problem.training, gpu=gpu)), tmp_path,
+    scores = [train(dataclasses.replace(problem, training=problem.training.replace(gpu=gpu)), tmp_path,
                     str(gpu)).score_exposures(exposures)["click"] for gpu in (False, True)]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)

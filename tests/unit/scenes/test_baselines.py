@@ -16,10 +16,12 @@ import torch
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
+from recfuse.scenes.architectures import build_model
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import Architecture, ModelConfig
-from recfuse.scenes.rivals import build_model
-from recfuse.scenes.trainer import Problem, Stepper, train
+from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.problem import Problem
+from recfuse.scenes.training.step import Stepper
 from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.formats import Body
@@ -32,8 +34,8 @@ ARCHITECTURES = get_args(Architecture)
 def of(problem: Problem, architecture: str) -> Problem:
     weight = torch.ones_like(problem.positive_weight) if architecture == "esmm" else problem.positive_weight
     return dataclasses.replace(problem, positive_weight=weight,
-                               model=dataclasses.replace(problem.model, architecture=architecture),
-                               training=dataclasses.replace(problem.training, epochs=2, batch_size=128))
+                               model=problem.model.replace(architecture=architecture),
+                               training=problem.training.replace(epochs=2, batch_size=128))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,0 +1,207 @@
+"""Features fitted on training rows only, and encoded as int32 ids into one embedding table and numbers.
+
+Every categorical feature owns a contiguous range of the table; the first id of a range stands for anything the
+training rows did not hold (or held too seldom). Row 0 of the table pads histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recfuse.config import require
+from recfuse.logs.exposures import Exposures
+from recfuse.scenes.columns import align, read_categories, read_numbers
+from recfuse.scenes.features import SOURCES, Feature, Source
+from recfuse.scenes.histories import NO_ITEM
+
+PADDING = 0
+
+
+@dataclass(frozen=True)
+class FittedFeature:
+    """A feature with what was learned about its column from the training rows.
+
+    Attributes:
+        values: categorical: sorted int64 or str categories, empty where they are hashed; bucketed: the inner quantiles,
+            float64; numeric: empty.
+        offset: first id of its range of the embedding table (the unknown bucket); −1 for numeric.
+        mean, std: of a numeric feature, after `log`.
+    """
+
+    feature: Feature
+    values: np.ndarray
+    offset: int = -1
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Rows of the embedding table that the feature owns."""
+        if self.feature.kind == "numeric":
+            return 0
+        return len(self.values) + self.feature.hash_buckets + 1 + (self.feature.kind == "bucketed")
+
+    def ids(self, column: Any) -> tuple[NDArray[np.int32], int]:
+        """int32[N] ids into the embedding table, and how many of the values are unknown."""
+        if self.feature.kind == "bucketed":
+            numbers, valid = read_numbers(column, self.feature)
+            codes = np.where(valid, np.searchsorted(self.values, numbers, side="right") + 1, 0)
+        else:
+            codes = self._codes(column)
+        return (codes + self.offset).astype(np.int32), int((codes == 0).sum())
+
+    def _codes(self, column: Any) -> np.ndarray:
+        values, valid = read_categories(column, self.feature, integers=self.values.dtype.kind == "i")
+        if self.feature.hash_buckets:
+            hashed = pd.util.hash_array(values if values.dtype.kind == "i" else values.astype(object))
+            return np.where(valid, (hashed % np.uint64(self.feature.hash_buckets)).astype(np.int64) + 1, 0)
+        if not len(self.values):
+            return np.zeros(len(values), np.int64)
+        place = np.minimum(np.searchsorted(self.values, values), len(self.values) - 1)
+        return np.where(valid & (self.values[place] == values), place + 1, 0)
+
+    def numbers(self, column: Any) -> tuple[NDArray[np.float32], int]:
+        """float32[N], normalised, missing ones at the mean; and how many are missing."""
+        numbers, valid = read_numbers(column, self.feature)
+        normalised = np.where(valid, (numbers - self.mean) / self.std, 0.0)
+        return normalised.astype(np.float32), int((~valid).sum())
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Columns of one source, encoded: `ids` int32[N, fields], `numbers` float32[N, numeric features].
+
+    `unknown` counts, by feature, values that fell into the unknown bucket or were missing.
+    """
+
+    ids: NDArray[np.int32]
+    numbers: NDArray[np.float32]
+    unknown: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeatureEncoder:
+    """The fitted features; order of ids and numbers: users', items', context's.
+
+    Attributes:
+        fitted: one a feature, by source.
+        history_length: how many of the last items are pooled; 0 for none.
+        table_rows: rows of the embedding table.
+    """
+
+    fitted: tuple[FittedFeature, ...]
+    history_length: int
+    table_rows: int
+
+    @classmethod
+    def fit(cls, features: Sequence[Feature], exposures: Exposures, training: np.ndarray,
+            history_length: int) -> FeatureEncoder:
+        """Learns vocabularies, quantiles and normalisation from the training rows alone.
+
+        Args:
+            training: bool[rows].
+
+        Raises:
+            InvalidFieldError: a column is missing or of the wrong type, there is no training row, or no item_id.
+        """
+        rows = exposures.rows.filter(pa.array(training))
+        require(rows.num_rows > 0, "training", rows.num_rows, "at least one training row")
+        names = [(feature.name, feature.source, feature.kind == "numeric") for feature in features]
+        require(len(set(names)) == len(names), "features", names, "each column once a kind")
+        tables = {"user": align(exposures.users, "user_id", rows["user_id"].to_numpy()),
+                  "item": align(exposures.items, "item_id", rows["item_id"].to_numpy()), "context": rows}
+        fitted, offset = [], PADDING + 1
+        for feature in sorted(features, key=lambda f: SOURCES.index(f.source)):
+            table = tables[feature.source]
+            require(feature.name in table.column_names, f"{feature.source}s.{feature.name}", table.column_names,
+                    f"a column {feature.name}")
+            entry = _fitted(feature, table[feature.name], offset)
+            fitted.append(entry)
+            offset += entry.size
+        require(offset < 2**31, "features", offset, "fewer than 2³¹ categories in all")
+        encoder = cls(tuple(fitted), history_length, offset)
+        require(history_length == 0 or encoder.item_feature is not None, "features", [f.name for f in features],
+                "a categorical item feature item_id, which histories are made of")
+        return encoder
+
+    @property
+    def item_feature(self) -> FittedFeature | None:
+        """The feature of the items' ids, whose embeddings histories pool."""
+        for entry in self.fitted:
+            if entry.feature.source == "item" and entry.feature.name == "item_id" and entry.offset >= 0:
+                return entry
+        return None
+
+    @property
+    def fields(self) -> int:
+        """Ids a row has."""
+        return sum(entry.offset >= 0 for entry in self.fitted)
+
+    @property
+    def numeric(self) -> int:
+        """Numbers a row has."""
+        return len(self.fitted) - self.fields
+
+    def sizes(self, source: Source) -> tuple[int, int]:
+        """How many ids and numbers a row has of one source."""
+        entries = [entry for entry in self.fitted if entry.feature.source == source]
+        fields = sum(entry.offset >= 0 for entry in entries)
+        return fields, len(entries) - fields
+
+    def encode(self, source: Source, columns: Mapping[str, Any], rows: int) -> Encoded:
+        """The features of one source; a column that is absent counts as unknown in every row."""
+        ids: list[np.ndarray] = []
+        numbers: list[np.ndarray] = []
+        unknown: dict[str, int] = {}
+        for entry in self.fitted:
+            if entry.feature.source != source:
+                continue
+            column = columns.get(entry.feature.name)
+            column = [None] * rows if column is None else column
+            require(len(column) == rows, f"{source}.{entry.feature.name}", len(column), f"{rows} values")
+            if entry.offset >= 0:
+                codes, missing = entry.ids(column)
+                ids.append(codes)
+            else:
+                values, missing = entry.numbers(column)
+                numbers.append(values)
+            if missing:
+                unknown[entry.feature.name] = max(missing, unknown.get(entry.feature.name, 0))
+        return Encoded(_stack(ids, rows, np.int32), _stack(numbers, rows, np.float32), unknown)
+
+    def encode_history(self, items: np.ndarray) -> NDArray[np.int32]:
+        """int32[N, L] ids of item ids int64[N, L]; what is absent or unknown is padding, so that it is not pooled."""
+        if self.item_feature is None or not self.history_length:
+            return np.zeros((len(items), 0), np.int32)
+        ids = self.item_feature.ids(items.reshape(-1))[0].reshape(items.shape)
+        return np.where((ids == self.item_feature.offset) | (items == NO_ITEM), PADDING, ids).astype(np.int32)
+
+
+def _fitted(feature: Feature, column: pa.ChunkedArray, offset: int) -> FittedFeature:
+    """The feature with what its column of the training rows says; `offset` is the first free row of the table."""
+    if feature.kind == "categorical":
+        integers = pa.types.is_integer(column.type)
+        values, valid = read_categories(column, feature, integers)
+        if feature.hash_buckets:  # Integers and strings hash differently: the empty array's type tells which they are.
+            return FittedFeature(feature, values[:0], offset)
+        seen, counts = np.unique(values[valid], return_counts=True)
+        return FittedFeature(feature, seen[counts >= feature.minimum_count], offset)
+    numbers, valid = read_numbers(column, feature)
+    numbers = numbers[valid]
+    if feature.kind == "bucketed":
+        shares = np.linspace(0, 1, feature.buckets + 1)[1:-1]
+        return FittedFeature(feature, np.unique(np.quantile(numbers, shares)) if len(numbers) else numbers, offset)
+    std = float(numbers.std()) if len(numbers) else 1.0
+    return FittedFeature(feature, np.zeros(0), mean=float(numbers.mean()) if len(numbers) else 0.0,
+                         std=std if std > 1e-12 else 1.0)
+
+
+def _stack(columns: list[np.ndarray], rows: int, dtype: type) -> np.ndarray:
+    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), dtype)
