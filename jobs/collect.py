@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from recfuse.config import require
 from recfuse.runtime.console import start, table
-from serving.session_table import MoveAccount, Mover, only_mover, served_vocabulary
+from serving.mover import MoveAccount, Mover, only_mover, served_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ class ServingConfig:
         models: directory with `current.json` (recfuse.bundle.pointer), its bundles, catalogue and users.
         decision_log: directory to which each replica appends its decisions and feedback.
         session_table: directory or URL of the Delta tables to which the decision log is moved in the background
-            (serving.session_table); empty leaves that to jobs/collect.py.
+            (serving.mover); empty leaves that to jobs/collect.py.
         window_minutes: feedback that comes later than this after its request is late.
         move_seconds: between two moves.
         layout: `together`, each replica a whole application; or `apart`, three deployments (serving.app).

@@ -1,4 +1,4 @@
-"""Decisions and feedback on disk, before the client hears of them (and from there, serving.session_table).
+"""Decisions and feedback on disk, before the client hears of them (and from there, serving.mover).
 
 Each replica appends JSON lines to a file of its own, so that replicas never wait for each other. Requests that arrive
 together share one synchronous write.
@@ -123,7 +123,7 @@ class DecisionLog:
         durable = os.O_DSYNC if self._fsync else 0
         file = os.open(self._path(segment), os.O_CREAT | os.O_EXCL | os.O_WRONLY | durable, 0o640)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: somebody writes here (serving.session_table)
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: somebody writes here (serving.segments)
             if self._fsync:
                 self._reserve(segment)
         except OSError:

@@ -26,8 +26,8 @@ from serving.formats import Body
 from serving.fusion import FusionModel, FusionService, Ranking
 from serving.meters import Meters, NoMeters
 from serving.models import ServedCatalogue, ServedModel
+from serving.mover_process import MoverProcess
 from serving.scenes import ScenesService
-from serving.session_table import Background
 
 logger = logging.getLogger("recfuse.serving")
 M = TypeVar("M")
@@ -77,7 +77,7 @@ class FusionReplica(_Replica[FusionModel]):
         super().__init__(config, "fusion", _fusion_model, meters)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
         self._service = FusionService(config, self.log, _users(config), lambda: self.catalogue.current, meters)
-        self._moving = None if not config.session_table else Background(
+        self._moving = None if not config.session_table else MoverProcess(
             config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
             self._meters)
 
