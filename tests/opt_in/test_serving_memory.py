@@ -54,14 +54,14 @@ def test_no_object_is_kept(models: Path, tmp_path: Path, say: Callable[[str], No
     """The whole application in this process, without Ray: blocks of memory that Python holds."""
     from serving.api import create_app
     from serving.config import ServingConfig
-    from serving.gateway import Gateway
+    from serving.gateway import Backends
     from serving.meters import LocalMeters
     from serving.replicas import FusionReplica, ScenesReplica
 
     meters = LocalMeters(lambda *_: None, lambda *_: None)
     config = ServingConfig(models=str(models), decision_log=str(tmp_path), fsync=False, poll_seconds=0)
     fusion, scenes = FusionReplica(config, meters), ScenesReplica(config, meters)
-    application, requests = create_app(Gateway(fusion, scenes), config), mixed(20)
+    application, requests = create_app(Backends(fusion, scenes), config), mixed(20)
 
     async def answer(path: str, body: bytes) -> None:
         async def receive() -> dict[str, object]:

@@ -20,7 +20,7 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.rivals import build_model
 from recfuse.scenes.trainer import Problem, Stepper, train
-from serving.catalogue import Catalogue
+from serving.catalogue import Catalogue, FixedCatalogue
 from serving.config import ServingConfig
 from serving.formats import Body
 from serving.models import OneModel
@@ -76,8 +76,8 @@ def check_request(scorer: SceneScorer, exposures: Exposures) -> None:
     expected = scorer.score_rows(rows, exposures.users, exposures.items)
     catalogue = Catalogue(exposures.items)
     request = {"user": {**user, "hour": 7}, "candidates": {"item_id": columns["item_id"].tolist()}, "top_n": None}
-    reply = asyncio.run(ScenesService(ServingConfig(), catalogue=lambda: catalogue).rank(
-        OneModel(scorer), "1", Body(orjson.dumps(request))))
+    service = ScenesService(ServingConfig(), OneModel(scorer), catalogue=FixedCatalogue(catalogue))
+    reply = asyncio.run(service.rank("1", Body(orjson.dumps(request))))
     answered = {item["item_id"]: item["probabilities"] for item in orjson.loads(reply.body)["items"]}
     for task, values in found.items():
         np.testing.assert_allclose(values, expected[task], rtol=0, atol=1e-6)
