@@ -35,7 +35,7 @@ from serving.schemas import (
 )
 
 USER = 7
-ITEMS = (1, 2, 3)  # unknown ids are served too
+ITEMS = (1, 2, 3)  # Unknown ids are served too.
 
 
 @dataclass(frozen=True)
@@ -113,22 +113,22 @@ class Endpoint:
         return self.path_of(stage=offer.stage, scene=offer.scene)
 
 
-def _ranked(_: Offer) -> dict[str, Any]:
+def _scene_example(_: Offer) -> dict[str, Any]:
     return {"user": {"user_id": USER}, "candidates": {"item_id": list(ITEMS)}, "top_n": 2}
 
 
-def _recommended(offer: Offer) -> dict[str, Any]:
-    return {**_ranked(offer), "scene": offer.scene, "stage": offer.stage, **offer.state, "explain": True}
+def _recommend_example(offer: Offer) -> dict[str, Any]:
+    return {**_scene_example(offer), "scene": offer.scene, "stage": offer.stage, **offer.state, "explain": True}
 
 
-def _fused(offer: Offer) -> dict[str, Any]:
+def _fusion_example(offer: Offer) -> dict[str, Any]:
     predictions = {name: [round(0.1 * (1 + (i + k) % 5), 1) for i in range(len(ITEMS))]
                    for k, name in enumerate(offer.fusion_parameters)}
     return {"user_id": USER, **offer.state, "candidates": {"item_id": list(ITEMS), "predictions": predictions},
             "top_n": 2}
 
 
-def _told(offer: Offer) -> dict[str, Any]:
+def _feedback_example(offer: Offer) -> dict[str, Any]:
     return {"request_id": "0f8fad5bd9cb469fa165708677289502", "feedback": dict.fromkeys(offer.behaviours, 1.0),
             "session_end": False}
 
@@ -136,19 +136,19 @@ def _told(offer: Offer) -> dict[str, Any]:
 RANK_FUSION = Endpoint(
     name="rank_fusion", method="POST", path="/v1/fusion/{stage}/rank", steps=("fusion.rank",),
     summary="Ranks candidates by a fusion of their predictions that the policy chooses for this state.",
-    request=FusionRequest, answer=FusionAnswer, example=_fused)
+    request=FusionRequest, answer=FusionAnswer, example=_fusion_example)
 RANK_SCENE = Endpoint(
     name="rank_scene", method="POST", path="/v1/scenes/{scene}/rank", steps=("scenes.rank",),
     summary="Predicts every task of a scene and ranks by the operator's weights, or those of the request.",
-    request=ScenesRequest, answer=SceneAnswer, example=_ranked)
+    request=ScenesRequest, answer=SceneAnswer, example=_scene_example)
 RECOMMEND = Endpoint(
     name="recommend", method="POST", path="/v1/recommend", steps=("scenes.predict", "fusion.decide"),
     summary="The scorer predicts, the fusion policy ranks.",
-    request=RecommendRequest, answer=RecommendAnswer, example=_recommended)
+    request=RecommendRequest, answer=RecommendAnswer, example=_recommend_example)
 FEEDBACK = Endpoint(
     name="feedback", method="POST", path="/v1/feedback", steps=("fusion.feedback",), status=202,
     summary="Tells what the user did with an answer; from this the next policy learns.",
-    request=FeedbackRequest, answer=FeedbackAnswer, example=_told)
+    request=FeedbackRequest, answer=FeedbackAnswer, example=_feedback_example)
 MODELS = Endpoint(
     name="models", method="GET", path="/v1/models",
     summary="Which bundles serve, what they can do, and why a newer one was refused.")

@@ -19,7 +19,7 @@ from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserStates
 from serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
 from serving.config import ServingConfig
-from serving.decision_log import DECISION, FEEDBACK, Appends
+from serving.decision_log import DECISION, FEEDBACK, LogWriter
 from serving.formats import Body, RefusedError, Reply, decode, encode
 from serving.meters import Meters, NoMeters, Stopwatch
 from serving.models import Models
@@ -95,7 +95,7 @@ class FusionService:
         meters: what is measured goes there.
     """
 
-    def __init__(self, config: ServingConfig, models: Models[FusionModel], log: Appends,
+    def __init__(self, config: ServingConfig, models: Models[FusionModel], log: LogWriter,
                  users: UserStates | None = None, catalogue: CurrentCatalogue | None = None,
                  meters: Meters | None = None) -> None:
         self._config, self._models, self._log, self._users = config, models, log, users
@@ -298,7 +298,7 @@ def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary
                 422, f"candidates.predictions.{vocabulary.fusion_parameters[row]}[{place}]",
                 float(columns[row, place]), f"numbers > −{vocabulary.offset} (formula {vocabulary.formula})")
         np.log(terms, out=terms)
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused below.
         scores: np.ndarray = terms[0] * float(action[0])
         for row in range(1, len(terms)):
             scores += terms[row] * float(action[row])

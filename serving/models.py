@@ -29,7 +29,7 @@ class Models(Protocol[M_co]):
     def arms(self) -> Arms[M_co]: ...
 
 
-class OneModel(Generic[M]):
+class FixedModel(Generic[M]):
     """The same model for everybody and for good."""
 
     def __init__(self, model: M) -> None:
@@ -186,7 +186,7 @@ class ServedModel(_Follower, Generic[M]):
             known = self.canary
             model = known.model if known is not None and known.name == path.name else self._load(path)
         except Exception as error:
-            if path is not None:  # a pointer that cannot be read changes nothing
+            if path is not None:  # A pointer that cannot be read changes nothing.
                 self.arms = replace(self.arms, canary=None)
                 self._failed_canary = path
             self.canary_error = f"{type(error).__name__}: {error}"

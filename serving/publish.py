@@ -71,7 +71,7 @@ def _copy(bundle: str | Path, models: Path, kind: BundleKind) -> str:
         shutil.copytree(source.path, temporary)
         try:
             temporary.rename(target)
-        except OSError:  # somebody else has just published the same bundle
+        except OSError:  # Somebody else has just published the same bundle.
             shutil.rmtree(temporary)
     read_bundle(target, kind=kind)
     return target.name
@@ -79,7 +79,7 @@ def _copy(bundle: str | Path, models: Path, kind: BundleKind) -> str:
 
 def _write_catalogue(models: Path, catalogue: pa.Table) -> str:
     """Named by its content: a serving replica that still reads the old one is not disturbed."""
-    Catalogue(catalogue)  # refuses here what serving would refuse
+    Catalogue(catalogue)  # This refuses here what serving would refuse.
     temporary = models / f".catalogue-{uuid.uuid4().hex}"
     pq.write_table(catalogue, temporary)
     name = f"catalogue-{hashlib.sha256(temporary.read_bytes()).hexdigest()[:12]}.parquet"

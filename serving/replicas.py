@@ -19,7 +19,7 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.state.redis import RedisUserStates
 from recfuse.state.store import UserStates, UserStateStore
 from serving.config import ServingConfig
-from serving.decision_log import Appends, DecisionLog
+from serving.decision_log import DecisionLog, LogWriter
 from serving.formats import answering
 from serving.fusion import FusionModel, FusionService
 from serving.meters import Meters
@@ -69,7 +69,7 @@ class FusionReplica(FusionService):
         BundleError: the bundle must not be served.
     """
 
-    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: Appends | None = None) -> None:
+    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None) -> None:
         _use_one_thread()
         model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds)
         catalogue = ServedCatalogue(config.models, config.poll_seconds)

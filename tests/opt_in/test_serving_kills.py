@@ -21,14 +21,14 @@ NAME = f"recfuse-kills-{os.getpid()}"
 
 def replicas() -> list[int]:
     """Process ids of this test's replicas, by the title that Ray gives them."""
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if f"ServeReplica:{NAME}:".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+                processes.append(int(path.parent.name))
         except OSError:  # it has ended meanwhile
             continue
-    return found
+    return processes
 
 
 def test_kills(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:

@@ -104,9 +104,9 @@ def test_memory(models: Path, tmp_path: Path, say: Callable[[str], None]) -> Non
             if step >= WARM_UP - 1:
                 steps.append(resident(replica))
                 say(f"{(step + 1) * STEP:7d} requests: {steps[-1]:7.1f} MiB   {load}")
-        found = growth(steps)
-    say(f"{found:+.2f} MiB per 100,000 requests, after {WARM_UP * STEP} of warming up")
-    assert found < MOST_GROWTH
+        measured = growth(steps)
+    say(f"{measured:+.2f} MiB per 100,000 requests, after {WARM_UP * STEP} of warming up")
+    assert measured < MOST_GROWTH
 
 
 def test_growth_is_the_slope() -> None:

@@ -23,7 +23,7 @@ from recfuse.scenes.trainer import Problem, Stepper, train
 from serving.catalogue import Catalogue, FixedCatalogue
 from serving.config import ServingConfig
 from serving.formats import Body
-from serving.models import OneModel
+from serving.models import FixedModel
 from serving.scenes import ScenesService
 
 ARCHITECTURES = get_args(Architecture)
@@ -76,7 +76,7 @@ def check_request(scorer: SceneScorer, exposures: Exposures) -> None:
     expected = scorer.score_rows(rows, exposures.users, exposures.items)
     catalogue = Catalogue(exposures.items)
     request = {"user": {**user, "hour": 7}, "candidates": {"item_id": columns["item_id"].tolist()}, "top_n": None}
-    service = ScenesService(ServingConfig(), OneModel(scorer), catalogue=FixedCatalogue(catalogue))
+    service = ScenesService(ServingConfig(), FixedModel(scorer), catalogue=FixedCatalogue(catalogue))
     reply = asyncio.run(service.rank("1", Body(orjson.dumps(request))))
     answered = {item["item_id"]: item["probabilities"] for item in orjson.loads(reply.body)["items"]}
     for task, values in found.items():

@@ -27,7 +27,7 @@ from serving.decision_log import DecisionLog
 from serving.formats import answering
 from serving.fusion import FusionModel, FusionService
 from serving.gateway import Backends
-from serving.models import OneModel
+from serving.models import FixedModel
 from serving.replicas import described
 from serving.scenes import ScenesService
 
@@ -150,8 +150,8 @@ def start(tmp_path: Path, models: Path) -> Iterator[Callable[..., Application]]:
         users = UserStateStore(models / "users.sqlite")
         catalogue = FixedCatalogue(Catalogue.load(models / "catalogue.parquet"))
         log, scorer = DecisionLog(config.decision_log), FakeScorer()
-        fusion = LocalFusion(config, OneModel(FusionModel(actor)), log, users, catalogue)
-        scenes = LocalScenes(config, OneModel(scorer), users, catalogue)
+        fusion = LocalFusion(config, FixedModel(FusionModel(actor)), log, users, catalogue)
+        scenes = LocalScenes(config, FixedModel(scorer), users, catalogue)
         api = create_app(Backends(fusion, scenes), config)
         started.append(Application(actor, scorer, users, log, tmp_path / "decisions", (fusion, scenes), api))
         return started[-1]

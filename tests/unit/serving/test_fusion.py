@@ -20,7 +20,7 @@ from serving.config import ServingConfig
 from serving.decision_log import DecisionLog
 from serving.formats import Body, RefusedError
 from serving.fusion import FusionModel, FusionService, best_first, fuse_columns
-from serving.models import OneModel
+from serving.models import FixedModel
 
 
 class FixedActor:
@@ -37,8 +37,8 @@ class FixedActor:
         return self._policy.act(state, explore, np.random.default_rng(seed))
 
 
-def models(formula: Formula) -> OneModel[FusionModel]:
-    return OneModel(FusionModel(FixedActor(formula)))
+def models(formula: Formula) -> FixedModel[FusionModel]:
+    return FixedModel(FusionModel(FixedActor(formula)))
 
 
 def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **fields: Any) -> dict[str, Any]:
