@@ -297,9 +297,9 @@ def empty_application() -> Any:
     from starlette.applications import Starlette
 
     from recfuse.runtime import ray_compat
-    from serving.app import TogetherDeployment
-    from serving.door import respond
-    from serving.errors import Reply
+    from serving.deployments import ApplicationDeployment
+    from serving.formats import Reply
+    from serving.gateway import send_reply
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -307,7 +307,7 @@ def empty_application() -> Any:
             return
         while (await receive()).get("more_body"):
             pass
-        await respond(send, Reply(200, b"{}"))
+        await send_reply(send, Reply(200, b"{}"))
 
     @serve.ingress()
     class Empty:
@@ -317,7 +317,7 @@ def empty_application() -> Any:
         def __serve_build_asgi_app__(self) -> Any:
             return answer
 
-    return TogetherDeployment.options(func_or_class=Empty).bind()
+    return ApplicationDeployment.options(func_or_class=Empty).bind()
 
 
 def request_body(endpoint: str, items: np.ndarray, count: int) -> dict[str, Any]:

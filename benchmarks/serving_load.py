@@ -209,7 +209,7 @@ class _Generator:
             if events & selectors.EVENT_READ and connection in self._open:
                 self._pull(connection)
         if self._busy and time.perf_counter() > give_up:
-            for connection in [one for one in self._open if one.begin]:
+            for connection in [each for each in self._open if each.begin]:
                 self._done(connection, 0, keep=False)
 
     def _pull(self, connection: _Connection) -> None:

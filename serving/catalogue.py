@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -58,8 +59,8 @@ class Catalogue:
         """int64[N]: where each id stands, −1 where it is unknown."""
         if len(self._ids) == 0:
             return np.full(len(item_ids), -1)
-        found = np.minimum(np.searchsorted(self._ids, item_ids), len(self._ids) - 1)
-        return np.where(self._ids[found] == item_ids, found, -1)
+        nearest = np.minimum(np.searchsorted(self._ids, item_ids), len(self._ids) - 1)
+        return np.where(self._ids[nearest] == item_ids, nearest, -1)
 
     def features(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Every column but lists, one value a position; unknown items have NaN or None."""
@@ -83,6 +84,27 @@ class Catalogue:
         entry = {name: row.get(name) for name in ENTRY_FIELDS}
         entry["parameters"] = {name: row[name] for name in self._parameters}
         return entry
+
+
+class CurrentCatalogue(Protocol):
+    """The catalogue that serves now; None where items are known by their ids alone."""
+
+    @property
+    def current(self) -> Catalogue | None: ...
+
+
+@dataclass(frozen=True)
+class FixedCatalogue:
+    """The same catalogue for good."""
+
+    current: Catalogue | None = None
+
+
+def entries_of(catalogue: Catalogue | None, item_ids: Sequence[int]) -> list[dict[str, Any] | None]:
+    """The entry of each item, None where it is unknown or there is no catalogue."""
+    if catalogue is None:
+        return [None] * len(item_ids)
+    return catalogue.entries(catalogue.positions(np.array(item_ids, np.int64)).tolist())
 
 
 def _is_plain(kind: pa.DataType) -> bool:

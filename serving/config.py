@@ -4,80 +4,73 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from recfuse.config import load, require
+from pydantic import Field, model_validator
+
+from recfuse.config import Config, load, require
 from recfuse.state.redis import is_redis_url
 
 CONFIG_VARIABLE = "RECFUSE_SERVING"
 TOKENS_VARIABLE = "RECFUSE_TOKENS"
+Weight = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServingConfig:
-    """Of one application; every replica of it has the same.
+class ServingConfig(Config):
+    """Config of one application; every replica of it has the same."""
 
-    Attributes:
-        models: directory with `current.json` (recfuse.bundle.pointer), its bundles, catalogue and users.
-        decision_log: directory to which each replica appends its decisions and feedback.
-        session_table: directory or URL of the Delta tables to which the decision log is moved in the background
-            (serving.session_table); empty leaves that to jobs/collect.py.
-        window_minutes: feedback that comes later than this after its request is late.
-        move_seconds: between two moves.
-        layout: `together`, each replica a whole application; or `apart`, three deployments (serving.app).
-        users: URL of a Redis (redis://, rediss://, unix://) with the users' states, for more than one machine; empty
-            takes the SQLite file that `current.json` names.
-        explore: whether a request that does not say gets a sample of the policy (true) or its mean.
-        poll_seconds: how often a replica looks whether `current.json` points elsewhere; 0 never.
-        fsync: the log is on the disk before the client has its answer; false leaves it to the operating system, which
-            survives the death of a replica but not of the machine.
-        max_body_bytes, max_candidates: larger requests are refused.
-        max_concurrent: requests that a replica answers at a time; one more gets 503 with Retry-After at once. Behind
-            HAProxy, which refuses with less effort, RECFUSE_ROOM comes first (serving.environment).
-        scene_weights: scene → task → weight ≥ 0 of the order within a scene (maths 3.5); scenes that are not named
-            weigh their tasks alike.
-        tokens: bearer tokens, any of which opens everything but /healthz; empty asks for none. RECFUSE_TOKENS (commas
-            between) adds more, so that they need not stand in a file.
-    """
+    models: str = Field("runs/demo/models", description=(
+        "This directory holds `current.json` (recfuse.bundle.pointer), its bundles, catalogue and users."))
+    decision_log: str = Field("runs/demo/decisions", description=(
+        "Each replica appends its decisions and feedback to files in this directory."))
+    session_table: str = Field("", description=(
+        "The decision log is moved in the background (serving.mover) to Delta tables in this directory or URL; empty "
+        "leaves that to jobs/collect.py."))
+    window_minutes: float = Field(60.0, ge=0, description=(
+        "Feedback that comes more than so many minutes after its request is late."))
+    move_seconds: float = Field(30.0, gt=0, description="So many seconds lie between two moves of the decision log.")
+    layout: Literal["together", "apart"] = Field("together", description=(
+        "With `together` each replica is a whole application; `apart` makes three deployments "
+        "(serving.deployments)."))
+    users: str = Field("", description=(
+        "This URL of a Redis (redis://, rediss://, unix://) has the users' states, for several machines; empty takes "
+        "the SQLite file that `current.json` names."))
+    explore: bool = Field(True, description=(
+        "A request that does not say gets a sample of the policy (true) or its mean (false)."))
+    poll_seconds: float = Field(1.0, ge=0, description=(
+        "A replica looks every so many seconds whether `current.json` points elsewhere; 0 is never."))
+    fsync: bool = Field(True, description=(
+        "The log is on the disk before the client has its answer; false leaves it to the operating system, and rows "
+        "survive a replica's death alone."))
+    max_body_bytes: int = Field(8 * 1024 * 1024, gt=0, description="A request with more bytes than this is refused.")
+    max_candidates: int = Field(10_000, gt=0, description="A request with more candidates than this is refused.")
+    max_concurrent: int = Field(64, gt=0, description=(
+        "A replica answers so many requests at a time and refuses one more with 503; behind HAProxy RECFUSE_ROOM "
+        "refuses it sooner (serving.environment)."))
+    scene_weights: Mapping[str, Mapping[str, Weight]] = Field({}, description=(
+        "Each scene's tasks count with these weights in its order (maths 3.5); scenes that are not named weigh their "
+        "tasks alike."))
+    tokens: tuple[str, ...] = Field((), description=(
+        "Any of these bearer tokens opens everything, and empty asks for none; RECFUSE_TOKENS (commas between) adds "
+        "more, so that none need stand in a file."))
 
-    models: str = "runs/demo/models"
-    decision_log: str = "runs/demo/decisions"
-    session_table: str = ""
-    window_minutes: float = 60.0
-    move_seconds: float = 30.0
-    layout: Literal["together", "apart"] = "together"
-    users: str = ""
-    explore: bool = True
-    poll_seconds: float = 1.0
-    fsync: bool = True
-    max_body_bytes: int = 8 * 1024 * 1024
-    max_candidates: int = 10_000
-    max_concurrent: int = 64
-    scene_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    tokens: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(self.poll_seconds >= 0, "poll_seconds", self.poll_seconds, "a number ≥ 0")
-        require(self.window_minutes >= 0, "window_minutes", self.window_minutes, "a number ≥ 0")
-        require(self.move_seconds > 0, "move_seconds", self.move_seconds, "a number > 0")
-        require(self.max_body_bytes > 0, "max_body_bytes", self.max_body_bytes, "an integer > 0")
-        require(self.max_candidates > 0, "max_candidates", self.max_candidates, "an integer > 0")
+    @model_validator(mode="after")
+    def _check(self) -> ServingConfig:
         require(not self.users or is_redis_url(self.users), "users", self.users, "a redis:// URL, or nothing")
-        require(self.max_concurrent > 0, "max_concurrent", self.max_concurrent, "an integer > 0")
+        # The error does not show what is secret.
         long = all(len(token) >= 8 for token in self.tokens)
         require(long, "tokens", "(not shown)", "tokens of 8 characters or more")
         for scene, weights in self.scene_weights.items():
-            good = all(weight >= 0 for weight in weights.values()) and sum(weights.values()) > 0
-            require(good, f"scene_weights.{scene}", dict(weights), "numbers ≥ 0 with a sum > 0")
+            require(sum(weights.values()) > 0, f"scene_weights.{scene}", dict(weights), "numbers ≥ 0 with a sum > 0")
+        return self
 
     def absolute(self) -> ServingConfig:
         """The same with absolute paths: replicas run in other working directories than the one that starts them."""
         table = self.session_table
-        return replace(self, models=str(Path(self.models).absolute()),
-                       decision_log=str(Path(self.decision_log).absolute()),
-                       session_table=str(Path(table).absolute()) if table and "://" not in table else table)
+        return self.replace(models=str(Path(self.models).absolute()),
+                            decision_log=str(Path(self.decision_log).absolute()),
+                            session_table=str(Path(table).absolute()) if table and "://" not in table else table)
 
 
 def config_from_environment() -> ServingConfig:
@@ -89,4 +82,4 @@ def config_from_environment() -> ServingConfig:
 def with_tokens_of_environment(config: ServingConfig) -> ServingConfig:
     """The same with the tokens of RECFUSE_TOKENS added."""
     tokens = tuple(token for token in os.environ.get(TOKENS_VARIABLE, "").split(",") if token)
-    return replace(config, tokens=config.tokens + tokens)
+    return config.replace(tokens=config.tokens + tokens)

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 def closure(requirements: list[str]) -> dict[str, str]:
     """Name → installed version of these requirements and of all that they need here."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     left, seen = [Requirement(text) for text in requirements], set()
     while left:
         wanted = left.pop()
@@ -25,12 +25,12 @@ def closure(requirements: list[str]) -> dict[str, str]:
         seen.add((name, extras))
         installed = importlib.metadata.distribution(name)
         # A build for one kind of processor (`2.13.0+cpu`) is the same version on another one.
-        found[name] = installed.version.split("+")[0]
+        versions[name] = installed.version.split("+")[0]
         for text in installed.requires or []:
             needed = Requirement(text)
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in (*extras, "")):
                 left.append(needed)
-    return dict(sorted(found.items()))
+    return dict(sorted(versions.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Decisions and feedback on disk, before the client hears of them (and from there, serving.session_table).
+"""Decisions and feedback on disk, before the client hears of them (and from there, serving.mover).
 
 Each replica appends JSON lines to a file of its own, so that replicas never wait for each other. Requests that arrive
 together share one synchronous write.
@@ -28,7 +28,7 @@ DECISION, FEEDBACK = "decision", "feedback"
 Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
-class Appends(Protocol):
+class LogWriter(Protocol):
     """Takes rows of a decision log (DecisionLog)."""
 
     def append(self, kind: str, row: dict[str, Any]) -> Awaitable[None]: ...
@@ -37,7 +37,7 @@ class Appends(Protocol):
 
 
 class DecisionLog:
-    """Appends rows to this replica's segment files.
+    """LogWriter rows to this replica's segment files.
 
     Rows go to the writing thread when the event loop has run all that was ready, at most `_HOLD_SECONDS` after the
     first: requests that arrive together share one write, and the thread does not contend with their computation for the
@@ -123,7 +123,8 @@ class DecisionLog:
         durable = os.O_DSYNC if self._fsync else 0
         file = os.open(self._path(segment), os.O_CREAT | os.O_EXCL | os.O_WRONLY | durable, 0o640)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: somebody writes here (serving.session_table)
+            # Until the file is closed this says that somebody writes here (serving.segments).
+            fcntl.flock(file, fcntl.LOCK_EX)
             if self._fsync:
                 self._reserve(segment)
         except OSError:
@@ -138,7 +139,7 @@ class DecisionLog:
                 os.fsync(file)
                 # Piece by piece, with room between for the rows that requests wait for.
                 self._needed.wait(_PAUSE_SECONDS if segment else 0.0)
-        directory = os.open(self._directory, os.O_RDONLY)  # the name of the file is to be durable too
+        directory = os.open(self._directory, os.O_RDONLY)  # The name of the file is to be durable too.
         os.fsync(directory)
         os.close(directory)
 
@@ -181,7 +182,8 @@ class DecisionLog:
             file = following.result()
             self._needed.clear()
         except OSError:
-            self._path(self._segment + 1).unlink(missing_ok=True)  # no room for it; the next write tries again
+            # There is no room for it; the next write tries again.
+            self._path(self._segment + 1).unlink(missing_ok=True)
             raise
         self._finish_segment()
         self._file, self._offset, self._segment = file, 0, self._segment + 1

@@ -1,4 +1,4 @@
-"""Requests that the models which serve now can answer, for the OpenAPI document: as bodies and as curl commands."""
+"""The examples of the table in the OpenAPI document, as bodies and as curl commands, and the document as HTML."""
 
 from __future__ import annotations
 
@@ -9,57 +9,44 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-USER = 7
-ITEMS = (1, 2, 3)  # unknown ids are served too
+from serving.endpoints import ENDPOINTS, Endpoint, Offer
 
 
-def examples(models: Mapping[str, Any]) -> dict[tuple[str, str], tuple[str, dict[str, Any] | None]]:
-    """(path of the document, method) → (path to call, body), from the answer of `GET /v1/models`."""
-    fusion, scenes = models["fusion"], models["scenes"]
-    stage, tasks = fusion["stages"][0], scenes["tasks"]
-    shared = [scene for scene in tasks if not fusion["scenes"] or scene in fusion["scenes"]]
-    scene = next(iter(shared or tasks))
-    state = {} if fusion["state_features"] else {"state": [0.0] * fusion["state_size"]}
-    predictions = {name: [round(0.1 * (1 + (i + k) % 5), 1) for i in range(len(ITEMS))]
-                   for k, name in enumerate(fusion["fusion_parameters"])}
-    ranked: dict[str, Any] = {"user": {"user_id": USER}, "candidates": {"item_id": list(ITEMS)}, "top_n": 2}
-    return {
-        ("/v1/fusion/{stage}/rank", "post"): (f"/v1/fusion/{stage}/rank", {
-            "user_id": USER, **state, "candidates": {"item_id": list(ITEMS), "predictions": predictions}, "top_n": 2}),
-        ("/v1/scenes/{scene}/rank", "post"): (f"/v1/scenes/{scene}/rank", ranked),
-        ("/v1/recommend", "post"): ("/v1/recommend", {**ranked, "scene": scene, "stage": stage, **state,
-                                                      "explain": True}),
-        ("/v1/feedback", "post"): ("/v1/feedback", {
-            "request_id": "0f8fad5bd9cb469fa165708677289502",
-            "feedback": dict.fromkeys(fusion["behaviours"], 1.0), "session_end": False}),
-        ("/v1/models", "get"): ("/v1/models", None),
-        ("/healthz", "get"): ("/healthz", None),
-    }
-
-
-def with_examples(document: Mapping[str, Any], models: Mapping[str, Any], url: str, tokens: bool) -> dict[str, Any]:
+def with_examples(document: Mapping[str, Any], models: Mapping[str, Any], url: str, asks_for_token: bool
+                  ) -> dict[str, Any]:
     """A copy of an OpenAPI document with the stages and scenes there are, a body and a curl command at each operation.
 
     Args:
+        models: the answer of `GET /v1/models`.
         url: of the server, without a slash at its end.
-        tokens: whether the command needs one; it is taken from the shell's variable TOKEN.
+        asks_for_token: whether commands must name one; they take it from the shell's variable TOKEN.
     """
-    whole = copy.deepcopy(dict(document))
-    known = {"stage": list(models["fusion"]["stages"]), "scene": list(models["scenes"]["tasks"])}
-    for (path, method), (target, body) in examples(models).items():
-        operation = whole["paths"][path][method]
+    whole, offer = copy.deepcopy(dict(document)), Offer.of(models)
+    for endpoint in ENDPOINTS:
+        if not endpoint.documented:
+            continue
+        operation = whole["paths"][endpoint.path][endpoint.method.lower()]
         for parameter in operation.get("parameters", ()):
-            parameter["example"] = target.split("/")[path.split("/").index(f"{{{parameter['name']}}}")]
-            parameter["schema"] = {**parameter["schema"], "enum": known[parameter["name"]]}
-        command = f"curl -s {shlex.quote(url + target)}"
-        if tokens and target != "/healthz":
-            command += ' -H "Authorization: Bearer $TOKEN"'
+            parameter["example"] = {"stage": offer.stage, "scene": offer.scene}[parameter["name"]]
+            parameter["schema"] = {**parameter["schema"], "enum": list(offer.values(parameter["name"]))}
+        body = endpoint.example(offer)
         if body is not None:
             operation["requestBody"]["content"]["application/json"]["example"] = body
-            command += f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+        command = curl(endpoint, offer, url, asks_for_token)
         operation["x-codeSamples"] = [{"lang": "sh", "source": command}]
         operation["description"] = f"{operation.get('description', '')}\n\n```sh\n{command}\n```"
     return whole
+
+
+def curl(endpoint: Endpoint, offer: Offer, url: str, asks_for_token: bool) -> str:
+    """The command that sends the endpoint's example."""
+    command = f"curl -s {shlex.quote(url + endpoint.example_path(offer))}"
+    if asks_for_token and endpoint.admission == "guarded":
+        command += ' -H "Authorization: Bearer $TOKEN"'
+    body = endpoint.example(offer)
+    if body is not None:
+        command += f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    return command
 
 
 def listing(document: Mapping[str, Any]) -> str:

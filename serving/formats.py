@@ -1,14 +1,18 @@
-"""JSON and MessagePack: bodies become requests, decoded once, and answers become bytes.
+"""What crosses the wire: bodies in JSON and MessagePack, answers as bytes, and the one shape of every refusal.
 
-Both carry the same fields under the same rules. In MessagePack a column of numbers may also be a `bin` of little-endian
-numbers of 8 bytes (float64; ids int64), which needs no decoding at all.
+Both formats carry the same fields under the same rules. In MessagePack a column of numbers may also be a `bin` of
+little-endian numbers of 8 bytes (float64; ids int64), which needs no decoding at all. A refusal is JSON:
+{"error": {"field", "value", "allowed", "reason"}}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import logging
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import msgpack
 import numpy as np
@@ -16,11 +20,16 @@ import orjson
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from serving.errors import RefusedError, refused_by_model
+from recfuse.config import InvalidFieldError, shorten
+from serving.meters import Meters
 
+logger = logging.getLogger("recfuse.serving")
 JSON, MESSAGE_PACK = "application/json", "application/msgpack"
 _NAMES = (b"application/msgpack", b"application/x-msgpack", b"application/vnd.msgpack")
+_ALTERNATIVES = ("int", "str", "float", "bool", "none", "constrained-int", "constrained-str", "constrained-float")
 M = TypeVar("M", bound=BaseModel)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Body(NamedTuple):
@@ -43,6 +52,23 @@ class Body(NamedTuple):
                    _names_message_pack(headers.get(b"accept")))
 
 
+class Reply(NamedTuple):
+    """An answer that is ready for the socket: JSON, or MessagePack where it is `packed`."""
+
+    status: int
+    body: bytes
+    retry_after: int | None = None
+    packed: bool = False
+
+
+class RefusedError(Exception):
+    """A request that gets a 4xx or 503 with this field, value and what is allowed."""
+
+    def __init__(self, status: int, field: str | None, value: Any, allowed: str) -> None:
+        self.status, self.field, self.value, self.allowed = status, field, value, allowed
+        super().__init__(f"{field}: got {shorten(value)}; allowed: {allowed}")
+
+
 def _names_message_pack(value: bytes | None) -> bool:
     return value is not None and any(name in value.lower() for name in _NAMES)
 
@@ -58,7 +84,7 @@ def decode(model: type[M], body: Body) -> M:
             return model.model_validate_json(body.content)
         return model.model_validate(_unpacked(body.content))
     except ValidationError as error:
-        raise refused_by_model(error) from None
+        raise _first_complaint(error) from None
 
 
 def _unpacked(content: bytes) -> Any:
@@ -75,12 +101,12 @@ def _no_extension(code: int, _: bytes) -> Any:
 def encode(answer: Mapping[str, Any], packed: bool) -> bytes:
     """The bytes of an answer; numpy's numbers and arrays are plain ones, what is no JSON otherwise its text."""
     if packed:
-        packed_answer: bytes = msgpack.packb(answer, default=_plain)
+        packed_answer: bytes = msgpack.packb(answer, default=_without_numpy)
         return packed_answer
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY, default=str)
 
 
-def _plain(value: Any) -> Any:
+def _without_numpy(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     return str(value)
@@ -108,5 +134,103 @@ class OrPacked:
             raise PydanticCustomError("packed", "a list, or a bin of little-endian {name}, 8 bytes each", name)
         numbers = np.frombuffer(value, self.dtype)
         if self.dtype == "<i8":
-            return numbers.tolist() or of_list([])  # every int64 is an id; whether none is enough is the list's rule
+            return numbers.tolist() or of_list([])  # Every int64 is an id; the list's rule says how many are enough.
         return numbers if len(numbers) and np.isfinite(numbers).all() else of_list(numbers.tolist())
+
+
+class _Metered(Protocol):
+    meters: Meters
+
+
+S = TypeVar("S", bound=_Metered)
+
+
+def answering(
+    act: Callable[Concatenate[S, P], Awaitable[T]]
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T | Reply]]:
+    """A service's method, with the refusal of a bad request as its answer, which the service's meters count."""
+    @functools.wraps(act)
+    async def answer(service: S, *arguments: P.args, **named: P.kwargs) -> T | Reply:
+        try:
+            return await act(service, *arguments, **named)
+        except RefusedError as error:
+            reply = refusal_of(error)
+        except InvalidFieldError as error:
+            reply = refusal(422, error.field, error.value, error.allowed)
+        except Exception:
+            logger.exception("request failed")
+            reply = fault()
+        service.meters.record("recfuse_refused", 1.0, {"status": str(reply.status)})
+        logger.info("refused", extra={"status": reply.status, "answer": reply.body.decode("utf-8", "replace")})
+        return reply
+    return answer
+
+
+def refusal(status: int, field: str | None, value: Any, allowed: str, retry_after: int | None = None) -> Reply:
+    """The answer that names a field, its value and what is allowed."""
+    shown = _shown(value)
+    reason = f"{field or 'request'}: got {shorten(value)}; allowed: {allowed}"
+    return Reply(status, orjson.dumps({"error": {
+        "field": field, "value": shown, "allowed": allowed, "reason": _printable(reason),
+    }}), retry_after)
+
+
+def refusal_of(error: RefusedError) -> Reply:
+    """What is raised, as an answer; after a 503 the client may come back in a second."""
+    return refusal(error.status, error.field, error.value, error.allowed, 1 if error.status == 503 else None)
+
+
+def overloaded(why: str) -> RefusedError:
+    """There is no room for the request, or nobody to answer it."""
+    return RefusedError(503, None, why, "fewer requests at a time; try again after a second")
+
+
+def fault() -> Reply:
+    """The answer to a request that an error of ours ended."""
+    return refusal(500, None, None, "nothing: the fault is the server's, see its log")
+
+
+def _first_complaint(error: ValidationError) -> RefusedError:
+    """The first of pydantic's complaints."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    kind, path = first["type"], first["loc"]
+    if kind == "json_invalid":
+        return RefusedError(400, "body", first["ctx"]["error"], "a JSON object")
+    if kind == "missing":
+        return RefusedError(422, _name(path), None, "a value: the field is required")
+    if kind in ("model_type", "dict_type"):
+        return RefusedError(422, _name(path), first["input"], "an object")
+    if kind == "extra_forbidden":
+        return RefusedError(422, _name(path), first["input"], "no such field")
+    if len(path) > 1 and path[-1] in _ALTERNATIVES:
+        # Each alternative of a union complains, under its own name; what was sent has no such level.
+        path = path[:-1]
+        messages = [other["msg"] for other in errors if other["loc"][:-1] == path]
+    else:
+        messages = [first["msg"]]
+    allowed = " or ".join(dict.fromkeys(message.removeprefix("Input should be ") for message in messages))
+    return RefusedError(422, _name(path), first["input"], allowed)
+
+
+def _name(path: tuple[int | str, ...]) -> str:
+    """`candidates.predictions.click[3]`."""
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return name.removeprefix(".") or "body"
+
+
+def _shown(value: Any) -> Any:
+    """A JSON value: numbers and short strings as they are, everything else as a line of text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 2**53:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, str) and len(value) <= 120:
+        return _printable(value)
+    return _printable(shorten(value))
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

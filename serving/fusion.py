@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,11 +17,10 @@ from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import Decision
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserStates
-from serving.catalogue import Catalogue
+from serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
 from serving.config import ServingConfig
-from serving.decision_log import DECISION, FEEDBACK, Appends
-from serving.errors import RefusedError, Reply
-from serving.formats import Body, decode, encode
+from serving.decision_log import DECISION, FEEDBACK, LogWriter
+from serving.formats import Body, RefusedError, Reply, decode, encode
 from serving.meters import Meters, NoMeters, Stopwatch
 from serving.models import Models
 from serving.schemas import FeedbackRequest, FusionRequest, Order
@@ -89,25 +88,32 @@ class FusionService:
 
     Args:
         config: defaults and limits.
+        models: what serves now.
         log: decisions and feedback are in it before they are answered.
         users: None where nobody is remembered.
-        catalogue: gives the present one; None where items are known by their ids alone.
+        catalogue: of the items' entries.
         meters: what is measured goes there.
     """
 
-    def __init__(self, config: ServingConfig, log: Appends, users: UserStates | None = None,
-                 catalogue: Callable[[], Catalogue | None] = lambda: None, meters: Meters | None = None) -> None:
-        self._config, self._log, self._users, self._catalogue = config, log, users, catalogue
-        self._meters = meters or NoMeters()
+    def __init__(self, config: ServingConfig, models: Models[FusionModel], log: LogWriter,
+                 users: UserStates | None = None, catalogue: CurrentCatalogue | None = None,
+                 meters: Meters | None = None) -> None:
+        self._config, self._models, self._log, self._users = config, models, log, users
+        self._catalogue = catalogue or FixedCatalogue()
+        self.meters = meters or NoMeters()
 
-    async def rank(self, models: Models[FusionModel], stage: str, body: Body) -> Reply:
-        """`POST /v1/fusion/{stage}/rank`."""
-        watch = Stopwatch(self._meters, _FUSION)
+    async def rank(self, stage: str, body: Body) -> Reply:
+        """Ranks candidates that come with their predictions.
+
+        Raises:
+            InvalidFieldError, RefusedError: the request is bad, or names something that the model does not have.
+        """
+        watch = Stopwatch(self.meters, _FUSION)
         request = decode(FusionRequest, body)
         candidates = request.candidates
         _check_columns(candidates.item_id, candidates.predictions, self._config.max_candidates)
         watch.lap("recfuse_decode_ms")
-        reply = await self._decide(models, Ranking(
+        reply = await self._decide(Ranking(
             user_id=str(request.user_id), stage=stage, scene=request.scene, session_id=request.session_id,
             state=request.state, context=request.context, item_ids=candidates.item_id,
             predictions=candidates.predictions, explore=request.explore, top_n=request.top_n, order=request.order,
@@ -115,16 +121,16 @@ class FusionService:
         watch.whole("recfuse_request_ms")
         return reply
 
-    async def decide(self, models: Models[FusionModel], ranking: Ranking) -> Reply:
-        """Ranks, logs, answers: the second half of `POST /v1/recommend`.
+    async def decide(self, ranking: Ranking) -> Reply:
+        """Ranks, logs, answers: the second half of a recommendation.
 
         Raises:
             InvalidFieldError, RefusedError: the request names something that the model does not have.
         """
-        return await self._decide(models, ranking, Stopwatch(self._meters, _RECOMMEND))
+        return await self._decide(ranking, Stopwatch(self.meters, _RECOMMEND))
 
-    async def _decide(self, models: Models[FusionModel], ranking: Ranking, watch: Stopwatch) -> Reply:
-        model = models.of(ranking.user_id)
+    async def _decide(self, ranking: Ranking, watch: Stopwatch) -> Reply:
+        model = self._models.arms.of(ranking.user_id)
         vocabulary = model.vocabulary
         if ranking.stage not in vocabulary.stages:
             raise RefusedError(404, "stage", ranking.stage, ", ".join(vocabulary.stages))
@@ -157,11 +163,15 @@ class FusionService:
         watch.lap("recfuse_log_ms")
         return reply
 
-    async def feedback(self, models: Models[FusionModel], body: Body) -> Reply:
-        """`POST /v1/feedback`."""
-        watch = Stopwatch(self._meters, _FEEDBACK)
-        request = decode(FeedbackRequest, body)
-        model = models.current if request.user_id is None else models.of(str(request.user_id))
+    async def feedback(self, body: Body) -> Reply:
+        """Logs what a user did with an answer, and remembers it of the user.
+
+        Raises:
+            RefusedError: the request is bad, or names something that the model does not have.
+        """
+        watch = Stopwatch(self.meters, _FEEDBACK)
+        request, arms = decode(FeedbackRequest, body), self._models.arms
+        model = arms.current if request.user_id is None else arms.of(str(request.user_id))
         watch.lap("recfuse_decode_ms")
         _check_feedback(request.feedback, model.vocabulary)
         if request.user_id is None and (request.items or request.features):
@@ -174,14 +184,14 @@ class FusionService:
                 "ts": time.time(), "request_id": request.request_id, "event_id": event_id,
                 "feedback": request.feedback, "session_end": request.session_end})
         watch.lap("recfuse_log_ms")
-        self._meters.record("recfuse_feedback", 1.0)
+        self.meters.record("recfuse_feedback", 1.0)
         if request.user_id is not None and self._users is not None and (request.items or request.features):
             self._users.record(str(request.user_id), request.items or (), request.features)
         answer = {"request_id": request.request_id, "accepted": True}
         return Reply(202, encode(answer, body.answer_packed), packed=body.answer_packed)
 
     def _measure(self, ranking: Ranking, decision: Decision, source: str, version: str) -> None:
-        meters = self._meters
+        meters = self.meters
         meters.record("recfuse_decisions", 1.0, {"model_version": version, "stage": ranking.stage})
         meters.record("recfuse_candidates", len(ranking.item_ids), _RECOMMEND if ranking.catalogue else _FUSION)
         mu, sigma, action = decision.mu[0].tolist(), decision.sigma[0].tolist(), decision.action[0].tolist()
@@ -194,7 +204,7 @@ class FusionService:
             meters.record("recfuse_default_states", 1.0, {"status": source})
 
     def _add_entries(self, items: list[dict[str, Any]]) -> None:
-        entries = catalogue_entries(self._catalogue(), [item["item_id"] for item in items])
+        entries = entries_of(self._catalogue.current, [item["item_id"] for item in items])
         for item, entry in zip(items, entries, strict=True):
             item["catalogue"] = entry
 
@@ -233,13 +243,6 @@ def _durably() -> Iterator[None]:
 def absence(users: UserStates | None) -> str:
     """Why nothing is known of a user: nobody has told (`default`), or the store does not answer (`degraded`)."""
     return "degraded" if users is not None and users.degraded else "default"
-
-
-def catalogue_entries(catalogue: Catalogue | None, item_ids: Sequence[int]) -> list[dict[str, Any] | None]:
-    """The entry of each item, None where it is unknown or there is no catalogue."""
-    if catalogue is None:
-        return [None] * len(item_ids)
-    return catalogue.entries(catalogue.positions(np.array(item_ids, np.int64)).tolist())
 
 
 def _scene(scene: str | None, vocabulary: Vocabulary) -> str:
@@ -295,7 +298,7 @@ def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary
                 422, f"candidates.predictions.{vocabulary.fusion_parameters[row]}[{place}]",
                 float(columns[row, place]), f"numbers > −{vocabulary.offset} (formula {vocabulary.formula})")
         np.log(terms, out=terms)
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused below.
         scores: np.ndarray = terms[0] * float(action[0])
         for row in range(1, len(terms)):
             scores += terms[row] * float(action[row])

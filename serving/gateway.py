@@ -1,83 +1,189 @@
-"""From endpoints to deployments, wherever these run."""
+"""The ASGI entry: who comes in (tokens, limits), who answers by the table of endpoints, and the answer's way out.
+
+Tokens are Starlette's AuthenticationMiddleware around the gateway, and the count of a body without a length its
+RequestBodyLimitMiddleware within FastAPI (serving.api). Measured in one run (`python -m benchmarks.serving_admission`),
+ADMISSION_MEASUREMENT
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
-from serving.errors import Reply, refusal
-from serving.formats import Body
-from serving.fusion import Ranking
+from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, SimpleUser
+from starlette.requests import HTTPConnection
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.endpoints import ENDPOINTS, OPEN_PATHS, Endpoint
+from serving.formats import JSON, MESSAGE_PACK, Body, RefusedError, Reply, fault, overloaded, refusal_of
+from serving.logs import REQUEST_ID
 
 logger = logging.getLogger("recfuse.serving")
+_JSON, _PACKED = ((b"content-type", name.encode()) for name in (JSON, MESSAGE_PACK))
 
 
-class FusionBackend(Protocol):
-    """`serving.replicas.FusionReplica`, in this process or behind a handle."""
+class Backends:
+    """Whoever computes, in this process or behind handles: bodies go there as they came and are decoded there, once.
 
-    async def rank(self, stage: str, body: Body) -> Reply: ...
+    Args:
+        fusion, scenes: have the methods that the table's steps name, and `describe`.
+        unavailable: what these raise where they have no room or no replica for a request.
+    """
 
-    async def decide(self, ranking: Ranking) -> Reply: ...
+    def __init__(self, fusion: Any, scenes: Any, unavailable: tuple[type[Exception], ...] = ()) -> None:
+        self._backends, self._unavailable = {"fusion": fusion, "scenes": scenes}, unavailable
+        self._methods: dict[str, tuple[Callable[..., Awaitable[Any]], ...]] = {}
 
-    async def feedback(self, body: Body) -> Reply: ...
+    async def answer(self, endpoint: Endpoint, values: Sequence[str], body: Body) -> Reply:
+        """Runs the endpoint's steps.
 
-    async def describe(self) -> Mapping[str, Any]: ...
+        Args:
+            values: of the path's parameters.
+        """
+        # A handle finds its method within the event loop alone, so methods are looked up by the first request.
+        methods = self._methods.get(endpoint.name)
+        if methods is None:
+            methods = self._methods[endpoint.name] = tuple(map(self._method, endpoint.steps))
+        try:
+            result = await methods[0](*values, body)
+            for method in methods[1:]:
+                if isinstance(result, tuple):
+                    break
+                result = await method(result)
+            return Reply(*result)  # A Reply is a plain tuple after a journey between processes.
+        except self._unavailable as error:
+            return refusal_of(overloaded(str(error)))
+        except Exception:
+            logger.exception("request failed")
+            return fault()
+
+    async def describe(self) -> dict[str, Any]:
+        """The answer of `GET /v1/models`.
+
+        Raises:
+            RefusedError: a backend is not there.
+        """
+        try:
+            described = await asyncio.gather(*[backend.describe() for backend in self._backends.values()])
+        except self._unavailable as error:
+            raise overloaded(str(error)) from None
+        return dict(zip(self._backends, described, strict=True))
+
+    def _method(self, step: str) -> Callable[..., Awaitable[Any]]:
+        backend, _, name = step.partition(".")
+        method: Callable[..., Awaitable[Any]] = getattr(self._backends[backend], name)
+        return method
 
 
-class ScenesBackend(Protocol):
-    """`serving.replicas.ScenesReplica`, in this process or behind a handle."""
+class TokenBackend(AuthenticationBackend):
+    """Bearer tokens, any of which opens everything; open endpoints ask for none."""
 
-    async def rank(self, scene: str, body: Body) -> Reply: ...
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._tokens = [token.encode() for token in tokens]
 
-    async def predict(self, body: Body) -> Ranking | Reply: ...
-
-    async def describe(self) -> Mapping[str, Any]: ...
-
-
-class UnavailableError(Exception):
-    """A backend has no room or no replica for the request."""
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser] | None:
+        """Raises AuthenticationError."""
+        if _path_of(conn.scope) not in OPEN_PATHS:
+            authorization = dict(conn.scope["headers"]).get(b"authorization", b"")
+            scheme, _, given = authorization.partition(b" ")
+            # Every token is compared, each in constant time, so that the time tells nothing about any of them.
+            matches = [hmac.compare_digest(given.strip(), token) for token in self._tokens]
+            if scheme.lower() != b"bearer" or not any(matches):
+                raise AuthenticationError("no valid bearer token")
+        return None
 
 
 class Gateway:
-    """Hands request bodies on as they came; whoever computes decodes them, once."""
+    """Answers by the table what it knows by its path; everything else goes to FastAPI.
 
-    def __init__(self, fusion: FusionBackend, scenes: ScenesBackend) -> None:
-        self._fusion, self._scenes = fusion, scenes
+    FastAPI has the same endpoints, for /docs and for requests that are written in an unusual way (bodies without a
+    length); both ways lead to the same `Backends`.
 
-    async def rank_fusion(self, stage: str, body: Body) -> Reply:
+    Args:
+        api: the FastAPI application.
+        backends: answer.
+        max_body_bytes: of a body that says its length.
+        max_concurrent: refused at once is better than answered after the client has given up. Open endpoints are not
+            counted.
+    """
+
+    def __init__(self, api: ASGIApp, backends: Backends, *, max_body_bytes: int, max_concurrent: int) -> None:
+        self._api, self._backends = api, backends
+        self._max_body_bytes, self._max_concurrent, self._ongoing = max_body_bytes, max_concurrent, 0
+        self._routes = [(endpoint, compile_path(endpoint.path)[0].match) for endpoint in ENDPOINTS if endpoint.steps]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._api(scope, receive, send)
+            return
+        headers, path = dict(scope["headers"]), _path_of(scope)
         try:
-            return await self._fusion.rank(stage, body)
-        except UnavailableError as error:
-            return overloaded(error)
-
-    async def rank_scene(self, scene: str, body: Body) -> Reply:
+            self._admit(path, headers)
+        except RefusedError as error:
+            await send_reply(send, refusal_of(error))
+            return
+        token = REQUEST_ID.set(headers.get(b"x-request-id", b"").decode("latin-1"))
+        self._ongoing += 1
         try:
-            return await self._scenes.rank(scene, body)
-        except UnavailableError as error:
-            return overloaded(error)
+            route = self._route(scope["method"], path) if headers.get(b"content-length") else None
+            if route is None:
+                await self._api(scope, receive, send)
+            else:
+                await self._answer(*route, headers, receive, send)
+        finally:
+            self._ongoing -= 1
+            REQUEST_ID.reset(token)
 
-    async def recommend(self, body: Body) -> Reply:
-        try:
-            predicted = await self._scenes.predict(body)
-            # A Reply is a plain tuple after a journey between processes too; only a Ranking goes on.
-            return await self._fusion.decide(predicted) if isinstance(predicted, Ranking) else predicted
-        except UnavailableError as error:
-            return overloaded(error)
+    def _admit(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        """Refuses a body that is too large, and everything while there is no room."""
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            raise RefusedError(400, "content-length", length.decode("latin-1"), "a number of bytes")
+        if int(length) > self._max_body_bytes:
+            raise RefusedError(413, "body", f"{int(length)} bytes", f"at most {self._max_body_bytes} bytes")
+        if self._ongoing >= self._max_concurrent and path not in OPEN_PATHS:
+            raise overloaded(f"{self._ongoing} requests at a time")
 
-    async def feedback(self, body: Body) -> Reply:
-        try:
-            return await self._fusion.feedback(body)
-        except UnavailableError as error:
-            return overloaded(error)
+    def _route(self, method: str, path: str) -> tuple[Endpoint, Sequence[str]] | None:
+        """The endpoint of a path, and the values of the path's parameters."""
+        for endpoint, match in self._routes:
+            if (matched := match(path)) is not None and endpoint.method == method:
+                return endpoint, matched.groups()
+        return None
 
-    async def models(self) -> dict[str, Any]:
-        """Raises UnavailableError."""
-        fusion, scenes = await asyncio.gather(self._fusion.describe(), self._scenes.describe())
-        return {"fusion": fusion, "scenes": scenes}
+    async def _answer(self, endpoint: Endpoint, values: Sequence[str], headers: Mapping[bytes, bytes],
+                      receive: Receive, send: Send) -> None:
+        content, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":  # The client has gone.
+                return
+            part = message.get("body", b"")
+            content = content + part if content else part
+            more = message.get("more_body", False)
+        await send_reply(send, await self._backends.answer(endpoint, values, Body.of(content, headers)))
 
 
-def overloaded(error: UnavailableError) -> Reply:
-    """503 with Retry-After."""
-    return refusal(503, None, str(error), "fewer requests at a time; try again after a second", retry_after=1)
+def _path_of(scope: Scope) -> str:
+    """The path below the prefix under which the application stands."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def reply_headers(reply: Reply) -> list[tuple[bytes, bytes]]:
+    """What the answer says beside its body."""
+    headers = [_PACKED if reply.packed else _JSON, (b"content-length", b"%d" % len(reply.body))]
+    if reply.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % reply.retry_after))
+    if reply.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Sends a reply that is ready for the socket."""
+    await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(reply)})
+    await send({"type": "http.response.body", "body": reply.body})

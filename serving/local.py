@@ -17,6 +17,7 @@ from ray import serve
 from recfuse.bundle.pointer import read_pointer
 from serving.app import build_app
 from serving.config import ServingConfig
+from serving.endpoints import MODELS, RANK_FUSION, RANK_SCENE, RECOMMEND
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,12 @@ def measure(url: str, models: str, scene: str, *, requests: int = 200, candidate
     """
     bodies = [example_request(models, candidates, seed) for seed in range(WARM_UP + requests)]
     with httpx.Client(base_url=url, timeout=30) as client:
-        parameters = client.get("/v1/models").raise_for_status().json()["fusion"]["fusion_parameters"]
+        parameters = client.get(MODELS.path).raise_for_status().json()["fusion"]["fusion_parameters"]
         fusion = [_fusion_body(body, parameters, seed) for seed, body in enumerate(bodies)]
         return [
-            _time(client, "/v1/fusion/fine/rank", fusion),
-            _time(client, f"/v1/scenes/{scene}/rank", bodies),
-            _time(client, "/v1/recommend", [body | {"scene": scene, "stage": "fine", "top_n": 10} for body in bodies]),
+            _time(client, RANK_FUSION.path_of(stage="fine"), fusion),
+            _time(client, RANK_SCENE.path_of(scene=scene), bodies),
+            _time(client, RECOMMEND.path, [body | {"scene": scene, "stage": "fine", "top_n": 10} for body in bodies]),
         ]
 
 

@@ -11,7 +11,7 @@ import orjson
 
 # Serve gives every request an id, or takes the client's X-Request-ID, and sends it back with the answer.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-_OWN = frozenset(vars(logging.makeLogRecord({})))
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message"}
 
 
 class JsonFormatter(logging.Formatter):
@@ -23,7 +23,7 @@ class JsonFormatter(logging.Formatter):
                 "message": record.getMessage(), "process": os.getpid()}
         if request_id := REQUEST_ID.get():
             line["request_id"] = request_id
-        line.update({name: value for name, value in vars(record).items() if name not in _OWN and name != "message"})
+        line.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=repr).decode("utf-8", "replace")

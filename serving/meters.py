@@ -60,8 +60,8 @@ class _Counts:
     handed_total: float = 0.0
 
 
-# Adds to a counter, or sets a gauge: (metric, value, tags).
-Hand = Callable[[str, float, Mapping[str, str]], None]
+# It adds to a counter, or sets a gauge: (metric, value, tags).
+Sink = Callable[[str, float, Mapping[str, str]], None]
 
 
 class LocalMeters:
@@ -76,7 +76,7 @@ class LocalMeters:
         seconds: between two flushes by a thread; 0 leaves it to the caller.
     """
 
-    def __init__(self, add: Hand, put: Hand, seconds: float = 5.0) -> None:
+    def __init__(self, add: Sink, put: Sink, seconds: float = 5.0) -> None:
         self._add, self._put = add, put
         self._counts: dict[Key, _Counts] = {}
         self._stop = threading.Event()

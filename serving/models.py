@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from recfuse.bundle import Bundle, BundleError, read_bundle
+from recfuse.bundle.arms import Arms, Canary
 from recfuse.bundle.bundle import BundleKind
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import InvalidFieldError
@@ -23,39 +23,43 @@ M_co = TypeVar("M_co", covariant=True)
 
 
 class Models(Protocol[M_co]):
-    """Which model serves a user."""
+    """What serves now (ServedModel)."""
 
     @property
-    def current(self) -> M_co: ...
-
-    def of(self, user_id: str) -> M_co: ...
+    def arms(self) -> Arms[M_co]: ...
 
 
-@dataclass(frozen=True)
-class OneModel(Generic[M]):
-    """The same model for everybody."""
+class FixedModel(Generic[M]):
+    """The same model for everybody and for good."""
 
-    current: M
-
-    def of(self, user_id: str) -> M:
-        return self.current
+    def __init__(self, model: M) -> None:
+        self.arms = Arms(model)
 
 
-@dataclass(frozen=True)
-class Canary(Generic[M]):
-    """A model for a share of the users (0 to 1)."""
+class _Follower:
+    """Looks at a pointer again and again, in a thread of its own, until it is closed."""
 
-    model: M
-    path: Path
-    share: float
+    def __init__(self) -> None:
+        self._stop = threading.Event()
 
-    def takes(self, user_id: str) -> bool:
-        """Whether a user is in the share: always the same users for one canary, and others for the next."""
-        digest = hashlib.blake2b(f"{self.path.name}:{user_id}".encode("utf-8", "replace"), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self.share * 2.0**64
+    def refresh(self) -> bool:
+        """Takes what the pointer names; False where something was refused."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stops following the pointer."""
+        self._stop.set()
+
+    def _follow(self, seconds: float, name: str) -> None:
+        if seconds > 0:
+            threading.Thread(target=self._watch, args=(seconds,), name=name, daemon=True).start()
+
+    def _watch(self, seconds: float) -> None:
+        while not self._stop.wait(seconds):
+            self.refresh()
 
 
-class ServedCatalogue:
+class ServedCatalogue(_Follower):
     """Holds the catalogue of a models directory and follows the directory's pointer, as `ServedModel` does.
 
     A request takes `current` once, so that positions and rows are of one catalogue. One that cannot be read leaves the
@@ -70,13 +74,12 @@ class ServedCatalogue:
     """
 
     def __init__(self, models: str | Path, poll_seconds: float) -> None:
+        super().__init__()
         self._models = Path(models)
         self.error: str | None = None
         self._path = read_pointer(self._models).path(self._models, "catalogue")
         self.current = None if self._path is None else Catalogue.load(self._path)
-        self._stop = threading.Event()
-        if poll_seconds > 0:
-            threading.Thread(target=self._watch, args=(poll_seconds,), name="watch-catalogue", daemon=True).start()
+        self._follow(poll_seconds, "watch-catalogue")
 
     def refresh(self) -> bool:
         """Takes the wanted catalogue where it is another one; False where it was refused (see `error`)."""
@@ -94,20 +97,12 @@ class ServedCatalogue:
         self.error = None
         return True
 
-    def close(self) -> None:
-        """Stops following the pointer."""
-        self._stop.set()
 
-    def _watch(self, seconds: float) -> None:
-        while not self._stop.wait(seconds):
-            self.refresh()
-
-
-class ServedModel(Generic[M]):
+class ServedModel(_Follower, Generic[M]):
     """Holds one model of a models directory and follows the directory's pointer.
 
     A new bundle is read, verified and built beside the old model, in a thread of its own; then one reference changes. A
-    request takes `current` once, so no answer mixes two models. A bundle that fails leaves the old one serving, and
+    request takes `arms` once, so no answer mixes two models. A bundle that fails leaves the old one serving, and
     `error` says why. The pointer may name a canary beside it, for a share of the users; one that cannot be loaded
     serves nobody, and `canary_error` says why.
 
@@ -122,26 +117,29 @@ class ServedModel(Generic[M]):
     """
 
     def __init__(self, models: str | Path, kind: BundleKind, build: Callable[[Bundle], M], poll_seconds: float) -> None:
+        super().__init__()
         self._models, self._kind, self._build = Path(models), kind, build
         self.error: str | None = None
         self._pinned: Path | None = None
         self._lock = threading.Lock()
         self._path = self._wanted()
         self._failed: Path | None = None
-        self.current = self._load(self._path)
+        self.arms: Arms[M] = Arms(self._load(self._path))
         self.loaded_at = time.time()
-        self.canary: Canary[M] | None = None
         self.canary_error: str | None = None
         self._failed_canary: Path | None = None
         self._refresh_canary()
-        self._stop = threading.Event()
-        if poll_seconds > 0:
-            threading.Thread(target=self._watch, args=(poll_seconds,), name=f"watch-{kind}", daemon=True).start()
+        self._follow(poll_seconds, f"watch-{kind}")
 
-    def of(self, user_id: str) -> M:
-        """The model that serves this user now."""
-        canary = self.canary
-        return canary.model if canary is not None and canary.takes(user_id) else self.current
+    @property
+    def current(self) -> M:
+        """The model of everybody who is not the canary's."""
+        return self.arms.current
+
+    @property
+    def canary(self) -> Canary[M] | None:
+        """The model of a share of the users."""
+        return self.arms.canary
 
     def pin(self, bundle: str | None) -> None:
         """Serves this bundle instead of the pointer's; None follows the pointer again."""
@@ -168,7 +166,8 @@ class ServedModel(Generic[M]):
             self.error, self._failed = f"{type(error).__name__}: {error}", wanted
             logger.error("%s bundle refused, %s goes on: %s", self._kind, self._path.name, error)
             return False
-        self.current, self._path, self.loaded_at = model, wanted, time.time()
+        self.arms = replace(self.arms, current=model)
+        self._path, self.loaded_at = wanted, time.time()
         self.error = self._failed = None
         logger.info("%s bundle is now %s", self._kind, wanted.name)
         return True
@@ -179,27 +178,25 @@ class ServedModel(Generic[M]):
             pointer = read_pointer(self._models)
             path = None if self._pinned is not None else pointer.path(self._models, f"{self._kind}_canary")
             if path is None or pointer.canary_share == 0:
-                self.canary = self.canary_error = self._failed_canary = None
+                self.arms = replace(self.arms, canary=None)
+                self.canary_error = self._failed_canary = None
                 return True
             if path == self._failed_canary:
                 return False
             known = self.canary
-            model = known.model if known is not None and known.path == path else self._load(path)
+            model = known.model if known is not None and known.name == path.name else self._load(path)
         except Exception as error:
-            if path is not None:  # a pointer that cannot be read changes nothing
-                self.canary, self._failed_canary = None, path
+            if path is not None:  # A pointer that cannot be read changes nothing.
+                self.arms = replace(self.arms, canary=None)
+                self._failed_canary = path
             self.canary_error = f"{type(error).__name__}: {error}"
             logger.error("%s canary refused, nobody gets it: %s", self._kind, error)
             return False
-        if known is None or (known.path, known.share) != (path, pointer.canary_share):
-            self.canary = Canary(model, path, pointer.canary_share)
+        if known is None or (known.name, known.share) != (path.name, pointer.canary_share):
+            self.arms = replace(self.arms, canary=Canary(model, path.name, pointer.canary_share))
             logger.info("%s canary is now %s for %.4g of the users", self._kind, path.name, pointer.canary_share)
         self.canary_error = self._failed_canary = None
         return True
-
-    def close(self) -> None:
-        """Stops following the pointer."""
-        self._stop.set()
 
     def _wanted(self) -> Path:
         if self._pinned is not None:
@@ -211,7 +208,3 @@ class ServedModel(Generic[M]):
 
     def _load(self, path: Path) -> M:
         return self._build(read_bundle(path, kind=self._kind))
-
-    def _watch(self, seconds: float) -> None:
-        while not self._stop.wait(seconds):
-            self.refresh()

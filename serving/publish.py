@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -72,7 +71,7 @@ def _copy(bundle: str | Path, models: Path, kind: BundleKind) -> str:
         shutil.copytree(source.path, temporary)
         try:
             temporary.rename(target)
-        except OSError:  # somebody else has just published the same bundle
+        except OSError:  # Somebody else has just published the same bundle.
             shutil.rmtree(temporary)
     read_bundle(target, kind=kind)
     return target.name
@@ -80,7 +79,7 @@ def _copy(bundle: str | Path, models: Path, kind: BundleKind) -> str:
 
 def _write_catalogue(models: Path, catalogue: pa.Table) -> str:
     """Named by its content: a serving replica that still reads the old one is not disturbed."""
-    Catalogue(catalogue)  # refuses here what serving would refuse
+    Catalogue(catalogue)  # This refuses here what serving would refuse.
     temporary = models / f".catalogue-{uuid.uuid4().hex}"
     pq.write_table(catalogue, temporary)
     name = f"catalogue-{hashlib.sha256(temporary.read_bytes()).hexdigest()[:12]}.parquet"
@@ -95,30 +94,3 @@ def _write_users(models: Path, users: Mapping[str, UserState]) -> str:
         known = set(store.get_many(list(users)))
         store.put_many((user_id, user) for user_id, user in users.items() if user_id not in known)
     return name
-
-
-def user_states(
-    users: pa.Table, history: pa.Table, contexts: Mapping[str, np.ndarray], context_user_ids: np.ndarray
-) -> dict[str, UserState]:
-    """What the user-state store starts with.
-
-    Args:
-        users: `user_id` and the features that the scorer reads.
-        history: `user_id` and `items`, oldest first.
-        contexts: state feature → column `[U]`, for the users in `context_user_ids[U]`.
-    """
-    histories = dict(zip(history["user_id"].to_pylist(), history["items"].to_pylist(), strict=True))
-    plain = {name: column.tolist() for name, column in contexts.items()}
-    own = {int(user): {name: column[row] for name, column in plain.items()}
-           for row, user in enumerate(context_user_ids.tolist())}
-    states = {}
-    for row in users.to_pylist():
-        user = row.pop("user_id")
-        features: dict[str, Any] = {name: _plain(value) for name, value in row.items()}
-        states[str(user)] = UserState(features=features | own.get(user, {}), history=tuple(histories.get(user) or ()))
-    return states
-
-
-def _plain(value: Any) -> Any:
-    # NaN is no JSON; an absent value says the same.
-    return None if isinstance(value, float) and value != value else value

@@ -1,10 +1,10 @@
-"""What a replica of each deployment holds and answers. No Ray here, so that tests and benchmarks run it in process."""
+"""A replica of each model: the service that answers, with the parts that it answers from and their following of the
+pointer. There is no Ray here, so that tests and benchmarks run it in their own process."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +12,6 @@ import torch
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle
-from recfuse.bundle.bundle import BundleKind
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
@@ -20,50 +19,47 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.state.redis import RedisUserStates
 from recfuse.state.store import UserStates, UserStateStore
 from serving.config import ServingConfig
-from serving.decision_log import Appends, DecisionLog
-from serving.errors import Reply, answered
-from serving.formats import Body
-from serving.fusion import FusionModel, FusionService, Ranking
-from serving.meters import Meters, NoMeters
+from serving.decision_log import DecisionLog, LogWriter
+from serving.formats import answering
+from serving.fusion import FusionModel, FusionService
+from serving.meters import Meters
 from serving.models import ServedCatalogue, ServedModel
+from serving.mover_process import MoverProcess
 from serving.scenes import ScenesService
-from serving.session_table import Background
 
-logger = logging.getLogger("recfuse.serving")
 M = TypeVar("M")
-T = TypeVar("T")
 
 
-class _Replica(Generic[M]):
-    """One kind of model that follows the pointer, with the catalogue beside it."""
+class _Followed(Generic[M]):
+    """What a replica follows: its model and the catalogue beside it."""
 
-    def __init__(self, config: ServingConfig, kind: BundleKind, build: Callable[[Bundle], M],
-                 meters: Meters | None) -> None:
-        # More threads of torch than one fight over the cores with the other replicas.
-        torch.set_num_threads(1)
-        self.served = ServedModel(config.models, kind, build, config.poll_seconds)
-        self.catalogue = ServedCatalogue(config.models, config.poll_seconds)
-        self._meters = meters or NoMeters()
+    def __init__(self, model: ServedModel[M], catalogue: ServedCatalogue, version: Callable[[M], str]) -> None:
+        self.model, self.catalogue, self._version = model, catalogue, version
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    def pin(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}; see `ServedModel.pin`."""
-        self.served.pin(_bundle_of(user_config))
+        unknown = sorted(set(user_config) - {"bundle"})
+        require(not unknown, "user_config", unknown, "bundle")
+        bundle = user_config.get("bundle")
+        require(bundle is None or Path(bundle).is_dir(), "user_config.bundle", bundle,
+                "the directory of a bundle, or null")
+        self.model.pin(bundle)
+
+    def describe(self) -> dict[str, Any]:
+        """What every replica says of its model in `GET /v1/models`."""
+        model, canary = self.model, self.model.canary
+        loaded = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model.loaded_at))
+        share = None if canary is None else {"model_version": self._version(canary.model), "share": canary.share}
+        return {"model_version": self._version(model.current), "loaded_at": loaded, "error": model.error,
+                "canary": share, "canary_error": model.canary_error}
 
     def close(self) -> None:
-        self.served.close()
+        self.model.close()
         self.catalogue.close()
 
-    def _loaded(self, version: Callable[[M], str]) -> dict[str, Any]:
-        """What every replica says of its model in `GET /v1/models`."""
-        served, canary = self.served, self.served.canary
-        loaded = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(served.loaded_at))
-        return {"model_version": version(served.current), "loaded_at": loaded, "error": served.error,
-                "canary": None if canary is None else {"model_version": version(canary.model), "share": canary.share},
-                "canary_error": served.canary_error}
 
-
-class FusionReplica(_Replica[FusionModel]):
-    """The fusion actor behind HTTP: its model, one decision log.
+class FusionReplica(FusionService):
+    """The fusion service with its model, one decision log, and the process that moves it.
 
     Args:
         meters: where measurements go; None nowhere.
@@ -73,40 +69,40 @@ class FusionReplica(_Replica[FusionModel]):
         BundleError: the bundle must not be served.
     """
 
-    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: Appends | None = None) -> None:
-        super().__init__(config, "fusion", _fusion_model, meters)
+    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None) -> None:
+        _use_one_thread()
+        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
-        self._service = FusionService(config, self.log, _users(config), lambda: self.catalogue.current, meters)
-        self._moving = None if not config.session_table else Background(
+        super().__init__(config, model, self.log, _users(config), catalogue, meters)
+        self._followed = _Followed(model, catalogue, lambda model: model.version)
+        self._mover = None if not config.session_table else MoverProcess(
             config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
-            self._meters)
+            self.meters)
 
-    async def rank(self, stage: str, body: Body) -> Reply:
-        """`POST /v1/fusion/{stage}/rank`."""
-        return await counted(self._meters, self._service.rank, self.served, stage, body)
-
-    async def decide(self, ranking: Ranking) -> Reply:
-        """The second half of `POST /v1/recommend`."""
-        return await counted(self._meters, self._service.decide, self.served, ranking)
-
-    async def feedback(self, body: Body) -> Reply:
-        """`POST /v1/feedback`."""
-        return await counted(self._meters, self._service.feedback, self.served, body)
+    rank = answering(FusionService.rank)
+    decide = answering(FusionService.decide)
+    feedback = answering(FusionService.feedback)
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
-        return {**self._loaded(lambda model: model.version), "catalogue_error": self.catalogue.error,
-                **described(self.served.current.vocabulary)}
+        followed = self._followed
+        return {**followed.describe(), "catalogue_error": followed.catalogue.error,
+                **described(followed.model.current.vocabulary)}
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve's `user_config`: {"bundle": directory or null}."""
+        self._followed.pin(user_config)
 
     def close(self) -> None:
-        super().close()
+        self._followed.close()
         self.log.close()
-        if self._moving is not None:
-            self._moving.close()
+        if self._mover is not None:
+            self._mover.close()
 
 
-class ScenesReplica(_Replica[SceneScorer]):
-    """The multi-scene scorer behind HTTP.
+class ScenesReplica(ScenesService):
+    """The scenes service with its model.
 
     Args:
         meters: where measurements go; None nowhere.
@@ -116,29 +112,31 @@ class ScenesReplica(_Replica[SceneScorer]):
     """
 
     def __init__(self, config: ServingConfig, meters: Meters | None = None) -> None:
-        super().__init__(config, "scenes", SceneScorer.from_bundle, meters)
-        self._service = ScenesService(config, _users(config), lambda: self.catalogue.current, meters)
+        _use_one_thread()
+        model = ServedModel(config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds)
+        super().__init__(config, model, _users(config), catalogue, meters)
+        self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)
 
-    async def rank(self, scene: str, body: Body) -> Reply:
-        """`POST /v1/scenes/{scene}/rank`."""
-        return await counted(self._meters, self._service.rank, self.served, scene, body)
-
-    async def predict(self, body: Body) -> Ranking | Reply:
-        """The first half of `POST /v1/recommend`; a Reply where the request was refused."""
-        return await counted(self._meters, self._service.predict, self.served, body)
+    rank = answering(ScenesService.rank)
+    predict = answering(ScenesService.predict)  # type: ignore[assignment]  # a Reply where the request is refused
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
-        return {**self._loaded(lambda scorer: scorer.version), "tasks": dict(self.served.current.tasks)}
+        followed = self._followed
+        return {**followed.describe(), "tasks": dict(followed.model.current.tasks)}
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve's `user_config`: {"bundle": directory or null}."""
+        self._followed.pin(user_config)
+
+    def close(self) -> None:
+        self._followed.close()
 
 
-async def counted(meters: Meters, act: Callable[..., Awaitable[T]], *arguments: Any) -> T | Reply:
-    """`answered`, with refusals counted."""
-    result = await answered(act, *arguments)
-    if isinstance(result, Reply) and result.status >= 400:
-        meters.record("recfuse_refused", 1.0, {"status": str(result.status)})
-        logger.info("refused", extra={"status": result.status, "answer": result.body.decode("utf-8", "replace")})
-    return result
+def _use_one_thread() -> None:
+    # More threads of torch than one fight over the cores with the other replicas.
+    torch.set_num_threads(1)
 
 
 def _fusion_model(bundle: Bundle) -> FusionModel:
@@ -150,14 +148,6 @@ def _users(config: ServingConfig) -> UserStates | None:
         return RedisUserStates(config.users)
     path = read_pointer(config.models).path(config.models, "users")
     return None if path is None else UserStateStore(path)
-
-
-def _bundle_of(user_config: dict[str, Any]) -> str | None:
-    unknown = sorted(set(user_config) - {"bundle"})
-    require(not unknown, "user_config", unknown, "bundle")
-    bundle = user_config.get("bundle")
-    require(bundle is None or Path(bundle).is_dir(), "user_config.bundle", bundle, "the directory of a bundle, or null")
-    return bundle
 
 
 def described(vocabulary: Vocabulary) -> dict[str, Any]:

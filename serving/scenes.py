@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from recfuse.config import InvalidFieldError
 from recfuse.state.store import UserState, UserStates
-from serving.catalogue import Catalogue
+from serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
 from serving.config import ServingConfig
-from serving.errors import RefusedError, Reply
-from serving.formats import Body, decode, encode
-from serving.fusion import Ranking, absence, catalogue_entries, check_count
+from serving.formats import Body, RefusedError, Reply, decode, encode
+from serving.fusion import Ranking, absence, check_count
 from serving.meters import Meters, NoMeters, Stopwatch
 from serving.models import Models
 from serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User
@@ -68,20 +67,33 @@ def _places(column: np.ndarray) -> np.ndarray:
 
 
 class ScenesService:
-    """Answers scene requests, and predicts for recommendations; one in each replica of the scorer's deployment."""
+    """Answers scene requests, and predicts for recommendations; one in each replica of the scorer's deployment.
 
-    def __init__(self, config: ServingConfig, users: UserStates | None = None,
-                 catalogue: Callable[[], Catalogue | None] = lambda: None, meters: Meters | None = None) -> None:
-        self._config, self._users, self._catalogue = config, users, catalogue
-        self._meters = meters or NoMeters()
+    Args:
+        config: weights and limits.
+        models: what serves now.
+        users: None where nobody is remembered.
+        catalogue: of the items' features and entries.
+        meters: what is measured goes there.
+    """
 
-    async def rank(self, models: Models[Scorer], scene: str, body: Body) -> Reply:
-        """`POST /v1/scenes/{scene}/rank`."""
-        watch = Stopwatch(self._meters, _SCENES)
-        if scene not in models.current.tasks:
-            raise RefusedError(404, "scene", scene, ", ".join(models.current.tasks))
+    def __init__(self, config: ServingConfig, models: Models[Scorer], users: UserStates | None = None,
+                 catalogue: CurrentCatalogue | None = None, meters: Meters | None = None) -> None:
+        self._config, self._models, self._users = config, models, users
+        self._catalogue = catalogue or FixedCatalogue()
+        self.meters = meters or NoMeters()
+
+    async def rank(self, scene: str, body: Body) -> Reply:
+        """Ranks candidates within a scene.
+
+        Raises:
+            RefusedError: the request is bad, or names something that the model does not have.
+        """
+        watch, arms = Stopwatch(self.meters, _SCENES), self._models.arms
+        if scene not in arms.current.tasks:
+            raise RefusedError(404, "scene", scene, ", ".join(arms.current.tasks))
         request = decode(ScenesRequest, body)
-        scorer = models.of(str(request.user.user_id))
+        scorer = arms.of(str(request.user.user_id))
         if scene not in scorer.tasks:
             raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks))
         watch.lap("recfuse_decode_ms")
@@ -90,7 +102,7 @@ class ScenesService:
         watch.lap("recfuse_scorer_ms")
         total = fuse_tasks(scores.probabilities, weights, request.fusion)
         best = np.argsort(-total, kind="stable")[:request.top_n]
-        self._meters.record("recfuse_candidates", len(request.candidates.item_id), _SCENES)
+        self.meters.record("recfuse_candidates", len(request.candidates.item_id), _SCENES)
         items = self._items(request.candidates.item_id, scores, total, best)
         answer = {"request_id": os.urandom(16).hex(), "model_version": scorer.version, "weights": weights,
                   "unknown": dict(scores.unknown), "items": items}
@@ -99,11 +111,15 @@ class ScenesService:
         watch.whole("recfuse_request_ms")
         return reply
 
-    async def predict(self, models: Models[Scorer], body: Body) -> Ranking:
-        """The first half of `POST /v1/recommend`: what the fusion deployment is to rank."""
-        watch = Stopwatch(self._meters, _RECOMMEND)
+    async def predict(self, body: Body) -> Ranking:
+        """The first half of a recommendation: what the fusion deployment is to rank.
+
+        Raises:
+            RefusedError: the request is bad, or names something that the model does not have.
+        """
+        watch = Stopwatch(self.meters, _RECOMMEND)
         request = decode(RecommendRequest, body)
-        scorer = models.of(str(request.user.user_id))
+        scorer = self._models.arms.of(str(request.user.user_id))
         watch.lap("recfuse_decode_ms")
         if request.scene not in scorer.tasks:
             raise RefusedError(422, "scene", request.scene, ", ".join(scorer.tasks))
@@ -131,14 +147,14 @@ class ScenesService:
         except InvalidFieldError as error:
             raise RefusedError(422, error.field, error.value, error.allowed) from None
         unknown = scores.unknown.get("item_id", 0) / len(candidates.item_id)
-        self._meters.record("recfuse_unknown_share", unknown, {"scene": scene})
+        self.meters.record("recfuse_unknown_share", unknown, {"scene": scene})
         return scores, features, "context" if sent else "store" if stored is not None else absence(self._users)
 
     def _columns(self, candidates: Candidates) -> dict[str, np.ndarray]:
         """The items' features: the catalogue's, and over them what was sent."""
         item_ids = np.array(candidates.item_id, np.int64)
         columns: dict[str, np.ndarray] = {}
-        if (catalogue := self._catalogue()) is not None:
+        if (catalogue := self._catalogue.current) is not None:
             columns = catalogue.features(catalogue.positions(item_ids))
         for name, values in (candidates.model_extra or {}).items():
             if len(values) != len(item_ids):
@@ -162,7 +178,7 @@ class ScenesService:
                best: np.ndarray) -> list[dict[str, Any]]:
         chosen = [item_ids[i] for i in best.tolist()]
         columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
-        entries = catalogue_entries(self._catalogue(), chosen)
+        entries = entries_of(self._catalogue.current, chosen)
         return [{"item_id": item_id, "score": score, "probabilities": {t: column[n] for t, column in columns.items()},
                  "catalogue": entry}
                 for n, (item_id, score, entry) in enumerate(zip(chosen, total[best].tolist(), entries, strict=True))]

@@ -22,17 +22,17 @@ from recfuse.runtime.cluster import cluster
 with cluster():
     ray.get(ray.remote(lambda: None).remote())
     session = ray._private.worker._global_node.get_session_dir_path()
-    found = {}
+    open_sockets = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             line = (process / "cmdline").read_bytes().replace(b"\\0", b" ").decode(errors="replace")
             ours = session in line or line.startswith("ray::") or int(process.name) == os.getpid()
             if ours and sys.argv[1].encode() in (process / "environ").read_bytes():
                 name = Path(line.split(" ")[0]).name + " " + process.name
-                found[name] = sorted(clusters.listening(int(process.name)))
+                open_sockets[name] = sorted(clusters.listening(int(process.name)))
         except OSError:
             continue
-print(json.dumps(found))
+print(json.dumps(open_sockets))
 """
 
 
@@ -44,10 +44,10 @@ def test_a_local_ray_listens_on_loopback_alone(tmp_path):
     done = subprocess.run([sys.executable, "-c", LOOK, mark], cwd=ROOT, env=environment, text=True,
                           capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    open_sockets = json.loads(done.stdout.strip().splitlines()[-1])
     for what in ("gcs_server", "raylet"):
-        assert any(what in line and addresses for line, addresses in found.items()), (what, found)
-    beyond = {line: addresses for line, addresses in found.items() if not set(addresses) <= LOOPBACK_ADDRESSES}
+        assert any(what in line and addresses for line, addresses in open_sockets.items()), (what, open_sockets)
+    beyond = {line: addresses for line, addresses in open_sockets.items() if not set(addresses) <= LOOPBACK_ADDRESSES}
     assert not beyond
 
 

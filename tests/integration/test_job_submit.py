@@ -59,8 +59,8 @@ def test_ingest_by_cli_and_client_gives_the_same_samples_from_one_two_and_eight_
                                env=cluster.environment, text=True, capture_output=True, timeout=300)
     assert by_client.returncode == 0, by_client.stdout + by_client.stderr
     saved = [json.loads((path / "account.json").read_text()) for path in samples]
-    assert [one["account"]["kept"] for one in saved] == [240] * 3
-    assert len({(one["fingerprint"], one["sessions"]) for one in saved}) == 1
+    assert [account["account"]["kept"] for account in saved] == [240] * 3
+    assert len({(account["fingerprint"], account["sessions"]) for account in saved}) == 1
     assert all(packages > 0 for packages in cluster.unpacked()), cluster.unpacked()
     assert len(cluster.unpacked()) == 2
 
@@ -85,11 +85,11 @@ def test_the_probes_of_the_manifests_need_no_token_and_the_jobs_do(cluster: Loca
     paths = {head[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")}
 
     def statuses(port: int) -> list[int]:
-        found = []
+        answers = []
         for path in (*paths, "/api/job_agent/jobs/"):
             with suppress(httpx.HTTPError):  # it speaks something else
-                found.append(httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code)
-        return found
+                answers.append(httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code)
+        return answers
 
     for raylet in cluster.raylets:
         ports = {port for process in descendants(raylet) for _, port in sockets_of(process)}

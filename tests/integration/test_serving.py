@@ -227,13 +227,13 @@ def test_without_a_token_only_health_answers(server: Server) -> None:
 
 
 def test_nothing_listens_beyond_loopback(server: Server) -> None:
-    found = {}
+    open_sockets = {}
     for process, line in descendants(os.getpid()).items():
         with suppress(OSError):  # it ended while we looked
-            found[f"{process} {line}"] = listening(process)
+            open_sockets[f"{process} {line}"] = listening(process)
     for what in ("raylet", "ray::ServeReplica", "ray::ProxyActor"):
-        assert any(what in line and addresses for line, addresses in found.items()), (what, found)
-    assert not {line: addresses for line, addresses in found.items() if not addresses <= LOOPBACK_ADDRESSES}
+        assert any(what in line and addresses for line, addresses in open_sockets.items()), (what, open_sockets)
+    assert not {line: addresses for line, addresses in open_sockets.items() if not addresses <= LOOPBACK_ADDRESSES}
 
 
 def test_the_loop_closes(server: Server, tmp_path: Path) -> None:

@@ -21,27 +21,27 @@ NAME = f"recfuse-kills-{os.getpid()}"
 
 def replicas() -> list[int]:
     """Process ids of this test's replicas, by the title that Ray gives them."""
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if f"ServeReplica:{NAME}:".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+                processes.append(int(path.parent.name))
         except OSError:  # it has ended meanwhile
             continue
-    return found
+    return processes
 
 
 def test_kills(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     from ray import serve
 
-    from serving.app import TogetherDeployment
     from serving.config import ServingConfig
+    from serving.deployments import ApplicationDeployment
     from serving.local import free_port
 
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     config = ServingConfig(models=str(models), decision_log=str(tmp_path)).absolute()
-    serve.run(TogetherDeployment.options(num_replicas=2, health_check_period_s=1).bind(config), name=NAME)
+    serve.run(ApplicationDeployment.options(num_replicas=2, health_check_period_s=1).bind(config), name=NAME)
     body = {"user": {"user_id": 7}, "scene": "1", "candidates": {"item_id": [1, 2, 3]}}
     seen: list[str] = []
     retried, lost, kills = [0], [0], 0

@@ -93,7 +93,7 @@ def exported(process: int) -> set[str]:
 
 def ports(process: int) -> set[int]:
     """TCP ports that a process listens on."""
-    sockets, found = set(), set()
+    sockets, numbers = set(), set()
     with suppress(OSError):
         for link in Path(f"/proc/{process}/fd").iterdir():
             with suppress(OSError):
@@ -102,8 +102,8 @@ def ports(process: int) -> set[int]:
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                found.add(int(fields[1].split(":")[1], 16))
-    return found
+                numbers.add(int(fields[1].split(":")[1], 16))
+    return numbers
 
 
 def ask(served: Served) -> list[str]:
@@ -124,15 +124,15 @@ def ask(served: Served) -> list[str]:
 
 def test_nothing_listens_beyond_loopback(served: Served, say: Callable[[str], None]) -> None:
     ask(served)
-    found = {}
+    open_sockets = {}
     for process, line in descendants(served.process.pid).items():
         with suppress(OSError):  # it ended while we looked
-            found[f"{process} {line}"] = listening(process)
+            open_sockets[f"{process} {line}"] = listening(process)
     kinds = ("raylet", "gcs_server", "ray::ServeReplica", "haproxy")
     for what in kinds:
-        assert any(what in line and addresses for line, addresses in found.items()), (what, found)
-    assert not {line: addresses for line, addresses in found.items() if not addresses <= LOOPBACK_ADDRESSES}
-    say(f"{sum(map(bool, found.values()))} processes listen, all of them on loopback")
+        assert any(what in line and addresses for line, addresses in open_sockets.items()), (what, open_sockets)
+    assert not {line: addresses for line, addresses in open_sockets.items() if not addresses <= LOOPBACK_ADDRESSES}
+    say(f"{sum(map(bool, open_sockets.values()))} processes listen, all of them on loopback")
 
 
 def test_the_log_is_moved_in_the_background(served: Served) -> None:
@@ -173,16 +173,16 @@ def test_the_commands_of_docs_work_when_pasted(served: Served, say: Callable[[st
 
 
 def test_ctrl_c_ends_everything(served: Served, say: Callable[[str], None]) -> None:
-    mine = descendants(served.process.pid)
-    assert len(mine) > 5
+    started = descendants(served.process.pid)
+    assert len(started) > 5
     begin = time.monotonic()
     os.killpg(served.process.pid, signal.SIGINT)
     served.process.wait(60)
 
     def left() -> list[str]:
-        return [line for process, line in mine.items() if line and line in _lines(process)]
+        return [line for process, line in started.items() if line and line in _lines(process)]
     until(lambda: not left(), 30, lambda: "\n".join(left()))
-    say(f"Ctrl-C ended {len(mine)} processes in {time.monotonic() - begin:.1f} s")
+    say(f"Ctrl-C ended {len(started)} processes in {time.monotonic() - begin:.1f} s")
 
 
 def _lines(process: int) -> str:

@@ -54,14 +54,14 @@ def test_no_object_is_kept(models: Path, tmp_path: Path, say: Callable[[str], No
     """The whole application in this process, without Ray: blocks of memory that Python holds."""
     from serving.api import create_app
     from serving.config import ServingConfig
-    from serving.gateway import Gateway
+    from serving.gateway import Backends
     from serving.meters import LocalMeters
     from serving.replicas import FusionReplica, ScenesReplica
 
     meters = LocalMeters(lambda *_: None, lambda *_: None)
     config = ServingConfig(models=str(models), decision_log=str(tmp_path), fsync=False, poll_seconds=0)
     fusion, scenes = FusionReplica(config, meters), ScenesReplica(config, meters)
-    application, requests = create_app(Gateway(fusion, scenes), config), mixed(20)
+    application, requests = create_app(Backends(fusion, scenes), config), mixed(20)
 
     async def answer(path: str, body: bytes) -> None:
         async def receive() -> dict[str, object]:
@@ -104,9 +104,9 @@ def test_memory(models: Path, tmp_path: Path, say: Callable[[str], None]) -> Non
             if step >= WARM_UP - 1:
                 steps.append(resident(replica))
                 say(f"{(step + 1) * STEP:7d} requests: {steps[-1]:7.1f} MiB   {load}")
-        found = growth(steps)
-    say(f"{found:+.2f} MiB per 100,000 requests, after {WARM_UP * STEP} of warming up")
-    assert found < MOST_GROWTH
+        measured = growth(steps)
+    say(f"{measured:+.2f} MiB per 100,000 requests, after {WARM_UP * STEP} of warming up")
+    assert measured < MOST_GROWTH
 
 
 def test_growth_is_the_slope() -> None:

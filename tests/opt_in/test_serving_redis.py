@@ -75,7 +75,7 @@ class Watcher:
 
     def first(self, source: str, since: float) -> float:
         """Seconds from then to the first answer with this source."""
-        return next(moment - since for moment, one in self.seen if moment >= since and one == source)
+        return next(moment - since for moment, seen in self.seen if moment >= since and seen == source)
 
 
 def test_redis_stops_under_load(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:

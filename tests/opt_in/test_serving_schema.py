@@ -52,13 +52,13 @@ def schema(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
 
     from serving.api import create_app
     from serving.config import ServingConfig
-    from serving.gateway import Gateway
+    from serving.gateway import Backends
     from serving.replicas import FusionReplica, ScenesReplica
 
     log = tmp_path_factory.mktemp("log")
     config = ServingConfig(models=str(models), decision_log=str(log), fsync=False, poll_seconds=0)
     fusion, scenes = FusionReplica(config), ScenesReplica(config)
-    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(Gateway(fusion, scenes), config))
+    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(Backends(fusion, scenes), config))
     fusion.close()
     scenes.close()
 

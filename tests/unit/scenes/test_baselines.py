@@ -22,10 +22,10 @@ from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import Problem
 from recfuse.scenes.training.step import Stepper
-from serving.catalogue import Catalogue
+from serving.catalogue import Catalogue, FixedCatalogue
 from serving.config import ServingConfig
 from serving.formats import Body
-from serving.models import OneModel
+from serving.models import FixedModel
 from serving.scenes import ScenesService
 
 ARCHITECTURES = get_args(Architecture)
@@ -78,8 +78,8 @@ def check_request(scorer: SceneScorer, exposures: Exposures) -> None:
     expected = scorer.score_rows(rows, exposures.users, exposures.items)
     catalogue = Catalogue(exposures.items)
     request = {"user": {**user, "hour": 7}, "candidates": {"item_id": columns["item_id"].tolist()}, "top_n": None}
-    reply = asyncio.run(ScenesService(ServingConfig(), catalogue=lambda: catalogue).rank(
-        OneModel(scorer), "1", Body(orjson.dumps(request))))
+    service = ScenesService(ServingConfig(), FixedModel(scorer), catalogue=FixedCatalogue(catalogue))
+    reply = asyncio.run(service.rank("1", Body(orjson.dumps(request))))
     answered = {item["item_id"]: item["probabilities"] for item in orjson.loads(reply.body)["items"]}
     for task, values in found.items():
         np.testing.assert_allclose(values, expected[task], rtol=0, atol=1e-6)

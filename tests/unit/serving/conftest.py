@@ -21,14 +21,13 @@ from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.state.store import UserState, UserStateStore
 from serving.api import create_app
-from serving.catalogue import Catalogue
+from serving.catalogue import Catalogue, FixedCatalogue
 from serving.config import ServingConfig
 from serving.decision_log import DecisionLog
-from serving.errors import Reply, answered
-from serving.formats import Body
-from serving.fusion import FusionModel, FusionService, Ranking
-from serving.gateway import Gateway
-from serving.models import OneModel
+from serving.formats import answering
+from serving.fusion import FusionModel, FusionService
+from serving.gateway import Backends
+from serving.models import FixedModel
 from serving.replicas import described
 from serving.scenes import ScenesService
 
@@ -77,35 +76,23 @@ class FakeScorer:
                           {"item_id": int((item_id > 1000).sum())})
 
 
-class LocalFusion:
-    def __init__(self, model: FusionModel, service: FusionService) -> None:
-        self.model, self.service = model, service
-
-    async def rank(self, stage: str, body: Body) -> Reply:
-        return await answered(self.service.rank, OneModel(self.model), stage, body)
-
-    async def decide(self, ranking: Ranking) -> Reply:
-        return await answered(self.service.decide, OneModel(self.model), ranking)
-
-    async def feedback(self, body: Body) -> Reply:
-        return await answered(self.service.feedback, OneModel(self.model), body)
+class LocalFusion(FusionService):
+    rank = answering(FusionService.rank)
+    decide = answering(FusionService.decide)
+    feedback = answering(FusionService.feedback)
 
     async def describe(self) -> dict[str, Any]:
-        return {"model_version": self.model.version, **described(self.model.vocabulary)}
+        model = self._models.arms.current
+        return {"model_version": model.version, **described(model.vocabulary)}
 
 
-class LocalScenes:
-    def __init__(self, scorer: FakeScorer, service: ScenesService) -> None:
-        self.scorer, self.service = scorer, service
-
-    async def rank(self, scene: str, body: Body) -> Reply:
-        return await answered(self.service.rank, OneModel(self.scorer), scene, body)
-
-    async def predict(self, body: Body) -> Ranking | Reply:
-        return await answered(self.service.predict, OneModel(self.scorer), body)
+class LocalScenes(ScenesService):
+    rank = answering(ScenesService.rank)
+    predict = answering(ScenesService.predict)
 
     async def describe(self) -> dict[str, Any]:
-        return {"model_version": self.scorer.version, "tasks": dict(self.scorer.tasks)}
+        scorer = self._models.arms.current
+        return {"model_version": scorer.version, "tasks": dict(scorer.tasks)}
 
 
 @dataclass
@@ -117,6 +104,7 @@ class Application:
     users: UserStateStore
     log: DecisionLog
     log_directory: Path
+    services: tuple[FusionService, ScenesService]
     api: Any
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -159,12 +147,13 @@ def start(tmp_path: Path, models: Path) -> Iterator[Callable[..., Application]]:
         config = ServingConfig(models=str(models), decision_log=str(tmp_path / "decisions"), **options)
         pointer = read_pointer(models)
         actor = FusionActor.from_bundle(read_bundle(models / str(pointer.fusion)))
-        users, catalogue = UserStateStore(models / "users.sqlite"), Catalogue.load(models / "catalogue.parquet")
+        users = UserStateStore(models / "users.sqlite")
+        catalogue = FixedCatalogue(Catalogue.load(models / "catalogue.parquet"))
         log, scorer = DecisionLog(config.decision_log), FakeScorer()
-        fusion = LocalFusion(FusionModel(actor), FusionService(config, log, users, lambda: catalogue))
-        scenes = LocalScenes(scorer, ScenesService(config, users, lambda: catalogue))
-        api = create_app(Gateway(fusion, scenes), config)
-        started.append(Application(actor, scorer, users, log, tmp_path / "decisions", api))
+        fusion = LocalFusion(config, FixedModel(FusionModel(actor)), log, users, catalogue)
+        scenes = LocalScenes(config, FixedModel(scorer), users, catalogue)
+        api = create_app(Backends(fusion, scenes), config)
+        started.append(Application(actor, scorer, users, log, tmp_path / "decisions", (fusion, scenes), api))
         return started[-1]
 
     yield begin

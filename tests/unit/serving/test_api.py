@@ -179,7 +179,8 @@ def test_every_operation_of_the_document_has_an_example_that_is_answered(applica
     document = application.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            target = path.format(**{one["name"]: one["example"] for one in operation.get("parameters", ())})
+            values = {parameter["name"]: parameter["example"] for parameter in operation.get("parameters", ())}
+            target = path.format(**values)
             body = operation.get("requestBody")
             example = body["content"]["application/json"]["example"] if body else None
             answer = application.request(method.upper(), target, json=example)
@@ -198,10 +199,10 @@ def test_the_commands_of_the_document_name_a_token_where_one_is_needed(start: Ca
 
 def _dangling(node: Any, schemas: dict[str, Any]) -> set[str]:
     if isinstance(node, dict):
-        found = set().union(*[_dangling(value, schemas) for value in node.values()], set())
+        dangling = set().union(*[_dangling(value, schemas) for value in node.values()], set())
         reference = node.get("$ref")
         missing = isinstance(reference, str) and reference.removeprefix("#/components/schemas/") not in schemas
-        return found | ({str(reference)} if missing else set())
+        return dangling | ({str(reference)} if missing else set())
     if isinstance(node, list):
         return set().union(*[_dangling(value, schemas) for value in node], set())
     return set()

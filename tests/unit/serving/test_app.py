@@ -14,6 +14,7 @@ from recfuse.config import InvalidFieldError
 from serving import app as module
 from serving.app import build_app
 from serving.config import CONFIG_VARIABLE, ServingConfig
+from serving.deployments import ApplicationDeployment
 
 from .conftest import write_policy
 
@@ -54,4 +55,4 @@ def test_the_yaml_of_serve_fits_the_config() -> None:
     [application] = schema.applications
     config = ServingConfig(**application.args)
     assert config.layout == "together"
-    assert [deployment.name for deployment in application.deployments] == [module.TogetherDeployment.name]
+    assert [deployment.name for deployment in application.deployments] == [ApplicationDeployment.name]

@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 from recfuse.behaviours import Vocabulary
 from serving import decision_log
 from serving.decision_log import DECISION, DecisionLog
-from serving.session_table import MoveAccount, Mover
+from serving.mover import MoveAccount, Mover
 
 STATE = np.array([0.1, 1, 0, 0], np.float32)
 

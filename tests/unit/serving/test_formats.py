@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import RefusedError
-from serving.formats import MESSAGE_PACK, Body, decode, encode
+from serving.formats import MESSAGE_PACK, Body, RefusedError, decode, encode
 from serving.schemas import FusionRequest
 
 from .test_api import FEEDBACK, FUSION, FUSION_BODY, RECOMMEND, SCENES, SCENES_BODY, with_

@@ -18,10 +18,9 @@ from recfuse.fusion import ranking
 from recfuse.fusion.policies import Decision, FixedGaussian
 from serving.config import ServingConfig
 from serving.decision_log import DecisionLog
-from serving.errors import RefusedError
-from serving.formats import Body
+from serving.formats import Body, RefusedError
 from serving.fusion import FusionModel, FusionService, best_first, fuse_columns
-from serving.models import OneModel
+from serving.models import FixedModel
 
 
 class FixedActor:
@@ -38,8 +37,8 @@ class FixedActor:
         return self._policy.act(state, explore, np.random.default_rng(seed))
 
 
-def models(formula: Formula) -> OneModel[FusionModel]:
-    return OneModel(FusionModel(FixedActor(formula)))
+def models(formula: Formula) -> FixedModel[FusionModel]:
+    return FixedModel(FusionModel(FixedActor(formula)))
 
 
 def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **fields: Any) -> dict[str, Any]:
@@ -49,8 +48,8 @@ def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **field
     body = {"user_id": "u", "state": [0.0], **fields, "candidates": {
         "item_id": list(range(n)), "predictions": {"play": play, "click": [.5] * n, "like": [.3] * n}}}
     try:
-        service = FusionService(config, log)
-        reply = asyncio.run(service.rank(models(formula), "fine", Body(orjson.dumps(body))))
+        service = FusionService(config, models(formula), log)
+        reply = asyncio.run(service.rank("fine", Body(orjson.dumps(body))))
     finally:
         log.close()
     return dict(orjson.loads(reply.body))
@@ -89,7 +88,7 @@ def test_a_score_beyond_the_float_range_is_refused(tmp_path: Path) -> None:
         "item_id": [1], "predictions": {"play": [1.7e308], "click": [1.7e308], "like": [1.7e308]}}}
     try:
         with pytest.raises(RefusedError, match="fused score is finite"):
-            asyncio.run(FusionService(config, log).rank(models("linear"), "fine", Body(orjson.dumps(body))))
+            asyncio.run(FusionService(config, models("linear"), log).rank("fine", Body(orjson.dumps(body))))
     finally:
         log.close()
 
@@ -106,5 +105,5 @@ def test_a_log_that_cannot_be_written_gives_503(tmp_path: Path) -> None:
     body = {"user_id": "u", "state": [0.0], "candidates": {
         "item_id": [1], "predictions": {"play": [1.0], "click": [1.0], "like": [1.0]}}}
     with pytest.raises(RefusedError, match="decision_log") as caught:
-        asyncio.run(FusionService(config, log).rank(models("linear"), "fine", Body(orjson.dumps(body))))
+        asyncio.run(FusionService(config, models("linear"), log).rank("fine", Body(orjson.dumps(body))))
     assert caught.value.status == 503

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import re
@@ -36,14 +35,14 @@ def documents() -> list[tuple[str, dict[str, Any]]]:
 
 
 DOCUMENTS = documents()
-OURS = [one for one in DOCUMENTS if one[1]["apiVersion"] == "ray.io/v1"]
-JOBS = [one for one in OURS if one[1]["kind"] == "RayJob"]
+OURS = [entry for entry in DOCUMENTS if entry[1]["apiVersion"] == "ray.io/v1"]
+JOBS = [entry for entry in OURS if entry[1]["kind"] == "RayJob"]
 
 
 def clusters() -> list[tuple[str, dict[str, Any]]]:
     """Every cluster, those inside a service too."""
-    found = [(name, document["spec"]) for name, document in OURS if document["kind"] == "RayCluster"]
-    return found + [(name, document["spec"]["rayClusterConfig"]) for name, document in OURS
+    alone = [(name, document["spec"]) for name, document in OURS if document["kind"] == "RayCluster"]
+    return alone + [(name, document["spec"]["rayClusterConfig"]) for name, document in OURS
                     if document["kind"] == "RayService"]
 
 
@@ -73,7 +72,7 @@ def test_the_schema_would_see_a_mistake():
         jsonschema.Draft202012Validator(KUBERAY["RayCluster"]).validate(spec)
 
 
-@pytest.mark.parametrize("document", **named([one for one in DOCUMENTS if one[1]["apiVersion"] != "ray.io/v1"]))
+@pytest.mark.parametrize("document", **named([entry for entry in DOCUMENTS if entry[1]["apiVersion"] != "ray.io/v1"]))
 def test_kubernetes_own_schema_accepts_every_object(document):
     kubernetes_validate.validate(document, VERSION, strict=True)
 
@@ -93,8 +92,8 @@ def test_pods_are_valid_confined_and_sized(template):
         assert {"cpu", "memory"} <= set(container["resources"]["limits"])
         assert {"livenessProbe", "readinessProbe"} <= set(container)
         assert re.fullmatch(r"[^:]+:\d+\.\d+\.\d+", container["image"]), "a version, never `latest`"
-        secrets = [one for one in container.get("env", []) if "TOKEN" in one["name"]]
-        assert all("valueFrom" in one for one in secrets), "no token stands in a file"
+        secrets = [variable for variable in container.get("env", []) if "TOKEN" in variable["name"]]
+        assert all("valueFrom" in secret for secret in secrets), "no token stands in a file"
 
 
 @pytest.mark.parametrize("spec", **named(clusters()))
@@ -135,7 +134,7 @@ def test_a_jobs_arguments_are_those_of_its_program(document):
     default: dict[str, Any] = {}
     if arguments[0] == "--config":
         default, arguments = {"default": load(config, arguments[1])}, arguments[2:]
-    assert dataclasses.is_dataclass(tyro.cli(config, args=arguments, **default))
+    assert isinstance(tyro.cli(config, args=arguments, **default), config)
     assert yaml.safe_load(document["spec"]["runtimeEnvYAML"])["env_vars"]["PYTHONPATH"] == "/app/platform:/app"
     assert document["spec"]["clusterSelector"] == {"ray.io/cluster": "recfuse"}
 
@@ -159,7 +158,7 @@ def test_the_service_has_the_settings_of_make_serve():
     cluster = service["spec"]["rayClusterConfig"]
     for part in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         [container] = part["template"]["spec"]["containers"]
-        given = {one["name"]: one.get("value") for one in container["env"]}
+        given = {variable["name"]: variable.get("value") for variable in container["env"]}
         assert {name: value for name, value in given.items() if name in expected} == expected
 
 

@@ -17,7 +17,7 @@ from serving.decision_log import DecisionLog
 from serving.formats import Body
 from serving.fusion import FusionModel, FusionService
 from serving.meters import METERS, LocalMeters
-from serving.models import OneModel
+from serving.models import FixedModel
 
 
 class Recorded:
@@ -31,9 +31,9 @@ class Recorded:
 def test_a_decision_is_timed_and_described(models: Path, tmp_path: Path) -> None:
     meters, log = Recorded(), DecisionLog(tmp_path / "log")
     model = FusionModel(FusionActor.from_bundle(read_bundle(models / str(read_pointer(models).fusion))))
-    service = FusionService(ServingConfig(explore=False), log, meters=meters)
+    service = FusionService(ServingConfig(explore=False), FixedModel(model), log, meters=meters)
     body = {"user_id": "u", "candidates": {"item_id": [1, 2], "predictions": {"click": [.1, .2], "long_view": [1, 2]}}}
-    asyncio.run(service.rank(OneModel(model), "fine", Body(orjson.dumps(body))))
+    asyncio.run(service.rank("fine", Body(orjson.dumps(body))))
     log.close()
     assert set(meters.values) <= set(METERS)
     assert meters.values["recfuse_candidates"] == [2]

@@ -129,12 +129,12 @@ def test_a_canary_serves_its_share_of_the_users(
     users = [str(number) for number in range(20_000)]
     write_pointer(tmp_path, Pointer(fusion=bundles[0].name, fusion_canary=bundles[1].name, canary_share=0.25))
     assert served.refresh()
-    taken = {user for user in users if served.of(user).version == bundles[1].name}
+    taken = {user for user in users if served.arms.of(user).version == bundles[1].name}
     assert abs(len(taken) / len(users) - 0.25) < 0.0125
-    assert all(served.of(user) is served.current for user in set(users) - taken)
+    assert all(served.arms.of(user) is served.current for user in set(users) - taken)
     write_pointer(tmp_path, Pointer(fusion=bundles[0].name, fusion_canary=bundles[1].name, canary_share=0.5))
     assert served.refresh()
-    assert taken < {user for user in users if served.of(user) is not served.current}
+    assert taken < {user for user in users if served.arms.of(user) is not served.current}
     write_pointer(tmp_path, Pointer(fusion=bundles[0].name))
     assert served.refresh()
     assert served.canary is None
@@ -148,7 +148,7 @@ def test_a_bad_canary_serves_nobody_and_holds_nothing_up(
     assert not served.refresh()
     assert (served.canary, served.error) == (None, None)
     assert "SHA-256" in str(served.canary_error)
-    assert {served.of(str(user)).version for user in range(50)} == {bundles[0].name}
+    assert {served.arms.of(str(user)).version for user in range(50)} == {bundles[0].name}
     write_pointer(tmp_path, Pointer(fusion=bundles[0].name, fusion_canary=bundles[0].name, canary_share=1.0))
     assert served.refresh()
     assert served.canary_error is None

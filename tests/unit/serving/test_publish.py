@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +14,7 @@ from recfuse.bundle import BundleError
 from recfuse.bundle.pointer import Pointer, read_pointer
 from recfuse.config import InvalidFieldError
 from recfuse.state.store import UserState, UserStateStore
-from serving.publish import publish, user_states
+from serving.publish import publish
 
 from .conftest import write_policy
 
@@ -68,12 +67,3 @@ def test_a_bad_bundle_moves_no_pointer(tmp_path: Path, bundles: list[Path]) -> N
     with pytest.raises(InvalidFieldError, match="each id once"):
         publish(models, catalogue=pa.table({"item_id": [1, 1]}))
     assert read_pointer(models) == before
-
-
-def test_user_states_by_hand() -> None:
-    """Features of the logs, over them those of the state; NaN is no JSON and becomes null."""
-    users = pa.table({"user_id": [1, 2], "age": [30.0, float("nan")], "city": ["a", None]})
-    history = pa.table({"user_id": [2], "items": pa.array([[5, 6]])})
-    states = user_states(users, history, {"seen": np.array([4])}, np.array([1]))
-    assert states == {"1": UserState(features={"age": 30.0, "city": "a", "seen": 4}),
-                      "2": UserState(features={"age": None, "city": None}, history=(5, 6))}

@@ -17,7 +17,8 @@ from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.logs.validation import check
 from serving.decision_log import DECISION, FEEDBACK
-from serving.session_table import Background, MoveAccount, Mover, only_mover
+from serving.mover import MoveAccount, Mover, only_mover
+from serving.mover_process import MoverProcess
 
 from .test_decision_log import STATE, decision, event, write
 from .test_meters import Recorded
@@ -138,11 +139,11 @@ def test_the_process_beside_the_replicas_moves_and_reports(models: Path, tmp_pat
     write(tmp_path / "log", (DECISION, decision("a", 10.0)), (FEEDBACK, event("a", 11.0, like=1.0)),
           (DECISION, decision("young", time.time() + 60)))
     meters = Recorded()
-    background = Background(str(tmp_path / "log"), str(tmp_path / "out"), str(models), 0.0, 0.1, meters)
+    process = MoverProcess(str(tmp_path / "log"), str(tmp_path / "out"), str(models), 0.0, 0.1, meters)
     try:
         _until(lambda: "recfuse_log_pending_bytes" in meters.values)
     finally:
-        background.close()
+        process.close()
     assert meters.values["recfuse_log_lag_s"][0] >= 0.0
     assert meters.values["recfuse_log_pending_bytes"][0] > 0
     assert [row["request_id"] for row in rows_of(tmp_path / "out", "sessions")] == ["a"]

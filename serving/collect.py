@@ -1,0 +1,37 @@
+"""One pass of the mover over a decision log, for logs of machines that are gone."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from recfuse.config import Config, require
+from serving.mover import MoveAccount, Mover, only_mover, served_vocabulary
+
+
+class CollectConfig(Config):
+    """Config of the job."""
+
+    decision_log: str = Field("runs/demo/decisions", description="Serving appends to this directory.")
+    models: str = Field("runs/demo/models", description=(
+        "Serving watches this directory; the log's vocabulary is that of its fusion bundle."))
+    output: str = Field("runs/demo/served_logs", description=(
+        "The session log goes to this directory or URL; a rerun adds what has come since."))
+    window_minutes: float = Field(60.0, ge=0, description=(
+        "Feedback counts so many minutes after its request; younger requests wait for a later run."))
+
+    @model_validator(mode="after")
+    def _check(self) -> CollectConfig:
+        require(self.output != self.decision_log, "output", self.output, "a directory other than decision_log")
+        return self
+
+
+def collect(config: CollectConfig, now: float | None = None) -> MoveAccount:
+    """Moves what has waited long enough; `now` (seconds since 1970) is the clock's where it is None.
+
+    Raises:
+        InvalidFieldError: there is no such log or model, or somebody else moves the log.
+    """
+    vocabulary = served_vocabulary(config.models)
+    with only_mover(config.decision_log, wait=False):
+        mover = Mover(config.decision_log, config.output, vocabulary, window_seconds=config.window_minutes * 60)
+        return mover.move(now)
