@@ -49,8 +49,7 @@ class Scores:
 class SceneScorer:
     """A trained model with its features and its calibration.
 
-    It computes on the device that the model is on, and takes and gives numpy arrays. A model as small as these answers
-    faster on a CPU, so nothing is moved by itself.
+    It computes on the device that the model is on, and takes and gives numpy arrays; it moves no model by itself.
 
     Args:
         model: in evaluation mode; its parameters must not change afterwards.

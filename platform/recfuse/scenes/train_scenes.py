@@ -48,8 +48,8 @@ class TrainScenesConfig(Config):
     model: ModelConfig = Field(ModelConfig(), description="The network has this kind and these sizes.")
     training: TrainingConfig = Field(TrainingConfig(), description="The network is fitted so.")
     start_from: str = Field("", description=(
-        "Training goes on from this scenes bundle, or from the newest in this directory. Its features stay, a scene "
-        "with `like` is copied, scenes that the registry lacks go."))
+        "Training goes on from this bundle, or the newest in this directory: its features stay, scenes with `like` "
+        "start as copies, and scenes that the registry lacks are retired."))
     share: float = Field(RESPONSE_SHARE, ge=0, lt=1, description=(
         "Rows with `row_share` from this number on train; the others are the simulator's response model's."))
     test_day: int | None = Field(None, description=(

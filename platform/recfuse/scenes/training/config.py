@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
+from recfuse.scenes.registry import PositiveNumber
 
 
 class TrainingConfig(Config):
@@ -22,11 +23,11 @@ class TrainingConfig(Config):
         "Both rates fall linearly to this share of themselves; the last steps then average over more rows."))
     strategy: Literal["balanced", "sqrt", "uniform", "manual"] = Field("uniform", description=(
         "Positives and tasks are weighed by this strategy (maths 3.3)."))
-    largest_positive_weight: float | None = Field(3.0, description=(
+    largest_positive_weight: float | None = Field(3.0, ge=1, description=(
         "The weight p_t of positives is at most this; without a value it is not bounded."))
-    positive_weight: dict[str, float] = Field(default_factory=dict, description=(
+    positive_weight: dict[str, PositiveNumber] = Field(default_factory=dict, description=(
         "With `manual`, these are the p_t by task (`order`) or by pair (`cart/order`, which goes before)."))
-    task_weight: dict[str, float] = Field(default_factory=dict, description=(
+    task_weight: dict[str, PositiveNumber] = Field(default_factory=dict, description=(
         "With `manual`, these are the ω_t, by task or by pair likewise; a pair without one has 1."))
     minimum_positives: int = Field(20, ge=1, description=(
         "An optional pair with fewer positives in training is left out."))
@@ -35,11 +36,11 @@ class TrainingConfig(Config):
         "0 trains every epoch on every day."))
     calibration_days: int = Field(1, ge=0, description=(
         "The predictions are shifted to the rates of so many last training days; 0 shifts nothing."))
-    seed: int = Field(0, description="It decides the initial weights and the order of rows.")
+    seed: int = Field(0, ge=0, description="It decides the initial weights and the order of rows.")
     workers: int = Field(1, ge=0, description=(
         "Ray Train has so many workers; 0 trains in the calling process, without Ray."))
     gpu: bool = Field(False, description=(
-        "Each worker trains on a GPU of its own; networks of the default sizes are faster on a CPU."))
+        "Each worker trains on a GPU of its own; at the default batch size a GPU is no faster than a few cores."))
     # More threads than there are idle cores are far slower than one: they spin.
     threads: int = Field(1, ge=1, description="Each worker's torch has so many threads; idle cores are the limit.")
     bfloat16: bool | None = Field(None, description=(
