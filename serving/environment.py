@@ -33,7 +33,7 @@ def settings() -> dict[str, str]:
         "RECFUSE_HAPROXY": str(binary),
         # Requests that a replica has at a time; one more gets 503 and Retry-After from HAProxy (haproxy-loopback).
         "RECFUSE_ROOM": os.environ.get("RECFUSE_ROOM", "16"),
-        # The C library gives every thread a heap of its own, of which a replica's threads left 1.8 MiB each behind.
+        # glibc gives every thread a heap of its own, of which a replica's threads left 1.8 MiB each behind.
         "MALLOC_ARENA_MAX": "2",
     }
 
