@@ -14,11 +14,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import SerializeAsAny
+
 from benchmarks.policies import show
 from benchmarks.seeds import repeat
 from recfuse.bundle import read_bundle
 from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
+from recfuse.learning import registry
+from recfuse.learning.options import choose_algorithm
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
@@ -50,7 +54,7 @@ class RoundsConfig:
     seeds: int = 3
     first_seed: int = 300
     world: WorldConfig = field(default_factory=WorldConfig)
-    learning: LearningSettings = field(default_factory=LearningSettings)
+    learning: SerializeAsAny[LearningSettings] = field(default_factory=registry.settings)
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "rounds", self.rounds, "an integer ≥ 1")
@@ -78,7 +82,7 @@ def once(config: RoundsConfig, seed: int) -> AbResult:
         here = out / f"round-{number}"
         samples = ingest(IngestConfig(logs=str(logs), output=f"{here}/samples")).samples
         trained = train_fusion(TrainFusionConfig(samples=samples, output=f"{here}/fusion",
-                                                 learning=dataclasses.replace(config.learning, seed=seed)))
+                                                 learning=config.learning.replace(seed=seed)))
         policies.append(f"round_{number}={trained.bundle}")
         if number < config.rounds:
             logs = here / "logs"
@@ -106,4 +110,4 @@ def lives(cem: CemConfig) -> int:
 
 
 if __name__ == "__main__":
-    main(start(RoundsConfig, description=__doc__))
+    main(start(RoundsConfig, description=__doc__, choose=choose_algorithm))

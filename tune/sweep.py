@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from pydantic import SerializeAsAny
 
 from jobs import ingest, simulate, train_scenes
 from recfuse.behaviours import Vocabulary
@@ -24,6 +25,8 @@ from recfuse.bundle import read_bundle
 from recfuse.config import require
 from recfuse.evaluation.ope import MIN_ESS
 from recfuse.fusion.inference import FusionActor
+from recfuse.learning import registry
+from recfuse.learning.options import choose_algorithm
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
 from recfuse.logs.schema import VOCABULARY_FILE
@@ -84,7 +87,7 @@ class SweepConfig:
     """
 
     learner: Literal["fusion", "scenes"] = "fusion"
-    learning: LearningSettings = field(default_factory=LearningSettings)
+    learning: SerializeAsAny[LearningSettings] = field(default_factory=registry.settings)
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     space: Annotated[tuple[dict[str, Range | list[Any]], ...], tyro.conf.Fixed] = ()
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -182,7 +185,7 @@ def fusion_study(config: SweepConfig) -> tuple[FusionStudy, str, Judge]:
         base=config.learning, samples=samples, columns=read_columns(split[LEARN]),
         judge=deciding[JUDGE], estimate=judges[JUDGE], bundles=output / "bundles",
         each_pass=config.search.scheduler == "asha", objective=objective, guarded=guarded)
-    identity = identity_of("fusion", samples.fingerprint, dataclasses.asdict(config.learning), config.judge,
+    identity = identity_of("fusion", samples.fingerprint, config.learning.to_dict(), config.judge,
                            config.base, config.persons, config.cap, config.min_ess, config.level, config.seed,
                            dataclasses.asdict(config.split), config.search.scheduler,
                            _world_identity(config) if config.judge == "ab_test" else "")
@@ -373,4 +376,4 @@ def show(config: SweepConfig, study: Study, result: SweepResult) -> None:
 
 
 if __name__ == "__main__":
-    main(start(SweepConfig, description=__doc__))
+    main(start(SweepConfig, description=__doc__, choose=choose_algorithm))

@@ -3,8 +3,8 @@
 In: plain values from YAML, the command line or Python. Out: frozen, checked configs; or `InvalidFieldError`.
 """
 
-from recfuse.config.base import Config, from_mapping, load
+from recfuse.config.base import Config, from_mapping, load, read
 from recfuse.config.errors import InvalidFieldError, require, shorten
 from recfuse.config.reference import reference, schema
 
-__all__ = ["Config", "InvalidFieldError", "from_mapping", "load", "reference", "require", "schema", "shorten"]
+__all__ = ["Config", "InvalidFieldError", "from_mapping", "load", "read", "reference", "require", "schema", "shorten"]

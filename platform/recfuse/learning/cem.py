@@ -5,24 +5,19 @@ Szita and Lőrincz, "Learning Tetris Using the Noisy Cross-Entropy Method", 2006
 of the standard deviation, without which the search ends before it arrives (de Boer et al., "A Tutorial on the
 Cross-Entropy Method", 2005, section 5).
 
-`cem` takes any objective, a simulator's roll-out as a rule. Where there is only a log, `importance_sums` and
-`logged_scores` judge a vector by the requests whose logged action it might have drawn itself.
+`cem` takes any objective, a simulator's roll-out as a rule; recfuse.learning.algorithms.cem searches on a log.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from recfuse.config import require
 from recfuse.runtime.console import Progress
-from recfuse.stats.gaussian import LOG_2PI
 
 Objective = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -131,52 +126,3 @@ def refit(
     elite = vectors[order]
     spread = np.maximum(smoothing * spread + (1.0 - smoothing) * elite.std(0), least)
     return elite.mean(0), spread, float(scores[order].mean())
-
-
-@dataclass(frozen=True)
-class LoggedScores:
-    """Attributes:
-        score: [P], the estimate less `pessimism` standard errors.
-        estimate: [P], self-normalised mean of the advantage.
-        ess_share: [P], effective sample size of the weights over the samples.
-    """
-
-    score: NDArray[np.float64]
-    estimate: NDArray[np.float64]
-    ess_share: NDArray[np.float64]
-
-
-def importance_sums(
-    vectors: Tensor, sigma: Tensor, action: Tensor, behaviour_log_prob: Tensor, advantage: Tensor, rho_max: float
-) -> Tensor:
-    """Sums over samples that `logged_scores` needs, float64[5, P]; those of parts of the samples add up.
-
-    Args:
-        vectors: [P, M], means of the Gaussians that are judged; sigma: [M], of all.
-        action: [n, M]; behaviour_log_prob, advantage: [n].
-        rho_max: the weights ρ = min(ρ̄, π / π_b) are cut there (maths 4.1).
-    """
-    z, w = action / sigma, vectors / sigma
-    constant = -sigma.log().sum() - 0.5 * LOG_2PI * action.shape[1]
-    log_prob = z @ w.T - 0.5 * z.square().sum(1, keepdim=True) - 0.5 * w.square().sum(1) + constant
-    rho = (log_prob - behaviour_log_prob.unsqueeze(1)).clamp(max=math.log(rho_max)).exp()
-    square, value = rho.square(), advantage.unsqueeze(1)
-    terms = (rho, square, rho * value, square * value, square * value.square())
-    return torch.stack([term.sum(0, dtype=torch.float64) for term in terms])
-
-
-def logged_scores(sums: NDArray[np.float64], rows: int, pessimism: float, ess_floor: float) -> LoggedScores:
-    """Scores of vectors on a log (maths 4.1, with the standard error of a ratio of means).
-
-    A vector whose effective sample size lies below the floor ranks below all others, because the log says too little
-    about it, and the lower the smaller it is.
-    """
-    first, second, gain, gain2, gain3 = sums
-    total = np.maximum(first, 1e-300)
-    estimate = gain / total
-    error = np.sqrt(np.maximum(gain3 - 2.0 * estimate * gain2 + estimate**2 * second, 0.0)) / total
-    share = first**2 / np.maximum(second, 1e-300) / rows
-    score = estimate - pessimism * error
-    known = share >= ess_floor
-    lowest = score[known].min() if known.any() else 0.0
-    return LoggedScores(np.where(known, score, lowest - 1.0 - (ess_floor - share)), estimate, share)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -11,15 +10,17 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.exceptions
+from pydantic import Field
 
-from recfuse.config import InvalidFieldError
+from recfuse.config import Config, InvalidFieldError
 from recfuse.fusion.inference import export_policy
-from recfuse.learning.algorithm import TwoStage, TwoStageConfig
+from recfuse.learning import registry
+from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
 from recfuse.runtime.console import Progress
@@ -30,17 +31,14 @@ CHECKPOINT, HISTORY, METRICS = "checkpoint", "history.jsonl", "metrics.json"
 RESTARTS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainFusionConfig:
-    """Attributes:
-        samples: directory of samples, as the ingest job writes them.
-        output: directory for the bundle, the metrics, the history and the checkpoint.
-        learning: algorithm, networks, rates, stopping rules.
-    """
+class TrainFusionConfig(Config):
+    """From samples to a policy."""
 
-    samples: str = "runs/samples"
-    output: str = "runs/fusion"
-    learning: LearningSettings = field(default_factory=LearningSettings)
+    samples: str = Field("runs/samples", description="This directory holds samples, as the ingest job writes them.")
+    output: str = Field(
+        "runs/fusion", description="This directory gets the bundle, the metrics, the history and the checkpoint.")
+    learning: LearningSettings = Field(
+        default_factory=registry.settings, description="Algorithm, networks, rates and stopping rules are these.")
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,11 @@ def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
         InvalidFieldError: bad samples, or settings that do not fit them.
     """
     samples = SampleSet.open(config.samples, config.learning.network.action_range)
-    config = dataclasses.replace(config, learning=config.learning.resolved(samples.has_density))
+    config = config.replace(learning=config.learning.resolved(samples.has_density))
     logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s", f"{samples.rows:,}",
                 samples.vocabulary.state_size, samples.vocabulary.action_size,
                 ", ".join(samples.vocabulary.behaviour_names))
-    setup = TwoStageConfig().learn(config.learning, samples)
+    setup = FusionAlgorithmConfig().learn(config.learning, samples)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = output / CHECKPOINT
@@ -92,8 +90,7 @@ def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
                     algorithm = setup.copy(copy_frozen=False).build_algo()
                     _resume(algorithm, checkpoint, config, samples)
             metrics = summary(algorithm)
-            bundle = export_policy(output, algorithm.policy(), samples.vocabulary,
-                                   training=dataclasses.asdict(config.learning),
+            bundle = export_policy(output, algorithm.policy(), samples.vocabulary, training=config.learning.to_dict(),
                                    data_fingerprint=samples.fingerprint, metrics=metrics)
             history = algorithm.progress.history
         finally:
@@ -104,7 +101,7 @@ def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
     return TrainFusionResult(bundle, metrics, output / HISTORY, resumed_at)
 
 
-def summary(algorithm: TwoStage) -> dict[str, Any]:
+def summary(algorithm: FusionAlgorithm) -> dict[str, Any]:
     """Per phase: the numbers of its last iteration, how many there were, and why it stopped."""
     phases: dict[str, Any] = {}
     for entry in algorithm.progress.history:
@@ -114,7 +111,7 @@ def summary(algorithm: TwoStage) -> dict[str, Any]:
     return phases
 
 
-def _resume(algorithm: TwoStage, checkpoint: Path, config: TrainFusionConfig, samples: SampleSet) -> int:
+def _resume(algorithm: FusionAlgorithm, checkpoint: Path, config: TrainFusionConfig, samples: SampleSet) -> int:
     """Loads the checkpoint of the same run, if there is one; a checkpoint of another run is left to be overwritten."""
     run = checkpoint / "run"
     if run.exists() and run.read_text() == _identity(config, samples) and algorithm.has_checkpoint(checkpoint):
@@ -129,24 +126,24 @@ def _resume(algorithm: TwoStage, checkpoint: Path, config: TrainFusionConfig, sa
 
 def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
     """Names a run by all that its result depends on; how many workers compute it is not part of that."""
-    settings = dataclasses.asdict(config.learning.resolved(samples.has_density))
+    settings = config.learning.resolved(samples.has_density).to_dict()
     for name in ("num_learners", "gpus_per_learner", "threads", "memory_mib"):
         del settings[name]
     text = json.dumps([settings, samples.fingerprint], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _run(algorithm: TwoStage, checkpoint: Path) -> None:
+def _run(algorithm: FusionAlgorithm, checkpoint: Path) -> None:
     while not algorithm.finished:
         phase = algorithm.phase
-        limit = algorithm.settings.rule(phase).iterations
-        progress = Progress(f"train_fusion {phase}", limit, "passes")
+        limit = phase.rule(algorithm.settings).iterations
+        progress = Progress(f"train_fusion {phase.name}", limit, "passes")
         progress.advance(len(algorithm.progress.losses))
-        while not algorithm.finished and algorithm.phase == phase:
+        while not algorithm.finished and algorithm.phase is phase:
             algorithm.train()
             algorithm.save_checkpoint(str(checkpoint))
             progress.advance(1, describe(algorithm.progress.history[-1]))
-        progress.finish(f"{describe(algorithm.progress.history[-1])}; {algorithm.progress.stopped[phase]}")
+        progress.finish(f"{describe(algorithm.progress.history[-1])}; {algorithm.progress.stopped[phase.name]}")
 
 
 def describe(entry: dict[str, Any]) -> str:
@@ -154,9 +151,9 @@ def describe(entry: dict[str, Any]) -> str:
     parts = [f"loss {entry['loss']:.4f}"]
     for kind in ("holdout_loss", "explained_variance", "gain", "entropy", "kl", "clipped_share", "ess_share", "tau",
                  "multiplier"):
-        found = sorted(value for name, value in entry.items() if name.partition("/")[0] == kind)
-        if found:
-            text = f"{found[0]:.3g}" if len(found) == 1 else f"{found[0]:.3g}..{found[-1]:.3g}"
+        values = sorted(value for name, value in entry.items() if name.partition("/")[0] == kind)
+        if values:
+            text = f"{values[0]:.3g}" if len(values) == 1 else f"{values[0]:.3g}..{values[-1]:.3g}"
             parts.append(f"{kind.replace('_', ' ')} {text}")
     return ", ".join(parts)
 

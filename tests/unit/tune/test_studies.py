@@ -16,7 +16,8 @@ from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.settings import StoppingRule
 from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
@@ -29,7 +30,7 @@ from tune.studies import BUNDLE, DONE, FusionStudy, ScenesConfig, ScenesStudy, S
 from tune.sweep import SweepConfig, fusion_study
 
 TWO = StoppingRule(iterations=2)
-LEARNING = LearningSettings(network=NetworkConfig(hidden=(8,)), critics=TWO, cloning=TWO, stage_one=TWO, stage_two=TWO)
+LEARNING = TwoStageConfig(network=NetworkConfig(hidden=(8,)), critics=TWO, cloning=TWO, stage_one=TWO, stage_two=TWO)
 
 
 @pytest.fixture(scope="module")
