@@ -78,17 +78,11 @@ def cem(
     Raises:
         InvalidFieldError: a bad argument, or an objective that gives anything but P finite scores.
     """
-    center = np.array(mean, np.float64)
-    require(center.ndim == 1 and center.size > 0, "mean", center.shape, "a vector [M]")
-    require(bool(np.isfinite(center).all()), "mean", center.tolist(), "finite numbers")
-    spread = np.array(std, np.float64)
-    require(spread.shape in ((), center.shape), "std", spread.shape, f"a number or a vector {center.shape}")
-    require(bool((np.isfinite(spread) & (spread > 0)).all()), "std", spread.tolist(), "finite numbers > 0")
+    center, spread = _first_distribution(mean, std)
     require(population >= 2, "population", population, "an integer ≥ 2")
     require(0 < elite_share < 1, "elite_share", elite_share, "a share in (0, 1)")
     require(iterations >= 1, "iterations", iterations, "an integer ≥ 1")
     require(0 <= std_floor < 1, "std_floor", std_floor, "a share in [0, 1)")
-    spread = np.broadcast_to(spread, center.shape).copy()
     require(0 <= smoothing < 1, "smoothing", smoothing, "a share in [0, 1)")
     least = std_floor * spread
     rng = np.random.default_rng(seed)
@@ -96,14 +90,28 @@ def cem(
     history = []
     for _ in range(iterations):
         vectors = propose(center, spread, population, rng)
-        scores = np.asarray(objective(vectors), np.float64)
-        require(scores.shape == (population,), "objective", scores.shape, f"scores of shape ({population},)")
-        require(bool(np.isfinite(scores).all()), "objective", scores.tolist(), "finite scores")
+        scores = _scores(objective, vectors)
         center, spread, elite_score = refit(vectors, scores, spread, least, elite_share, smoothing)
         history.append(CemIteration(float(scores.mean()), elite_score, float(scores.max()), center, spread))
         progress.advance(1, f"mean {scores.mean():.4g}, best {scores.max():.4g}")
     progress.finish(f"mean of the last elite {history[-1].elite_score:.4g}")
     return CemResult(center, spread, tuple(history))
+
+
+def _first_distribution(mean: ArrayLike, std: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    center, spread = np.array(mean, np.float64), np.array(std, np.float64)
+    require(center.ndim == 1 and center.size > 0, "mean", center.shape, "a vector [M]")
+    require(bool(np.isfinite(center).all()), "mean", center.tolist(), "finite numbers")
+    require(spread.shape in ((), center.shape), "std", spread.shape, f"a number or a vector {center.shape}")
+    require(bool((np.isfinite(spread) & (spread > 0)).all()), "std", spread.tolist(), "finite numbers > 0")
+    return center, np.broadcast_to(spread, center.shape).copy()
+
+
+def _scores(objective: Objective, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    scores = np.asarray(objective(vectors), np.float64)
+    require(scores.shape == (len(vectors),), "objective", scores.shape, f"scores of shape ({len(vectors)},)")
+    require(bool(np.isfinite(scores).all()), "objective", scores.tolist(), "finite scores")
+    return scores
 
 
 def propose(

@@ -21,10 +21,11 @@ from recfuse.learning.context import Context
 from recfuse.learning.gradients import Batch, split, take_step
 from recfuse.learning.metrics import GRADIENT_NORM, LOSS, HeldOut, Metric, Metrics, join_steps, means_over_pass
 from recfuse.learning.module import FusionPolicyModule
-from recfuse.learning.phases import Phase, Prepared, Step
+from recfuse.learning.phases import Phase, Prepared, Step, names_of
 from recfuse.learning.rewards import Rewards
 from recfuse.learning.samples import InMemory, Windows, is_held_out, minibatches
 from recfuse.learning.settings import LearningSettings
+from recfuse.learning.snapshots import restore_snapshot, take_snapshot
 
 # Rows on which the networks are looked at after a pass.
 _DIAGNOSTIC_ROWS = 4096
@@ -103,24 +104,11 @@ class FusionLearner(TorchLearner):
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Parameters and optimizer state, by name, for a checkpoint."""
-        tensors = {f"module.{name}": tensor for name, tensor in self.fusion.state_dict().items()}
-        for name, optimizer in self._named_optimizers.items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{name}.{index}.{key}": tensor for key, tensor in state.items()}
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+        return take_snapshot(self.fusion, self._named_optimizers)
 
     def restore(self, snapshot: dict[str, NDArray[Any]]) -> None:
         """Takes what `snapshot` gave; any number of learners."""
-        tensors = {name: torch.from_numpy(array.copy()).to(self._device) for name, array in snapshot.items()}
-        prefix = "module."
-        self.fusion.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)})
-        for name, optimizer in self._named_optimizers.items():
-            states: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in tensors.items():
-                if key.startswith(f"optimizer.{name}."):
-                    index, field = key[len(f"optimizer.{name}."):].split(".", 1)
-                    states.setdefault(int(index), {})[field] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        restore_snapshot(snapshot, self.fusion, self._named_optimizers, self._device)
         if self._context is not None:
             self._context.memory.clear()
 
@@ -137,7 +125,7 @@ class FusionLearner(TorchLearner):
     def _begin(self, phase: Phase) -> None:
         """Where the fit starts from what those before it have learned."""
         phases = self._settings.phases
-        index = phases.index(phase)
+        index = names_of(phases).index(phase.name)
         if index > 0 and (leave := phases[index - 1].leave) is not None:
             leave(self.context)
         if phase.begin is not None:

@@ -102,9 +102,10 @@ def _imported(name: Any, allowed: str) -> type[LearningSettings]:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        settings = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InvalidFieldError("algorithm", name, f"{allowed} ({error})") from None
-    require(isinstance(found, type) and issubclass(found, LearningSettings), "algorithm", name, allowed)
-    chosen: type[LearningSettings] = found
+    is_config = isinstance(settings, type) and issubclass(settings, LearningSettings)
+    require(is_config and settings is not LearningSettings, "algorithm", name, allowed)
+    chosen: type[LearningSettings] = settings
     return chosen

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray.exceptions
 from pydantic import Field
@@ -68,37 +68,59 @@ def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
     logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s", f"{samples.rows:,}",
                 samples.vocabulary.state_size, samples.vocabulary.action_size,
                 ", ".join(samples.vocabulary.behaviour_names))
-    setup = FusionAlgorithmConfig().learn(config.learning, samples)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    checkpoint = output / CHECKPOINT
-    with _quiet():
-        algorithm = setup.build_algo()
-        try:
-            resumed_at = _resume(algorithm, checkpoint, config, samples)
-            for attempt in itertools.count(1):
-                try:
-                    _run(algorithm, checkpoint)
-                    break
-                except ray.exceptions.RayError as error:
-                    if attempt > RESTARTS or isinstance(error, InvalidFieldError):
-                        raise
-                    logger.warning("train_fusion: a learner was lost (%s); starting the learners anew from the last "
-                                   "complete iteration", type(error).__name__)
-                    with contextlib.suppress(ray.exceptions.RayError):
-                        algorithm.stop()
-                    algorithm = setup.copy(copy_frozen=False).build_algo()
-                    _resume(algorithm, checkpoint, config, samples)
-            metrics = summary(algorithm)
-            bundle = export_policy(output, algorithm.policy(), samples.vocabulary, training=config.learning.to_dict(),
-                                   data_fingerprint=samples.fingerprint, metrics=metrics)
-            history = algorithm.progress.history
-        finally:
-            algorithm.stop()
+    with _quiet(), _Run(config, samples) as run:
+        run.finish()
+        algorithm = run.algorithm
+        metrics, history = summary(algorithm), algorithm.progress.history
+        bundle = export_policy(output, algorithm.policy(), samples.vocabulary, training=config.learning.to_dict(),
+                               data_fingerprint=samples.fingerprint, metrics=metrics)
     _write(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
     _write(output / METRICS, json.dumps(metrics, indent=1))
     logger.info("train_fusion: wrote %s", bundle)
-    return TrainFusionResult(bundle, metrics, output / HISTORY, resumed_at)
+    return TrainFusionResult(bundle, metrics, output / HISTORY, run.resumed_at)
+
+
+class _Run:
+    """Learners that go on from the checkpoint, and are started anew where they are lost.
+
+    Attributes:
+        algorithm: as it stands.
+        resumed_at: iterations that were done before.
+    """
+
+    def __init__(self, config: TrainFusionConfig, samples: SampleSet) -> None:
+        self._config, self._samples, self._checkpoint = config, samples, Path(config.output) / CHECKPOINT
+        self._setup = FusionAlgorithmConfig().learn(config.learning, samples)
+        self.algorithm = self._setup.build_algo()
+
+    def __enter__(self) -> Self:
+        try:
+            self.resumed_at = _resume(self.algorithm, self._checkpoint, self._config, self._samples)
+        except BaseException:
+            self.algorithm.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.algorithm.stop()
+
+    def finish(self) -> None:
+        """Runs what is left of every phase."""
+        for attempt in itertools.count(1):
+            try:
+                _run(self.algorithm, self._checkpoint)
+                return
+            except ray.exceptions.RayError as error:
+                if attempt > RESTARTS or isinstance(error, InvalidFieldError):
+                    raise
+                logger.warning("train_fusion: a learner was lost (%s); starting the learners anew from the last "
+                               "complete iteration", type(error).__name__)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    self.algorithm.stop()
+                self.algorithm = self._setup.copy(copy_frozen=False).build_algo()
+                _resume(self.algorithm, self._checkpoint, self._config, self._samples)
 
 
 def summary(algorithm: FusionAlgorithm) -> dict[str, Any]:
@@ -139,7 +161,7 @@ def _run(algorithm: FusionAlgorithm, checkpoint: Path) -> None:
         limit = phase.rule(algorithm.settings).iterations
         progress = Progress(f"train_fusion {phase.name}", limit, "passes")
         progress.advance(len(algorithm.progress.losses))
-        while not algorithm.finished and algorithm.phase is phase:
+        while not algorithm.finished and algorithm.phase.name == phase.name:
             algorithm.train()
             algorithm.save_checkpoint(str(checkpoint))
             progress.advance(1, describe(algorithm.progress.history[-1]))

@@ -70,6 +70,14 @@ def test_trials_share_the_samples_and_read_no_file(study, tmp_path):
         elsewhere.rename(learn)
 
 
+def test_the_algorithm_may_be_a_choice(study):
+    settings, _ = study.configure({"algorithm": "iql", "expectile": 0.9})
+    assert (settings.algorithm, settings.expectile, settings.network) == ("iql", 0.9, LEARNING.network)
+    assert study.value({"algorithm": "iql"}, "algorithm") == "iql"
+    with pytest.raises(InvalidFieldError, match="multipliers"):
+        study.configure({"algorithm": "iql", "multipliers.total": 3.0})
+
+
 def test_choices_reach_vocabulary_and_settings(study):
     settings, vocabulary = study.configure(
         {"discounts.short_term": 0.95, "multipliers.like": 3.0, "network.hidden": "[4, 4]"})

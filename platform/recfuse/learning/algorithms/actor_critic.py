@@ -55,7 +55,7 @@ class ActorCriticConfig(CriticConfig):
     @property
     def climb(self) -> Phase:
         """The phase of the policy."""
-        return following(POLICY) if self.critics_follow else POLICY
+        return FOLLOWED_POLICY if self.critics_follow else POLICY
 
     @property
     def fits(self) -> tuple[Phase, ...]:
@@ -144,3 +144,4 @@ POLICY: Phase = Phase(
     name="policy", seed=5, rule=lambda settings: settings.policy,
     columns=("state", "action", "action_logp", "feedback"), networks=("policy",), loss=policy_loss,
     prepare=prepare_advantages, finish=relative_change, diagnose=entropy_of_policy)
+FOLLOWED_POLICY = following(POLICY)

@@ -40,7 +40,7 @@ class RcpoConfig(ActorCriticConfig):
     @property
     def climb(self) -> Phase:
         """See `ActorCriticConfig`."""
-        return following(CONSTRAINED_POLICY) if self.critics_follow else CONSTRAINED_POLICY
+        return FOLLOWED_CONSTRAINED_POLICY if self.critics_follow else CONSTRAINED_POLICY
 
     def apply_to(self, vocabulary: Vocabulary) -> Vocabulary:
         """See `LearningSettings`."""
@@ -76,5 +76,6 @@ def ascend(context: Context[RcpoConfig], means: Metrics) -> Metrics:
     return {**changes, MULTIPLIER: used}
 
 
-CONSTRAINED_POLICY: Phase = replace(
+CONSTRAINED_POLICY = replace(
     POLICY, rule=lambda settings: StoppingRule(iterations=settings.policy.iterations), finish=ascend)
+FOLLOWED_CONSTRAINED_POLICY = following(CONSTRAINED_POLICY)
