@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import SerializeAsAny
 from scipy.stats import t as student
 
 from benchmarks.seeds import repeat
@@ -37,6 +38,8 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.learning import registry
+from recfuse.learning.options import choose_algorithm
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
@@ -74,7 +77,7 @@ class AlgorithmsConfig:
         users: whose tastes occur in the test.
         world: what the simulator assumes.
         discounts: behaviour, or `short_term` or `long_term` → γ of its critics, over those of the vocabulary.
-        learning: of every algorithm.
+        learning: of every algorithm, as far as it has such fields.
     """
 
     logs: str = "embedded"
@@ -91,7 +94,7 @@ class AlgorithmsConfig:
     users: Who = "everyone"
     world: WorldConfig = field(default_factory=WorldConfig)
     discounts: dict[str, float] = field(default_factory=dict)
-    learning: LearningSettings = field(default_factory=LearningSettings)
+    learning: SerializeAsAny[LearningSettings] = field(default_factory=registry.settings)
 
 
 def main(config: AlgorithmsConfig) -> np.ndarray:
@@ -115,7 +118,7 @@ def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
                                   vocabulary=str(out / VOCABULARY_FILE))).samples
     policies = []
     for name in config.algorithms:
-        settings = dataclasses.replace(config.learning, algorithm=name, seed=seed)  # type: ignore[arg-type]
+        settings = registry.adapted(config.learning, name).replace(seed=seed)
         trained = train_fusion(TrainFusionConfig(samples=samples, output=f"{out}/{name}", learning=settings))
         policies.append(f"{name}={trained.bundle}")
     small = (1 - config.base_share) / len(policies)
@@ -198,4 +201,4 @@ def spread(values: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(start(AlgorithmsConfig, description=__doc__))
+    main(start(AlgorithmsConfig, description=__doc__, choose=choose_algorithm))

@@ -45,16 +45,17 @@ from benchmarks import learner_d3rlpy, learner_marwil
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.fusion import losses
 from recfuse.fusion.networks import Critics, GaussianPolicies, NetworkConfig
-from recfuse.learning.algorithm import TwoStage, TwoStageConfig
+from recfuse.learning import registry
+from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
 from recfuse.learning.samples import SampleSet, arrays
-from recfuse.learning.settings import AlgorithmName, LearningSettings, Phase
+from recfuse.learning.settings import LearningSettings
 from recfuse.logs.files import write_parquet
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import table
 
 FILE_ROWS = 250_000
-PHASES: tuple[Phase, ...] = ("critics", "cloning", "stage_one", "stage_two")
+PHASES: tuple[str, ...] = ("critics", "cloning", "stage_one", "stage_two")
 Part = Literal["phases", "peers", "curve", "memory"]
 
 
@@ -153,7 +154,7 @@ class BareLoop:
             "stage_two": (self._policy, ("state", "action", "weight"), self._stage_two_loss),
         }
 
-    def run_pass(self, phase: Phase) -> None:
+    def run_pass(self, phase: str) -> None:
         """One pass in random order."""
         network, names, loss_of = self._phases[phase]
         optimizer, size = self._optimizers[network], self._settings.minibatch_size
@@ -202,7 +203,7 @@ def timed(action: Callable[[], object]) -> Pass:
     return Pass(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def passes(algorithm: TwoStage, bare: BareLoop, phase: Phase, rounds: int) -> Iterator[tuple[Pass, Pass]]:
+def passes(algorithm: FusionAlgorithm, bare: BareLoop, phase: str, rounds: int) -> Iterator[tuple[Pass, Pass]]:
     """A pass of (a) and of (b), round after round."""
     data = TrainingData(data_iterators=algorithm._iterators)
     for number in range(rounds + 1):
@@ -210,20 +211,20 @@ def passes(algorithm: TwoStage, bare: BareLoop, phase: Phase, rounds: int) -> It
         yield ours, timed(lambda: bare.run_pass(phase))
 
 
-def settings_of(arguments: Arguments, algorithm: AlgorithmName = "two_stage") -> LearningSettings:
+def settings_of(arguments: Arguments, algorithm: str = "two_stage") -> LearningSettings:
     """What the job would run, with nothing held out."""
-    return LearningSettings(
-        algorithm=algorithm, threads=arguments.threads,
+    return registry.settings(
+        algorithm, threads=arguments.threads,
         network=NetworkConfig(hidden=learner_marwil.HIDDEN, arithmetic=arguments.arithmetic),
         minibatch_size=arguments.batch, holdout=0.0, memory_mib=8192,
         gpus_per_learner=1.0 if arguments.device == "cuda" else 0.0)
 
 
-def measure(directory: Path, arguments: Arguments, phases: tuple[Phase, ...]) -> dict[Phase, list[tuple[Pass, Pass]]]:
+def measure(directory: Path, arguments: Arguments, phases: tuple[str, ...]) -> dict[str, list[tuple[Pass, Pass]]]:
     """Every round of every phase; the first one, in which samples are read and frozen networks asked, comes first."""
     samples = SampleSet.open(directory)
     settings = settings_of(arguments, "two_stage" if "stage_one" in phases else "actor_critic")
-    algorithm = TwoStageConfig().learn(settings, samples).build_algo()
+    algorithm = FusionAlgorithmConfig().learn(settings, samples).build_algo()
     bare = BareLoop(samples, settings, arguments.device)
     try:
         found = {}
@@ -237,12 +238,12 @@ def measure(directory: Path, arguments: Arguments, phases: tuple[Phase, ...]) ->
 
 
 def speed_of(
-    directory: Path, arguments: Arguments, name: AlgorithmName, phases: tuple[Phase, ...], memory_mib: int = 8192
+    directory: Path, arguments: Arguments, name: str, phases: tuple[str, ...], memory_mib: int = 8192
 ) -> tuple[float, float]:
     """Samples/s of one pass of all these phases of one of our algorithms: the first ones, and later ones."""
     samples = SampleSet.open(directory)
-    settings = dataclasses.replace(settings_of(arguments, name), memory_mib=memory_mib)
-    algorithm = TwoStageConfig().learn(settings, samples).build_algo()
+    settings = settings_of(arguments, name).replace(memory_mib=memory_mib)
+    algorithm = FusionAlgorithmConfig().learn(settings, samples).build_algo()
     data, first, later = TrainingData(data_iterators=algorithm._iterators), 0.0, 0.0
     try:
         for phase in phases:
@@ -254,7 +255,7 @@ def speed_of(
     return samples.rows / first, samples.rows / later
 
 
-def show_phases(found: dict[Phase, list[tuple[Pass, Pass]]], rows: int) -> float:
+def show_phases(found: dict[str, list[tuple[Pass, Pass]]], rows: int) -> float:
     """Prints the table; returns (a)'s samples/s of one pass of all phases."""
     lines, total = [], 0.0
     for phase, (first, *rounds) in found.items():
@@ -316,7 +317,7 @@ def show_curve(arguments: Arguments, root: Path) -> None:
         directory.mkdir()
         some = dataclasses.replace(arguments, behaviours=behaviours, rows=rows, rounds=2)
         write_samples(directory, some)
-        phases: tuple[Phase, ...] = ("critics", "cloning", "stage_one") if behaviours > 1 else ("critics", "cloning")
+        phases: tuple[str, ...] = ("critics", "cloning", "stage_one") if behaviours > 1 else ("critics", "cloning")
         found = measure(directory, some, phases)
         seconds = {phase: float(np.median([pair[0].cpu for pair in rounds[1:]])) for phase, rounds in found.items()}
         lines.append((behaviours, f"{rows:,}", *(f"{1e6 * seconds[phase] / rows:.1f}" if phase in seconds else "–"

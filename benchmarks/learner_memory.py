@@ -27,9 +27,9 @@ def measure(samples: str) -> dict[str, float]:
     from ray.rllib.core.learner.training_data import TrainingData
 
     from recfuse.fusion.networks import NetworkConfig
-    from recfuse.learning.algorithm import TwoStageConfig
+    from recfuse.learning.algorithm import FusionAlgorithmConfig
+    from recfuse.learning.algorithms.two_stage import TwoStageConfig
     from recfuse.learning.samples import SampleSet
-    from recfuse.learning.settings import LearningSettings
     from recfuse.runtime import ray_compat
 
     torch.set_num_threads(1)
@@ -46,9 +46,9 @@ def measure(samples: str) -> dict[str, float]:
     watcher.start()
     begin = time.perf_counter()
     opened = SampleSet.open(samples)
-    settings = LearningSettings(network=NetworkConfig(hidden=(8,)), minibatch_size=4096, memory_mib=0, holdout=0.0,
-                                advantage="sampled", gpus_per_learner=0.0)
-    algorithm = TwoStageConfig().learn(settings, opened).build_algo()
+    settings = TwoStageConfig(network=NetworkConfig(hidden=(8,)), minibatch_size=4096, memory_mib=0, holdout=0.0,
+                              advantage="sampled")
+    algorithm = FusionAlgorithmConfig().learn(settings, opened).build_algo()
     data = TrainingData(data_iterators=algorithm._iterators)
     for phase in ("critics", "stage_one"):
         algorithm.learner_group.update(training_data=data, phase=phase, iteration=0)

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from benchmarks.seeds import repeat
 from recfuse.config import Config
-from recfuse.learning.settings import LearningSettings
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.runtime.console import start, table
@@ -58,7 +58,7 @@ def repetition(config: PoliciesConfig, seed: int) -> AbResult:
     samples = ingest(IngestConfig(logs=str(simulated.logs), output=f"{out}/samples")).samples
     policies = []
     for advantage in ("regressed", "sampled"):
-        settings = LearningSettings(advantage=advantage, seed=seed)
+        settings = TwoStageConfig(advantage=advantage, seed=seed)
         trained = train_fusion(TrainFusionConfig(samples=samples, output=f"{out}/{advantage}", learning=settings))
         policies.append(f"two_stage_{advantage}={trained.bundle}")
     return run_ab_test(AbTestConfig(

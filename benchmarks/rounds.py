@@ -10,7 +10,6 @@ difference per user to the logged policy.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from pydantic import Field
@@ -20,6 +19,8 @@ from benchmarks.seeds import repeat
 from recfuse.bundle import read_bundle
 from recfuse.config import Config
 from recfuse.fusion.inference import FusionActor
+from recfuse.learning import registry
+from recfuse.learning.options import choose_algorithm
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import TrainFusionConfig, train_fusion
 from recfuse.logs.ingest import IngestConfig, ingest
@@ -48,7 +49,7 @@ class RoundsConfig(Config):
     first_seed: int = Field(300, description="The first repetition has this seed, and the others follow.", ge=0)
     world: WorldConfig = Field(WorldConfig(), description="This is what the simulator assumes.")
     learning: LearningSettings = Field(
-        default_factory=LearningSettings, description="Every round learns with these settings.")
+        default_factory=registry.settings, description="Every round learns with these settings.")
 
 
 def main(config: RoundsConfig) -> list[AbResult]:
@@ -72,7 +73,7 @@ def repetition(config: RoundsConfig, seed: int) -> AbResult:
         directory = out / f"round-{number}"
         samples = ingest(IngestConfig(logs=str(logs), output=f"{directory}/samples")).samples
         trained = train_fusion(TrainFusionConfig(samples=samples, output=f"{directory}/fusion",
-                                                 learning=dataclasses.replace(config.learning, seed=seed)))
+                                                 learning=config.learning.replace(seed=seed)))
         policies.append(f"round_{number}={trained.bundle}")
         if number < config.rounds:
             logs = directory / "logs"
@@ -99,4 +100,4 @@ def lives(cem: CemConfig) -> int:
 
 
 if __name__ == "__main__":
-    main(start(RoundsConfig, description=__doc__))
+    main(start(RoundsConfig, description=__doc__, choose=choose_algorithm))

@@ -29,10 +29,12 @@ from benchmarks.sweep import VOCABULARY, write_samples
 from recfuse.evaluation.held_out import read_held_out
 from recfuse.evaluation.ope import ncis
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.learning.algorithm import TwoStageConfig
+from recfuse.learning.algorithm import FusionAlgorithmConfig
+from recfuse.learning.algorithms.actor_critic import ActorCriticConfig
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.online import FusionEnvRunner, OnlineSettings, first_samples, online_config
 from recfuse.learning.samples import SampleSet
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.settings import StoppingRule
 from recfuse.logs.files import write_parquet
 from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
@@ -77,8 +79,8 @@ def of_ingest(workers: int, scratch: Path, arguments: argparse.Namespace) -> flo
 def of_training(workers: int, scratch: Path, arguments: argparse.Namespace) -> float:
     """Samples a second through the critics, from the second pass on: the first one reads."""
     write_samples(scratch / "samples", TRAINING_ROWS)
-    settings = LearningSettings(num_learners=workers, critics=StoppingRule(iterations=PASSES), minibatch_size=4096)
-    algorithm = TwoStageConfig().learn(settings, SampleSet.open(scratch / "samples")).build_algo()
+    settings = TwoStageConfig(num_learners=workers, critics=StoppingRule(iterations=PASSES), minibatch_size=4096)
+    algorithm = FusionAlgorithmConfig().learn(settings, SampleSet.open(scratch / "samples")).build_algo()
     algorithm.train()
     begin = time.perf_counter()
     for _ in range(PASSES - 1):
@@ -105,7 +107,7 @@ def of_simulation(workers: int, scratch: Path, arguments: argparse.Namespace) ->
 def of_env_runners(workers: int, scratch: Path, arguments: argparse.Namespace) -> float:
     """Requests a second that RLlib's env runners bring under the current policy, from its weights to columns."""
     world = World.load(Path(arguments.simulation) / "world")
-    online, settings = OnlineSettings(runners=workers, sessions=256), LearningSettings(algorithm="actor_critic")
+    online, settings = OnlineSettings(runners=workers, sessions=256), ActorCriticConfig()
     first = FixedGaussian(np.full(world.vocabulary.action_size, 0.5), 0.5)
     samples = first_samples(VocabularyEnv(world, online.sessions, 0), first, world.vocabulary, online, 0)
     algorithm = online_config(settings, samples, lambda index: VocabularyEnv(world, online.sessions, index),

@@ -20,7 +20,8 @@ import torch
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.fusion.networks import NetworkConfig
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.settings import StoppingRule
 from recfuse.logs.files import write_parquet
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 from recfuse.runtime.cluster import cluster
@@ -72,8 +73,8 @@ def main() -> None:
         passes = StoppingRule(iterations=6)
         config = SweepConfig(
             samples=str(directory / "samples"), output=str(directory / "sweep"), judge="off_policy",
-            learning=LearningSettings(network=NetworkConfig(hidden=(64, 64)), critics=passes, cloning=passes,
-                                      stage_one=passes, stage_two=passes),
+            learning=TwoStageConfig(network=NetworkConfig(hidden=(64, 64)), critics=passes, cloning=passes,
+                                    stage_one=passes, stage_two=passes),
             search=SearchConfig(searcher="random", samples=arguments.trials, cpus=arguments.cpus),
             space=({"multipliers.total": Range(low=0.01, high=100.0, log=True)},))
         study, identity, _ = fusion_study(config)

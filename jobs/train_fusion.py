@@ -1,7 +1,8 @@
-"""Samples → fusion policy, by two-stage constrained actor-critic or one of its rivals, exported as a bundle."""
+"""Samples → fusion policy, by two-stage constrained actor-critic or another algorithm, exported as a bundle."""
 
 from __future__ import annotations
 
+from recfuse.learning.options import choose_algorithm
 from recfuse.learning.training import TrainFusionConfig, TrainFusionResult, train_fusion
 from recfuse.runtime.cluster import cluster, resuming
 from recfuse.runtime.console import start, table
@@ -19,4 +20,4 @@ def main(config: TrainFusionConfig) -> TrainFusionResult:
 
 
 if __name__ == "__main__":
-    main(start(TrainFusionConfig, description=__doc__))
+    main(start(TrainFusionConfig, description=__doc__, choose=choose_algorithm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from recfuse.learning.options import choose_algorithm
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
 from recfuse.simulation.online import TrainOnlineConfig, TrainOnlineResult, train_online
@@ -18,4 +19,4 @@ def main(config: TrainOnlineConfig) -> TrainOnlineResult:
 
 
 if __name__ == "__main__":
-    main(start(TrainOnlineConfig, description=__doc__))
+    main(start(TrainOnlineConfig, description=__doc__, choose=choose_algorithm))

@@ -16,7 +16,8 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.config import require
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.learning.algorithm import TwoStageConfig
+from recfuse.learning import registry
+from recfuse.learning.algorithm import FusionAlgorithmConfig
 from recfuse.learning.samples import COLUMNS, InMemory, SampleSet, arrays
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import summary
@@ -143,13 +144,16 @@ class FusionStudy:
             InvalidFieldError: the choices do not fit.
         """
         discounts, lambdas, fields = split_fusion(assignment)
-        settings = replace_fields(self.base, fields)
-        vocabulary = with_discounts(self.samples.vocabulary, discounts)
-        chosen = multipliers(vocabulary, settings.multipliers, lambdas)
+        name = fields.pop("algorithm", self.base.algorithm)
+        base = self.base if name == self.base.algorithm else registry.adapted(self.base, name)
         # A trial is one process; the sweep runs side by side.
-        settings = replace_fields(settings, {"multipliers": chosen, "num_learners": 0})
+        settings = replace_fields(base, {**fields, "num_learners": 0})
+        vocabulary = with_discounts(self.samples.vocabulary, discounts)
+        if lambdas or MULTIPLIERS in type(settings).model_fields:
+            chosen = multipliers(vocabulary, getattr(settings, MULTIPLIERS, {}), lambdas)
+            settings = replace_fields(settings, {MULTIPLIERS: chosen})
         settings = settings.resolved(self.samples.has_density)
-        settings.with_multipliers(vocabulary)
+        settings.apply_to(vocabulary)
         return settings, vocabulary
 
     @property
@@ -170,17 +174,17 @@ class FusionStudy:
     def limit(self, assignment: Assignment) -> int:
         """See `Study`."""
         settings, _ = self.configure(assignment)
-        return self.samples.rows * sum(settings.rule(phase).iterations for phase in settings.phases)
+        return self.samples.rows * sum(phase.rule(settings).iterations for phase in settings.phases)
 
     def value(self, assignment: Assignment, field: str) -> Any:
         """See `Study`; of a kind whose behaviours differ, `mixed`."""
         settings, vocabulary = self.configure(assignment)
         head, _, name = field.partition(".")
         if field == TOTAL:
-            return float(f"{sum(settings.multipliers.values()):.6g}")
+            return float(f"{sum(getattr(settings, MULTIPLIERS).values()):.6g}")
         if head not in (DISCOUNTS, MULTIPLIERS):
             return read_field(settings, field)
-        values = {behaviour.gamma if head == DISCOUNTS else settings.multipliers.get(behaviour.name)
+        values = {behaviour.gamma if head == DISCOUNTS else getattr(settings, MULTIPLIERS).get(behaviour.name)
                   for behaviour in vocabulary.behaviours if name in (behaviour.name, behaviour.kind)}
         return values.pop() if len(values) == 1 else "mixed"
 
@@ -202,14 +206,14 @@ class FusionRun:
         self._settings, vocabulary = study.configure(assignment)
         shared = SharedSamples.share(study.samples, study.columns)
         self._samples = dataclasses.replace(shared, vocabulary=vocabulary)
-        self._algorithm = TwoStageConfig().learn(self._settings, self._samples).build_algo()
+        self._algorithm = FusionAlgorithmConfig().learn(self._settings, self._samples).build_algo()
 
     def step(self) -> dict[str, Any]:
         """One pass; with the last one, the policy is judged."""
         self._algorithm.train()
         history = self._algorithm.progress.history
         report: dict[str, Any] = {PASSES: len(history), "phase": history[-1]["phase"], "loss": history[-1]["loss"]}
-        last = history[-1]["phase"] == self._settings.phases[-1]
+        last = history[-1]["phase"] == self._settings.phases[-1].name
         if last:
             report[FINAL_PASSES] = history[-1]["iteration"] + 1
         if self._algorithm.finished:
@@ -226,7 +230,7 @@ class FusionRun:
     def _export(self, root: Path) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         return export_policy(root, self._algorithm.policy(), self._samples.vocabulary,
-                             training=plain(self._settings), data_fingerprint=self._samples.fingerprint,
+                             training=self._settings.to_dict(), data_fingerprint=self._samples.fingerprint,
                              metrics=summary(self._algorithm))
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
 from recfuse.evaluation.ope import MIN_ESS
+from recfuse.learning import registry
 from recfuse.learning.settings import LearningSettings
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.training.config import TrainingConfig
@@ -38,7 +39,7 @@ class SweepConfig(Config):
     learner: Literal["fusion", "scenes"] = Field(
         "fusion", description="Trials are of the fusion learner or of the scorer (`scenes`).")
     learning: LearningSettings = Field(
-        default_factory=LearningSettings, description="Every trial of `fusion` learns with these; its choices change "
+        default_factory=registry.settings, description="Every trial of `fusion` learns with these; its choices change "
         "them.")
     scenes: ScenesConfig = Field(
         default_factory=ScenesConfig, description="Every trial of `scenes` learns with these; its choices change them.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recfuse.learning.options import choose_algorithm
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
 from tune import space
@@ -70,4 +71,4 @@ def announce(config: SweepConfig, study: Study, assignments: list[Assignment], l
 
 
 if __name__ == "__main__":
-    main(start(SweepConfig, description=__doc__))
+    main(start(SweepConfig, description=__doc__, choose=choose_algorithm))

@@ -27,7 +27,8 @@ from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.settings import StoppingRule
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
@@ -263,7 +264,7 @@ def test_the_loop_closes(server: Server, tmp_path: Path) -> None:
     once = StoppingRule(iterations=1)
     trained = train_fusion.main(train_fusion.TrainFusionConfig(
         samples=str(samples), output=str(tmp_path / "fusion"),
-        learning=LearningSettings(network=NetworkConfig(hidden=(8,)), critics=once, cloning=once, stage_one=once,
+        learning=TwoStageConfig(network=NetworkConfig(hidden=(8,)), critics=once, cloning=once, stage_one=once,
                                   stage_two=once, minibatch_size=32)))
     before = read_pointer(server.models)
     publish(server.models, fusion=trained.bundle)

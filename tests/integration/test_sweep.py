@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from clusters import killing
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import NetworkConfig
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.settings import StoppingRule
 from tune import sweep
 from tune.ledger import FAILED, FINISHED, JSONL, PARQUET, STOPPED
 from tune.search import SearchConfig
@@ -24,7 +24,7 @@ from tune.space import Range
 from tune.split import SplitConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-LEARNING = LearningSettings(
+LEARNING = TwoStageConfig(
     network=NetworkConfig(hidden=(16,), sigma_min=0.2),
     critics=StoppingRule(iterations=3), cloning=StoppingRule(iterations=1), stage_one=StoppingRule(iterations=3),
     stage_two=StoppingRule(iterations=6), minibatch_size=256, window_rows=4096,
@@ -106,7 +106,7 @@ def test_a_trial_whose_process_is_killed_is_recorded_and_runs_again_when_asked(s
 
 def test_asha_stops_what_falls_behind(samples, tmp_path):
     """The first trial reaches every rung; the second, held fast to like's policy, is below it at one of them."""
-    free = dataclasses.replace(LEARNING, multipliers={"like": 0.02})
+    free = LEARNING.replace(multipliers={"like": 0.02})
     halving = SearchConfig(scheduler="asha", grace=1, reduction=2, concurrent=1)
     sweep.main(config(samples, tmp_path, learning=free, space=({"multipliers.total": [2000.0]},), search=halving))
     first, second = sorted(rows(tmp_path), key=lambda row: row["number"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,27 @@ from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import NetworkConfig
-from recfuse.learning import training
-from recfuse.learning.algorithm import TwoStageConfig
-from recfuse.learning.learner import TwoStageLearner
+from recfuse.learning import registry, training
+from recfuse.learning.algorithm import FusionAlgorithmConfig
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.learner import FusionLearner
+from recfuse.learning.options import choose_algorithm
+from recfuse.learning.phases import names_of
 from recfuse.learning.samples import SampleSet
-from recfuse.learning.settings import PHASES, LearningSettings, StoppingRule
+from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.learning.training import CHECKPOINT, TrainFusionConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-SETTINGS = LearningSettings(
+SETTINGS = TwoStageConfig(
     network=NetworkConfig(hidden=(32,), sigma_min=0.2),
     critics=StoppingRule(iterations=10), cloning=StoppingRule(iterations=1), stage_one=StoppingRule(iterations=10),
     stage_two=StoppingRule(iterations=25), minibatch_size=256, window_rows=2048,
     critic_learning_rate=5e-3, auxiliary_learning_rate=2e-3, policy_learning_rate=5e-3,
 )
-QUICK = dataclasses.replace(
-    SETTINGS, critics=StoppingRule(iterations=2), stage_one=StoppingRule(iterations=2),
-    stage_two=StoppingRule(iterations=2), policy=StoppingRule(iterations=2),
-)
+TWICE = StoppingRule(iterations=2)
+QUICK = SETTINGS.replace(critics=TWICE, stage_one=TWICE, stage_two=TWICE)
+QUICK_RCPO = registry.adapted(QUICK, "rcpo_mixed").replace(policy=TWICE)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_the_policy_moves_to_the_known_optimum(samples, tmp_path):
     """With a small λ, towards the action that watch time prefers in each state."""
     state = toy.bandit(500, seed=9)["state"]
     best = toy.optimum(state)
-    result = train(samples, tmp_path, dataclasses.replace(SETTINGS, multipliers={"like": 0.02}))
+    result = train(samples, tmp_path, SETTINGS.replace(multipliers={"like": 0.02}))
     mean = FusionActor.from_bundle(read_bundle(result.bundle)).act(state, explore=False).mu
     assert np.sqrt(((mean - best) ** 2).sum(1)).mean() < 0.55 * np.sqrt((best**2).sum(1)).mean()
 
@@ -65,7 +66,7 @@ def test_the_policy_moves_to_the_known_optimum(samples, tmp_path):
 # Interrupted within the critics, and within a policy that climbs what the critics said.
 @pytest.mark.parametrize(("settings", "stops", "passes"), [
     (QUICK, (1, 4), 7),
-    (dataclasses.replace(QUICK, algorithm="rcpo_mixed"), (1, 3), 5),
+    (QUICK_RCPO, (1, 3), 5),
 ], ids=["two_stage", "rcpo"])
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(samples, tmp_path, settings, stops, passes):
     whole = train(samples, tmp_path / "whole", settings)
@@ -85,7 +86,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(samples, tmp_path
 def test_a_run_that_dies_within_a_pass_ends_as_if_it_had_not(samples, tmp_path, monkeypatch):
     """At random steps, three times; kills of the whole process are in tests/opt_in/test_learner_kills."""
     whole = train(samples, tmp_path / "whole", QUICK)
-    step, left = TwoStageLearner._step, 0
+    step, left = FusionLearner._step, 0
 
     def dying(*arguments: Any) -> Any:
         nonlocal left
@@ -94,7 +95,7 @@ def test_a_run_that_dies_within_a_pass_ends_as_if_it_had_not(samples, tmp_path, 
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(TwoStageLearner, "_step", dying)
+    monkeypatch.setattr(FusionLearner, "_step", dying)
     for after in np.random.default_rng(3).integers(5, 60, 3).tolist():
         left = after
         with pytest.raises(KeyboardInterrupt):
@@ -110,7 +111,7 @@ def stop_early(config: TrainFusionConfig, iterations: int) -> None:
     output = Path(config.output)
     output.mkdir(exist_ok=True)
     opened = SampleSet.open(config.samples)
-    algorithm = TwoStageConfig().learn(config.learning, opened).build_algo()
+    algorithm = FusionAlgorithmConfig().learn(config.learning, opened).build_algo()
     training._resume(algorithm, output / CHECKPOINT, config, opened)
     for _ in range(iterations):
         algorithm.train()
@@ -118,13 +119,16 @@ def stop_early(config: TrainFusionConfig, iterations: int) -> None:
     algorithm.stop()
 
 
-@pytest.mark.parametrize("name", [name for name in PHASES if name != "two_stage"])
-def test_a_rival_is_one_flag_away(few, tmp_path, name):
-    """`jobs/train_fusion.py --algorithm NAME`; what each learns is tested in test_rivals."""
-    once = {phase: StoppingRule(iterations=1) for phase in ("critics", "policy", "search")}
-    default = TrainFusionConfig(samples=str(few), output=str(tmp_path), learning=dataclasses.replace(QUICK, **once))
-    result = main(tyro.cli(TrainFusionConfig, default=default, args=["--algorithm", name]))
-    assert result.metrics.keys() == set(PHASES[name])
+@pytest.mark.parametrize("name", [name for name in registry.names() if name != "two_stage"])
+def test_a_baseline_is_one_flag_away(few, tmp_path, name):
+    """`jobs/train_fusion.py --algorithm NAME`; what each learns is tested in test_baselines."""
+    once = {field: {"iterations": 1} for field in ("critics", "cloning", "policy", "search")
+            if field in registry.find(name).model_fields}
+    learning = {**once, "network": {"hidden": [32], "sigma_min": 0.2}, "minibatch_size": 256, "window_rows": 2048}
+    file, flags = {"samples": str(few), "output": str(tmp_path), "learning": learning}, ["--algorithm", name]
+    config = tyro.cli(TrainFusionConfig, default=choose_algorithm(TrainFusionConfig, file, flags, ""), args=flags)
+    result = main(config)
+    assert result.metrics.keys() == set(names_of(config.learning.phases))
     bundle = read_bundle(result.bundle)
     assert bundle.manifest["training"]["algorithm"] == name
     assert bundle.manifest["training"]["density"] == "logged"
@@ -133,17 +137,17 @@ def test_a_rival_is_one_flag_away(few, tmp_path, name):
 
 def test_another_configuration_starts_anew(samples, tmp_path):
     train(samples, tmp_path, QUICK)
-    assert train(samples, tmp_path, dataclasses.replace(QUICK, seed=1)).resumed_at == 0
+    assert train(samples, tmp_path, QUICK.replace(seed=1)).resumed_at == 0
 
 
 @pytest.mark.parametrize(("workers", "settings"), [
     (1, QUICK), (2, QUICK),
-    (2, dataclasses.replace(QUICK, algorithm="rcpo_mixed", floors={"like": 9.0})),
-    (2, dataclasses.replace(QUICK, minibatch_size=1024, network=NetworkConfig(hidden=(256, 32)))),
+    (2, QUICK_RCPO.replace(floors={"like": 9.0})),
+    (2, QUICK.replace(minibatch_size=1024, network=NetworkConfig(hidden=(256, 32)))),
 ], ids=["1", "2", "2-rcpo", "2-large"])
 def test_the_number_of_learners_changes_not_a_bit(samples, tmp_path, workers, settings):
     local = train(samples, tmp_path / "0", settings)
-    remote = train(samples, tmp_path / str(workers), dataclasses.replace(settings, num_learners=workers))
+    remote = train(samples, tmp_path / str(workers), settings.replace(num_learners=workers))
     mine, theirs = (read_bundle(result.bundle).tensors["policy"] for result in (local, remote))
     for name, tensor in mine.items():
         np.testing.assert_array_equal(theirs[name].numpy(), tensor.numpy(), err_msg=name)
@@ -152,9 +156,9 @@ def test_the_number_of_learners_changes_not_a_bit(samples, tmp_path, workers, se
 def test_a_run_may_be_resumed_with_another_number_of_learners(samples, tmp_path):
     whole = train(samples, tmp_path / "whole", QUICK)
     config = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "resumed"),
-                               learning=dataclasses.replace(QUICK, num_learners=2))
+                               learning=QUICK.replace(num_learners=2))
     stop_early(config, 4)
-    resumed = main(dataclasses.replace(config, learning=QUICK))
+    resumed = main(config.replace(learning=QUICK))
     assert resumed.resumed_at == 4
     mine, theirs = (read_bundle(result.bundle).tensors["policy"] for result in (whole, resumed))
     for name, tensor in mine.items():
@@ -164,7 +168,7 @@ def test_a_run_may_be_resumed_with_another_number_of_learners(samples, tmp_path)
 def test_served_and_learned_policy_agree(samples, tmp_path):
     """Train/serve parity: the served mean is that of the learner's module within 1e-6 on 1,000 states."""
     opened = SampleSet.open(samples)
-    algorithm = TwoStageConfig().learn(QUICK, opened).build_algo()
+    algorithm = FusionAlgorithmConfig().learn(QUICK, opened).build_algo()
     for _ in range(7):
         algorithm.train()
     assert algorithm.finished
@@ -193,6 +197,6 @@ def test_history_has_the_curves_of_every_phase(samples, tmp_path):
 
 def test_bad_input_ends_before_anything_is_written(samples, tmp_path):
     with pytest.raises(InvalidFieldError, match=r"multipliers.share: got 1.0; allowed: short-term behaviours"):
-        train(samples, tmp_path / "out", dataclasses.replace(QUICK, multipliers={"share": 1.0}))
+        train(samples, tmp_path / "out", QUICK.replace(multipliers={"share": 1.0}))
     with pytest.raises(InvalidFieldError, match=r"samples: got .*; allowed: a directory of samples that exists"):
         train(tmp_path / "none", tmp_path / "out", QUICK)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import samples as toy
-from learners import SETTINGS
+from learners import SETTINGS, settings_of
 
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.learning.algorithms.actor_critic import ActorCriticConfig
 from recfuse.learning.online import OnlineSettings, first_samples, online_config, roll
 from recfuse.learning.settings import LearningSettings
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 FIRST = FixedGaussian(np.zeros(toy.ACTIONS), toy.SIGMA)
-LEARNING = dataclasses.replace(SETTINGS, algorithm="actor_critic", holdout=0.0, minibatch_size=128)
+LEARNING = settings_of("actor_critic", holdout=0.0, minibatch_size=128)
 
 
 class Bandit:
@@ -114,7 +114,7 @@ def test_the_job_learns_in_the_simulator_and_exports(tmp_path):
     (tmp_path / "simulation" / "metrics.json").write_text(json.dumps({"behaviour_policy": {"mu": mu, "sigma": 0.5}}))
     result = main(TrainOnlineConfig(
         simulation=str(tmp_path / "simulation"), output=str(tmp_path / "online"),
-        learning=LearningSettings(algorithm="actor_critic", minibatch_size=128),
+        learning=ActorCriticConfig(minibatch_size=128),
         online=OnlineSettings(iterations=2, sessions=32, requests=8, passes=1)))
     assert [name for name, _, _ in result.change] == list(world.vocabulary.behaviour_names)
     actor = FusionActor.from_bundle(read_bundle(result.bundle))

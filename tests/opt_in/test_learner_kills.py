@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -19,13 +18,14 @@ from processes import MARK, left_behind, marked_environment
 
 from recfuse.bundle import newest_bundle
 from recfuse.fusion.networks import NetworkConfig
-from recfuse.learning.algorithm import TwoStage
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.algorithm import FusionAlgorithm
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.settings import StoppingRule
 from recfuse.learning.training import CHECKPOINT, HISTORY, TrainFusionConfig, train_fusion
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
-SETTINGS = LearningSettings(
+SETTINGS = TwoStageConfig(
     network=NetworkConfig(hidden=(64, 64)), critics=StoppingRule(iterations=6), cloning=StoppingRule(iterations=3),
     stage_one=StoppingRule(iterations=6), stage_two=StoppingRule(iterations=6), minibatch_size=64)
 
@@ -47,7 +47,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_if_it_had_not_been(whole, 
     same to the last digit."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"samples": str(samples), "output": str(tmp_path / "out"),
-                                      "learning": dataclasses.asdict(SETTINGS) | {"network": {"hidden": [64, 64]}}}))
+                                      "learning": SETTINGS.to_dict()}))
     mark, environment = marked_environment()
     rng, kills = np.random.default_rng(5), []
     checkpoint = tmp_path / "out" / CHECKPOINT / "learner.safetensors"
@@ -91,11 +91,11 @@ def end(mark: str) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_learner_worker_that_is_killed_does_not_end_the_job(local_ray, samples, tmp_path, monkeypatch, workers, say):
     """To the last bit: with the same number of workers, sums are rounded alike."""
-    settings = dataclasses.replace(SETTINGS, minibatch_size=1024, num_learners=workers)
+    settings = SETTINGS.replace(minibatch_size=1024, num_learners=workers)
     whole = train_fusion(TrainFusionConfig(samples=str(samples), output=str(tmp_path / "whole"), learning=settings))
-    train, killed = TwoStage.training_step, []
+    train, killed = FusionAlgorithm.training_step, []
 
-    def killing(algorithm: TwoStage) -> None:
+    def killing(algorithm: FusionAlgorithm) -> None:
         if len(algorithm.progress.history) in (4, 12) and len(killed) < 2:
             found = algorithm.learner_group.foreach_learner(lambda learner: os.getpid())
             pid = [result.get() for result in found][-1]
@@ -104,7 +104,7 @@ def test_a_learner_worker_that_is_killed_does_not_end_the_job(local_ray, samples
             threading.Timer(0.05, os.kill, (pid, signal.SIGKILL)).start()
         train(algorithm)
 
-    monkeypatch.setattr(TwoStage, "training_step", killing)
+    monkeypatch.setattr(FusionAlgorithm, "training_step", killing)
     begin = time.monotonic()
     result = train_fusion(TrainFusionConfig(
         samples=str(samples), output=str(tmp_path / "killed"), learning=settings))

@@ -3,9 +3,9 @@
 In: plain values from YAML, the command line or Python. Out: frozen, checked configs; or `InvalidFieldError`.
 """
 
-from recfuse.config.base import NOT_BLANK, Config, from_mapping, load
+from recfuse.config.base import NOT_BLANK, Config, from_mapping, load, read
 from recfuse.config.errors import InvalidFieldError, require, shorten
 from recfuse.config.reference import reference, schema
 
-__all__ = ["NOT_BLANK", "Config", "InvalidFieldError", "from_mapping", "load", "reference", "require", "schema",
+__all__ = ["NOT_BLANK", "Config", "InvalidFieldError", "from_mapping", "load", "read", "reference", "require", "schema",
            "shorten"]

@@ -71,14 +71,22 @@ def load(cls: type[T], path: str | Path) -> T:
     Raises:
         InvalidFieldError: the file is missing or no YAML, or a field is unknown or bad.
     """
+    return from_mapping(cls, read(path), source=Path(path).name)
+
+
+def read(path: str | Path) -> Any:
+    """Plain values of a YAML file; none are an empty mapping.
+
+    Raises:
+        InvalidFieldError: the file is missing or no YAML.
+    """
     path = Path(path)
     if not path.is_file():
         raise InvalidFieldError("--config", str(path), "a YAML file that exists")
     try:
-        mapping = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise InvalidFieldError("--config", str(path), f"a YAML file ({error})") from None
-    return from_mapping(cls, mapping or {}, source=path.name)
 
 
 def allowed(info: FieldInfo) -> str:

@@ -105,7 +105,7 @@ class FusionActor:
             raise BundleError(f"{bundle.version}: kind is {bundle.kind!r}; expected 'fusion'")
         try:
             vocabulary = Vocabulary.from_dict(bundle.manifest["vocabulary"])
-            tensors = {name: tensor.double().numpy() for name, tensor in bundle.tensors["policy"].items()}
+            tensors = {name: tensor.double().cpu().numpy() for name, tensor in bundle.tensors["policy"].items()}
             actor = cls(bundle.version, vocabulary, bundle.manifest["network"], tensors)
             decision = actor.act(np.zeros((1, vocabulary.state_size), np.float32), explore=False)
             if decision.mu.shape != (1, vocabulary.action_size) or not np.isfinite(decision.action_logp).all():

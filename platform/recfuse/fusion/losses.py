@@ -239,9 +239,9 @@ def effective_sample_share(log_weight: Tensor) -> Tensor:
 
 def _largest_scale(exponent: Tensor, floor: float, steps: int = 60) -> Tensor:
     """The largest τ in [0, 1] with effective_sample_share(τ e) ≥ floor, which falls as τ grows: by bisection."""
-    one = torch.ones((), dtype=exponent.dtype, device=exponent.device)
+    unity = torch.ones((), dtype=exponent.dtype, device=exponent.device)
     if floor <= 0.0 or bool(effective_sample_share(exponent) >= floor):
-        return one
+        return unity
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = 0.5 * (low + high)
@@ -251,7 +251,7 @@ def _largest_scale(exponent: Tensor, floor: float, steps: int = 60) -> Tensor:
             high = middle
         if high - low < 1e-12:
             break
-    return one * low
+    return unity * low
 
 
 def _require_shape(field: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Networks of the two-stage learner: critics and Gaussian policies, all behaviours of a kind in one batched pass."""
+"""Networks of fusion: critics and Gaussian policies, all behaviours of a kind in one batched pass."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import itertools
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import from_mapping, require
+from recfuse.config import Config, from_mapping, require
 from recfuse.fusion.squash import log_slope, unsquash
 from recfuse.stats.gaussian import LOG_2PI
 
@@ -23,52 +24,36 @@ _LARGE = 1 << 17
 _ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": nn.functional.silu}
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """Sizes and bounds of the networks.
+class NetworkConfig(Config):
+    """Sizes and bounds of the networks."""
 
-    Attributes:
-        hidden: widths of the hidden layers, of critics and policies alike; empty for linear ones.
-        activation: between layers.
-        sigma: `state` lets σ depend on the state, `free` learns one σ per policy.
-        sigma_min, sigma_max: bounds of σ, in standard deviations of the logged actions.
-        mean_range: μ stays within so many standard deviations of the logged actions' mean; what lies further has no
-            support in the log.
-        trunk: `separate` gives every behaviour a network of its own; `shared` gives those of a kind (critics;
-            auxiliary policies) the same hidden layers and each behaviour its last layer.
-        action_range: (low, high) that every fusion parameter is squashed into, by the hyperbolic tangent of a Gaussian;
-            μ, σ and their bounds are then those of the Gaussian before it. None leaves actions unbounded.
-        arithmetic: `bfloat16` rounds what enters the products of large hidden layers on a CPU to eight bits while
-            learning, and their gradients; parameters, last layers and what serves stay as they are.
-    """
+    hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        (64, 64), description="Hidden layers of critics and policies alike have these widths; none makes them linear.")
+    activation: Activation = Field("relu", description="This function stands between layers.")
+    sigma: Literal["state", "free"] = Field(
+        "state", description="σ depends on the state, or each policy learns one for all states (free).")
+    sigma_min: float = Field(
+        0.3, description="σ stays above this, in standard deviations of the logged actions.", gt=0, lt=1)
+    sigma_max: float = Field(2.0, description="σ stays below this, in the same units.", gt=1)
+    mean_range: float = Field(
+        3.0, description="μ stays within so many standard deviations of the logged actions' mean; what lies further "
+        "has no support in the log.", gt=0)
+    trunk: Literal["separate", "shared"] = Field(
+        "separate", description="Every behaviour has a network of its own, or those of a kind share all layers but the "
+        "last.")
+    action_range: tuple[float, float] | None = Field(
+        None, description="Every fusion parameter is squashed into (low, high) by the tanh of a Gaussian, whose "
+        " μ and σ are then bounded; nothing leaves actions unbounded.")
+    arithmetic: Literal["float32", "bfloat16"] = Field(
+        "float32", description="With bfloat16, products of large hidden layers on a CPU are rounded to eight bits "
+        "while learning; parameters, last layers and what serves are not.")
 
-    hidden: tuple[int, ...] = (64, 64)
-    activation: Activation = "relu"
-    sigma: Literal["state", "free"] = "state"
-    sigma_min: float = 0.3
-    sigma_max: float = 2.0
-    mean_range: float = 3.0
-    trunk: Literal["separate", "shared"] = "separate"
-    action_range: tuple[float, float] | None = None
-    arithmetic: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        require(all(width > 0 for width in self.hidden), "hidden", self.hidden, "integers > 0")
-        require(self.activation in _ACTIVATIONS, "activation", self.activation, ", ".join(_ACTIVATIONS))
-        require(self.sigma in ("state", "free"), "sigma", self.sigma, "state, free")
-        require(0 < self.sigma_min < 1, "sigma_min", self.sigma_min, "a number in (0, 1)")
-        require(1 < self.sigma_max < math.inf, "sigma_max", self.sigma_max, "a finite number > 1")
-        require(0 < self.mean_range < math.inf, "mean_range", self.mean_range, "a finite number > 0")
-        require(self.trunk in ("separate", "shared"), "trunk", self.trunk, "separate, shared")
-        require(self.arithmetic in ("float32", "bfloat16"), "arithmetic", self.arithmetic, "float32, bfloat16")
+    @model_validator(mode="after")
+    def _is_range(self) -> Self:
         if self.action_range is not None:
             low, high = self.action_range
-            require(-math.inf < low < high < math.inf, "action_range", self.action_range,
-                    "finite numbers (low, high) with low < high, or nothing")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the manifest."""
-        return asdict(self)
+            require(low < high, "action_range", self.action_range, "numbers (low, high) with low < high, or nothing")
+        return self
 
     @classmethod
     def from_dict(cls, mapping: Any) -> NetworkConfig:
@@ -130,11 +115,11 @@ class BatchedMLP(nn.Module):
         self._activation, self._halved = _ACTIVATIONS[config.activation], config.arithmetic == "bfloat16"
         shared = config.trunk == "shared"
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        own = [torch.Generator().manual_seed(_seed(seed, name)) for name in names]
-        trunk = [torch.Generator().manual_seed(_seed(seed, ""))] if shared else own
+        members = [torch.Generator().manual_seed(_seed(seed, name)) for name in names]
+        trunk = [torch.Generator().manual_seed(_seed(seed, ""))] if shared else members
         for layer, (width_in, width_out) in enumerate(itertools.pairwise(sizes)):
             last = layer == len(sizes) - 2
-            generators = own if last else trunk
+            generators = members if last else trunk
             bound = (last_gain if last else 1.0) * math.sqrt(3.0 / width_in)
             draws = [torch.rand(width_in, width_out, generator=g, dtype=torch.float64) for g in generators]
             weight = (torch.stack(draws) * 2.0 - 1.0) * bound
@@ -202,8 +187,8 @@ class BatchedMLP(nn.Module):
         x = x.bfloat16() if halved else x.to_mkldnn() if onednn else x
         shared = sum(len(w) < len(layers[-1][0]) for w, _ in layers)
         trunk = run(x, 0, [(w[0], b[0]) for w, b in layers[:shared]])
-        own = zip(*(zip(_apart(w), _apart(b), strict=True) for w, b in layers[shared:]), strict=True)
-        outputs = [run(trunk, shared, network) for network in own]
+        networks = zip(*(zip(_apart(w), _apart(b), strict=True) for w, b in layers[shared:]), strict=True)
+        outputs = [run(trunk, shared, network) for network in networks]
         outputs = [y.to_dense() for y in outputs] if onednn else outputs
         return torch.stack(outputs) if len(outputs) > 1 else outputs[0].unsqueeze(0)
 
@@ -266,7 +251,7 @@ class ActionValues(nn.Module):
         super().__init__()
         sizes = (normalisation.state_size + normalisation.action_size, *config.hidden, 1)
         names = [f"action_value_{k}" for k in range(networks)]
-        self.network = BatchedMLP(names, sizes, replace(config, trunk="separate"), seed, 0.1)
+        self.network = BatchedMLP(names, sizes, config.replace(trunk="separate"), seed, 0.1)
         with torch.no_grad():
             self.network.biases[-1].fill_(start)
 

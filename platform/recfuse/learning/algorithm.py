@@ -1,10 +1,10 @@
-"""The RLlib Algorithm of two-stage constrained actor-critic, offline from samples in Parquet, and its config."""
+"""The RLlib Algorithm that runs the phases of a training, offline from samples in Parquet, and its config."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +24,40 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 from recfuse.config import require
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.learning.learner import TwoStageLearner
-from recfuse.learning.module import INTERMEDIATE, FusionPolicyModule
+from recfuse.learning.learner import FusionLearner
+from recfuse.learning.module import FusionPolicyModule
+from recfuse.learning.phases import Phase
 from recfuse.learning.samples import SampleSet
-from recfuse.learning.settings import LearningSettings, Phase
+from recfuse.learning.settings import LearningSettings
 from recfuse.runtime import ray_compat
 
 _CHECKPOINT = "learner.safetensors"
 
 
-class TwoStageConfig(AlgorithmConfig):
-    """Config of `TwoStage`.
+class FusionAlgorithmConfig(AlgorithmConfig):
+    """Config of `FusionAlgorithm`.
 
-        algorithm = TwoStageConfig().learn(LearningSettings(), SampleSet.open("runs/samples")).build_algo()
-
-    Cai et al., "Two-Stage Constrained Actor-Critic for Short Video Recommendation", WWW 2023 (maths 1).
+        algorithm = FusionAlgorithmConfig().learn(TwoStageConfig(), SampleSet.open("runs/samples")).build_algo()
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
-        super().__init__(algo_class=algo_class or TwoStage)
+        super().__init__(algo_class=algo_class or FusionAlgorithm)
         self.settings: LearningSettings | None = None
         self.samples: SampleSet | None = None
         self._is_online = False
         self.env_runners(num_env_runners=0, create_local_env_runner=False)
 
-    def learn(self, settings: LearningSettings, samples: SampleSet) -> TwoStageConfig:
+    def learn(self, settings: LearningSettings, samples: SampleSet) -> FusionAlgorithmConfig:
         """Sets what is learned, from which samples.
 
         Raises:
             InvalidFieldError: settings and vocabulary do not fit.
         """
-        vocabulary = settings.with_multipliers(samples.vocabulary)
+        vocabulary = settings.apply_to(samples.vocabulary)
         settings = settings.resolved(samples.has_density)
         self.settings, self.samples = settings, samples
         self.environment(observation_space=_box(vocabulary.state_size), action_space=_box(vocabulary.action_size))
-        self.learners(num_learners=settings.num_learners, num_gpus_per_learner=settings.gpus,
+        self.learners(num_learners=settings.num_learners, num_gpus_per_learner=settings.gpus_per_learner,
                       num_cpus_per_learner=ray_compat.cpus_per_learner(settings.num_learners))
         self.debugging(seed=settings.seed)
         return self
@@ -67,14 +66,14 @@ class TwoStageConfig(AlgorithmConfig):
         """Raises InvalidFieldError where `learn` was not called."""
         super().validate()
         require(self.settings is not None and self.samples is not None, "settings", self.settings,
-                "TwoStageConfig.learn(settings, samples) before the algorithm is built")
+                "FusionAlgorithmConfig.learn(settings, samples) before the algorithm is built")
 
     def get_default_learner_class(self) -> type:
-        """The learner of ours."""
-        return TwoStageLearner
+        """The learner that runs phases."""
+        return FusionLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """The module of ours."""
+        """The module with the networks of the algorithm."""
         return RLModuleSpec(module_class=FusionPolicyModule, model_config=self.module_config())
 
     def build_module(self) -> FusionPolicyModule:
@@ -86,26 +85,11 @@ class TwoStageConfig(AlgorithmConfig):
         """What the module is built from, plain values."""
         assert self.settings is not None
         assert self.samples is not None
-        settings, vocabulary, values = self.settings, self.samples.vocabulary, self.samples.mean_values
-        weights = settings.scalarisation(vocabulary)
-        value = sum(weight * mean for weight, mean in zip(weights, values, strict=True))
-        names = vocabulary.behaviour_names
-        if settings.one_critic:
-            names, values = ("mixed",), (value,)
-        auxiliaries = tuple(behaviour.name for behaviour in vocabulary.short_term)
-        if auxiliaries and settings.auxiliary == "sequential":
-            auxiliaries = (INTERMEDIATE,)
-        # TD3's policy has no σ: one that no hidden layer has a part in stays as cloning left it.
-        network = replace(settings.network, sigma="free") if settings.algorithm == "td3_bc" else settings.network
-        targets: tuple[str, ...] = ()
-        if settings.polyak_rate is not None:
-            targets = {"td3_bc": ("action_values", "policy"), "iql": ("action_values",)}.get(
-                settings.algorithm, ("critics",))
-        return {"vocabulary": vocabulary.to_dict(), "network": network.to_dict(),
-                "normalisation": asdict(self.samples.normalisation), "seed": settings.seed,
-                "critics": names, "values": values, "auxiliaries": auxiliaries,
-                "action_values": 2 if settings.algorithm in ("td3_bc", "iql") else 0, "value": value,
-                "targets": targets, "density": settings.estimates_density, "vector": settings.algorithm == "cem"}
+        settings, samples = self.settings, self.samples
+        return {"vocabulary": samples.vocabulary.to_dict(), "network": settings.policy_network.to_dict(),
+                "normalisation": asdict(samples.normalisation), "seed": settings.seed,
+                "behaviour": settings.estimates_density,
+                **asdict(settings.networks(samples.vocabulary, samples.mean_values))}
 
 
 @dataclass
@@ -125,13 +109,13 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-class TwoStage(Algorithm):
+class FusionAlgorithm(Algorithm):
     """Fits the phases of the algorithm one after the other; one training step is one pass over the samples.
 
     RLlib's episodes are gone around: samples are columns already.
     """
 
-    config: TwoStageConfig
+    config: FusionAlgorithmConfig
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds the learners and the dataset they read."""
@@ -163,16 +147,17 @@ class TwoStage(Algorithm):
             return
         phase, progress = self.phase, self.progress
         results = self.learner_group.update(
-            training_data=TrainingData(data_iterators=self._iterators), phase=phase, iteration=len(progress.losses))
+            training_data=TrainingData(data_iterators=self._iterators), phase=phase.name,
+            iteration=len(progress.losses))
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         metrics = plain_metrics(results[0])
         if not np.isfinite(metrics["loss"]):
-            raise FloatingPointError(f"{phase}, iteration {len(progress.losses)}: loss is {metrics['loss']}")
-        progress.history.append({"phase": phase, "iteration": len(progress.losses), **metrics})
+            raise FloatingPointError(f"{phase.name}, iteration {len(progress.losses)}: loss is {metrics['loss']}")
+        progress.history.append({"phase": phase.name, "iteration": len(progress.losses), **metrics})
         progress.losses.append(metrics.get("holdout_loss", metrics["loss"]))
-        reason = self.settings.rule(phase).reason_to_stop(progress.losses)
+        reason = phase.rule(self.settings).reason_to_stop(progress.losses)
         if reason:
-            progress.stopped[phase] = reason
+            progress.stopped[phase.name] = reason
             progress.phase, progress.losses = progress.phase + 1, []
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -195,8 +180,8 @@ class TwoStage(Algorithm):
         require(file.is_file(), "checkpoint", str(file), "a file that exists")
         with safetensors.safe_open(file, framework="np") as content:
             progress = json.loads(content.metadata()["progress"])
-        found = progress.pop("samples")
-        require(found == self._samples.fingerprint, "checkpoint", found,
+        fingerprint = progress.pop("samples")
+        require(fingerprint == self._samples.fingerprint, "checkpoint", fingerprint,
                 f"a checkpoint of these samples ({self._samples.fingerprint})")
         snapshot = ray.put(safetensors.numpy.load_file(file))
         for result in self.learner_group.foreach_learner(lambda learner, ref=snapshot: learner.restore(ray.get(ref))):

@@ -5,24 +5,19 @@ Szita and Lőrincz, "Learning Tetris Using the Noisy Cross-Entropy Method", 2006
 of the standard deviation, without which the search ends before it arrives (de Boer et al., "A Tutorial on the
 Cross-Entropy Method", 2005, section 5).
 
-`cem` takes any objective, a simulator's roll-out as a rule. Where there is only a log, `importance_sums` and
-`logged_scores` judge a vector by the requests whose logged action it might have drawn itself.
+`cem` takes any objective, a simulator's roll-out as a rule; recfuse.learning.algorithms.cem searches on a log.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from recfuse.config import require
 from recfuse.runtime.console import Progress
-from recfuse.stats.gaussian import LOG_2PI
 
 Objective = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -83,17 +78,11 @@ def cem(
     Raises:
         InvalidFieldError: a bad argument, or an objective that gives anything but P finite scores.
     """
-    center = np.array(mean, np.float64)
-    require(center.ndim == 1 and center.size > 0, "mean", center.shape, "a vector [M]")
-    require(bool(np.isfinite(center).all()), "mean", center.tolist(), "finite numbers")
-    spread = np.array(std, np.float64)
-    require(spread.shape in ((), center.shape), "std", spread.shape, f"a number or a vector {center.shape}")
-    require(bool((np.isfinite(spread) & (spread > 0)).all()), "std", spread.tolist(), "finite numbers > 0")
+    center, spread = _first_distribution(mean, std)
     require(population >= 2, "population", population, "an integer ≥ 2")
     require(0 < elite_share < 1, "elite_share", elite_share, "a share in (0, 1)")
     require(iterations >= 1, "iterations", iterations, "an integer ≥ 1")
     require(0 <= std_floor < 1, "std_floor", std_floor, "a share in [0, 1)")
-    spread = np.broadcast_to(spread, center.shape).copy()
     require(0 <= smoothing < 1, "smoothing", smoothing, "a share in [0, 1)")
     least = std_floor * spread
     rng = np.random.default_rng(seed)
@@ -101,14 +90,28 @@ def cem(
     history = []
     for _ in range(iterations):
         vectors = propose(center, spread, population, rng)
-        scores = np.asarray(objective(vectors), np.float64)
-        require(scores.shape == (population,), "objective", scores.shape, f"scores of shape ({population},)")
-        require(bool(np.isfinite(scores).all()), "objective", scores.tolist(), "finite scores")
+        scores = _scores(objective, vectors)
         center, spread, elite_score = refit(vectors, scores, spread, least, elite_share, smoothing)
         history.append(CemIteration(float(scores.mean()), elite_score, float(scores.max()), center, spread))
         progress.advance(1, f"mean {scores.mean():.4g}, best {scores.max():.4g}")
     progress.finish(f"mean of the last elite {history[-1].elite_score:.4g}")
     return CemResult(center, spread, tuple(history))
+
+
+def _first_distribution(mean: ArrayLike, std: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    center, spread = np.array(mean, np.float64), np.array(std, np.float64)
+    require(center.ndim == 1 and center.size > 0, "mean", center.shape, "a vector [M]")
+    require(bool(np.isfinite(center).all()), "mean", center.tolist(), "finite numbers")
+    require(spread.shape in ((), center.shape), "std", spread.shape, f"a number or a vector {center.shape}")
+    require(bool((np.isfinite(spread) & (spread > 0)).all()), "std", spread.tolist(), "finite numbers > 0")
+    return center, np.broadcast_to(spread, center.shape).copy()
+
+
+def _scores(objective: Objective, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    scores = np.asarray(objective(vectors), np.float64)
+    require(scores.shape == (len(vectors),), "objective", scores.shape, f"scores of shape ({len(vectors)},)")
+    require(bool(np.isfinite(scores).all()), "objective", scores.tolist(), "finite scores")
+    return scores
 
 
 def propose(
@@ -131,52 +134,3 @@ def refit(
     elite = vectors[order]
     spread = np.maximum(smoothing * spread + (1.0 - smoothing) * elite.std(0), least)
     return elite.mean(0), spread, float(scores[order].mean())
-
-
-@dataclass(frozen=True)
-class LoggedScores:
-    """Attributes:
-        score: [P], the estimate less `pessimism` standard errors.
-        estimate: [P], self-normalised mean of the advantage.
-        ess_share: [P], effective sample size of the weights over the samples.
-    """
-
-    score: NDArray[np.float64]
-    estimate: NDArray[np.float64]
-    ess_share: NDArray[np.float64]
-
-
-def importance_sums(
-    vectors: Tensor, sigma: Tensor, action: Tensor, behaviour_log_prob: Tensor, advantage: Tensor, rho_max: float
-) -> Tensor:
-    """Sums over samples that `logged_scores` needs, float64[5, P]; those of parts of the samples add up.
-
-    Args:
-        vectors: [P, M], means of the Gaussians that are judged; sigma: [M], of all.
-        action: [n, M]; behaviour_log_prob, advantage: [n].
-        rho_max: the weights ρ = min(ρ̄, π / π_b) are cut there (maths 4.1).
-    """
-    z, w = action / sigma, vectors / sigma
-    constant = -sigma.log().sum() - 0.5 * LOG_2PI * action.shape[1]
-    log_prob = z @ w.T - 0.5 * z.square().sum(1, keepdim=True) - 0.5 * w.square().sum(1) + constant
-    rho = (log_prob - behaviour_log_prob.unsqueeze(1)).clamp(max=math.log(rho_max)).exp()
-    square, value = rho.square(), advantage.unsqueeze(1)
-    terms = (rho, square, rho * value, square * value, square * value.square())
-    return torch.stack([term.sum(0, dtype=torch.float64) for term in terms])
-
-
-def logged_scores(sums: NDArray[np.float64], rows: int, pessimism: float, ess_floor: float) -> LoggedScores:
-    """Scores of vectors on a log (maths 4.1, with the standard error of a ratio of means).
-
-    A vector whose effective sample size lies below the floor ranks below all others, because the log says too little
-    about it, and the lower the smaller it is.
-    """
-    first, second, gain, gain2, gain3 = sums
-    total = np.maximum(first, 1e-300)
-    estimate = gain / total
-    error = np.sqrt(np.maximum(gain3 - 2.0 * estimate * gain2 + estimate**2 * second, 0.0)) / total
-    share = first**2 / np.maximum(second, 1e-300) / rows
-    score = estimate - pessimism * error
-    known = share >= ess_floor
-    lowest = score[known].min() if known.any() else 0.0
-    return LoggedScores(np.where(known, score, lowest - 1.0 - (ess_floor - share)), estimate, share)

@@ -1,4 +1,4 @@
-"""The RLModule of fusion: the long-term policy that serves, the auxiliary policies and the critics."""
+"""The RLModule of fusion: the long-term policy that serves, and the networks that its algorithm learns it with."""
 
 from __future__ import annotations
 
@@ -23,33 +23,28 @@ from recfuse.fusion.networks import (
 from recfuse.fusion.policies import FixedGaussian
 
 N = TypeVar("N", bound=nn.Module)
-# The one auxiliary policy that all short-term critics update in turn (maths 1.4).
-INTERMEDIATE = "intermediate"
 
 
 class FusionPolicyModule(TorchRLModule):
-    """Networks of the two-stage learner (maths 1.1, 1.2, 1.4) and of its rivals.
+    """Networks of an algorithm (maths 1.1, 1.2, 1.4), of which only those exist that it names.
 
-    `model_config`: `vocabulary`, `network` and `normalisation` as plain values, `seed`, `critics` (their names) and
-    `values` where they start; `auxiliaries` (their names), `action_values` (how many networks, or 0) and `value` where
-    they start; `targets` (names of the networks that have a target network); `density`: whether the logged policy is
-    kept; `vector`: whether one vector is searched for all requests.
+    `model_config`: `vocabulary`, `network` and `normalisation` as plain values; `seed`; `behaviour`: whether the
+    density of the logged policy is estimated; and the fields of `Networks`.
 
     Attributes:
         policy: the long-term policy, one network.
-        auxiliaries: one policy per short-term behaviour, in the vocabulary's order, or the one they share; None where
-            there is none.
+        auxiliaries: one policy per short-term behaviour, in the vocabulary's order, or the one they share.
         critics: one per behaviour, in the vocabulary's order; or one of their mixture.
-        action_values: of TD3+BC and IQL, otherwise None.
+        action_values: values of state and action.
         behaviour: the estimate of the logged policy; None where the log has its density.
-        multipliers: [|S|], those that RCPO has found so far; they travel with the parameters.
-        vector_mean, vector_std: [M], CEM's distribution.
+        multipliers: [|S|], those that dual ascent has found so far; they travel with the parameters.
+        vector_mean, vector_std: [M], the distribution of a searched vector.
     """
 
     policy: GaussianPolicies
-    auxiliaries: GaussianPolicies | None
+    auxiliaries: GaussianPolicies
     critics: Critics
-    action_values: ActionValues | None
+    action_values: ActionValues
     behaviour: GaussianPolicies | None
     multipliers: Tensor
     vector_mean: Tensor
@@ -63,16 +58,16 @@ class FusionPolicyModule(TorchRLModule):
         normalisation = Normalisation(**config["normalisation"])
         seed = config["seed"]
         self.policy = long_term_policy(vocabulary, network, normalisation, seed)
-        self.critics = Critics(config["critics"], network, normalisation, seed, config["values"])
-        names = config["auxiliaries"]
-        self.auxiliaries = GaussianPolicies(names, network, normalisation, seed) if names else None
-        values = config["action_values"]
-        self.action_values = ActionValues(values, network, normalisation, seed, config["value"]) if values else None
-        self.behaviour = _constant_copy(self.policy) if config["density"] else None
+        if config["critics"]:
+            self.critics = Critics(config["critics"], network, normalisation, seed, config["values"])
+        if config["auxiliaries"]:
+            self.auxiliaries = GaussianPolicies(config["auxiliaries"], network, normalisation, seed)
+        if config["action_values"]:
+            self.action_values = ActionValues(config["action_values"], network, normalisation, seed, config["value"])
+        self.behaviour = _constant_copy(self.policy) if config["behaviour"] else None
         for name in config["targets"]:
             setattr(self, f"target_{name}", _constant_copy(getattr(self, name)))
         self.register_buffer("multipliers", torch.zeros(len(vocabulary.short_term)))
-        self._searched = config["vector"]
         self.register_buffer("vector_mean", self.policy.action_mean.clone())
         self.register_buffer("vector_std", self.policy.action_std.clone())
 
@@ -82,8 +77,8 @@ class FusionPolicyModule(TorchRLModule):
         return {Columns.ACTION_DIST_INPUTS: torch.cat([mu[:, 0], log_sigma[:, 0]], dim=-1)}
 
     def served(self) -> GaussianPolicies | FixedGaussian:
-        """What serves: the long-term policy; or CEM's vector, with the spread of the logged actions."""
-        if not self._searched:
+        """What serves: the long-term policy; or the searched vector, with the spread of the logged actions."""
+        if not self.model_config["is_vector"]:
             return self.policy
         return FixedGaussian(self.vector_mean.cpu().numpy(), self.policy.action_std.cpu().numpy())
 
@@ -99,8 +94,7 @@ class FusionPolicyModule(TorchRLModule):
 
     def start_auxiliaries_at_policy(self) -> None:
         """Copies the policy, which by then imitates the logged one, into every auxiliary policy."""
-        if self.auxiliaries is not None:
-            _copy_parameters(self.auxiliaries, self.policy)
+        _copy_parameters(self.auxiliaries, self.policy)
 
     def keep_behaviour(self) -> None:
         """Copies the policy, which by then imitates the logged one, into the estimate of the logged policy."""
@@ -123,5 +117,5 @@ def _constant_copy(network: N) -> N:
 
 @torch.no_grad()
 def _copy_parameters(target: nn.Module, source: nn.Module) -> None:
-    for one, other in zip(target.parameters(), source.parameters(), strict=True):
-        one.copy_(other.expand_as(one))
+    for destination, parameter in zip(target.parameters(), source.parameters(), strict=True):
+        destination.copy_(parameter.expand_as(destination))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -17,6 +16,7 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
@@ -24,17 +24,16 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import require
+from recfuse.config import Config, require
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import Policy, decide
-from recfuse.learning.algorithm import TwoStage, TwoStageConfig, plain_metrics
+from recfuse.learning import registry
+from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig, plain_metrics
 from recfuse.learning.samples import InMemory, SampleSet
 from recfuse.learning.settings import LearningSettings
 
 logger = logging.getLogger("recfuse")
 Columns = dict[str, NDArray[np.float32]]
-# Whose policy climbs an advantage, so that fresh requests are of use to it.
-ALGORITHMS = ("actor_critic", "interaction_only", "pareto", "rcpo", "rcpo_mixed")
 
 
 class SessionEnv(Protocol):
@@ -55,27 +54,16 @@ class SessionEnv(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class OnlineSettings:
-    """How the environment is rolled.
+class OnlineSettings(Config):
+    """How the environment is rolled."""
 
-    Attributes:
-        iterations: of rolling and learning.
-        runners: env runners; 0 rolls in the calling process.
-        sessions: side by side in each runner; requests: of each session at most, before the next iteration begins anew.
-        passes: over the requests of an iteration, of critics and policy each.
-    """
-
-    iterations: int = 20
-    runners: int = 0
-    sessions: int = 128
-    requests: int = 32
-    passes: int = 2
-
-    def __post_init__(self) -> None:
-        require(self.runners >= 0, "runners", self.runners, "an integer ≥ 0")
-        for name in ("iterations", "sessions", "requests", "passes"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer ≥ 1")
+    iterations: int = Field(20, description="Rolling and learning take turns so often.", ge=1)
+    runners: int = Field(0, description="So many env runners roll; 0 rolls in the calling process.", ge=0)
+    sessions: int = Field(128, description="Each runner rolls so many sessions side by side.", ge=1)
+    requests: int = Field(
+        32, description="A session has at most so many requests before the next iteration begins anew.", ge=1)
+    passes: int = Field(
+        2, description="Critics and policy each pass so often over the requests of an iteration.", ge=1)
 
 
 def roll(env: SessionEnv, policy: Policy, requests: int, seed: int) -> Columns:
@@ -105,8 +93,9 @@ class TorchPolicy:
     def act(self, state: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Any:
         """See `Policy.act`."""
         with torch.no_grad():
-            mu, log_sigma = self._policy(torch.from_numpy(state))
-        return decide(mu[:, 0].numpy(), log_sigma.exp()[:, 0].numpy(), explore, rng, self._policy.config.action_range)
+            mu, log_sigma = self._policy(torch.from_numpy(state).to(self._policy.action_mean.device))
+        return decide(mu[:, 0].cpu().numpy(), log_sigma.exp()[:, 0].cpu().numpy(), explore, rng,
+                      self._policy.config.action_range)
 
 
 class FusionEnvRunner(EnvRunner):
@@ -145,8 +134,8 @@ class FusionEnvRunner(EnvRunner):
         return roll(self.env, TorchPolicy(self.module.policy), self.config.online.requests, seed)
 
 
-class OnlineConfig(TwoStageConfig):
-    """Config of `OnlineActorCritic`; `TwoStageConfig.learn` first, then `roll`."""
+class OnlineConfig(FusionAlgorithmConfig):
+    """Config of `OnlineActorCritic`; `FusionAlgorithmConfig.learn` first, then `roll`."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or OnlineActorCritic)
@@ -163,7 +152,7 @@ class OnlineConfig(TwoStageConfig):
         return self
 
 
-class OnlineActorCritic(TwoStage):
+class OnlineActorCritic(FusionAlgorithm):
     """One training step rolls the policy, then fits critics and policy to what it brought."""
 
     config: OnlineConfig
@@ -184,15 +173,16 @@ class OnlineActorCritic(TwoStage):
         parts = self._roll(iteration)
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         data = TrainingData(data_iterators=[InMemory(columns)] * max(1, self.config.num_learners))
-        entry: dict[str, Any] = {"phase": "policy", "iteration": iteration, "requests": len(columns["done"]),
-                                 "session_length": len(columns["done"]) / max(1.0, float(columns["done"].sum()))}
+        phases, requests = self.settings.online, len(columns["done"])
+        entry: dict[str, Any] = {"phase": phases[-1], "iteration": iteration, "requests": requests,
+                                 "session_length": requests / max(1.0, float(columns["done"].sum()))}
         for index, name in enumerate(self._samples.vocabulary.behaviour_names):
             entry[f"feedback/{name}"] = float(columns["feedback"][:, index].mean())
-        for phase in ("critics", "policy"):
+        for phase in phases:
             for number in range(online.passes):
                 results = self.learner_group.update(
                     training_data=data, phase=phase, iteration=iteration * online.passes + number,
-                    fresh=phase == "critics" and number == 0)
+                    fresh=phase == phases[0] and number == 0)
             entry |= plain_metrics(results[0])
         self.progress.history.append(entry)
 
@@ -222,8 +212,8 @@ def online_config(
     Raises:
         InvalidFieldError: the algorithm does not learn online.
     """
-    allowed = f"online, one of {', '.join(ALGORITHMS)}"
-    require(settings.algorithm in ALGORITHMS, "algorithm", settings.algorithm, allowed)
+    names = [name for name in registry.names() if registry.find(name).online]
+    require(bool(settings.online), "algorithm", settings.algorithm, f"online, one of {', '.join(names)}")
     config = OnlineConfig()
     config.learn(settings, samples)
     return config.roll(make_env, online)

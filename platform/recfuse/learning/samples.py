@@ -74,32 +74,19 @@ class SampleSet:
         require(bool(files), "samples", str(directory), "a directory with at least one .parquet file")
         data = pyarrow.dataset.dataset(files, format="parquet")
         _check_schema(data.schema, vocabulary)
-        sums = {name: _Sums() for name in ("state", "action", "feedback")}
-        rows, ends, lacking = 0, 0.0, 0
+        total = _Totals(vocabulary, action_range)
         # Arrow reads ahead four files unless told otherwise, which would be most of the learner's memory.
         for batch in data.to_batches(columns=list(COLUMNS), batch_readahead=2, fragment_readahead=1):
-            if batch.num_rows == 0:
-                continue
-            columns = arrays(pa.Table.from_batches([batch]))
-            columns["feedback"] = rewards(columns["feedback"], vocabulary.behaviours)
-            lacking += int(np.isnan(columns["action_logp"]).sum())
-            for name, values in columns.items():
-                finite = np.isfinite(values) if name != "action_logp" else ~np.isinf(values)
-                require(bool(finite.all()), f"samples.{name}", "nan or infinity", "finite numbers")
-            if action_range is not None:
-                columns["action"] = _before_squashing(columns["action"], action_range)
-            for name, total in sums.items():
-                total.add(columns[name])
-            rows += batch.num_rows
-            ends += float(columns["done"].sum(dtype=np.float64))
-        require(rows > 0, "samples", str(directory), "at least one row")
+            if batch.num_rows:
+                total.add(arrays(pa.Table.from_batches([batch])))
+        require(total.rows > 0, "samples", str(directory), "at least one row")
         pa.default_memory_pool().release_unused()
-        moments = {name: total.moments(rows) for name, total in sums.items()}
-        content = [vocabulary.to_dict(), [file.name for file in files], rows, moments, ends, lacking]
+        moments = total.moments()
+        content = [vocabulary.to_dict(), [file.name for file in files], total.rows, moments, total.ends, total.lacking]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return cls(directory, vocabulary, rows, Normalisation(*moments["state"], *moments["action"]),
-                   *moments["feedback"], done_mean=ends / rows, fingerprint=digest[:20],
-                   has_density=lacking == 0)
+        return cls(directory, vocabulary, total.rows, Normalisation(*moments["state"], *moments["action"]),
+                   *moments["feedback"], done_mean=total.ends / total.rows, fingerprint=digest[:20],
+                   has_density=total.lacking == 0)
 
     @classmethod
     def of(cls, columns: Mapping[str, NDArray[np.float32]], vocabulary: Vocabulary, name: str) -> SampleSet:
@@ -276,6 +263,37 @@ class _Sums:
         return tuple((self._shift + mean).tolist()), tuple(std.tolist())
 
 
+class _Totals:
+    """What is counted in one reading of all samples.
+
+    Attributes:
+        rows: samples; ends: of sessions; lacking: samples without the density of their action.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, action_range: Range | None) -> None:
+        self._behaviours, self._action_range = vocabulary.behaviours, action_range
+        self._sums = {name: _Sums() for name in ("state", "action", "feedback")}
+        self.rows, self.ends, self.lacking = 0, 0.0, 0
+
+    def add(self, columns: dict[str, NDArray[np.float32]]) -> None:
+        """Checks and counts some samples."""
+        columns["feedback"] = rewards(columns["feedback"], self._behaviours)
+        self.lacking += int(np.isnan(columns["action_logp"]).sum())
+        for name, values in columns.items():
+            finite = np.isfinite(values) if name != "action_logp" else ~np.isinf(values)
+            require(bool(finite.all()), f"samples.{name}", "nan or infinity", "finite numbers")
+        if self._action_range is not None:
+            columns["action"] = _before_squashing(columns["action"], self._action_range)
+        for name, total in self._sums.items():
+            total.add(columns[name])
+        self.rows += len(columns["done"])
+        self.ends += float(columns["done"].sum(dtype=np.float64))
+
+    def moments(self) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+        """Mean and standard deviation of states, actions and rewards."""
+        return {name: total.moments(self.rows) for name, total in self._sums.items()}
+
+
 def minibatches(
     rows: int, size: int, seed: tuple[int, ...], rank: int, workers: int, parts: int
 ) -> Iterator[NDArray[np.int64]]:
@@ -309,5 +327,5 @@ def _check_schema(schema: pa.Schema, vocabulary: Vocabulary) -> None:
         if expected.name not in COLUMNS:
             continue
         require(expected.name in schema.names, f"samples.{expected.name}", schema.names, "a column of this name")
-        found = schema.field(expected.name).type
-        require(found == expected.type, f"samples.{expected.name}", str(found), str(expected.type))
+        given = schema.field(expected.name).type
+        require(given == expected.type, f"samples.{expected.name}", str(given), str(expected.type))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,23 +23,30 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from recfuse.config import Config, InvalidFieldError, load
+from recfuse.config import Config, InvalidFieldError, load, read
 
 T = TypeVar("T")
 logger = logging.getLogger("recfuse")
 
 
-def start(config_class: type[T], argv: Sequence[str] | None = None, description: str | None = None) -> T:
+def start(
+    config_class: type[T], argv: Sequence[str] | None = None, description: str | None = None,
+    choose: Callable[[type[T], Any, Sequence[str], str], T] | None = None,
+) -> T:
     """Parses `--config FILE` (YAML) and overrides over it, prints the result, and turns on progress lines.
 
     A bad field ends the process with exit code 2 and one line that names it; bad input that the job finds later, with
     exit code 1 and such a line instead of a traceback.
+
+    Args:
+        choose: makes the config that the arguments override from the class, the file's plain values, the arguments and
+            the file's name; where they decide which fields there are.
     """
     log_to_terminal()
     _show_bad_input_in_a_line()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        config = _parse(config_class, arguments, description)
+        config = _parse(config_class, arguments, description, choose)
     except InvalidFieldError as error:
         raise SystemExit(_complain(error)) from None
     print(f"# config of {Path(sys.argv[0]).stem}, as `--config FILE` takes it")
@@ -68,8 +75,14 @@ def _show_bad_input_in_a_line() -> None:
     sys.excepthook = show
 
 
-def _parse(config_class: type[T], arguments: list[str], description: str | None) -> T:
+def _parse(
+    config_class: type[T], arguments: list[str], description: str | None,
+    choose: Callable[[type[T], Any, Sequence[str], str], T] | None,
+) -> T:
     file, rest = _take_config(arguments)
+    if choose is not None:
+        default = choose(config_class, {} if file is None else read(file), rest, Path(file or "").name)
+        return tyro.cli(config_class, args=rest, description=description, default=default)
     if file is None:
         return tyro.cli(config_class, args=rest, description=description)
     return tyro.cli(config_class, args=rest, description=description, default=load(config_class, file))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from recfuse.config import require
+from recfuse.config import Config, require
 from recfuse.fusion.inference import export_policy
+from recfuse.learning import registry
 from recfuse.learning.online import OnlineSettings, SessionEnv, first_samples, online_config, summary
 from recfuse.learning.settings import LearningSettings
 from recfuse.runtime.console import Progress
@@ -24,21 +25,19 @@ logger = logging.getLogger("recfuse")
 CHECKPOINT, HISTORY = "checkpoint", "history.jsonl"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOnlineConfig:
-    """Config of the job.
+class TrainOnlineConfig(Config):
+    """From a simulated world to a policy that learned in it."""
 
-    Attributes:
-        simulation: output of the job `simulate`; its declared behaviour policy is where the policy starts.
-        output: gets the bundle, the history and the checkpoint; a rerun goes on after the last complete iteration.
-        learning: an algorithm whose policy climbs (actor_critic and its kin), networks, rates.
-        online: how the world is rolled.
-    """
-
-    simulation: str = "runs/simulation"
-    output: str = "runs/online"
-    learning: LearningSettings = field(default_factory=lambda: LearningSettings(algorithm="actor_critic"))
-    online: OnlineSettings = field(default_factory=OnlineSettings)
+    simulation: str = Field(
+        "runs/simulation", description="This is the output of the job `simulate`, whose declared behaviour policy is "
+        "where the policy starts.")
+    output: str = Field(
+        "runs/online", description="This directory gets the bundle, the history and the checkpoint; a rerun goes on "
+        "after the last complete iteration.")
+    learning: LearningSettings = Field(
+        default_factory=lambda: registry.settings("actor_critic"),
+        description="An algorithm whose policy climbs (actor_critic and its kin), networks and rates are these.")
+    online: OnlineSettings = Field(OnlineSettings(), description="The world is rolled like this.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def train_online(config: TrainOnlineConfig, world: World | None = None) -> Train
     simulation, output = Path(config.simulation), Path(config.output)
     world = world or World.load(simulation / "world")
     first = logged_policy(simulation, world)
-    online, settings = config.online, dataclasses.replace(config.learning, holdout=0.0)
+    online, settings = config.online, config.learning.replace(holdout=0.0)
 
     def make_env(index: int) -> SessionEnv:
         return VocabularyEnv(world, online.sessions, settings.seed + index)
@@ -101,7 +100,7 @@ def train_online(config: TrainOnlineConfig, world: World | None = None) -> Train
             progress.advance(1, ", ".join(f"{name} {entry[f'feedback/{name}']:.4g}"
                                           for name in world.vocabulary.behaviour_names))
         history = algorithm.progress.history
-        bundle = export_policy(output, algorithm.policy(), world.vocabulary, training=dataclasses.asdict(config),
+        bundle = export_policy(output, algorithm.policy(), world.vocabulary, training=config.to_dict(),
                                data_fingerprint=samples.fingerprint, metrics=history[-1])
     finally:
         algorithm.stop()

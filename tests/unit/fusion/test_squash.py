@@ -70,5 +70,5 @@ def test_decisions_keep_the_range_and_state_the_density_of_what_is_logged():
 
 
 def test_a_bad_range_is_named():
-    with pytest.raises(InvalidFieldError, match=r"action_range: got \(1.0, 1.0\); allowed: finite numbers \(low, high"):
+    with pytest.raises(InvalidFieldError, match=r"action_range: got \(1.0, 1.0\); allowed: numbers \(low, high"):
         NetworkConfig(action_range=(1.0, 1.0))

@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 from recfuse.config import InvalidFieldError
-from recfuse.learning.cem import cem, importance_sums, logged_scores
+from recfuse.learning.algorithms.cem import importance_sums, logged_scores
+from recfuse.learning.cem import cem
 
 OPTIMUM = np.array([0.5, -1.0, 2.0])
 

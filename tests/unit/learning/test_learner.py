@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,17 @@ import numpy as np
 import pytest
 import samples as toy
 import torch
-from learners import SETTINGS, Reader, build, fit, fit_all
+from learners import PHASES, SETTINGS, Reader, build, fit, fit_all, settings_of
 from ray.rllib.core.learner.training_data import TrainingData
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.fusion import losses
 from recfuse.fusion.networks import gaussian_kl
-from recfuse.learning.learner import PairwiseSum
+from recfuse.learning.critics import CRITICS
+from recfuse.learning.density import logged_density
+from recfuse.learning.gradients import PairwiseSum
+from recfuse.learning.phases import Step
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import StoppingRule
 
@@ -40,9 +42,9 @@ def test_the_multiplier_decides_between_the_long_term_optimum_and_the_auxiliary(
     distances = []
     before = build(samples, SETTINGS)  # the multiplier matters in stage two alone
     for phase in SETTINGS.phases[:-1]:
-        fit(before, samples, phase, SETTINGS.rule(phase).iterations)
+        fit(before, samples, phase.name, phase.rule(SETTINGS).iterations)
     for multiplier in (0.02, 0.5, 1000.0):
-        settings = dataclasses.replace(SETTINGS, multipliers={"like": multiplier})
+        settings = SETTINGS.replace(multipliers={"like": multiplier})
         learner = build(samples, settings)
         learner.restore(before.snapshot())
         metrics = fit(learner, samples, "stage_two", settings.stage_two.iterations)
@@ -87,8 +89,8 @@ def test_a_restored_learner_continues_to_the_last_bit(samples):
 
 
 def test_streamed_samples_give_what_kept_ones_give(samples):
-    kept, streamed = (build(samples, dataclasses.replace(SETTINGS, memory_mib=size)) for size in (512, 0))
-    settings = dataclasses.replace(SETTINGS, **{phase: StoppingRule(iterations=2) for phase in SETTINGS.phases})
+    kept, streamed = (build(samples, SETTINGS.replace(memory_mib=size)) for size in (512, 0))
+    settings = SETTINGS.replace(**{phase: StoppingRule(iterations=2) for phase in PHASES})
     for learner in (kept, streamed):
         fit_all(learner, samples, settings)
     for name, values in kept.snapshot().items():
@@ -109,7 +111,7 @@ def test_phases_leave_the_other_networks_alone(samples):
 
 
 def test_behaviour_cloning_imitates_the_log(samples):
-    settings = dataclasses.replace(SETTINGS, algorithm="behaviour_cloning", cloning=StoppingRule(iterations=5),
+    settings = settings_of("behaviour_cloning", cloning=StoppingRule(iterations=5),
                                    policy_learning_rate=1e-3)
     learner = build(samples, settings)
     fit_all(learner, samples, settings)
@@ -127,8 +129,8 @@ def test_p3_the_learner_arrives_at_the_geometric_mean_of_its_auxiliaries(tmp_pat
     columns = toy.bandit(20_000)
     columns["feedback"] = np.zeros((20_000, 3), np.float32)
     samples = toy.write(tmp_path, columns, vocabulary)
-    settings = dataclasses.replace(SETTINGS, advantage="sampled", critics=StoppingRule(iterations=1), holdout=0.0,
-                                   network=dataclasses.replace(SETTINGS.network, hidden=(), sigma="free"))
+    settings = SETTINGS.replace(advantage="sampled", critics=StoppingRule(iterations=1), holdout=0.0,
+                                   network=SETTINGS.network.replace(hidden=(), sigma="free"))
     learner = build(samples, settings)
     with torch.no_grad():  # critics that say 0 of rewards that are 0
         for parameter in learner.fusion.critics.parameters():
@@ -159,7 +161,7 @@ def test_p6_the_order_of_the_behaviours_does_not_matter_to_the_learner(tmp_path)
     columns = toy.bandit(2000)
     mirrored = -((columns["action"] - toy.LIKED * [1, -1]) ** 2).sum(1, keepdims=True).astype(np.float32)
     feedback = np.concatenate([columns["feedback"], mirrored], 1)
-    settings = dataclasses.replace(SETTINGS, **{phase: StoppingRule(iterations=2) for phase in SETTINGS.phases})
+    settings = SETTINGS.replace(**{phase: StoppingRule(iterations=2) for phase in PHASES})
     found = []
     for order in ([0, 1, 2], [2, 0, 1]):
         vocabulary = Vocabulary(behaviours=tuple(behaviours[index] for index in order),
@@ -186,7 +188,7 @@ def test_one_intermediate_policy_is_updated_by_every_short_term_critic_in_turn(t
     mirrored = -((columns["action"] - toy.LIKED * [1, -1]) ** 2).sum(1, keepdims=True)
     columns["feedback"] = np.concatenate([columns["feedback"], mirrored.astype(np.float32)], 1)
     samples = toy.write(tmp_path, columns, vocabulary)
-    learner = build(samples, dataclasses.replace(SETTINGS, auxiliary="sequential"))
+    learner = build(samples, SETTINGS.replace(auxiliary="sequential"))
     fit(learner, samples, "critics", 3)
     fit(learner, samples, "cloning", 1)
     metrics = fit(learner, samples, "stage_one", 8)[-1]
@@ -210,7 +212,7 @@ def test_long_term_behaviours_count_by_their_weights(tmp_path, second):
     depth = -((columns["action"] - wanted) ** 2).sum(1, keepdims=True)
     columns["feedback"] = np.concatenate([columns["feedback"], depth.astype(np.float32)], 1)
     samples = toy.write(tmp_path, columns, vocabulary)
-    settings = dataclasses.replace(SETTINGS, algorithm="actor_critic", critics=StoppingRule(iterations=5),
+    settings = settings_of("actor_critic", critics=StoppingRule(iterations=5),
                                    policy=StoppingRule(iterations=12))
     learner = build(samples, settings)
     fit_all(learner, samples, settings)
@@ -232,7 +234,7 @@ def test_v_trace_learns_what_a_session_brings(tmp_path):
     columns["done"] = (place == 3).astype(np.float32)
     columns["feedback"][:, 0] = 1.0
     samples = toy.write(tmp_path, columns, files=1)
-    settings = dataclasses.replace(SETTINGS, targets="v_trace", cloning=StoppingRule(iterations=5))
+    settings = SETTINGS.replace(targets="v_trace", cloning=StoppingRule(iterations=5))
     learner = build(samples, settings)
     fit(learner, samples, "cloning", 5)
     fit(learner, samples, "critics", 25)
@@ -242,7 +244,7 @@ def test_v_trace_learns_what_a_session_brings(tmp_path):
 
 
 def test_target_networks_follow_at_their_rate(samples):
-    settings = dataclasses.replace(SETTINGS, target_rate=0.1, minibatch_size=1024, critics=StoppingRule(iterations=1))
+    settings = SETTINGS.replace(target_rate=0.1, minibatch_size=1024, critics=StoppingRule(iterations=1))
     learner = build(samples, settings)
     before = learner.snapshot()
     name = "network.biases.1"
@@ -269,13 +271,13 @@ def test_where_the_log_has_no_density_a_fitted_gaussian_takes_its_place(tmp_path
     truth = (-0.5 * ((columns["action"] - mu) / toy.SIGMA) ** 2 - np.log(toy.SIGMA) - 0.5 * np.log(2 * np.pi)).sum(1)
     columns["action_logp"][:] = np.nan
     samples = toy.write(tmp_path, columns)
-    learner = build(samples, dataclasses.replace(SETTINGS, policy_learning_rate=2e-3))
+    learner = build(samples, SETTINGS.replace(policy_learning_rate=2e-3))
     assert learner._settings.density == "estimated"
     fit(learner, samples, "critics", 1)
     fit(learner, samples, "cloning", 10)
     metrics = fit(learner, samples, "stage_one", 1)[-1]
-    estimate = np.concatenate([learner._frozen.behaviour_log_prob(window, position).numpy()
-                               for position, window in learner._windows])
+    estimate = np.concatenate([logged_density(learner.context, window, position).cpu().numpy()
+                               for position, window in learner.context.windows])
     assert np.abs(estimate - truth).mean() < 0.1
     assert metrics["ess_share/like"] > 0.7  # near the logged policy, in whose place the estimate stands
     # What was estimated stays, also where the policy that it was copied from goes on learning.
@@ -287,7 +289,7 @@ def test_where_the_log_has_no_density_a_fitted_gaussian_takes_its_place(tmp_path
 
 
 def test_td3_bc_leaves_sigma_where_cloning_left_it(samples):
-    settings = dataclasses.replace(SETTINGS, algorithm="td3_bc", cloning=StoppingRule(iterations=2))
+    settings = settings_of("td3_bc", cloning=StoppingRule(iterations=2))
     learner = build(samples, settings)
     fit(learner, samples, "cloning", 2)
     cloned = learner.fusion.policy.free.detach().clone()
@@ -319,8 +321,8 @@ def test_a_pairwise_sum_has_the_same_bits_however_its_parts_are_dealt_out():
 
 
 def test_shards_change_nothing_but_rounding(samples):
-    settings = dataclasses.replace(SETTINGS, **{phase: StoppingRule(iterations=1) for phase in SETTINGS.phases})
-    whole, parts = (build(samples, dataclasses.replace(settings, shards=shards)) for shards in (1, 4))
+    settings = SETTINGS.replace(**{phase: StoppingRule(iterations=1) for phase in PHASES})
+    whole, parts = (build(samples, settings.replace(shards=shards)) for shards in (1, 4))
     for learner in (whole, parts):
         fit_all(learner, samples, settings)
     for name, values in whole.snapshot().items():
@@ -330,16 +332,17 @@ def test_shards_change_nothing_but_rounding(samples):
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_step_is_that_of_backward_and_adam(samples, shards):
     """Of several networks, whose gradients come out of autograd with strides of their own."""
-    learner = build(samples, dataclasses.replace(SETTINGS, shards=shards))
+    learner = build(samples, SETTINGS.replace(shards=shards))
     reference = copy.deepcopy(learner.fusion.critics)
     optimizer = torch.optim.Adam(reference.parameters(), lr=SETTINGS.critic_learning_rate)
     generator = torch.Generator().manual_seed(0)
-    discount = learner._objective.discount
+    learner._context = learner._open(TrainingData(data_iterators=[Reader(samples)]))
+    discount = learner.context.rewards.discount
     for _ in range(3):
         batch = {name: torch.randn(64, width, generator=generator)
                  for name, width in (("state", toy.STATES), ("next_state", toy.STATES), ("feedback", 2))}
         batch["done"] = torch.zeros(64)
-        learner._step(batch, "critics", ("critics",), shards)
+        learner._step(Step(batch, CRITICS.loss, CRITICS.networks), shards)
         following = reference(batch["next_state"]).detach()
         optimizer.zero_grad()
         value = reference(batch["state"])

@@ -6,7 +6,7 @@ import pytest
 import samples as toy
 
 from recfuse.config import InvalidFieldError
-from recfuse.learning.settings import LearningSettings
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from tune import space
 from tune.space import Range
 
@@ -47,10 +47,10 @@ def test_a_range_needs_two_ends(ends):
 
 
 def test_choices_replace_fields_at_any_depth():
-    settings = space.replace_fields(LearningSettings(), {"network.hidden": "[8, 8]", "policy_learning_rate": 0.5})
+    settings = space.replace_fields(TwoStageConfig(), {"network.hidden": "[8, 8]", "policy_learning_rate": 0.5})
     assert settings.network.hidden == (8, 8)
     assert settings.policy_learning_rate == 0.5
-    assert settings.critics == LearningSettings().critics
+    assert settings.critics == TwoStageConfig().critics
 
 
 @pytest.mark.parametrize(("changes", "field"), [
@@ -59,7 +59,7 @@ def test_choices_replace_fields_at_any_depth():
 ])
 def test_a_choice_that_the_config_refuses_names_its_field(changes, field):
     with pytest.raises(InvalidFieldError, match=field):
-        space.replace_fields(LearningSettings(), changes)
+        space.replace_fields(TwoStageConfig(), changes)
 
 
 def test_discounts_by_behaviour_win_over_those_by_kind():

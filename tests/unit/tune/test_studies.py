@@ -16,7 +16,8 @@ from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.settings import StoppingRule
 from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
@@ -31,7 +32,7 @@ from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, groups_of
 from tune.studies import BUNDLE, DONE, Study
 
 TWO = StoppingRule(iterations=2)
-LEARNING = LearningSettings(network=NetworkConfig(hidden=(8,)), critics=TWO, cloning=TWO, stage_one=TWO, stage_two=TWO)
+LEARNING = TwoStageConfig(network=NetworkConfig(hidden=(8,)), critics=TWO, cloning=TWO, stage_one=TWO, stage_two=TWO)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,14 @@ def test_trials_share_the_samples_and_read_no_file(study, tmp_path):
         assert run(study, {"multipliers.total": 0.1})["passes"] == 8
     finally:
         elsewhere.rename(learn)
+
+
+def test_the_algorithm_may_be_a_choice(study):
+    settings, _ = study.configure({"algorithm": "iql", "expectile": 0.9})
+    assert (settings.algorithm, settings.expectile, settings.network) == ("iql", 0.9, LEARNING.network)
+    assert study.value({"algorithm": "iql"}, "algorithm") == "iql"
+    with pytest.raises(InvalidFieldError, match="multipliers"):
+        study.configure({"algorithm": "iql", "multipliers.total": 3.0})
 
 
 def test_choices_reach_vocabulary_and_settings(study):

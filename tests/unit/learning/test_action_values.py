@@ -7,7 +7,9 @@ import torch
 
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import ActionValues, NetworkConfig, Normalisation
-from recfuse.fusion.rivals import action_value_loss, expectile_loss, implicit_loss, td3_bc_loss
+from recfuse.learning.action_values import action_value_loss
+from recfuse.learning.algorithms.iql import expectile_loss, implicit_loss
+from recfuse.learning.algorithms.td3_bc import td3_bc_loss
 
 
 def test_implicit_loss_by_hand():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import Pointer, write_pointer
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.learning.settings import PHASES, LearningSettings, StoppingRule
+from recfuse.learning import registry
+from recfuse.learning.phases import names_of
+from recfuse.learning.settings import LearningSettings, StoppingRule
 from serving.config import ServingConfig
 from serving.formats import Body
 from serving.replicas import FusionReplica
@@ -30,11 +31,12 @@ BEST = toy.optimum(STATE)
 LIKED = np.broadcast_to(toy.LIKED, BEST.shape)
 # Every algorithm, and every option that changes what is trained.
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    **{name: {"algorithm": name} for name in PHASES},
+    **{name: {"algorithm": name} for name in registry.names()},
     "sequential": {"auxiliary": "sequential"},
-    "shared trunk": {"network": dataclasses.replace(SETTINGS.network, trunk="shared")},
-    "squashed": {"network": dataclasses.replace(SETTINGS.network, action_range=(-4.0, 4.0))},
+    "shared trunk": {"network": SETTINGS.network.replace(trunk="shared")},
+    "squashed": {"network": SETTINGS.network.replace(action_range=(-4.0, 4.0))},
     "target networks": {"target_rate": 0.05},
+    "target networks of a policy that climbs": {"target_rate": 0.05, "algorithm": "actor_critic"},
     "v-trace": {"targets": "v_trace", "algorithm": "actor_critic"},
     "estimated density": {"density": "estimated"},
 }
@@ -45,9 +47,12 @@ def samples(tmp_path_factory: Any) -> Path:
     return toy.write(tmp_path_factory.mktemp("samples"), toy.bandit(1500), files=1)
 
 
-def settings_of(**changes: Any) -> LearningSettings:
-    return dataclasses.replace(SETTINGS, **{
-        "critics": StoppingRule(iterations=8), "policy": StoppingRule(iterations=25), "minibatch_size": 128, **changes})
+def settings_of(algorithm: str = "two_stage", **changes: Any) -> LearningSettings:
+    quick = SETTINGS.replace(critics=StoppingRule(iterations=8), minibatch_size=128)
+    settings = registry.adapted(quick, algorithm)
+    if "policy" in type(settings).model_fields:
+        settings = settings.replace(policy=StoppingRule(iterations=25))
+    return settings.replace(**changes)
 
 
 def distance(first: NDArray[Any], second: NDArray[Any]) -> float:
@@ -71,7 +76,7 @@ def test_fit_resume_export_and_act(samples, tmp_path, name):
     settings = settings_of(**ALGORITHMS[name])
     data = TrainingData(data_iterators=[Reader(samples)])
     whole, resumed = build(samples, settings), build(samples, settings)
-    for phase in settings.phases:
+    for phase in names_of(settings.phases):
         for iteration in range(2):
             whole.update(data, phase=phase, iteration=iteration)
             if iteration:
@@ -85,7 +90,7 @@ def test_fit_resume_export_and_act(samples, tmp_path, name):
         np.testing.assert_array_equal(found[key], values, err_msg=key)
 
     served = whole.fusion.served()
-    bundle = export_policy(tmp_path, served, toy.vocabulary(), training=dataclasses.asdict(settings),
+    bundle = export_policy(tmp_path, served, toy.vocabulary(), training=settings.to_dict(),
                            data_fingerprint="", metrics={})
     actor = FusionActor.from_bundle(read_bundle(bundle))
     decision = actor.act(STATE, explore=True, seed=1)
@@ -128,8 +133,8 @@ def test_actor_critic_moves_to_what_watch_time_wants(samples, advantage):
 def test_products_in_bfloat16_end_where_those_in_float32_do(samples, monkeypatch):
     """Within a tenth of the logged σ; networks of a test are small, so that the size from which it counts is too."""
     monkeypatch.setattr("recfuse.fusion.networks._LARGE", 1)
-    exact, rounded = (learned(samples, algorithm="actor_critic", network=dataclasses.replace(
-        SETTINGS.network, arithmetic=arithmetic))[0] for arithmetic in ("float32", "bfloat16"))
+    exact, rounded = (learned(samples, algorithm="actor_critic", network=SETTINGS.network.replace(
+        arithmetic=arithmetic))[0] for arithmetic in ("float32", "bfloat16"))
     assert 0 < distance(exact, rounded) < 0.1 * toy.SIGMA
     assert distance(rounded, BEST) < 0.55 * distance(0 * BEST, BEST)
 
@@ -147,10 +152,9 @@ def test_pareto_lies_where_its_weights_say(samples):
     assert distance(alone, BEST) < distance(both, BEST) < distance(LIKED, BEST)
 
 
-@pytest.mark.parametrize("name", ["iql", "td3_bc"])
-def test_those_that_learn_the_value_of_actions_move_to_what_watch_time_wants(samples, name):
-    mean, metrics = learned(samples, algorithm=name, critics=StoppingRule(iterations=40),
-                            policy=StoppingRule(iterations=60))
+@pytest.mark.parametrize(("name", "changes"), [("iql", {"critics": StoppingRule(iterations=40)}), ("td3_bc", {})])
+def test_those_that_learn_the_value_of_actions_move_to_what_watch_time_wants(samples, name, changes):
+    mean, metrics = learned(samples, algorithm=name, policy=StoppingRule(iterations=60), **changes)
     assert distance(mean, BEST) < 0.75 * distance(0 * BEST, BEST)
     values = metrics["action_values" if name == "iql" else "actor"]
     assert values[-1]["explained_variance/action_value"] > 0.5
@@ -178,7 +182,7 @@ def test_rcpo_lies_on_its_floor(samples, algorithm):
     assert distance(mean, LIKED) < 0.9 * distance(free, LIKED)
     last = metrics["policy"][-5:]
     assert np.mean([entry["change/like"] for entry in last]) == pytest.approx(0.5, abs=0.06)
-    assert 0 < last[-1]["multiplier/like"] < SETTINGS.multiplier_max
+    assert 0 < last[-1]["multiplier/like"] < settings_of("rcpo").multiplier_max
     assert last[-1]["change/watch_time"] > 0.25
 
 

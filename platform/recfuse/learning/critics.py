@@ -1,0 +1,174 @@
+"""Critics of states as a phase: one value per behaviour, or of their mixture (maths 1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from recfuse.behaviours import Vocabulary
+from recfuse.fusion import losses
+from recfuse.fusion.traces import v_trace
+from recfuse.learning.columns import CHUNK, chunks, fill, to_unit_variance
+from recfuse.learning.context import Context
+from recfuse.learning.density import logged_density
+from recfuse.learning.gradients import Batch
+from recfuse.learning.imitation import CLONING
+from recfuse.learning.metrics import Metric, Per
+from recfuse.learning.phases import Fitted, Phase, PhaseLoss, Prepared, names_of
+from recfuse.learning.settings import LearningSettings, Networks, StoppingRule
+
+CRITIC_LOSS = Metric("loss", Per.CRITIC)
+
+
+class CriticConfig(LearningSettings):
+    """What algorithms with critics of states share (maths 1.2), besides the rest."""
+
+    critics: StoppingRule = Field(
+        StoppingRule(iterations=20, change_below=1e-3, patience=3),
+        description="This rule stops the critics; a critic that knows nothing has a loss of about 1.")
+    critic_learning_rate: float = Field(1e-3, description="Adam changes the critics at this rate.", gt=0)
+    targets: Literal["one_step", "v_trace"] = Field(
+        "one_step", description="Critics learn from one step, or by V-trace (Espeholt et al., ICML 2018) from the rest "
+        "of the session, corrected towards the policy as it stands.")
+    trace_max: float = Field(1.0, description="V-trace cuts the ratio of densities here (ρ̄ = c̄).", gt=0)
+    target_rate: float | None = Field(
+        None, description="Critics bootstrap from target networks that follow at this Polyak rate; nothing has none.",
+        gt=0, le=1)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """With V-trace cloning comes before the critics, so that the policy as it stands is the logged one."""
+        phases = super().phases
+        if self.targets == "v_trace" and {CRITICS.name, CLONING.name} <= set(names_of(phases)):
+            return (CLONING, *(phase for phase in phases if phase.name != CLONING.name))
+        return phases
+
+    def networks(self, vocabulary: Vocabulary, values: tuple[float, ...]) -> Networks:
+        """A critic per behaviour, or one of the mixed reward."""
+        names, starts = vocabulary.behaviour_names, values
+        if self.mixes_rewards:
+            names, starts = ("mixed",), (mixed_value(self, vocabulary, values),)
+        return Networks(critics=names, values=starts, targets=("critics",) if self.target_rate is not None else ())
+
+    def learning_rates(self) -> dict[str, float]:
+        """See `LearningSettings`."""
+        return {**super().learning_rates(), "critics": self.critic_learning_rate}
+
+
+def mixed_value(settings: LearningSettings, vocabulary: Vocabulary, values: tuple[float, ...]) -> float:
+    """What the value of the mixed reward is on average, given that of every behaviour."""
+    weights = settings.scalarisation(vocabulary)
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+def one_step_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
+    """Squared temporal-difference errors, by behaviour."""
+    value = context.module.critics(batch["state"])
+    reward = context.rewards.of(batch["feedback"])
+    with torch.no_grad():
+        following = context.rewards.next_values(batch["next_state"], value)
+    result = losses.critic_loss(value, following, reward, batch["done"], context.rewards.discount)
+    return PhaseLoss(result.loss, {CRITIC_LOSS: result.per_behaviour})
+
+
+def trace_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
+    """Squared errors to the column `target`."""
+    value = context.module.critics(batch["state"])
+    zeros = torch.zeros_like(value)
+    result = losses.critic_loss(value, zeros, batch["target"], batch["done"], torch.zeros(()))
+    return PhaseLoss(result.loss, {CRITIC_LOSS: result.per_behaviour})
+
+
+def critic_loss(context: Context[CriticConfig], batch: Batch) -> PhaseLoss:
+    """The loss for the kind of targets that the settings name."""
+    return (trace_loss if context.settings.targets == "v_trace" else one_step_loss)(context, batch)
+
+
+def value_and_target(context: Context[CriticConfig], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Values and what they are fitted to, [n, c] both."""
+    value = context.module.critics(batch["state"])
+    if context.settings.targets == "v_trace":
+        return value, batch["target"]
+    following = context.rewards.next_values(batch["next_state"], value)
+    reward = context.rewards.of(batch["feedback"])
+    return value, losses.td_target(following, reward, batch["done"], context.rewards.discount, like=value)
+
+
+def sampled_advantages(context: Context[CriticConfig]) -> Tensor:
+    """A of every sample and critic, [n, c], with unit variance over the samples (maths 1.3 and 1.6)."""
+    if context.settings.targets == "v_trace":
+        return context.memory.once("trace", ("critics",), lambda: _trace(context))[0]
+
+    def one_step() -> Tensor:
+        return to_unit_variance(fill(context.rows, len(context.rewards.discount), _one_step(context)))
+
+    return context.memory.once("advantages", ("critics",), one_step)
+
+
+def trace_targets(context: Context[CriticConfig]) -> dict[str, Tensor]:
+    """`target` → V-trace's [n, c], what the critics are fitted to; empty where that is one step ahead."""
+    if context.settings.targets != "v_trace":
+        return {}
+    return {"target": context.memory.once("trace", ("critics",), lambda: _trace(context))[1]}
+
+
+def _one_step(context: Context[CriticConfig]) -> Iterator[tuple[int, Tensor]]:
+    rewards = context.rewards
+    for position, chunk in chunks(context.windows):
+        value = context.module.critics(chunk["state"])
+        following = rewards.next_values(chunk["next_state"], value)
+        yield position, losses.advantage(value, following, rewards.of(chunk["feedback"]), chunk["done"],
+                                         rewards.discount)
+
+
+def _trace(context: Context[CriticConfig]) -> tuple[Tensor, Tensor]:
+    """Advantages with unit variance, and targets, [n, c] both."""
+    width = len(context.rewards.discount)
+    target = torch.empty(context.rows, width)
+
+    def advantages() -> Iterator[tuple[int, Tensor]]:
+        for position, window in context.windows:
+            result = _trace_of_window(context, window, position)
+            target[position : position + len(result.target)] = result.target
+            yield position, result.advantage
+
+    return to_unit_variance(fill(context.rows, width, advantages())), target
+
+
+def _trace_of_window(context: Context[CriticConfig], window: Batch, position: int) -> Any:
+    module, rewards = context.module, context.rewards
+    starts = range(0, len(window["done"]), CHUNK)
+    cuts = [{name: column[start : start + CHUNK] for name, column in window.items()} for start in starts]
+    values = [module.critics(cut["state"]) for cut in cuts]
+    following = torch.cat([rewards.next_values(cut["next_state"], like)
+                           for cut, like in zip(cuts, values, strict=True)])
+    value = torch.cat(values)
+    log_prob = torch.cat([module.policy.log_prob(cut["state"], cut["action"])[:, 0] for cut in cuts])
+    continues = torch.zeros(len(value), dtype=torch.bool, device=value.device)
+    # Whoever shuffled the samples gets one step; a session is followed only where it goes on in the next row.
+    continues[:-1] = (window["done"][:-1] == 0) & (window["next_state"][:-1] == window["state"][1:]).all(1)
+    return v_trace(value, following, rewards.of(window["feedback"]), window["done"], rewards.discount,
+                   log_prob - logged_density(context, window, position), continues, context.settings.trace_max)
+
+
+def prepare_targets(context: Context[CriticConfig]) -> Prepared:
+    """V-trace's targets under the critics and the policy as they stand."""
+    return Prepared(trace_targets(context))
+
+
+def move_targets(context: Context[Any]) -> None:
+    """Moves all target networks at the rate of the settings, where there is one."""
+    rate = context.settings.target_rate
+    if rate is not None:
+        context.module.move_targets(rate)
+
+
+CRITICS: Phase = Phase(
+    name="critics", seed=1, rule=lambda settings: settings.critics,
+    columns=("state", "next_state", "feedback", "done"), networks=("critics",), loss=critic_loss, follow=move_targets,
+    begin=lambda module: module.start_targets(), prepare=prepare_targets,
+    fitted=Fitted(Metric("explained_variance", Per.CRITIC), value_and_target))
