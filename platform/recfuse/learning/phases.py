@@ -90,7 +90,7 @@ class Fitted:
 class Phase:
     """One fit of an algorithm.
 
-    All hooks take the context of the pass (settings, module, samples, workers) first.
+    Hooks take the context of the run (settings, module, samples, workers) first; `begin` takes the module alone.
 
     Attributes:
         name: in the history and in checkpoints.
