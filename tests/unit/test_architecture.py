@@ -68,7 +68,6 @@ def test_rooms_do_not_grow_together():
     assert len(pairs) <= MOST_PAIRS, "\n".join(f"{importer} → {imported}" for importer, imported in sorted(pairs))
 
 
-@pytest.mark.xfail(reason="six files are still to be split", strict=True)
 def test_a_file_holds_one_matter():
     lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in SOURCES}
     long = {name: count for name, count in lines.items() if count > MOST_LINES}
@@ -105,7 +104,6 @@ def _beneath(config: type[Config]) -> Iterator[type[Config]]:
         yield from _beneath(below)
 
 
-@pytest.mark.xfail(reason="thirteen places are still to be mended", strict=True)
 def test_a_tensor_comes_to_the_cpu_before_numpy():
     """`tensor.numpy()` raises where the tensor is on a GPU; `.cpu()` costs nothing where it is not."""
     found = [f"{file.relative_to(ROOT)}:{node.lineno}" for file in SOURCES for node in _straight_to_numpy(file)]

@@ -103,8 +103,8 @@ class LearningSettings(Config):
     max_gradient_norm: float = Field(10.0, description="Gradients of a network are scaled down to this norm.", gt=0)
     minibatch_size: int = Field(1024, description="All learners together take so many samples a step.", ge=1)
     shards: int = Field(
-        2, description="Gradients of so many parts of a minibatch are summed in a fixed order, so that any number of "
-        "learners that divides it ends with the same bits; a power of two.", ge=1)
+        2, description="Gradients of so many parts of a minibatch, a power of two, are summed in a fixed order. Any "
+        "number of learners that divides it gives the same bits.", ge=1)
     window_rows: int = Field(262_144, description="Samples are shuffled within windows of so many consecutive rows.",
                              ge=1)
     memory_mib: int = Field(

@@ -66,8 +66,8 @@ def _gates(model: MultiSceneModel, rows: EncodedRows) -> NDArray[np.float64]:
         for start in range(0, len(rows), _BATCH):
             part = rows.take(np.arange(start, min(start + _BATCH, len(rows))))
             inputs = (torch.from_numpy(values).to(device) for values in (part.ids(), part.numbers(), part.history))
-            parts.append(model.gates(*inputs).cpu())
-    return torch.cat(parts).double().numpy()
+            parts.append(model.gates(*inputs))
+    return torch.cat(parts).cpu().double().numpy()
 
 
 def _entropy(shares: NDArray[np.float64]) -> float:
