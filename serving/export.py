@@ -12,8 +12,7 @@ from pydantic import Field
 from recfuse.bundle import newest_bundle
 from recfuse.bundle.pointer import Pointer
 from recfuse.config import Config
-from recfuse.simulation.sources import read_source
-from recfuse.simulation.world import World
+from recfuse.logs.exposures import Exposures
 from recfuse.state.store import UserState
 from serving.publish import publish
 
@@ -37,8 +36,15 @@ class ExportConfig(Config):
         "These parts are published, and the others stay; `--parts fusion` moves the policy alone."))
 
 
-def export(config: ExportConfig) -> Pointer:
+Contexts = tuple[Mapping[str, np.ndarray], np.ndarray]
+
+
+def export(config: ExportConfig, exposures: Callable[[str], Exposures], contexts: Callable[[str], Contexts]) -> Pointer:
     """Publishes the parts and returns the pointer.
+
+    Args:
+        exposures: what `config.logs` names.
+        contexts: of a simulated world: state feature → column [U], and the ids [U] of its users.
 
     Raises:
         BundleError: a bundle is missing or does not verify.
@@ -47,19 +53,16 @@ def export(config: ExportConfig) -> Pointer:
     make: dict[Part, Callable[[], Any]] = {
         "fusion": lambda: newest_bundle(config.fusion, "fusion"),
         "scenes": lambda: newest_bundle(config.scenes, "scenes"),
-        "catalogue": lambda: read_source(config.logs).exposures.items,
-        "users": lambda: known_users(config.logs, config.world),
+        "catalogue": lambda: exposures(config.logs).items,
+        "users": lambda: known_users(exposures(config.logs), contexts(config.world) if config.world else None),
     }
     return publish(config.models, **{part: make[part]() for part in config.parts})
 
 
-def known_users(logs: str, world: str) -> dict[str, UserState]:
-    """What is known of users before their first request: by the logs, and by a simulated world where one is named."""
-    exposures = read_source(logs).exposures
-    if not world:
-        return user_states(exposures.users, exposures.history, {}, exposures.users["user_id"].to_numpy()[:0])
-    simulated = World.load(world)
-    return user_states(exposures.users, exposures.history, simulated.features, simulated.user_ids)
+def known_users(exposures: Exposures, contexts: Contexts | None) -> dict[str, UserState]:
+    """What is known of users before their first request: by the logs, and by a simulated world where there is one."""
+    columns, user_ids = contexts or ({}, exposures.users["user_id"].to_numpy()[:0])
+    return user_states(exposures.users, exposures.history, columns, user_ids)
 
 
 def user_states(

@@ -176,3 +176,13 @@ class World:
 
 _ARRAYS = ("terms", "logits", "item", "duration_bin", "entry_user", "entry_scene", "entry_share", "user_ids",
            "item_ids", "outcome", "watch_time", "leave", "page_mean", "page_std")
+
+
+def contexts_of(directory: str | Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """State feature → column [U] of a world's users, and their ids [U].
+
+    Raises:
+        InvalidFieldError: as of `World.load`.
+    """
+    world = World.load(directory)
+    return world.features, world.user_ids
