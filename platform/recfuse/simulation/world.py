@@ -178,7 +178,7 @@ _ARRAYS = ("terms", "logits", "item", "duration_bin", "entry_user", "entry_scene
            "item_ids", "outcome", "watch_time", "leave", "page_mean", "page_std")
 
 
-def contexts_of(directory: str | Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def contexts_of(directory: str | Path) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
     """State feature → column [U] of a world's users, and their ids [U].
 
     Raises:
