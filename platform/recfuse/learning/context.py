@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,9 +15,18 @@ from recfuse.learning.metrics import Per
 from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.rewards import Rewards
 from recfuse.learning.samples import Windows
-from recfuse.learning.settings import LearningSettings
 
-S = TypeVar("S", bound=LearningSettings, covariant=True)
+
+class RunSettings(Protocol):
+    """What the context itself asks of the settings; hooks know the class of their algorithm."""
+
+    @property
+    def parts(self) -> int:
+        """Parts of a global minibatch whose gradients are computed apart."""
+        ...
+
+
+S = TypeVar("S", bound=RunSettings, covariant=True)
 T = TypeVar("T")
 
 

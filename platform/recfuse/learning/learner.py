@@ -120,7 +120,8 @@ class FusionLearner(TorchLearner):
         rows = iterator.rows if isinstance(iterator, InMemory) else samples.rows
         windows = Windows(iterator, vocabulary.behaviours, samples.reward_std, rows, settings.window_rows,
                           settings.memory_mib << 20, self._device)
-        rewards = Rewards(settings, vocabulary, self.fusion, self._device)
+        rewards = Rewards(settings.scalarisation(vocabulary), settings.mixes_rewards, vocabulary, self.fusion,
+                          self._device)
         return Context(settings, vocabulary, self.fusion, rewards, windows, self._device, self._learner_index,
                        self._workers)
 

@@ -15,7 +15,7 @@ from recfuse.learning.metrics import Metric, Metrics
 if TYPE_CHECKING:
     from recfuse.learning.context import Context
     from recfuse.learning.module import FusionPolicyModule
-    from recfuse.learning.settings import StoppingRule
+    from recfuse.learning.stopping import StoppingRule
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,14 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from recfuse.config import InvalidFieldError, require
+from recfuse.config import Config, InvalidFieldError, require
 
-if TYPE_CHECKING:
-    from recfuse.learning.settings import LearningSettings
-
-S = TypeVar("S", bound="LearningSettings")
+S = TypeVar("S", bound=Config)
 DEFAULT = "two_stage"
 _BUILT_IN = "recfuse.learning.algorithms"
-_registered: dict[str, type[LearningSettings]] = {}
+_registered: dict[str, type[Any]] = {}
 
 
 def register(settings: type[S]) -> type[S]:
@@ -33,7 +30,7 @@ def register(settings: type[S]) -> type[S]:
     Raises:
         InvalidFieldError: another class has the name.
     """
-    name = settings.default_name()
+    name = str(settings.model_fields["algorithm"].default)
     other = _registered.get(name, settings)
     # A module that is imported anew brings the same class anew.
     require((other.__module__, other.__qualname__) == (settings.__module__, settings.__qualname__), "algorithm", name,
@@ -48,7 +45,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_registered))
 
 
-def find(name: Any) -> type[LearningSettings]:
+def find(name: Any) -> type[Any]:
     """The config class of an algorithm.
 
     Args:
@@ -63,7 +60,7 @@ def find(name: Any) -> type[LearningSettings]:
     return _imported(name, f"{', '.join(known)}, or package.module:Name of a subclass of LearningSettings")
 
 
-def settings(algorithm: str = DEFAULT, **values: Any) -> LearningSettings:
+def settings(algorithm: str = DEFAULT, **values: Any) -> Any:
     """The config of an algorithm with these values.
 
     Raises:
@@ -72,7 +69,7 @@ def settings(algorithm: str = DEFAULT, **values: Any) -> LearningSettings:
     return find(algorithm)(algorithm=algorithm, **values)
 
 
-def adapted(source: LearningSettings, name: str) -> LearningSettings:
+def adapted(source: Config, name: str) -> Any:
     """The config of another algorithm: what both have, and the source has not at its default, is taken over.
 
     Raises:
@@ -84,7 +81,7 @@ def adapted(source: LearningSettings, name: str) -> LearningSettings:
     return target(algorithm=name, **changed)
 
 
-def of_mapping(mapping: Mapping[str, Any]) -> type[LearningSettings]:
+def of_mapping(mapping: Mapping[str, Any]) -> type[Any]:
     """The config class that plain values are of.
 
     Raises:
@@ -93,9 +90,7 @@ def of_mapping(mapping: Mapping[str, Any]) -> type[LearningSettings]:
     return find(mapping.get("algorithm", DEFAULT))
 
 
-def _imported(name: Any, allowed: str) -> type[LearningSettings]:
-    from recfuse.learning.settings import LearningSettings
-
+def _imported(name: Any, allowed: str) -> type[Any]:
     module, separator, attribute = str(name).partition(":")
     require(bool(separator and module), "algorithm", name, allowed)
     # A script's own folder takes the place of the current one, in which its user's files are.
@@ -105,7 +100,8 @@ def _imported(name: Any, allowed: str) -> type[LearningSettings]:
         settings = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InvalidFieldError("algorithm", name, f"{allowed} ({error})") from None
-    is_config = isinstance(settings, type) and issubclass(settings, LearningSettings)
-    require(is_config and settings is not LearningSettings, "algorithm", name, allowed)
-    chosen: type[LearningSettings] = settings
+    # The base class of all gives no phases, and is no algorithm.
+    is_config = isinstance(settings, type) and issubclass(settings, Config) and "algorithm" in settings.model_fields
+    require(is_config and bool(settings.model_fields["algorithm"].default), "algorithm", name, allowed)
+    chosen: type[Any] = settings
     return chosen

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from recfuse.behaviours import Vocabulary
 from recfuse.learning.module import FusionPolicyModule
-from recfuse.learning.settings import LearningSettings
 
 
 class Rewards:
@@ -16,23 +17,28 @@ class Rewards:
     Attributes:
         short, long: positions of the behaviours of each kind.
         discount: [c], of the critics.
+
+    Args:
+        mixture: weight of each behaviour in a mixed reward or advantage.
+        is_mixed: critics predict the mixture, and not every behaviour.
     """
 
     def __init__(
-        self, settings: LearningSettings, vocabulary: Vocabulary, module: FusionPolicyModule, device: torch.device
+        self, mixture: Sequence[float], is_mixed: bool, vocabulary: Vocabulary, module: FusionPolicyModule,
+        device: torch.device,
     ) -> None:
         behaviours = vocabulary.behaviours
         self.short = [index for index, behaviour in enumerate(behaviours) if behaviour.kind == "short_term"]
         self.long = [index for index, behaviour in enumerate(behaviours) if behaviour.kind == "long_term"]
         discounts = [behaviour.gamma for behaviour in behaviours]
-        if settings.mixes_rewards:
+        if is_mixed:
             discounts = [max(behaviours[index].gamma for index in self.long)]
         self.discount = torch.tensor(discounts, dtype=torch.float32, device=device)
         # The run of critics with a discount; the targets of the others do not read the next state.
         ahead = [index for index, gamma in enumerate(discounts) if gamma > 0]
         self._ahead = slice(ahead[0], ahead[-1] + 1) if ahead else slice(0, 0)
-        self._mixture = torch.tensor(settings.scalarisation(vocabulary), dtype=torch.float32, device=device)
-        self._is_mixed, self._module = settings.mixes_rewards, module
+        self._mixture = torch.tensor(mixture, dtype=torch.float32, device=device)
+        self._is_mixed, self._module = is_mixed, module
 
     @property
     def weights(self) -> Tensor:
