@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import re
@@ -135,7 +134,7 @@ def test_a_jobs_arguments_are_those_of_its_program(document):
     default: dict[str, Any] = {}
     if arguments[0] == "--config":
         default, arguments = {"default": load(config, arguments[1])}, arguments[2:]
-    assert dataclasses.is_dataclass(tyro.cli(config, args=arguments, **default))
+    assert isinstance(tyro.cli(config, args=arguments, **default), config)
     assert yaml.safe_load(document["spec"]["runtimeEnvYAML"])["env_vars"]["PYTHONPATH"] == "/app/platform:/app"
     assert document["spec"]["clusterSelector"] == {"ray.io/cluster": "recfuse"}
 
