@@ -50,7 +50,7 @@ from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
 from recfuse.learning.samples import SampleSet, arrays
 from recfuse.learning.settings import LearningSettings
 from recfuse.logs.files import write_parquet
-from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.logs.schema import VOCABULARY_FILE, complete, sample_schema
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import table
 
@@ -117,9 +117,9 @@ def write_samples(directory: Path, arguments: Arguments) -> None:
             "next_state": rng.standard_normal((rows, arguments.state), np.float32),
             "done": (rng.random(rows) < .1).astype(np.float32),
         }
-        values = [pa.array(np.arange(start, start + rows).astype(str)) if field.name == "user_id" else
-                  _arrow(columns[field.name]) for field in schema]
-        write_parquet(pa.Table.from_arrays(values, schema=schema), directory / f"part-{number:05d}.parquet")
+        names = pa.array(np.arange(start, start + rows).astype(str))
+        arrays = {"user_id": names, "request_id": names, **{name: _arrow(values) for name, values in columns.items()}}
+        write_parquet(complete(arrays, schema), directory / f"part-{number:05d}.parquet")
 
 
 def _arrow(values: np.ndarray) -> pa.Array:
@@ -132,8 +132,7 @@ class BareLoop:
 
     def __init__(self, samples: SampleSet, settings: LearningSettings, device: str) -> None:
         self._settings = settings
-        files = sorted(samples.directory.glob("*.parquet"))
-        columns = arrays(pq.ParquetDataset(files).read())
+        columns = arrays(pq.ParquetDataset(list(samples.files)).read())
         self._columns = {name: torch.from_numpy(np.array(values)).to(device) for name, values in columns.items()}
         short_term = [behaviour.name for behaviour in samples.vocabulary.short_term]
         self._columns["advantage"] = torch.randn(samples.rows, len(short_term), device=device)

@@ -40,13 +40,13 @@ from recfuse.evaluation.ope import (
     ncis,
 )
 from recfuse.evaluation.sequential import (
-    Sessions,
     critic_weights,
     fitted_q_estimate,
     per_decision,
     sequential_doubly_robust,
     trajectory_importance_sampling,
 )
+from recfuse.evaluation.sessions import Sessions
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.runtime.console import Progress, start, table
 from recfuse.simulation.rollout import Requests, rollout

@@ -37,7 +37,7 @@ from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import StoppingRule
 from recfuse.logs.files import write_parquet
 from recfuse.logs.ingest import IngestConfig, ingest
-from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+from recfuse.logs.schema import VOCABULARY_FILE, complete, session_log_schema
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import table
 from recfuse.simulation.online import VocabularyEnv
@@ -60,13 +60,14 @@ def of_ingest(workers: int, scratch: Path, arguments: argparse.Namespace) -> flo
     feedback = pa.StructArray.from_arrays(
         [pa.array(rng.random(rows).astype(np.float32)) for _ in VOCABULARY.behaviour_names],
         names=list(VOCABULARY.behaviour_names))
-    columns = [pa.nulls(rows, pa.string()), pa.array([f"r{n}" for n in range(rows)]),
-               pa.array([f"u{n}" for n in rng.integers(rows // 20, size=rows)]),
-               pa.array(1_650_000_000_000_000 + np.arange(rows) * 1_000_000).cast(pa.timestamp("us", "UTC")),
-               pa.array(["fine"] * rows), pa.array(["feed"] * rows), lists(states), lists(actions),
-               lists(actions, 0.5), lists(actions), pa.array(rng.normal(size=rows)), pa.array(["v"] * rows), feedback,
-               pa.array(np.zeros(rows, bool))]
-    log = pa.Table.from_arrays(columns, schema=session_log_schema(VOCABULARY))
+    log = complete({
+        "request_id": pa.array([f"r{n}" for n in range(rows)]),
+        "user_id": pa.array([f"u{n}" for n in rng.integers(rows // 20, size=rows)]),
+        "ts": pa.array(1_650_000_000_000_000 + np.arange(rows) * 1_000_000).cast(pa.timestamp("us", "UTC")),
+        "stage": pa.array(["fine"] * rows), "scene": pa.array(["feed"] * rows), "state": lists(states),
+        "mu": lists(actions), "sigma": lists(actions, 0.5), "action": lists(actions),
+        "model_version": pa.array(["v"] * rows), "feedback": feedback, "last": pa.array(np.zeros(rows, bool)),
+    }, session_log_schema(VOCABULARY))
     (scratch / "logs").mkdir()
     VOCABULARY.save(scratch / "logs" / VOCABULARY_FILE)
     for place in range(16):
@@ -134,7 +135,7 @@ def of_env_runners(workers: int, scratch: Path, arguments: argparse.Namespace) -
 def of_evaluation(workers: int, scratch: Path, arguments: argparse.Namespace) -> float:
     """Off-policy estimates a minute on 200,000 requests, with bootstrap intervals over users."""
     write_samples(scratch / "samples", TRAINING_ROWS)
-    log = read_held_out(scratch / "samples", VOCABULARY)
+    log = read_held_out(str(scratch / "samples"), VOCABULARY).log
     shared = ray.put((log.log_prob, log.feedback, log.user_id.astype(str)))
 
     @ray.remote(num_cpus=1)

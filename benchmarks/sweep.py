@@ -23,7 +23,7 @@ from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.settings import StoppingRule
 from recfuse.logs.files import write_parquet
-from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.logs.schema import VOCABULARY_FILE, complete, sample_schema
 from recfuse.runtime.cluster import cluster
 from tune.fusion import fusion_study
 from tune.ledger import FINISHED, Ledger
@@ -53,10 +53,11 @@ def write_samples(directory: Path, rows: int, vocabulary: Vocabulary = VOCABULAR
     feedback = np.abs(gain + 0.3 * rng.standard_normal((rows, len(vocabulary.behaviours))))
     directory.mkdir(parents=True)
     vocabulary.save(directory / VOCABULARY_FILE)
-    columns = [pa.array([f"u{n // 10}" for n in range(rows)]), lists(state), lists(action),
-               pa.array(density.astype(np.float32)), lists(feedback), lists(np.roll(state, -1, axis=0)),
-               pa.array((np.arange(rows) % 10 == 9).astype(np.float32))]
-    write_parquet(pa.Table.from_arrays(columns, schema=sample_schema(vocabulary)), directory / "part-00000.parquet")
+    columns = {"user_id": pa.array([f"u{n // 10}" for n in range(rows)]), "state": lists(state),
+               "action": lists(action), "action_logp": pa.array(density.astype(np.float32)),
+               "feedback": lists(feedback), "next_state": lists(np.roll(state, -1, axis=0)),
+               "done": pa.array((np.arange(rows) % 10 == 9).astype(np.float32))}
+    write_parquet(complete(columns, sample_schema(vocabulary)), directory / "part-00000.parquet")
 
 
 def main() -> None:

@@ -11,8 +11,10 @@ from serving.mover import MoveAccount
 def main(config: CollectConfig, now: float | None = None) -> MoveAccount:
     """Runs the job; `now` (seconds since 1970) is the clock's where it is None."""
     account = collect(config, now)
-    table(f"Session log in {config.output}", ["what", "count"],
-          [(name.replace("_", " "), f"{value:,}") for name, value in vars(account).items() if name != "oldest"])
+    table(f"Session log in {config.output}", ["what", "count"], [
+        *((name.replace("_", " "), f"{value:,}") for name, value in vars(account).items() if isinstance(value, int)),
+        *((f"feedback of {name}, which the table lacks", f"{events:,}")
+          for name, events in sorted(account.unknown_behaviours.items()))])
     return account
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import nullcontext
 
 from recfuse.report.config import ReportConfig
 from recfuse.report.run import ReportResult, evaluate_and_report
-from recfuse.runtime.cluster import cluster, read_parquet
+from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
 
 
 def main(config: ReportConfig) -> ReportResult:
     """Runs the job. It needs Ray only for `--streaming`."""
-    if config.streaming:
-        with cluster():
-            files = [str(file) for file in sorted(Path(config.holdout).glob("*.parquet"))]
-            result = evaluate_and_report(config, read_parquet(files) if files else None)
-    else:
+    with cluster() if config.streaming else nullcontext():
         result = evaluate_and_report(config)
     show(config, result)
+    result.evaluation.require(config)
     return result
 
 
@@ -31,8 +28,8 @@ def show(config: ReportConfig, result: ReportResult) -> None:
           [f"behaviour, per {first.per}", "log", "estimate", f"{config.level:.0%} interval", "ESS"], evaluation.rows())
     table(f"Every estimator, difference to the log; ratios of a session go over {evaluation.horizon} of its requests",
           ["estimator", "per", "ESS", *evaluation.behaviours], evaluation.estimator_rows())
-    if evaluation.separation:
-        print(evaluation.separation)
+    for line in evaluation.lines():
+        print(line)
     print(f"report: {result.page}")
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from recfuse.logs.ingest import IngestConfig, IngestResult, ingest
+from recfuse.logs.ingest import IngestConfig, IngestResult, prepare, write_samples
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
 
 
 def main(config: IngestConfig) -> IngestResult:
     """Runs the job on the current Ray, or on a local one."""
+    source = prepare(config)
     with cluster():
-        result = ingest(config)
+        result = write_samples(config, source)
     account = result.account
     table(f"Samples in {result.samples} ({result.sessions:,} sessions)", ["rows", "count"], [
         ("in", f"{account.rows_in:,}"),
         ("kept", f"{account.kept:,}"),
         *((f"quarantined: {reason}", f"{rows:,}") for reason, rows in sorted(account.quarantined.items())),
         *((f"unreadable file {file}: {why}", "unknown") for file, why in sorted(account.unreadable_files.items())),
+        *((words, f"{rows:,}") for words, rows in (
+            ("left out: last requests of sessions that the end of the log cuts", account.left_out),
+            ("sessions that the end of the log cuts", account.truncated),
+            ("kept, but their action was not drawn", account.not_drawn),
+            ("kept at the time of the request before, in the order of their ids", account.ties)) if rows),
     ])
+    for note in account.notes:
+        print(note)
+    account.require(config.quarantine_limit, "logs")
     return result
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
+from recfuse.runtime.locations import locate
 from serving.mover import MoveAccount, Mover, only_mover, served_vocabulary
+from serving.session_table import PROGRESS_FILE
 
 
 class CollectConfig(Config):
@@ -21,7 +25,8 @@ class CollectConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> CollectConfig:
-        require(self.output != self.decision_log, "output", self.output, "a directory other than decision_log")
+        same = locate(self.output, "output").root == locate(self.decision_log, "decision_log").root
+        require(not same, "output", self.output, "a directory other than decision_log")
         return self
 
 
@@ -31,6 +36,9 @@ def collect(config: CollectConfig, now: float | None = None) -> MoveAccount:
     Raises:
         InvalidFieldError: there is no such log or model, or somebody else moves the log.
     """
+    log = Path(config.decision_log)
+    require(not log.is_dir() or any(log.glob("*.jsonl")) or (log / PROGRESS_FILE).exists(), "decision_log",
+            config.decision_log, "a directory that serving logs to; there is no *.jsonl in it")
     vocabulary = served_vocabulary(config.models)
     with only_mover(config.decision_log, wait=False):
         mover = Mover(config.decision_log, config.output, vocabulary, window_seconds=config.window_minutes * 60)

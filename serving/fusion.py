@@ -44,6 +44,7 @@ class FusionModel:
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
         self.version, self.vocabulary = actor.version, actor.vocabulary
+        self.meaning = actor.vocabulary.meaning
         self.encoder = StateEncoder(actor.vocabulary) if actor.vocabulary.state_features else None
 
 
@@ -60,6 +61,7 @@ class Ranking:
         fill: a fusion parameter without predictions (its task does not exist in the scene) is 0 for every candidate,
             which moves no candidate past another; else it is refused.
         packed: answer in MessagePack instead of JSON.
+        scorer_version: of the scorer that predicted; None where the predictions came with the request.
         extra: what the answer says besides the decision.
     """
 
@@ -80,6 +82,7 @@ class Ranking:
     explain: bool = False
     fill: bool = False
     packed: bool = False
+    scorer_version: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -150,7 +153,8 @@ class FusionService:
         with _durably():
             logged = self._log.append(DECISION, {
                 **shown, "ts": time.time(), "user_id": ranking.user_id, "session_id": ranking.session_id,
-                "stage": ranking.stage, "scene": scene, "state": state, "state_source": source})
+                "stage": ranking.stage, "scene": scene, "state": state, "state_source": source, "explored": explore,
+                "scorer_version": ranking.scorer_version, "vocabulary_hash": model.meaning})
         self._measure(ranking, decision, source, model.version)
         items = _items(ranking, columns, scores, best, vocabulary)
         if ranking.catalogue:

@@ -8,10 +8,11 @@ table `events`, with what became of it.
 from __future__ import annotations
 
 import fcntl
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from serving.segments import Line, Places, delete_taken, read_lines, waiting_byt
 from serving.session_table import EVENTS, SESSIONS, SessionTable
 
 _LOCK = ".moving.lock"
+logger = logging.getLogger("recfuse.serving")
 _MARGIN = 60.0  # seconds by which events follow decisions, more than clocks of one machine ever disagree
 Row = dict[str, Any]
 Status = Literal["joined", "late", "orphan", "duplicate", "misfit"]
@@ -44,8 +46,9 @@ class MoveAccount:
         late: events after the window of their request.
         orphan: events without a decision.
         duplicates: repeated decisions and events.
-        misfits: decisions whose lists do not fit the table's vocabulary (another model wrote them). Like late, orphan
-            and repeated events they are kept in `events`, with the whole row.
+        misfits: decisions of a model whose numbers mean something else than the table's. Like late, orphan and repeated
+            events they are kept in `events`, with the reason and the whole row.
+        unknown_behaviours: behaviour that the table lacks → events that told it; their rows in `events` have it.
         torn: lines cut off by the death of a replica, before any client was answered.
         waiting_bytes: of rows that are not moved yet, after the last pass.
         oldest: seconds since 1970 of the oldest of them, None where there is none.
@@ -58,6 +61,7 @@ class MoveAccount:
     orphan: int = 0
     duplicates: int = 0
     misfits: int = 0
+    unknown_behaviours: dict[str, int] = field(default_factory=dict)
     torn: int = 0
     waiting_bytes: int = 0
     oldest: float | None = None
@@ -99,7 +103,7 @@ class Mover:
         taken, after = _take(lines, self._table.places(SESSIONS), horizon, lambda row: row["kind"] == DECISION)
         decisions: dict[str, Row] = {}
         for row in taken:
-            if self._fits(row) and row["request_id"] not in decisions:
+            if self._table.misfit(row) is None and row["request_id"] not in decisions:
                 decisions[row["request_id"]] = row
         feedback = {key: dict.fromkeys(self._table.vocabulary.behaviour_names, 0.0) for key in decisions}
         ended, answered = set[str](), set[str]()
@@ -117,11 +121,6 @@ class Mover:
         account.written += len(rows)
         account.without_feedback += len(decisions) - len(answered)
 
-    def _fits(self, row: Row) -> bool:
-        vocabulary = self._table.vocabulary
-        return len(row["state"]) == vocabulary.state_size and all(
-            len(row[name]) == vocabulary.action_size for name in ("mu", "sigma", "action"))
-
     def _move_events(self, lines: list[Line], horizon: float, account: MoveAccount) -> None:
         before = dict(self._table.places(EVENTS))
         taken, after = _take(lines, before, horizon, lambda _: True)
@@ -136,10 +135,27 @@ class Mover:
             if status is not None:
                 kept.append((row, status))
         self._table.commit_events([row for row, _ in kept], [status for _, status in kept],
+                                  [self._reason(row, status) for row, status in kept],
                                   [orjson.dumps(row).decode() for row, _ in kept], after)
-        for _, status in kept:
+        for row, status in kept:
             counter = _COUNTERS[status]
             setattr(account, counter, getattr(account, counter) + 1)
+            for name in self._unknown(row) if status != "duplicate" else ():
+                account.unknown_behaviours[name] = account.unknown_behaviours.get(name, 0) + 1
+        if account.unknown_behaviours:
+            logger.warning("feedback of behaviours that the session table lacks is kept in `events` alone: %s",
+                           account.unknown_behaviours)
+
+    def _reason(self, row: Row, status: Status) -> str | None:
+        """What is to be known of a row in `events` beside its status."""
+        if status == "misfit":
+            return self._table.misfit(row)
+        names = self._unknown(row)
+        return f"feedback: the table lacks {', '.join(names)}" if names else None
+
+    def _unknown(self, row: Row) -> list[str]:
+        """Behaviours of an event that the table has no column for."""
+        return sorted(set(row.get("feedback", ())) - set(self._table.vocabulary.behaviour_names))
 
     def _status(self, row: Row, decided: dict[str, float], decisions: set[str],
                 seen: set[tuple[str, str]]) -> Status | None:
@@ -153,7 +169,7 @@ class Mover:
         if row["kind"] == DECISION:
             repeated = row["request_id"] in decisions
             decisions.add(row["request_id"])
-            return "duplicate" if repeated else None if self._fits(row) else "misfit"
+            return "duplicate" if repeated else None if self._table.misfit(row) is None else "misfit"
         key = (row["request_id"], row["event_id"])
         if key in seen:
             return "duplicate"

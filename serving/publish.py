@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from recfuse.bundle import read_bundle
 from recfuse.bundle.bundle import BundleKind
 from recfuse.bundle.pointer import POINTER, Pointer, read_pointer, write_pointer
+from recfuse.config import require
 from recfuse.state.store import UserState, UserStateStore
 from serving.catalogue import Catalogue
 
@@ -46,6 +47,9 @@ def publish(
         InvalidFieldError: names what a catalogue must not hold.
     """
     models = Path(models)
+    require(not models.exists() or models.is_dir(), "models", str(models), "a directory")
+    # A file of this name that is no pointer is somebody else's, and is refused before anything is written.
+    before = read_pointer(models) if (models / POINTER).exists() else Pointer()
     models.mkdir(parents=True, exist_ok=True)
     changed: dict[str, Any] = {}
     if fusion is not None:
@@ -56,7 +60,6 @@ def publish(
         changed["catalogue"] = _write_catalogue(models, catalogue)
     if users is not None:
         changed["users"] = _write_users(models, users)
-    before = read_pointer(models) if (models / POINTER).exists() else Pointer()
     pointer = replace(before, **changed)
     write_pointer(models, pointer)
     logger.info("published in %s: %s", models, ", ".join(f"{part} {name}" for part, name in changed.items()))

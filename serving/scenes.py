@@ -131,7 +131,7 @@ class ScenesService:
             state=request.state, context=context, context_source=source, item_ids=request.candidates.item_id,
             predictions=dict(scores.probabilities), explore=request.explore, top_n=request.top_n, order=request.order,
             seed=request.seed, explain=request.explain, catalogue=True, fill=True, packed=body.answer_packed,
-            extra={"scenes_version": scorer.version, "unknown": dict(scores.unknown)})
+            scorer_version=scorer.version, extra={"scenes_version": scorer.version, "unknown": dict(scores.unknown)})
 
     def _score(self, scorer: Scorer, scene: str, user: User,
                candidates: Candidates) -> tuple[Scores, Mapping[str, Any], str]:

@@ -7,6 +7,7 @@ It is filled with zeros ahead of its rows, so that rows end at the first zero.
 from __future__ import annotations
 
 import fcntl
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from serving.decision_log import DECISION
 
 Places = dict[str, int]
 """Name of a segment → byte up to which its rows have been taken."""
+# As a replica names them (serving.decision_log); a file of another name is somebody's own and stays.
+_WRITTEN = re.compile(r"[0-9a-f]{12}-[0-9]{5,}\.jsonl")
 _DECISION_START = b'{"kind":"decision"'
 
 
@@ -56,6 +59,8 @@ def delete_taken(directory: Path, places: Mapping[str, int], before: float) -> N
     """Deletes the segments whose rows all lie before their places and that nobody has written since `before` (seconds
     since 1970)."""
     for path in _paths(directory):
+        if _WRITTEN.fullmatch(path.name) is None:
+            continue
         old = path.stat().st_mtime < before
         if old and _is_finished(path) and places.get(path.name, 0) >= _rows_end(path):
             path.unlink()

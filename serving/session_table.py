@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,16 +24,21 @@ import pyarrow.fs as pafs
 import yaml
 
 from recfuse.behaviours import Vocabulary
-from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+from recfuse.config import require
+from recfuse.logs.schema import VOCABULARY_FILE, complete, session_log_schema
+from recfuse.logs.source import read_vocabulary
+from recfuse.runtime.locations import Location, locate
 from serving.segments import Places
 
 logger = logging.getLogger("recfuse.serving")
 SESSIONS, EVENTS, PROGRESS_FILE = "sessions", "events", "moving.json"
+_DELTA_LOG = "_delta_log"
+_ESCAPED = re.compile("%[0-9A-Fa-f]{2}")
 _LOOK_BACK = 7 * 86_400.0  # seconds before its first event in which an event's decision is looked for
 _COMPACT_EVERY = 50  # commits
 _EVENT_SCHEMA = pa.schema([
     pa.field("request_id", pa.string()), pa.field("event_id", pa.string()), pa.field("ts", pa.timestamp("us", "UTC")),
-    pa.field("status", pa.string()), pa.field("row", pa.string()),
+    pa.field("status", pa.string()), pa.field("reason", pa.string()), pa.field("row", pa.string()),
 ])
 
 
@@ -52,12 +58,36 @@ class SessionTable:
         directory: of the decision log.
         output: directory or URL of the tables, whose vocabulary lies beside them; the first who opens them writes it.
         vocabulary: of the model that serves; the table's own counts where there is one.
+
+    Raises:
+        InvalidFieldError: the output holds something that is no such table.
     """
 
     def __init__(self, directory: Path, output: str, vocabulary: Vocabulary) -> None:
-        self._directory, self._output = directory, output.rstrip("/")
+        self._directory, self._output = directory, locate(output, "output")
+        _require_table(self._output)
         self.vocabulary = _table_vocabulary(self._output, vocabulary)
+        # A row that does not name its vocabulary was decided by an older server, whose model was this one.
+        self._served = vocabulary
         self._log_id, self._progress = self._load()
+
+    def misfit(self, row: Mapping[str, Any]) -> str | None:
+        """Why a decision is no row of `sessions`; None where it is one.
+
+        Its numbers must mean what the table's do, which `Vocabulary.meaning` tells, and its lists have their lengths.
+        """
+        own, told = self.vocabulary, row.get("vocabulary_hash")
+        if told is None and (fields := own.differences(self._served)):
+            return f"vocabulary: the model that serves has other {', '.join(fields)}"
+        if told is not None and told != own.meaning:
+            known = told == self._served.meaning
+            fields = own.differences(self._served) if known else ()
+            return f"vocabulary_hash: {told}, not {own.meaning}" + (f" (other {', '.join(fields)})" if fields else "")
+        sizes = {"state": own.state_size, **dict.fromkeys(("mu", "sigma", "action"), own.action_size)}
+        for name, size in sizes.items():
+            if len(row[name]) != size:
+                return f"{name}: {len(row[name])} numbers, not {size}"
+        return None
 
     def places(self, name: str) -> Places:
         """Up to where the log's segments have been moved to the table `name`."""
@@ -78,26 +108,22 @@ class SessionTable:
             ended: request ids after which the session ended.
         """
         schema = session_log_schema(self.vocabulary)
-        columns: dict[str, pa.Array] = {}
-        for column in schema:
-            if column.name == "feedback":
-                values: list[Any] = [feedback[row["request_id"]] for row in rows]
-            elif column.name == "last":
-                values = [row["request_id"] in ended for row in rows]
-            elif column.name == "ts":
-                values = _microseconds(row["ts"] for row in rows)
-            else:
-                values = [row[column.name] for row in rows]
-            columns[column.name] = pa.array(values, column.type)
-        self._commit(SESSIONS, pa.table(columns, schema=schema), after)
+        values: dict[str, list[Any]] = {
+            **{name: [row.get(name) for row in rows] for name in schema.names},
+            "feedback": [feedback[row["request_id"]] for row in rows],
+            "last": [row["request_id"] in ended for row in rows], "ts": _microseconds(row["ts"] for row in rows)}
+        self._commit(SESSIONS, complete({column.name: pa.array(values[column.name], column.type) for column in schema},
+                                        schema), after)
 
-    def commit_events(self, rows: list[dict[str, Any]], statuses: list[str], texts: list[str], after: Places) -> None:
-        """Adds events, each with what became of it and its whole row as text, and moves the places of `events`."""
+    def commit_events(self, rows: list[dict[str, Any]], statuses: list[str], reasons: list[str | None],
+                      texts: list[str], after: Places) -> None:
+        """Adds events, each with what became of it, why, and its whole row as text; moves the places of `events`."""
         self._commit(EVENTS, pa.table({
             "request_id": [row["request_id"] for row in rows],
             "event_id": [row.get("event_id") for row in rows],
             "ts": pa.array(_microseconds(row["ts"] for row in rows), pa.timestamp("us", "UTC")),
             "status": statuses,
+            "reason": reasons,
             "row": texts,
         }, schema=_EVENT_SCHEMA), after)
 
@@ -124,7 +150,7 @@ class SessionTable:
     def _open(self, name: str) -> Any:
         from deltalake import DeltaTable
 
-        uri = f"{self._output}/{name}"
+        uri = self._output.below(name).delta_uri
         return DeltaTable(uri) if DeltaTable.is_deltatable(uri) else None
 
     def _commit(self, name: str, rows: pa.Table, after: Places) -> None:
@@ -137,9 +163,12 @@ class SessionTable:
         if rows.num_rows:
             progress.version += 1
             self._save()
-            write_deltalake(f"{self._output}/{name}", rows, mode="append", commit_properties=CommitProperties(
-                app_transactions=[Transaction(self._log_id, progress.version)],
-                custom_metadata={"recfuse.log": self._log_id, "recfuse.places": json.dumps(after)}))
+            # A table that an earlier version began gets the columns that it lacks.
+            write_deltalake(
+                self._output.below(name).delta_uri, rows, mode="append", schema_mode="merge",
+                commit_properties=CommitProperties(
+                    app_transactions=[Transaction(self._log_id, progress.version)],
+                    custom_metadata={"recfuse.log": self._log_id, "recfuse.places": json.dumps(after)}))
             if progress.version % _COMPACT_EVERY == 0:
                 self._open(name).optimize.compact()
         progress.before = after
@@ -170,19 +199,32 @@ class SessionTable:
         os.replace(temporary, path)
 
 
-def _table_vocabulary(output: str, served: Vocabulary) -> Vocabulary:
-    filesystem, root = pafs.FileSystem.from_uri(output if "://" in output else str(Path(output).resolve()))
-    filesystem.create_dir(root, recursive=True)
-    path = f"{root}/{VOCABULARY_FILE}"
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-        with filesystem.open_output_stream(path) as stream:
+def _require_table(output: Location) -> None:
+    """Refuses a directory of other things: with the tables in it, what lay there would no longer be read as a log."""
+    # deltalake decodes a local path once more than it should.
+    readable = "://" in output.uri or _ESCAPED.search(output.uri) is None
+    require(readable, "output", output.uri, "a path without % before two hexadecimal digits, for a Delta table")
+    require(output.kind() != pafs.FileType.File, "output", output.uri, "a directory")
+    if output.kind() == pafs.FileType.NotFound or output.below(SESSIONS).kind(_DELTA_LOG) == pafs.FileType.Directory:
+        return
+    names = {info.base_name for info in output.filesystem.get_file_info(pafs.FileSelector(output.root))}
+    foreign = sorted(names - {VOCABULARY_FILE, f"{VOCABULARY_FILE}.writing", SESSIONS, EVENTS})
+    require(not foreign, "output", f"{output.uri}: {', '.join(foreign[:3])}",
+            "an empty directory, or one with the tables of a served log")
+
+
+def _table_vocabulary(output: Location, served: Vocabulary) -> Vocabulary:
+    filesystem, target = output.filesystem, output.below(VOCABULARY_FILE).root
+    if output.kind(VOCABULARY_FILE) == pafs.FileType.NotFound:
+        filesystem.create_dir(output.root, recursive=True)
+        with filesystem.open_output_stream(f"{target}.writing") as stream:
             stream.write(yaml.safe_dump(json.loads(json.dumps(served.to_dict())), sort_keys=False).encode())
+        filesystem.move(f"{target}.writing", target)
         return served
-    with filesystem.open_input_stream(path) as stream:
-        vocabulary = Vocabulary.from_dict(yaml.safe_load(stream.read()), source=VOCABULARY_FILE)
-    if vocabulary != served:
-        logger.error("the table in %s has another vocabulary than the model that serves: rows that do not fit it go to "
-                     "`events` as misfits; a new directory takes them", output)
+    vocabulary = read_vocabulary(output.uri, name="output")
+    if fields := vocabulary.differences(served):
+        logger.error("the table in %s has other %s than the model that serves: its rows go to `events` as misfits; a "
+                     "new directory takes them", output.uri, ", ".join(fields))
     return vocabulary
 
 

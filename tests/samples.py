@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.logs.schema import VOCABULARY_FILE, complete, sample_schema
 
 STATES, ACTIONS, SIGMA = 3, 2, 0.5
 # `like` wants the same action in every state, `watch_time` one that depends on it.
@@ -48,12 +48,17 @@ def bandit(rows: int = 6000, seed: int = 0) -> dict[str, np.ndarray]:
 
 def table(columns: dict[str, np.ndarray], of: Vocabulary) -> pa.Table:
     """Columns in the schema of samples."""
-    arrays = [pa.array([f"u{number // 10}" for number in range(len(columns["done"]))])]
-    for field in list(sample_schema(of))[1:]:
-        values = np.ascontiguousarray(columns[field.name], np.float32)
+    rows = range(len(columns["done"]))
+    arrays = {"user_id": pa.array([f"u{number // 10}" for number in rows]),
+              "request_id": pa.array([f"r{number}" for number in rows])}
+    for name, column in columns.items():
+        if column.dtype == bool:
+            arrays[name] = pa.array(column)
+            continue
+        values = np.ascontiguousarray(column, np.float32)
         flat = pa.array(values.ravel())
-        arrays.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat)
-    return pa.Table.from_arrays(arrays, schema=sample_schema(of))
+        arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat
+    return complete(arrays, sample_schema(of))
 
 
 def write(directory: Path, columns: dict[str, np.ndarray], of: Vocabulary | None = None, files: int = 3) -> Path:

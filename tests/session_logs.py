@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
 
+# log N((.5, −.5); 0, 1): −½ (.25 + .25) − ln 2π.
+LOGP = -.25 - math.log(2 * math.pi)
 EPOCH = datetime.datetime(2022, 5, 1, tzinfo=datetime.UTC)
 
 
@@ -43,10 +46,14 @@ def row(
         "mu": [0.0, 0.0],
         "sigma": [1.0, 1.0],
         "action": [0.5, -0.5],
-        "action_logp": -2.0,
+        "action_logp": LOGP,
+        "explored": True,
         "model_version": "v1",
+        "scorer_version": None,
+        "vocabulary_hash": None,
         "feedback": {"watch_time": 1.0 * number, "like": 0.0},
         "last": False,
+        "position": None,
     }
     return values | changes
 
@@ -102,12 +109,14 @@ def write_many(directory: Path, rows: int, files: int) -> Path:
         "user_id": pa.array([f"u{n}" for n in user]),
         "ts": pa.array(1_650_000_000_000_000 + number.astype(np.int64) * 7_000_000).cast(pa.timestamp("us", "UTC")),
         "stage": pa.array(["fine"] * rows), "scene": pa.array(["feed"] * rows), "state": lists(24), "mu": lists(2),
-        "sigma": lists(2, low=0.5), "action": lists(2), "action_logp": pa.array(rng.normal(size=rows)),
-        "model_version": pa.array(["v"] * rows),
+        "sigma": lists(2, low=0.5), "action": lists(2), "action_logp": pa.nulls(rows, pa.float64()),
+        "explored": pa.nulls(rows, pa.bool_()),
+        "model_version": pa.array(["v"] * rows), "scorer_version": pa.nulls(rows, pa.string()),
+        "vocabulary_hash": pa.nulls(rows, pa.string()),
         "feedback": pa.StructArray.from_arrays([pa.array(rng.exponential(size=rows).astype(np.float32)),
                                                 pa.array((rng.random(rows) < .1).astype(np.float32))],
                                                names=["watch_time", "like"]),
-        "last": pa.array(np.zeros(rows, bool))}
+        "last": pa.array(np.zeros(rows, bool)), "position": pa.nulls(rows, pa.int64())}
     table = pa.table(columns).cast(session_log_schema(of))
     for place, start in enumerate(range(0, rows, -(-rows // files))):
         pq.write_table(table.slice(start, -(-rows // files)), directory / f"log-{place:03d}.parquet")

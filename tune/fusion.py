@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow.dataset as ds
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
@@ -18,15 +17,16 @@ from recfuse.config import require
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.learning import registry
 from recfuse.learning.algorithm import FusionAlgorithmConfig
-from recfuse.learning.samples import COLUMNS, InMemory, SampleSet, arrays
+from recfuse.learning.samples import InMemory, SampleSet, fingerprint_of
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import summary
+from recfuse.logs.source import open_log
 from recfuse.runtime import ray_compat
 from recfuse.simulation.output import METRICS, WORLD, logged_policy, run_of
 from recfuse.simulation.world import World
 from tune.judges import Judge, OffPolicyJudge, SimulatorJudge, flat
 from tune.samples import make_samples
-from tune.search import identity_of
+from tune.search import Identity
 from tune.settings import SweepConfig
 from tune.space import (
     DISCOUNTS,
@@ -44,7 +44,7 @@ from tune.split import GROUPS, JUDGE, LAST, LEARN, split_samples
 from tune.studies import BUNDLE, DONE, EXPLAINED, FINAL_PASSES, OFF_POLICY, PASSES
 
 
-def fusion_study(config: SweepConfig) -> tuple[FusionStudy, str, Judge]:
+def fusion_study(config: SweepConfig) -> tuple[FusionStudy, Identity, Judge]:
     """The study, what its rows depend on, and the judge of the winner."""
     if not config.samples:
         make_samples(config.demo)
@@ -62,13 +62,16 @@ def fusion_study(config: SweepConfig) -> tuple[FusionStudy, str, Judge]:
     guarded = tuple(behaviour.name for behaviour in vocabulary.short_term)
     config.check_measures(objective, guarded, vocabulary.behaviour_names)
     study = FusionStudy(
-        base=config.learning, samples=samples, columns=read_columns(split[LEARN]),
+        base=config.learning, samples=samples, columns=samples.columns(),
         judge=deciding[JUDGE], estimate=judges[JUDGE], bundles=output / "bundles",
         each_pass=config.search.scheduler == "asha", objective=objective, guarded=guarded)
-    identity = identity_of("fusion", samples.fingerprint, plain(config.learning), config.judge, config.base,
-                           config.persons, config.cap, config.min_ess, config.level, config.seed, plain(config.split),
-                           config.search.scheduler,
-                           run_of(config.simulation_directory) if config.judge == "ab_test" else "")
+    identity = Identity.of(
+        learner="fusion", samples={LEARN: samples.fingerprint, **{
+            group: fingerprint_of(open_log(str(split[group]), name="samples")) for group in (JUDGE, LAST)}},
+        learning=plain(config.learning), judge=config.judge, base=config.base, persons=config.persons, cap=config.cap,
+        min_ess=config.min_ess, level=config.level, seed=config.seed, split=plain(config.split),
+        scheduler=config.search.scheduler,
+        simulation=run_of(config.simulation_directory) if config.judge == "ab_test" else "")
     return study, identity, deciding[LAST]
 
 
@@ -106,12 +109,6 @@ class _Rows(InMemory):
 
     def iterator(self) -> _Rows:
         return self
-
-
-def read_columns(directory: Path) -> dict[str, np.ndarray]:
-    """What the learner reads of samples, float32 [n] or [n, width]."""
-    files = sorted(str(file) for file in directory.glob("*.parquet"))
-    return arrays(ds.dataset(files).to_table(columns=list(COLUMNS)))
 
 
 @dataclass(frozen=True)

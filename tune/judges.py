@@ -19,7 +19,7 @@ from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import Policy
 from recfuse.simulation.rollout import live
 from recfuse.simulation.world import FEEDBACK, World
-from recfuse.stats.intervals import paired_difference
+from recfuse.stats.intervals import paired_difference, relative_change
 from tune.split import SplitConfig, groups_of
 
 
@@ -47,7 +47,7 @@ class OffPolicyJudge:
     """NCIS on held-out samples (maths 4.1), over the mean in the log; the log's mean is taken as it is.
 
     Attributes:
-        log: of users that did not train.
+        log: of users that did not train; requests whose action was drawn.
         cap, min_ess, level: see `recfuse.evaluation.ope.ncis`.
     """
 
@@ -59,15 +59,14 @@ class OffPolicyJudge:
     @classmethod
     def of(cls, samples: Path, vocabulary: Vocabulary, cap: float, min_ess: float, level: float) -> OffPolicyJudge:
         """Reads samples."""
-        return cls(read_held_out(samples, vocabulary), cap, min_ess, level)
+        log = read_held_out(str(samples), vocabulary).log
+        return cls(log.take(log.drawn), cap, min_ess, level)
 
     def __call__(self, actor: FusionActor) -> Worths:
         estimate = ncis(policy_log_prob(actor, self.log), self.log.log_prob, self.log.feedback, self.cap,
                         self.log.user_id, EstimateOptions(min_ess=self.min_ess, level=self.level))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # Over the size of the mean, so that more is more where feedback is negative.
-            change = [(values - estimate.logged) / np.abs(estimate.logged)
-                      for values in (estimate.estimate, estimate.low, estimate.high)]
+        change = [relative_change(values, estimate.logged)
+                  for values in (estimate.estimate, estimate.low, estimate.high)]
         return {name: Worth(*(float(values[index]) for values in change))
                 for index, name in enumerate(actor.vocabulary.behaviour_names)}
 

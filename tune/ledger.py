@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -12,8 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recfuse.learning.resume import changes, write_atomically
+
+logger = logging.getLogger("recfuse")
 Row = dict[str, Any]
-JSONL, PARQUET, EARLIER = "trials.jsonl", "trials.parquet", "earlier.jsonl"
+JSONL, PARQUET, EARLIER, IDENTITY = "trials.jsonl", "trials.parquet", "earlier.jsonl", "sweep.json"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
@@ -25,28 +29,45 @@ class Ledger:
     again.
 
     Args:
-        sweep: names config and data; rows of another one do not compare, and `set_aside` moves them to `earlier.jsonl`.
+        sweep: names config and data; rows of another one do not compare, and `set_aside` moves them to `earlier.jsonl`,
+            from which a sweep takes its own up again.
     """
 
     def __init__(self, directory: Path, sweep: str) -> None:
         self._jsonl, self._parquet = directory / JSONL, directory / PARQUET
         self._earlier, self._sweep = directory / EARLIER, sweep
-        self._other: list[Row] = []
-        self.rows: list[Row] = []
-        if self._jsonl.is_file():
-            whole = self._jsonl.read_bytes().rpartition(b"\n")[0]
-            rows = [json.loads(line) for line in whole.splitlines()]
-            self.rows = [row for row in rows if row["sweep"] == sweep]
-            self._other = [row for row in rows if row["sweep"] != sweep]
+        self._identity = directory / IDENTITY
+        rows = {(row["sweep"], row["key"]): row for file in (self._earlier, self._jsonl) for row in _whole_lines(file)}
+        self.rows = [row for row in rows.values() if row["sweep"] == sweep]
+        self._other = [row for row in rows.values() if row["sweep"] != sweep]
 
-    def set_aside(self) -> None:
-        """Leaves only whole lines of this sweep in the files."""
+    def set_aside(self, identity: Mapping[str, Any] | None = None) -> None:
+        """Leaves only whole lines of this sweep in the files.
+
+        Args:
+            identity: what the sweep's name stands for, plain values; kept in `sweep.json`, by which a later sweep tells
+                what has changed.
+        """
         self._jsonl.parent.mkdir(parents=True, exist_ok=True)
-        if self._other:
-            with self._earlier.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in self._other)
-            self._other = []
-        self._replace(self.rows)
+        if self._other or self._earlier.is_file():
+            _write(self._earlier, [*self._other, *self.rows])  # a crash between the two files loses no row
+            self._replace(self.rows)
+            _write(self._earlier, self._other)
+        else:
+            self._replace(self.rows)
+        if identity is not None:
+            self._say_changes(identity)
+            write_atomically(self._identity, json.dumps(identity, indent=1, sort_keys=True))
+
+    def _say_changes(self, identity: Mapping[str, Any]) -> None:
+        try:
+            before = json.loads(self._identity.read_text())
+            lines = changes(before, identity)
+        except (OSError, ValueError, AttributeError):
+            lines = ["an earlier version has written them"]
+        if lines and self._other:
+            logger.warning("sweep: %d trials of another sweep are kept in %s and count for nothing here: %s",
+                           len(self._other), self._earlier, "; ".join(lines))
 
     @property
     def keys(self) -> set[str]:
@@ -70,9 +91,7 @@ class Ledger:
 
     def _replace(self, rows: list[Row]) -> None:
         self.rows = rows
-        temporary = self._jsonl.with_suffix(".writing")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(temporary, self._jsonl)
+        _write(self._jsonl, rows)
         self._write_parquet()
 
     def _write_parquet(self) -> None:
@@ -82,6 +101,17 @@ class Ledger:
         temporary = self._parquet.with_suffix(".writing")
         pq.write_table(pa.table(columns) if names else pa.table({"key": pa.array([], pa.string())}), temporary)
         os.replace(temporary, self._parquet)
+
+
+def _whole_lines(file: Path) -> list[Row]:
+    """The rows of a file, but for a last line that a crash has cut off."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_bytes().rpartition(b"\n")[0].splitlines()]
+
+
+def _write(file: Path, rows: list[Row]) -> None:
+    write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -22,14 +22,14 @@ from recfuse.scenes.training.problem import prepare
 from recfuse.simulation.sources import read_source
 from recfuse.stats.ranking import POOLED, metric_intervals
 from tune.judges import Worth, Worths, flat
-from tune.search import identity_of
+from tune.search import Identity
 from tune.settings import ScenesConfig, SweepConfig
 from tune.space import Assignment, plain, read_field, replace_fields
 from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, groups_of
 from tune.studies import BUNDLE, DONE, FINAL_PASSES, PASSES
 
 
-def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, str, Callable[[SceneScorer], Worths]]:
+def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, Identity, Callable[[SceneScorer], Worths]]:
     """The study, what its rows depend on, and the judge of the winner."""
     require(config.search.scheduler == "fifo", "search.scheduler", config.search.scheduler,
             "fifo, because a trial of the scorer reports once, at its end")
@@ -43,7 +43,8 @@ def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, str, Callable[[Scene
         base=config.scenes, registry=KUAIRAND, exposures=exposures, group=group,
         bundles=Path(config.output).absolute() / "bundles", objective=objective, guarded=guarded,
         fingerprint=fingerprint(exposures))
-    identity = identity_of("scenes", study.fingerprint, plain(config.scenes), plain(config.split))
+    identity = Identity.of(learner="scenes", samples=study.fingerprint, learning=plain(config.scenes),
+                           split=plain(config.split))
     return study, identity, lambda scorer: study.judge(scorer, LAST)
 
 

@@ -251,6 +251,19 @@ def optuna_searcher(study: Study, block: Block, config: SearchConfig, known: Seq
                         storage=storage, study_name="sweep")
 
 
-def identity_of(*parts: Any) -> str:
-    """Hash of all that every row of a sweep depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+class Identity(str):
+    """Hash of all that every row of a sweep depends on.
+
+    Attributes:
+        parts: what was hashed, plain values by name.
+    """
+
+    parts: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, **parts: Any) -> Identity:
+        """The identity of these values."""
+        text = json.dumps(parts, sort_keys=True, default=str)
+        identity = cls(hashlib.sha256(text.encode()).hexdigest())
+        identity.parts = json.loads(text)
+        return identity

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from recfuse.behaviours import Vocabulary
 from recfuse.config import Config, require
 from recfuse.logs.files import parquet_options
-from recfuse.logs.schema import VOCABULARY_FILE
+from recfuse.logs.reading import open_samples, read_samples
+from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.logs.source import LogSource
+from recfuse.runtime.outputs import claim
 
 LEARN, JUDGE, LAST = "learn", "judge", "last"
 GROUPS = (LEARN, JUDGE, LAST)
 _DONE = "split.json"
-_BATCH = 65_536
+_PART = "part-00000.parquet"
 
 
 class SplitConfig(Config):
@@ -59,48 +60,53 @@ def groups_of(users: NDArray[Any] | list[str], config: SplitConfig) -> NDArray[n
 
 
 def split_samples(samples: str | Path, output: Path, config: SplitConfig) -> dict[str, Path]:
-    """Reads the samples once and writes those of each group in a directory of samples of its own.
+    """Reads the samples once and writes those of each group in a directory of samples of its own. A user's sessions
+    are all in one group, so that each stays whole.
 
     What an earlier call wrote is kept where samples and config are the same.
 
     Raises:
-        InvalidFieldError: no samples, or a group without any.
+        InvalidFieldError: no samples, a group without any, or a group's directory holds what no split wrote.
     """
-    source = Path(samples)
-    require(source.is_dir(), "samples", str(source), "a directory of samples, as jobs/ingest.py writes them")
-    vocabulary = Vocabulary.load(source / VOCABULARY_FILE)
-    files = sorted(source.glob("*.parquet"))
-    require(bool(files), "samples", str(source), "a directory with at least one .parquet file")
-    identity = {"files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-                "config": config.to_dict()}
+    source = open_samples(str(samples))
+    identity = {"files": [[file.path, file.size, file.mtime_ns] for file in source.files],
+                "vocabulary": source.vocabulary.to_dict(), "config": config.to_dict()}
     targets = {name: output / name for name in GROUPS}
     done = output / _DONE
     if done.is_file() and json.loads(done.read_text())["identity"] == identity:
         return targets
-    for path in targets.values():  # of other samples, or of a call that was cut off
-        require(path.resolve() != source.resolve(), "output", str(output), "a directory that does not hold the samples")
-        shutil.rmtree(path, ignore_errors=True)
-    rows = _write(ds.dataset(files), targets, vocabulary, config)
+    for path in targets.values():
+        require(str(path.resolve()) != str(Path(source.location.root).resolve()), "output", str(output),
+                "a directory that does not hold the samples")
+    # Of a split by an earlier version, whose directories have no marker, this file is the proof.
+    known = (VOCABULARY_FILE,) if done.is_file() else ()
+    done.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(claim(str(path), "split", patterns=(_PART, VOCABULARY_FILE), known=known))
+                   for path in targets.values()]
+        for each in outputs:
+            each.begin()
+        rows = _write(source, targets, config)
+        for each in outputs:
+            each.finish()
     for name, count in rows.items():
         require(count > 0, f"split.{name}", count, "a share that gives at least one user")
     done.write_text(json.dumps({"identity": identity, "rows": rows}))
     return targets
 
 
-def _write(source: ds.Dataset, targets: dict[str, Path], vocabulary: Vocabulary, config: SplitConfig) -> dict[str, int]:
-    rows = dict.fromkeys(targets, 0)
-    writers = []
-    for path in targets.values():
-        path.mkdir(parents=True)
-        vocabulary.save(path / VOCABULARY_FILE)
-        writers.append(pq.ParquetWriter(path / "part-00000.parquet", source.schema, **parquet_options(source.schema)))
-    for batch in source.to_batches(batch_size=_BATCH):
-        group = groups_of(batch.column("user_id").to_numpy(zero_copy_only=False), config)
-        for place, name in enumerate(targets):
-            part = batch.filter(pa.array(group == place))
-            rows[name] += part.num_rows
-            if part.num_rows:
-                writers[place].write_batch(part)
-    for writer in writers:
-        writer.close()
+def _write(source: LogSource, targets: dict[str, Path], config: SplitConfig) -> dict[str, int]:
+    rows, schema = dict.fromkeys(targets, 0), sample_schema(source.vocabulary)
+    with ExitStack() as stack:
+        writers = {}
+        for name, path in targets.items():
+            source.vocabulary.save(path / VOCABULARY_FILE)
+            writers[name] = stack.enter_context(pq.ParquetWriter(path / _PART, schema, **parquet_options(schema)))
+        for table in read_samples(source):
+            group = groups_of(table["user_id"].to_numpy(), config)
+            for place, name in enumerate(targets):
+                part = table.filter(pa.array(group == place))
+                rows[name] += part.num_rows
+                if part.num_rows:
+                    writers[name].write_table(part)
     return rows

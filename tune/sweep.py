@@ -7,6 +7,7 @@ A rerun repeats no finished trial.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from recfuse.learning.options import choose_algorithm
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
+from recfuse.runtime.outputs import claim
 from tune import space
 from tune.conclusion import SweepResult, conclude, show
 from tune.fusion import fusion_study
@@ -27,21 +29,26 @@ from tune.studies import Study
 
 def main(config: SweepConfig) -> SweepResult:
     """Runs what is left of the sweep on the current Ray, or on a local one, and writes the report."""
-    output = Path(config.output)
-    with cluster():
-        study, identity, last = fusion_study(config) if config.learner == "fusion" else scenes_study(config)
-        assignments = planned(config.space, config.search)
-        for assignment in assignments:
-            study.check(assignment)
-        ledger = Ledger(output, identity[:16])
-        if config.dry_run:
-            announce(config, study, assignments, ledger, identity)
-            return SweepResult(ledger, [], None, {}, None)
-        ledger.set_aside()
-        if config.retry_failed:
-            ledger.drop(FAILED)
-        run_trials(study, config.space, config.search, ledger, identity, output / "tune")
-        result = conclude(config, study, ledger, last)
+    with contextlib.nullcontext() if config.dry_run else claim(config.output, "sweep") as claimed, cluster():
+        if claimed is not None:
+            claimed.join()
+        return _sweep(config, Path(config.output))
+
+
+def _sweep(config: SweepConfig, output: Path) -> SweepResult:
+    study, identity, last = fusion_study(config) if config.learner == "fusion" else scenes_study(config)
+    assignments = planned(config.space, config.search)
+    for assignment in assignments:
+        study.check(assignment)
+    ledger = Ledger(output, identity[:16])
+    if config.dry_run:
+        announce(config, study, assignments, ledger, identity)
+        return SweepResult(ledger, [], None, {}, None)
+    ledger.set_aside(identity.parts)
+    if config.retry_failed:
+        ledger.drop(FAILED)
+    run_trials(study, config.space, config.search, ledger, identity, output / "tune")
+    result = conclude(config, study, ledger, last)
     show(config, study, result)
     return result
 

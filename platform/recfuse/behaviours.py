@@ -6,6 +6,9 @@ it is met. Everything here is a frozen, checked config; `Vocabulary.load` reads 
 
 from __future__ import annotations
 
+import hashlib
+import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -89,6 +92,8 @@ class Vocabulary(Config):
         (), description="How a context becomes a state; empty where the log's owner encodes states elsewhere.")
     formula: Formula = Field("linear", description="How parameters and predictions become a score (maths 2).")
     offset: float = Field(1e-3, description="Offset b of the formulas log_sum and power.", gt=0)
+    action_range: tuple[float, float] | None = Field(
+        None, description="Range (low, high) that actions are squashed into; mu and sigma are of what was squashed.")
     scenes: tuple[str, ...] = Field((), description="Scenes that a log may name; empty allows any.")
     stages: tuple[Stage, ...] = Field(STAGES, description="Stages that a log may name.")
 
@@ -105,6 +110,9 @@ class Vocabulary(Config):
         require(not self.state_features or width == self.state_size, "state_size", self.state_size,
                 f"{width}, the width of state_features")
         require(bool(self.stages), "stages", self.stages, f"a subset of {STAGES}")
+        if self.action_range is not None:
+            low, high = self.action_range
+            require(low < high, "action_range", self.action_range, "numbers (low, high) with low < high, or nothing")
         return self
 
     @property
@@ -123,6 +131,34 @@ class Vocabulary(Config):
     def action_size(self) -> int:
         """M, the number of fusion parameters."""
         return len(self.fusion_parameters)
+
+    @cached_property
+    def meaning(self) -> str:
+        """Names what the numbers of a logged row mean: equal for vocabularies whose rows may stand in one table.
+
+        Which behaviours are told, the order of the fusion parameters, how a state was encoded, and formula and range of
+        actions are part of it; what a learner makes of the rows (discounts, multipliers, scales) is not.
+        """
+        parts = [sorted(self.behaviour_names), self.fusion_parameters, self.state_size,
+                 [feature.to_dict() for feature in self.state_features], self.formula,
+                 None if self.formula == "linear" else self.offset, self.action_range]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def differences(self, other: Vocabulary) -> tuple[str, ...]:
+        """Fields that give a logged row another meaning under the other vocabulary."""
+        names = ("fusion_parameters", "state_size", "state_features", "formula", "action_range")
+        fields = ["behaviours"] if set(self.behaviour_names) != set(other.behaviour_names) else []
+        fields += [name for name in names if getattr(self, name) != getattr(other, name)]
+        if self.formula == other.formula != "linear" and self.offset != other.offset:
+            fields.append("offset")
+        return tuple(fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; without a range where actions have none, as before there were ranges."""
+        plain = super().to_dict()
+        if self.action_range is None:
+            del plain["action_range"]
+        return plain
 
     @classmethod
     def from_dict(cls, mapping: Any, source: str = "vocabulary") -> Vocabulary:

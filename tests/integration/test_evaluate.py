@@ -21,7 +21,7 @@ from recfuse.evaluation.fitted_q import fit_critics
 from recfuse.evaluation.held_out import read_held_out, read_transitions
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.logs.schema import sample_schema
+from recfuse.logs.schema import complete, sample_schema
 from recfuse.report.config import ReportConfig
 from recfuse.report.page import write_report
 from recfuse.report.run import evaluate_and_report
@@ -69,7 +69,7 @@ def test_a_policy_far_from_the_log_is_refused(run, tmp_path):
 
 def test_bad_input_is_refused(run, tmp_path):
     good = config(run, tmp_path, worlds.LOGGED)
-    with pytest.raises(InvalidFieldError, match=r"holdout: got .*nowhere.*a directory of session logs or samples"):
+    with pytest.raises(InvalidFieldError, match=r"holdout: got .*nowhere.*a directory that exists"):
         job.main(good.replace(holdout=str(tmp_path / "nowhere")))
     with pytest.raises(InvalidFieldError, match=r"fusion bundle: got .*a bundle of kind fusion, or a directory"):
         job.main(good.replace(fusion=str(tmp_path / "nowhere")))
@@ -109,15 +109,19 @@ def test_an_estimator_from_outside_the_package(run, tmp_path, capsys):
 
 
 def test_a_split_by_time(run, tmp_path):
-    """Only requests from the middle of the log on are counted."""
-    times = pq.read_table(run / "holdout" / "part-00000.parquet", columns=["ts"])["ts"].to_pylist()
-    middle = sorted(times)[len(times) // 2]
+    """Only sessions that began in the middle of the log or later are counted, whole."""
+    rows = pq.read_table(run / "holdout" / "part-00000.parquet", columns=["session_id", "ts"]).to_pylist()
+    middle = sorted(row["ts"] for row in rows)[len(rows) // 2]
+    early = {row["session_id"] for row in rows if row["ts"] < middle}
+    straddling = early & {row["session_id"] for row in rows if row["ts"] >= middle}
     whole = config(run, tmp_path, worlds.LOGGED)
     late = job.main(whole.replace(after=middle.isoformat())).evaluation
-    assert late.off_policy.requests == sum(time >= middle for time in times) < len(times)
+    assert late.off_policy.requests == sum(row["session_id"] not in early for row in rows) < len(rows)
+    assert late.reading.straddling == len(straddling) > 0
+    assert any(note.startswith(f"{len(straddling)} sessions that began before") for note in late.notes)
     with pytest.raises(InvalidFieldError, match="after: got 'tomorrow'; allowed: an ISO time"):
         whole.replace(after="tomorrow")
-    with pytest.raises(InvalidFieldError, match="holdout: got 0; allowed: at least one request"):
+    with pytest.raises(InvalidFieldError, match="after: got '2999-01-01'; allowed: a time at which at least one"):
         job.main(whole.replace(after="2999-01-01"))
 
 
@@ -146,7 +150,7 @@ def test_nothing_is_fitted_on_held_out_rows(run, tmp_path):
     settings = settings.replace(samples=str(samples))
     vocabulary = worlds.world().vocabulary
     actor = FusionActor.from_bundle(read_bundle(newest_bundle(settings.fusion, "fusion"), "fusion"))
-    log = read_held_out(settings.holdout, vocabulary)
+    log = read_held_out(settings.holdout, vocabulary).log
     few = log.take(np.arange(len(log.state)) < 100)
     np.testing.assert_array_equal(policy_log_prob(actor, few), policy_log_prob(actor, log)[:100])
     moments = action_moments(actor)
@@ -177,6 +181,7 @@ def test_logs_beyond_memory_give_the_same(run, tmp_path):
     policy = FixedGaussian(worlds.LOGGED.mu + .1, .5)
     plain = job.main(config(run, tmp_path / "a", policy)).evaluation
     streamed = job.main(config(run, tmp_path / "b", policy).replace(streaming=True, critic_rows=500)).evaluation
+    assert dataclasses.asdict(streamed.reading.account) | {"notes": ()} == dataclasses.asdict(plain.reading.account)
     for one, other in zip(streamed.estimates[:2], plain.estimates[:2], strict=True):
         assert (one.estimator, one.requests, one.users) == (other.estimator, other.requests, other.users)
         np.testing.assert_allclose(one.estimate, other.estimate, rtol=1e-6)
@@ -199,7 +204,11 @@ def write_samples(directory, persons, seed):
                "action_logp": log["action_logp"].cast(pa.float32()),
                "feedback": pa.FixedSizeListArray.from_arrays(flat, len(fields)),
                "next_state": log["state"].take(following), "done": pa.array(last.astype(np.float32))}
-    pq.write_table(pa.table({name: columns[name] for name in schema.names}).cast(schema), directory / "part.parquet")
+    arrays = {name: column.combine_chunks() for name, column in columns.items()
+              if isinstance(column, pa.ChunkedArray)} | {name: column for name, column in columns.items()
+                                                        if not isinstance(column, pa.ChunkedArray)}
+    identity = {name: log[name] for name in ("request_id", "ts")}
+    pq.write_table(complete(arrays | identity, schema), directory / "part.parquet")
 
 
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)

@@ -12,7 +12,7 @@ from session_logs import loose_table, random_rows, row, table, vocabulary
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.ingest import IngestConfig, ingest
-from recfuse.logs.sessions import to_samples
+from recfuse.logs.sessions import SessionRule, to_samples
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -30,13 +30,18 @@ def read(result) -> pa.Table:
 def test_samples_equal_those_of_one_table_in_memory(tmp_path):
     rows = random_rows(400)
     result = run(tmp_path, table(rows[:150]), table(rows[150:]))
-    expected = to_samples(table(rows), vocabulary(), 1800.0)
+    end = int(table(rows)["ts"].cast(pa.int64()).to_numpy().max())
+    expected = to_samples(table(rows), vocabulary(), SessionRule(log_end=end))
     found = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "logs-samples").glob("part-*")))
     key = [("user_id", "ascending"), ("done", "ascending")]
-    states = [sorted(map(str, content.sort_by(key).to_pylist())) for content in (found, expected)]
+    states = [sorted(map(str, content.sort_by(key).to_pylist())) for content in (found, expected.table)]
     assert states[0] == states[1]
-    assert result.account.rows_in == result.account.kept == 400
-    assert result.sessions == sum(expected["done"].to_pylist())
+    account = result.account
+    assert (account.rows_in, account.kept) == (400, 400 - expected.left_out)
+    assert (account.left_out, account.truncated, account.ties) == (
+        expected.left_out, expected.truncated, expected.ties)
+    assert expected.truncated > 0
+    assert result.sessions == sum(expected.table["done"].to_pylist()) + sum(expected.table["truncated"].to_pylist())
 
 
 def test_files_blocks_and_order_do_not_matter(tmp_path):
@@ -55,9 +60,9 @@ def test_every_bad_row_and_file_is_accounted_for(tmp_path):
     (logs / "notes.parquet").write_text("this is no Parquet file")
     named = (logs / "log-0.parquet").read_bytes()
     (logs / "names.parquet").write_bytes(named.replace(b"model_version", b"model\xff\xff\xff\xff\xff\xff\xff\xff"))
-    result = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples")))
+    result = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples"), quarantine_limit=0.2))
     account = result.account
-    assert (account.rows_in, account.kept) == (56, 50)
+    assert (account.rows_in, account.kept + account.left_out) == (56, 50)
     assert dict(account.quarantined) == {
         "sigma (allowed: numbers > 0)": 1,
         "state (allowed: a list of 3 numbers)": 1,
@@ -85,8 +90,8 @@ def test_a_flipped_byte_in_a_file_costs_its_row_group_alone(tmp_path):
     begin = pq.read_metadata(path).row_group(0).column(4).dictionary_page_offset
     content[begin - 1] ^= 1  # the last byte of the column before it
     path.write_bytes(content)
-    result = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples")))
-    assert (result.account.rows_in, result.account.kept) == (80, 40)
+    result = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "samples"), quarantine_limit=0.5))
+    assert (result.account.rows_in, result.account.kept + result.account.left_out) == (80, 40)
     assert dict(result.account.quarantined) == {"row group (allowed: readable Parquet)": 40}
     reason = pq.read_table(tmp_path / "samples" / "quarantine").to_pylist()[0]
     assert reason["source"] == "log.parquet[0]"
@@ -107,13 +112,13 @@ def test_a_rerun_resumes_and_a_change_does_not(tmp_path):
 def test_workers_that_are_killed_change_nothing(tmp_path):
     """One in each step of the exchange; `pytest -m chaos` kills for a minute, and a node."""
     logs = session_logs.write_many(tmp_path / "logs", rows=40_000, files=4)
-    calm = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "calm")))
+    calm = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "calm"), quarantine_limit=0.1))
     raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
     with killing(raylet, "(read)", "(deduplicate)", "(cut)") as killed:
-        disturbed = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "killed")))
+        disturbed = ingest(IngestConfig(logs=str(logs), output=str(tmp_path / "killed"), quarantine_limit=0.1))
     assert len(killed) == 3, killed
     assert (disturbed.fingerprint, disturbed.account) == (calm.fingerprint, calm.account)
-    assert disturbed.account.kept == 36_000
+    assert disturbed.account.kept + disturbed.account.left_out == 36_000
     assert not list((tmp_path / "killed").rglob("_*")), "nothing half written is left"
 
 
@@ -127,7 +132,7 @@ def test_an_interrupted_run_is_cleaned_up(tmp_path):
 
 
 BAD_INPUT = [
-    (lambda logs: None, "logs", "a directory with at least one *.parquet file"),
+    (lambda logs: None, "logs", "a directory with at least one Parquet file"),
     (lambda logs: session_logs.write(logs, table([])), "logs", "the files are empty"),
     (lambda logs: (logs / "a.parquet").write_text("no"), "logs", "not a Parquet file"),
 ]
@@ -149,6 +154,39 @@ def test_a_foreign_directory_is_not_overwritten(tmp_path):
     with pytest.raises(InvalidFieldError, match=r"thesis.txt"):
         run(tmp_path, table(random_rows(3)))
     assert (tmp_path / "logs-samples" / "thesis.txt").exists()
+
+
+def test_what_is_quarantined_beyond_the_limit_ends_the_job_after_it_has_written(tmp_path):
+    rows = random_rows(90) + [row(1000 + k, user=f"v{k}", stage="polish") for k in range(10)]
+    with pytest.raises(InvalidFieldError, match=r"logs: got '10.0% of the rows quarantined'.*5.0%.*stage"):
+        run(tmp_path, table(rows))
+    assert sum(pq.read_table(path).num_rows for path in (tmp_path / "logs-samples").glob("part-*")) > 80
+    assert pq.read_table(tmp_path / "logs-samples" / "quarantine").num_rows == 10
+    again = IngestConfig(logs=str(tmp_path / "logs"), output=str(tmp_path / "logs-samples"), quarantine_limit=0.1)
+    assert ingest(again).resumed, "what was written is whole"
+    with pytest.raises(InvalidFieldError, match=r"logs: got '0 of 10 rows kept'"):
+        run(tmp_path, table(rows[90:]), name="none", quarantine_limit=1.0)
+
+
+def test_swapped_logs_and_output_delete_nothing(tmp_path):
+    for name in ("mine", "yours"):
+        session_logs.write(tmp_path / name, table(random_rows(3)))
+        (tmp_path / name / "log-0.parquet").rename(tmp_path / name / "part-00000-6d2c-c000.snappy.parquet")
+    before = sorted((path, path.stat().st_size) for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(InvalidFieldError, match=r"got 'part-00000-6d2c.*nothing in .*yours but what ingest wrote"):
+        ingest(IngestConfig(logs=str(tmp_path / "mine"), output=str(tmp_path / "yours")))
+    kept = [(path, path.stat().st_size) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
+    assert [each for each in kept if each[0].name != ".recfuse-lock"] == before
+
+
+@pytest.mark.parametrize(("logs", "output"), [("a", "a/samples"), ("a/deep", "a"), ("a", "./a"), ("a/deep", "a/deep/")])
+def test_an_output_around_or_in_the_log_deletes_nothing(tmp_path, monkeypatch, logs, output):
+    monkeypatch.chdir(tmp_path)
+    session_logs.write(tmp_path / logs, table(random_rows(3)))
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(InvalidFieldError, match=r"output: got"):
+        ingest(IngestConfig(logs=logs, output=output))
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and path.name != ".recfuse-lock"] == before
 
 
 def test_a_missing_vocabulary_is_an_error(tmp_path):

@@ -47,13 +47,14 @@ def test_ingest_by_cli_and_client_gives_the_same_samples_from_one_two_and_eight_
                                *([bad] if blocks == 1 else [])) for blocks in (1, 2, 8)]
     samples = [tmp_path / path.name.replace("logs", "samples") for path in logs]
 
-    by_cli = submit(cluster, "jobs/ingest.py", "--logs", str(logs[0]), "--output", str(samples[0]))
+    by_cli = submit(cluster, "jobs/ingest.py", "--cut", "bootstrap", "--logs", str(logs[0]),
+                    "--output", str(samples[0]))
     assert by_cli.returncode == 0, by_cli.stdout + by_cli.stderr
     assert re.search(r"in 241 = kept 240 \+ quarantined 1", by_cli.stdout), by_cli.stdout
     parts = sorted(samples[0].glob("part-*.parquet"))
     assert sum(pq.read_metadata(part).num_rows for part in parts) == 240
 
-    commands = [f"python jobs/ingest.py --logs {source} --output {target}"
+    commands = [f"python jobs/ingest.py --cut bootstrap --logs {source} --output {target}"
                 for source, target in zip(logs[1:], samples[1:], strict=True)]
     by_client = subprocess.run([sys.executable, "-c", CLIENT, cluster.dashboard, *commands], cwd=ROOT,
                                env=cluster.environment, text=True, capture_output=True, timeout=300)
@@ -69,7 +70,7 @@ def test_a_job_that_fails_says_so(cluster: LocalCluster, tmp_path: Path) -> None
     failed = submit(cluster, "jobs/ingest.py", "--logs", str(tmp_path / "nowhere"))
     assert failed.returncode != 0
     said = failed.stdout + failed.stderr
-    assert re.search(r"^error: vocabulary: got .*nowhere.*; allowed: a YAML file that travels with the log", said, re.M)
+    assert re.search(r"^error: logs: got .*nowhere.*; allowed: a directory that exists", said, re.M)
     assert "Traceback" not in said
 
 

@@ -259,7 +259,7 @@ def test_the_loop_closes(server: Server, tmp_path: Path) -> None:
         assert (row["stage"], row["scene"], row["last"]) == ("mix", "1", number % 3 == 2)
         assert row["feedback"] == {"watch_time": 10 + number % 7, "like": number % 2}
         np.testing.assert_array_equal(np.array(row["action"], np.float32), np.array(answer["action"], np.float32))
-    ingested = ingest.main(ingest.IngestConfig(logs=str(logs), output=str(samples)))
+    ingested = ingest.main(ingest.IngestConfig(logs=str(logs), output=str(samples), cut="bootstrap"))
     assert (ingested.account.kept, ingested.account.quarantined) == (account.written, {})
     once = StoppingRule(iterations=1)
     trained = train_fusion.main(train_fusion.TrainFusionConfig(

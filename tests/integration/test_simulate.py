@@ -12,6 +12,7 @@ from recfuse.config import InvalidFieldError
 from recfuse.logs.schema import session_log_schema
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.scenes.sources import Source
+from recfuse.simulation.output import claimed
 from recfuse.simulation.response_network import ResponseConfig
 from recfuse.simulation.simulate import SimulateConfig
 from recfuse.simulation.world import World, WorldConfig
@@ -69,3 +70,49 @@ def test_bad_configs_are_refused(tmp_path):
         SimulateConfig(behaviour_sigma=0.0)
     with pytest.raises(InvalidFieldError, match=r"scenes bundle: got .*allowed: a bundle of kind scenes"):
         job.main(SimulateConfig(scorer=str(tmp_path), output=str(tmp_path)))
+
+
+def test_what_the_job_did_not_write_is_never_removed(config, tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.parquet").write_text("a year of session logs")
+    with pytest.raises(InvalidFieldError, match=r"output: got 'mine.parquet'; allowed: nothing in .*logs but what"):
+        job.main(config)
+    assert (tmp_path / "logs" / "mine.parquet").read_text() == "a year of session logs"
+    (tmp_path / "logs" / "mine.parquet").unlink()
+    first = job.main(config)
+    (tmp_path / "holdout" / "mine.parquet").write_text("another year")
+    assert job.main(config).reused, "beside what is finished, it is in nobody's way"
+    with pytest.raises(InvalidFieldError, match=r"output: got 'mine.parquet'"):
+        job.main(config.replace(seed=7))
+    assert (tmp_path / "holdout" / "mine.parquet").exists()
+    assert job.main(config).requests == first.requests, "a run that was refused has removed nothing"
+
+
+def test_the_metrics_of_somebody_else_are_not_overwritten(config, tmp_path):
+    (tmp_path / "metrics.json").write_text('{"auc": 0.7}')
+    with pytest.raises(InvalidFieldError, match=r"output: got .*metrics.json.*one that this job wrote"):
+        job.main(config)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"auc": 0.7}
+
+
+def test_a_run_that_fails_removes_nothing_and_one_cut_off_is_not_taken_for_finished(config, tmp_path, monkeypatch):
+    first = job.main(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("recfuse.simulation.simulate.read_source",
+                      lambda logs: (_ for _ in ()).throw(InvalidFieldError("logs", logs, "exposures")))
+        with pytest.raises(InvalidFieldError, match="logs"):
+            job.main(config.replace(seed=7))
+    assert job.main(config).reused, "the refused run has removed nothing"
+    with monkeypatch.context() as patch:
+        patch.setattr(World, "save", lambda world, directory: (directory / "world.npz").write_bytes(b"half"))
+        patch.setattr("recfuse.simulation.output.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            job.main(config.replace(seed=7))
+    again = job.main(config)
+    assert not again.reused
+    assert again.requests == first.requests
+
+
+def test_a_second_run_into_the_same_output_is_refused(config, tmp_path):
+    with claimed(tmp_path), pytest.raises(InvalidFieldError, match="no other job is writing to"):
+        job.main(config)

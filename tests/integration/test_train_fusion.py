@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from jobs.train_fusion import main
-from recfuse.bundle import read_bundle
+from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import NetworkConfig
@@ -26,6 +26,7 @@ from recfuse.learning.phases import names_of
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.learning.training import CHECKPOINT, TrainFusionConfig
+from recfuse.runtime.outputs import claim
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -140,6 +141,83 @@ def test_another_configuration_starts_anew(samples, tmp_path):
     assert train(samples, tmp_path, QUICK.replace(seed=1)).resumed_at == 0
 
 
+def test_more_passes_go_on_and_end_as_if_there_had_always_been_so_many(few, tmp_path, caplog):
+    once = StoppingRule(iterations=1)
+    whole = train(few, tmp_path / "whole", QUICK)
+    train(few, tmp_path / "more", QUICK.replace(critics=once, stage_one=once, stage_two=once))
+    with caplog.at_level("INFO", "recfuse"):
+        more = train(few, tmp_path / "more", QUICK)
+    assert "critics goes on after pass 1 of now 2; cloning, stage_one, stage_two, which build on it, are" in caplog.text
+    assert more.resumed_at == 1
+    assert more.bundle.name == whole.bundle.name
+    last = train(few, tmp_path / "more", QUICK.replace(stage_two=StoppingRule(iterations=3)))
+    assert last.resumed_at == 7
+    assert [json.loads(line)["phase"] for line in last.history.read_text().splitlines()][-3:] == ["stage_two"] * 3
+    fewer = train(few, tmp_path / "more", QUICK)
+    assert (fewer.resumed_at, fewer.metrics["stage_two"]["iterations"]) == (8, 3), "what is trained stays"
+
+
+def test_an_interrupted_run_ends_at_once_where_it_had_as_many_passes_as_it_now_may(few, tmp_path):
+    config = TrainFusionConfig(samples=str(few), output=str(tmp_path),
+                               learning=QUICK.replace(critics=StoppingRule(iterations=9)))
+    stop_early(config, 3)
+    result = train(few, tmp_path, QUICK)
+    assert result.resumed_at == 3
+    assert result.metrics["critics"]["iterations"] == 3
+    assert result.metrics["stage_two"]["iterations"] == 2
+
+
+def test_a_changed_configuration_is_named_and_the_earlier_checkpoint_kept(few, tmp_path, caplog):
+    train(few, tmp_path, QUICK)
+    with caplog.at_level("WARNING", "recfuse"):
+        assert train(few, tmp_path, QUICK.replace(rho_max=3.0)).resumed_at == 0
+    assert "learning.rho_max 2.0 → 3.0; it is kept as checkpoint-" in caplog.text
+    assert train(few, tmp_path, QUICK).resumed_at == 7, "the first one's checkpoint is taken up again"
+
+
+def test_corrected_densities_train_anew_and_their_bundle_is_the_newest(tmp_path):
+    columns = toy.bandit(600)
+    first = train(toy.write(tmp_path / "s", columns), tmp_path / "out", QUICK)
+    corrected = {**columns, "action_logp": columns["action_logp"] - 0.5}
+    second = train(toy.write(tmp_path / "s", corrected), tmp_path / "out", QUICK)
+    assert second.resumed_at == 0
+    assert newest_bundle(tmp_path / "out", "fusion") == second.bundle
+    again = train(toy.write(tmp_path / "s", columns), tmp_path / "out", QUICK)
+    assert again.bundle == first.bundle
+    assert newest_bundle(tmp_path / "out", "fusion") == first.bundle
+
+
+def test_actions_that_were_not_drawn_are_counted(tmp_path, caplog):
+    explored = np.arange(600) % 3 > 0
+    samples = toy.write(tmp_path / "s", {**toy.bandit(600), "explored": explored})
+    with caplog.at_level("INFO", "recfuse"):
+        result = train(samples, tmp_path / "out", QUICK)
+    assert "200 actions were not drawn (explored is false); they train critics alone" in caplog.text
+    assert {phase: numbers.get("not_drawn") for phase, numbers in result.metrics.items()} == {
+        "critics": None, "cloning": 200, "stage_one": 200, "stage_two": 200}
+    assert read_bundle(result.bundle).manifest["metrics"]["cloning"]["not_drawn"] == 200
+
+
+def test_two_trainings_into_one_output_and_the_output_of_another_job_are_refused(few, tmp_path):
+    with (claim(str(tmp_path / "out"), "train_fusion"),
+          pytest.raises(InvalidFieldError, match=r"output: got .*; allowed: a directory that no other job is writing")):
+        train(few, tmp_path / "out", QUICK)
+    with claim(str(tmp_path / "other"), "simulate") as other:
+        other.begin()
+        other.finish()
+    with pytest.raises(InvalidFieldError, match=r"output: got .*; this one was written by simulate"):
+        train(few, tmp_path / "other", QUICK)
+    with pytest.raises(InvalidFieldError, match=r"output: got .*; allowed: a directory"):
+        train(few, few / "vocabulary.yaml", QUICK)
+
+
+@pytest.mark.parametrize("name", ["a b%20#?=ü", "done=1"])
+def test_paths_mean_themselves(few, tmp_path, name):
+    plain = train(few, tmp_path / "plain", QUICK)
+    odd = toy.write(tmp_path / name / "samples", toy.bandit(600), files=1)
+    assert train(odd, tmp_path / name / "out", QUICK).bundle.name == plain.bundle.name
+
+
 @pytest.mark.parametrize(("workers", "settings"), [
     (1, QUICK), (2, QUICK),
     (2, QUICK_RCPO.replace(floors={"like": 9.0})),
@@ -198,5 +276,5 @@ def test_history_has_the_curves_of_every_phase(samples, tmp_path):
 def test_bad_input_ends_before_anything_is_written(samples, tmp_path):
     with pytest.raises(InvalidFieldError, match=r"multipliers.share: got 1.0; allowed: short-term behaviours"):
         train(samples, tmp_path / "out", QUICK.replace(multipliers={"share": 1.0}))
-    with pytest.raises(InvalidFieldError, match=r"samples: got .*; allowed: a directory of samples that exists"):
+    with pytest.raises(InvalidFieldError, match=r"samples: got .*; allowed: a directory that exists"):
         train(tmp_path / "none", tmp_path / "out", QUICK)

@@ -111,12 +111,24 @@ def test_the_job_learns_in_the_simulator_and_exports(tmp_path):
     world = worlds.world()
     world.save(tmp_path / "simulation" / "world")
     mu = dict(zip(world.vocabulary.fusion_parameters, worlds.LOGGED.mu.tolist(), strict=True))
-    (tmp_path / "simulation" / "metrics.json").write_text(json.dumps({"behaviour_policy": {"mu": mu, "sigma": 0.5}}))
-    result = main(TrainOnlineConfig(
+    (tmp_path / "simulation" / "metrics.json").write_text(json.dumps(
+        {"run": "r1", "behaviour_policy": {"mu": mu, "sigma": 0.5}}))
+    config = TrainOnlineConfig(
         simulation=str(tmp_path / "simulation"), output=str(tmp_path / "online"),
         learning=ActorCriticConfig(minibatch_size=128),
-        online=OnlineSettings(iterations=2, sessions=32, requests=8, passes=1)))
+        online=OnlineSettings(iterations=2, sessions=32, requests=8, passes=1))
+    result = main(config)
     assert [name for name, _, _ in result.change] == list(world.vocabulary.behaviour_names)
     actor = FusionActor.from_bundle(read_bundle(result.bundle))
     assert actor.vocabulary == world.vocabulary
     assert (tmp_path / "online" / "history.jsonl").read_text().count("\n") == 2
+    more = main(config.replace(online=config.online.replace(iterations=3)))
+    assert (more.resumed_at, len(more.history)) == (2, 3)
+    for other in (config.replace(learning=config.learning.replace(rho_max=5.0)),
+                  config.replace(learning=config.learning.replace(seed=1)),
+                  config.replace(online=config.online.replace(requests=6))):
+        assert main(other).resumed_at == 0
+    assert main(config).resumed_at == 3, "and the first one's checkpoint is still there"
+    (tmp_path / "simulation" / "metrics.json").write_text("{")
+    with pytest.raises(InvalidFieldError, match=r"simulation: got .*; allowed: an output of the job `simulate`"):
+        main(config)

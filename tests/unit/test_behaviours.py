@@ -74,7 +74,7 @@ BAD = [
     (dict(formula="product"), "formula", "linear"),
     (dict(offset=0), "offset", "a number > 0"),
     (dict(stages=["polish"]), "stages", "coarse"),
-    (dict(colour="red"), "colour", "one of behaviours, formula"),
+    (dict(colour="red"), "colour", "one of action_range, behaviours, formula"),
 ]
 
 
@@ -95,3 +95,29 @@ def test_widths():
     assert StateFeature(name="age").width == 1
     assert StateFeature(name="scene", categories=("a", "b")).width == 3
     assert Behaviour(name="w", kind="long_term", discount=0.5).gamma == 0.5
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    (dict(fusion_parameters=["like", "click"]), "fusion_parameters"),
+    (dict(formula="power"), "formula"),
+    (dict(offset=0.5), "offset"),
+    (dict(action_range=[0.0, 1.0]), "action_range"),
+    (dict(state_features=[{"name": "age", "mean": 1.0}]), "state_features"),
+    (dict(behaviours=[{"name": "watch_time", "kind": "long_term"}, {"name": "share", "kind": "short_term"}]),
+     "behaviours"),
+])
+def test_what_gives_a_row_another_meaning(change, field):
+    plain = {"behaviours": [{"name": "watch_time", "kind": "long_term"}], "fusion_parameters": ["click", "like"],
+             "state_size": 1, "formula": "log_sum", "state_features": [{"name": "age"}]}
+    first, other = Vocabulary.from_dict(plain), Vocabulary.from_dict(plain | change)
+    assert first.meaning != other.meaning
+    assert first.differences(other) == (field,)
+
+
+def test_what_only_learners_read_leaves_rows_their_meaning():
+    plain = {"behaviours": [{"name": "watch_time", "kind": "long_term"}, {"name": "like", "kind": "short_term"}],
+             "fusion_parameters": ["click", "like"], "state_size": 1, "formula": "linear"}
+    behaviours = [{"name": "like", "kind": "short_term", "multiplier": 0.1},
+                  {"name": "watch_time", "kind": "long_term", "discount": 0.5, "scale": 9.0, "transform": "log1p"}]
+    other = Vocabulary.from_dict(plain | {"behaviours": behaviours, "scenes": ["feed"]})
+    assert (Vocabulary.from_dict(plain).meaning, Vocabulary.from_dict(plain).differences(other)) == (other.meaning, ())

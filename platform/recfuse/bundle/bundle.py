@@ -16,15 +16,17 @@ import safetensors
 import safetensors.torch
 import torch
 
-from recfuse.config import require
+from recfuse.config import InputError, require
 
 BundleKind = Literal["fusion", "scenes"]
 KINDS: tuple[str, ...] = ("fusion", "scenes")
 FORMAT = 1
 MANIFEST = "manifest.json"
+# In a directory of bundles, names the one that was written last, also where its content was there before.
+NEWEST = ".newest-{kind}.json"
 
 
-class BundleError(ValueError):
+class BundleError(InputError):
     """A bundle that must not be served: a file is missing, changed or unreadable, or of the wrong kind."""
 
 
@@ -65,7 +67,7 @@ def write_bundle(
         manifest: JSON values; `kind`, `format` and `files` are added.
 
     The directory is complete before it has its name (temporary name, fsync, rename). The same content has the same
-    name, so writing it twice is harmless.
+    name, so writing it twice is harmless; `newest_bundle` then gives this one again.
     """
     require(kind in KINDS, "kind", kind, ", ".join(KINDS))
     require(bool(tensors), "tensors", sorted(tensors), "at least one file of tensors")
@@ -84,6 +86,7 @@ def write_bundle(
         _sync_directory(temporary)
         target = root / _name(kind, text)
         _rename(temporary, target)
+        _record(root, kind, target)
         _sync_directory(root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -145,17 +148,57 @@ def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
 
 
 def newest_bundle(path: str | Path, kind: BundleKind) -> Path:
-    """The bundle at the path, or the newest of this kind in it.
+    """The bundle at the path; or, of those of this kind in it, the one that was written there last, by the record that
+    `write_bundle` leaves, and without a record by time. A bundle is told by its manifest, never by its name.
 
     Raises:
         InvalidFieldError: there is none.
     """
     path = Path(path)
-    if path.name.startswith(f"{kind}-"):
+    allowed = f"a bundle of kind {kind}, or a directory that holds one"
+    own = _kind_of(path)
+    if own is not None:
+        require(own == kind, f"{kind} bundle", str(path), f"{allowed}; this is a bundle of kind {own}")
         return path
-    bundles = sorted(path.glob(f"{kind}-*"), key=lambda bundle: bundle.stat().st_mtime)
-    require(bool(bundles), f"{kind} bundle", str(path), f"a bundle of kind {kind}, or a directory that holds one")
-    return bundles[-1]
+    recorded = _recorded(path, kind)
+    if recorded is not None:
+        return recorded
+    found = [entry for entry in path.iterdir() if _is_bundle(entry, kind)] if path.is_dir() else []
+    require(bool(found), f"{kind} bundle", str(path), allowed)
+    return max(found, key=lambda bundle: (bundle.stat().st_mtime_ns, bundle.name))
+
+
+def _kind_of(path: Path) -> str | None:
+    """The kind that a manifest in the directory declares; None without such a manifest."""
+    try:
+        kind = json.loads((path / MANIFEST).read_bytes())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kind if kind in KINDS else None
+
+
+def _is_bundle(path: Path, kind: BundleKind) -> bool:
+    """Whether a directory is a whole bundle of the kind: neither one that is being written nor a renamed copy."""
+    return _kind_of(path) == kind and path.name == _name(kind, (path / MANIFEST).read_bytes())
+
+
+def _recorded(root: Path, kind: BundleKind) -> Path | None:
+    try:
+        name = json.loads((root / NEWEST.format(kind=kind)).read_bytes())["bundle"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    bundle = root / name if isinstance(name, str) and Path(name).name == name else None
+    return bundle if bundle is not None and _is_bundle(bundle, kind) else None
+
+
+def _record(root: Path, kind: BundleKind, bundle: Path) -> None:
+    """Says that this is the bundle that was written last, in a file that appears whole."""
+    temporary = root / f".writing-{uuid.uuid4().hex}"
+    try:
+        _write_synced(temporary, json.dumps({"bundle": bundle.name}).encode())
+        os.replace(temporary, root / NEWEST.format(kind=kind))
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _name(kind: str, manifest_text: bytes) -> str:

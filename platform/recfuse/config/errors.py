@@ -1,11 +1,18 @@
-"""The one error that bad input raises: it names the field, the value and what is allowed."""
+"""The errors that bad input raises: they name the field, the value and what is allowed, in one line."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-class InvalidFieldError(ValueError):
+class InputError(ValueError):
+    """Bad input; jobs end with its message, which is one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class InvalidFieldError(InputError):
     """A value that the product refuses.
 
     Args:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from recfuse.config import require
 from recfuse.evaluation.config import EvaluateConfig
 from recfuse.evaluation.fitted_q import ActionMoments, LinearCritics, Transitions, fit_critics
-from recfuse.evaluation.held_out import HeldOut, read_transitions
-from recfuse.evaluation.sequential import Sessions, supported_horizon
+from recfuse.evaluation.held_out import HeldOut, has_samples, read_transitions
+from recfuse.evaluation.sequential import supported_horizon
+from recfuse.evaluation.sessions import Sessions
 from recfuse.evaluation.support import EstimateOptions
 from recfuse.fusion.inference import FusionActor
 
@@ -25,7 +27,8 @@ class Case:
     """A policy in question and a log of another one.
 
     What estimators need beyond the log (densities, sessions, critics) is made when one of them first asks for it, and
-    then kept.
+    then kept. What stands beside the log, a row a request, is of all of its requests; `counted` says which ones an
+    estimator is of.
 
     Attributes:
         actor: the policy, with its exploration.
@@ -50,7 +53,8 @@ class Case:
         Raises:
             InvalidFieldError: the samples do not fit the policy.
         """
-        samples = read_transitions(config.samples, actor.vocabulary, config.critic_rows)
+        samples = (read_transitions(config.samples, actor.vocabulary, config.critic_rows)
+                   if has_samples(config.samples) else None)
         return cls(actor=actor, log=log, samples=samples, cap=config.cap, session_discount=config.session_discount,
                    options=config.options)
 
@@ -59,21 +63,57 @@ class Case:
         """log π(a_t|s_t) of the logged actions under the policy, float64[n]."""
         return policy_log_prob(self.actor, self.log)
 
+    def counted(self, *, ratios: bool, sessions: bool) -> np.ndarray:
+        """bool[n]: the requests that estimators are of.
+
+        Args:
+            ratios: of requests whose action was drawn.
+            sessions: of whole sessions, all of whose requests are such.
+        """
+        some = self.log.drawn if ratios else np.ones(len(self.log.state), bool)
+        if not sessions:
+            return some
+        codes, names = pd.factorize(self.log.session)
+        broken = np.bincount(codes, ~(some & self.log.whole), len(names)) > 0
+        return np.asarray(~broken[codes], bool)
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """bool[n]: requests that the estimators of single requests weigh."""
+        return self.counted(ratios=True, sessions=False)
+
+    @cached_property
+    def in_sessions(self) -> np.ndarray:
+        """bool[n]: requests of `sessions`."""
+        return self.counted(ratios=True, sessions=True)
+
     @property
     def request_arguments(self) -> RequestArguments:
-        """What the estimators of `ope` take first: densities [n] under policy and log, feedback [n, m], cap, users."""
-        return self.log_prob, self.log.log_prob, self.log.feedback, self.cap, self.log.user_id
+        """What the estimators of `ope` take first: densities [k] under policy and log, feedback [k, m], cap, users; of
+        the requests whose action was drawn."""
+        log = self.log.take(self.drawn)
+        return self.log_prob[self.drawn], log.log_prob, log.feedback, self.cap, log.user_id
 
     @cached_property
     def sessions(self) -> Sessions:
-        """The log's sessions, as the estimators of `sequential` take them."""
-        return Sessions.of(self.log_prob, self.log.log_prob, self.log.feedback, self.session_discount, self.cap,
-                           self.log.session, self.log.user_id)
+        """The log's sessions, as the estimators of `sequential` take them: whole ones, all of whose actions were
+        drawn."""
+        return self._sessions(self.in_sessions)
+
+    @cached_property
+    def whole_sessions(self) -> Sessions:
+        """Those that are whole, however their actions were chosen, for estimators without ratios."""
+        return self._sessions(self.counted(ratios=False, sessions=True))
+
+    def _sessions(self, rows: np.ndarray) -> Sessions:
+        log = self.log.take(rows)
+        return Sessions.of(self.log_prob[rows], log.log_prob, log.feedback, self.session_discount, self.cap,
+                           log.session, log.user_id)
 
     @cached_property
     def horizon(self) -> int:
         """The number of first requests of a session over which the log supports products of ratios."""
-        return supported_horizon(self.sessions, self.options.min_ess)
+        return supported_horizon(self.sessions, self.options.min_ess) if self.in_sessions.any() else 0
 
     @cached_property
     def moments(self) -> ActionMoments:
@@ -117,8 +157,29 @@ class Case:
         """q(s_t, a_t) and v(s_t) by the critics of sessions, [n, m] each."""
         return self._values(self.session_critics)
 
+    def left_out(self) -> list[str]:
+        """What of the log is in none of the estimates, or not in those of sessions, in sentences."""
+        drawn, whole = self.drawn, self.log.whole
+        cut = len(pd.unique(self.log.session[~whole]))
+        undrawn = len(pd.unique(self.log.session[whole & ~self.in_sessions]))
+        sentences = []
+        if not drawn.all():
+            sentences.append(not_drawn(int((~drawn).sum()), len(drawn)))
+        if undrawn:
+            sentences.append(f"{undrawn:,} sessions with such a request are left out of ratios of whole sessions")
+        if cut:
+            sentences.append(f"{cut:,} sessions that the end of the log cuts are left out of estimates of whole "
+                             "sessions")
+        return sentences
+
     def _values(self, critics: LinearCritics) -> tuple[np.ndarray, np.ndarray]:
         return critics.predict(self.log.state, self.log.action), critics.expect(self.log.state, self.moments)
+
+
+def not_drawn(requests: int, of: int) -> str:
+    """A sentence on requests that no ratio is known of."""
+    return (f"{requests:,} of {of:,} held-out requests are left out of ratios, since their action was not drawn from "
+            "the policy that logged it")
 
 
 def policy_log_prob(actor: FusionActor, log: HeldOut) -> np.ndarray:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
 from recfuse.evaluation.support import MIN_ESS, EstimateOptions
+from recfuse.logs.reading import ReadingConfig
 from recfuse.stats.intervals import LEVEL
 
 
@@ -16,13 +17,15 @@ class EvaluateConfig(Config):
 
     fusion: str = Field("runs/fusion", description="A fusion bundle, or a directory that holds one, is the policy in "
                                                    "question.")
-    holdout: str = Field("runs/simulation/holdout", description="Native session logs or samples that the policy was "
-                                                                "not trained on.")
-    after: str = Field("", description="Only held-out requests from this ISO time on count, as 2022-05-04T00:00 (UTC "
-                                       "where no zone is named); empty takes all.")
+    holdout: str = Field("runs/simulation/holdout", description="Session logs, a Delta table or samples, on any "
+                                                                "filesystem, that the policy was not trained on.")
+    reading: ReadingConfig = Field(default_factory=ReadingConfig, description="These rules say how the held-out rows "
+                                                                              "are understood; take those of ingest.")
+    after: str = Field("", description="Only held-out sessions that began at this ISO time or later count, as "
+                                       "2022-05-04T00:00 (UTC where no zone is named); empty takes all.")
     new_users: bool = Field(False, description="Only held-out requests of users whom the samples lack count.")
     samples: str = Field("runs/samples", description="What the policy was trained on: critics are fitted to it, and "
-                                                     "held-out rows that it holds are an error.")
+                                                     "held-out rows that it holds are an error; empty for none.")
     output: str = Field("runs/report", description="This directory gets metrics.json, and report.html from the job.")
     cap: float = Field(10.0, gt=0, allow_inf_nan=True, description="An importance weight is cut at this ratio of two "
                                                                    "densities.")

@@ -7,9 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
+
 from recfuse.config import require
 from recfuse.evaluation.case import Case
-from recfuse.evaluation.support import OffPolicyEstimate
+from recfuse.evaluation.support import OffPolicyEstimate, nan_vector
 
 logger = logging.getLogger("recfuse")
 
@@ -57,7 +60,8 @@ class Requirement:
     holds: Callable[[Case], bool]
 
 
-# Whatever reads a log refuses one without densities, and takes each request for a session where none is named.
+# Whatever reads a log refuses one without densities, and cuts its sessions. Where no action was drawn, or no session is
+# whole, these two give the answer a reason instead of numbers.
 DENSITIES = Requirement("the densities of the logged actions under both policies", lambda case: True)
 SESSIONS = Requirement("sessions, their requests in the order of time", lambda case: True)
 SAMPLES = Requirement("samples apart from the log, which critics are fitted to", lambda case: case.samples is not None)
@@ -83,6 +87,17 @@ class Estimator:
     requirements: tuple[Requirement, ...]
     estimate: Callable[[Case], OffPolicyEstimate]
 
+    def refusal(self, case: Case) -> str:
+        """Why the log has not a single request for it; "" where it has some."""
+        ratios, sessions = DENSITIES in self.requirements, SESSIONS in self.requirements
+        if case.counted(ratios=ratios, sessions=sessions).any():
+            return ""
+        if ratios and not case.drawn.any():
+            return (f"none of {len(case.log.state):,} actions was drawn from the policy that logged them, so that no "
+                    "ratio of densities is known")
+        return "no session " + ("whose actions were all drawn " if ratios and not case.drawn.all() else "") + (
+            "is whole: the end of the log cuts each of them")
+
     def missing(self, case: Case) -> list[str]:
         """What it needs and the case lacks, in words."""
         return [requirement.words for requirement in self.requirements if not requirement.holds(case)]
@@ -101,7 +116,15 @@ def estimate_all(case: Case, estimators: Sequence[Estimator]) -> list[OffPolicyE
         if missing := estimator.missing(case):
             logger.info("evaluate: no %s, which needs %s", estimator.name, "; ".join(missing))
             continue
+        reason = estimator.refusal(case)
+        answer = _no_answer(case, reason) if reason else estimator.estimate(case)
         # The list alone says what an answer is called and what it is per.
-        answers.append(dataclasses.replace(estimator.estimate(case), estimator=estimator.name,
-                                           per=estimator.question.unit))
+        answers.append(dataclasses.replace(answer, estimator=estimator.name, per=estimator.question.unit))
     return answers
+
+
+def _no_answer(case: Case, reason: str) -> OffPolicyEstimate:
+    width = case.log.feedback.shape[1]
+    return OffPolicyEstimate(nan_vector(width), nan_vector(width), nan_vector(width), logged=nan_vector(width),
+                             effective_sample_size=np.zeros(width), requests=len(case.log.state),
+                             users=len(pd.unique(case.log.user_id)), capped_share=0.0, mean_ratio=0.0, refused=reason)

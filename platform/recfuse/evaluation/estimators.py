@@ -31,7 +31,8 @@ from recfuse.evaluation.support import OffPolicyEstimate
 
 
 def _doubly_robust(case: Case, normalise: bool) -> OffPolicyEstimate:
-    return doubly_robust(*case.request_arguments, *case.request_values, case.options, normalise=normalise)
+    predicted, expected = (values[case.drawn] for values in case.request_values)
+    return doubly_robust(*case.request_arguments, predicted, expected, case.options, normalise=normalise)
 
 
 def _direct_method(case: Case) -> OffPolicyEstimate:
@@ -48,22 +49,22 @@ def _first_requests(case: Case) -> int:
 
 def _session_doubly_robust(case: Case, normalise: bool) -> OffPolicyEstimate:
     horizon = _first_requests(case)
-    predicted, expected = case.session_values
+    predicted, expected = (values[case.in_sessions] for values in case.session_values)
+    log = case.log.take(case.in_sessions)
     of_action, of_value = critic_weights(case.sessions, normalise=normalise, horizon=horizon)
-    fit_error = case.session_critics.fit_error(case.critic_samples, case.moments, case.log.state, of_value=of_value,
-                                               action=case.log.action, of_action=of_action)
+    fit_error = case.session_critics.fit_error(case.critic_samples, case.moments, log.state, of_value=of_value,
+                                               action=log.action, of_action=of_action)
     return sequential_doubly_robust(case.sessions, predicted, expected, case.options, normalise=normalise,
                                     horizon=horizon, fit_error=fit_error)
 
 
 def _fitted_q(case: Case) -> OffPolicyEstimate:
-    critics = case.session_critics
+    critics, sessions = case.session_critics, case.whole_sessions
     if critics.refused:
-        return fitted_q_estimate(case.sessions, np.zeros_like(case.log.feedback), case.options,
-                                 refused=critics.refused)
-    _, expected = case.session_values
-    first = case.log.state[case.sessions.step == 0]
-    return fitted_q_estimate(case.sessions, expected, case.options,
+        return fitted_q_estimate(sessions, np.zeros_like(sessions.feedback), case.options, refused=critics.refused)
+    rows = case.counted(ratios=False, sessions=True)
+    first = case.log.state[rows][sessions.step == 0]
+    return fitted_q_estimate(sessions, case.session_values[1][rows], case.options,
                              fit_error=critics.fit_error(case.critic_samples, case.moments, first))
 
 

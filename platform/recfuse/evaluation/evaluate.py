@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import require
-from recfuse.evaluation.case import ROWS, Case, policy_log_prob
+from recfuse.evaluation.case import Case
 from recfuse.evaluation.config import EvaluateConfig
 from recfuse.evaluation.estimator import Estimator, estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS
 from recfuse.evaluation.files import METRICS, write_whole
-from recfuse.evaluation.held_out import HeldOut, read_held_out
-from recfuse.evaluation.separation import Separation, keep_apart
-from recfuse.evaluation.streaming import estimates_of_sums, merge, user_sums
+from recfuse.evaluation.held_out import Reading, has_samples, read_held_out
+from recfuse.evaluation.separation import Separation, keep_apart, require_apart
+from recfuse.evaluation.streaming import read_stream
 from recfuse.evaluation.support import OffPolicyEstimate
 from recfuse.evaluation.weights import weights_per_group
 from recfuse.fusion.inference import FusionActor
+from recfuse.stats.intervals import relative_change
 
 logger = logging.getLogger("recfuse")
 _VECTORS = ("estimate", "low", "high", "logged", "effective_sample_size")
@@ -41,6 +41,8 @@ class EvaluateResult:
         separation: of held-out rows and samples; None where there are no samples.
         horizon: requests of a session over which the log supports products of ratios.
         weights: mean fusion weights per group of requests (`weights_per_group`).
+        reading: what was read of the held-out logs; None where nothing was.
+        notes: what was left out or could not be checked, in sentences.
     """
 
     policy: str
@@ -50,6 +52,8 @@ class EvaluateResult:
     separation: Separation | None
     horizon: int
     weights: dict[str, Any]
+    reading: Reading | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def off_policy(self) -> OffPolicyEstimate:
@@ -70,6 +74,20 @@ class EvaluateResult:
                  *([answer.refused] + [""] * (len(self.behaviours) - 1) if answer.refused else
                    [_relative(answer, index) for index in range(len(self.behaviours))])] for answer in self.estimates]
 
+    def lines(self) -> list[str]:
+        """Whose account the rows have, how they are apart from the samples, and the notes."""
+        account = [] if self.reading is None else [self.reading.words]
+        return [*account, *([str(self.separation)] if self.separation else []), *self.notes]
+
+    def require(self, config: EvaluateConfig) -> None:
+        """Refuses a log of which too many rows were quarantined.
+
+        Raises:
+            InvalidFieldError: with the commonest reason.
+        """
+        if self.reading is not None:
+            self.reading.require(config.reading.quarantine_limit)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `metrics.json` holds them."""
         described = {estimator.name: {"question": estimator.question.name, "formula": estimator.formula}
@@ -77,27 +95,16 @@ class EvaluateResult:
         off_policy = _plain(self.off_policy, self.behaviours) | {
             "estimators": [_plain(answer, self.behaviours) | described[answer.estimator] for answer in self.estimates],
             "horizon": self.horizon, "separation": str(self.separation) if self.separation else None}
-        return {"policy": self.policy, "off_policy": off_policy, "weights": self.weights}
+        account = {} if self.reading is None else {
+            "account": asdict(self.reading.account), "account_words": self.reading.words}
+        return {"policy": self.policy, "off_policy": off_policy, "weights": self.weights, **account,
+                "notes": list(self.notes)}
 
 
-class Dataset(Protocol):
-    """What is needed of a ray.data.Dataset."""
-
-    def map_batches(self, function: Callable[..., pa.Table], **options: Any) -> Dataset:
-        """Applies the function to every batch."""
-        ...
-
-    def iter_batches(self, **options: Any) -> Iterable[pa.Table]:
-        """The batches."""
-        ...
-
-
-def evaluate(config: EvaluateConfig, dataset: Dataset | None = None,
-             estimators: Sequence[Estimator] = ESTIMATORS) -> EvaluateResult:
+def evaluate(config: EvaluateConfig, estimators: Sequence[Estimator] = ESTIMATORS) -> EvaluateResult:
     """Estimates the policy's value on held-out logs and writes `metrics.json`.
 
     Args:
-        dataset: the held-out logs as a Ray dataset, where the config asks for `streaming`.
         estimators: whose answers are wanted; the first one leads, and needs the log alone.
 
     Raises:
@@ -105,18 +112,17 @@ def evaluate(config: EvaluateConfig, dataset: Dataset | None = None,
     """
     bundle = newest_bundle(config.fusion, "fusion")
     actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
-    log = read_held_out(config.holdout, actor.vocabulary, config.critic_rows if config.streaming else None,
-                        config.after)
-    require(config.streaming == (dataset is not None), "streaming", config.streaming, "a dataset with it, none without")
-    log, separation = keep_apart(config.samples, log, config.new_users)
-    case = Case.of(config, actor, log)
+    reading, separation, streamed, notes = _read(config, actor)
+    case = Case.of(config, actor, reading.log)
     estimates = estimate_all(case, estimators)
-    if dataset is not None:
-        streamed = {answer.estimator: answer for answer in estimate_streaming(config, actor, dataset)}
-        estimates = [streamed.get(answer.estimator, answer) for answer in estimates]
     require(len(estimates) > 0, "estimators", [each.name for each in estimators], "one that needs the log alone")
-    result = EvaluateResult(actor.version, tuple(estimates), tuple(estimators), actor.vocabulary.behaviour_names,
-                            separation, case.horizon, weights_per_group(actor, log))
+    notes += case.left_out() if not config.streaming else []
+    of_all = {answer.estimator: answer for answer in streamed}
+    result = EvaluateResult(actor.version, tuple(of_all.get(each.estimator, each) for each in estimates),
+                            tuple(estimators), actor.vocabulary.behaviour_names, separation, case.horizon,
+                            weights_per_group(actor, reading.log), reading, tuple(notes))
+    for note in notes:
+        logger.warning("evaluate: %s", note)
     first = result.off_policy
     logger.info("evaluate: %s of %s on %s requests: effective sample size %.0f%s", first.estimator, actor.version,
                 f"{first.requests:,}", first.effective_sample_size[0], f"; {first.refused}" if first.refused else "")
@@ -124,25 +130,37 @@ def evaluate(config: EvaluateConfig, dataset: Dataset | None = None,
     return result
 
 
-def estimate_streaming(config: EvaluateConfig, actor: FusionActor, dataset: Dataset) -> list[OffPolicyEstimate]:
-    """NCIS and IS of a whole dataset; what comes back of a batch is a row a user."""
-    parts = dataset.map_batches(_sums_of_batch, fn_args=(actor, config.cap), batch_format="pyarrow", batch_size=ROWS)
-    sums = merge(parts.iter_batches(batch_format="pyarrow", batch_size=None))
-    return estimates_of_sums(sums, config.options)
-
-
-def _sums_of_batch(batch: pa.Table, actor: FusionActor, cap: float) -> pa.Table:
-    if not batch.num_rows:
-        return pa.table({})
-    log = HeldOut.of_table(batch, actor.vocabulary)
-    return user_sums(policy_log_prob(actor, log), log.log_prob, log.feedback, cap, log.user_id)
+def _read(config: EvaluateConfig, actor: FusionActor) -> tuple[Reading, Separation | None,
+                                                               tuple[OffPolicyEstimate, ...], list[str]]:
+    """The held-out requests, how they are apart from the samples, what was estimated on the way, and notes."""
+    notes = []
+    if not has_samples(config.samples):
+        where = f"there is nothing at {config.samples!r}" if config.samples else "none are named"
+        notes.append(f"samples: {where}, so that it cannot be checked whether the "
+                     "policy was trained on held-out rows, and no estimator with critics (DR, SN-DR, DM, FQE) answers")
+    if config.streaming:
+        stream = read_stream(config, actor)
+        reading, separation, streamed = stream.first, stream.separation, stream.streamed
+        notes += stream.left_out
+        if separation:
+            require_apart(separation, config.samples)
+    else:
+        reading = read_held_out(config.holdout, actor.vocabulary, config.reading, config.after)
+        log, separation = keep_apart(config.samples, reading.log, config.new_users)
+        reading, streamed = replace(reading, log=log), ()
+    logger.info("evaluate: %s", reading.words)
+    if reading.straddling:
+        notes.append(f"{reading.straddling:,} sessions that began before {config.after} and went on after it are left "
+                     "out whole")
+    return reading, separation, streamed, notes
 
 
 def _relative(answer: OffPolicyEstimate, index: int) -> str:
     logged = answer.logged[index]
     if not logged:
         return f"{answer.estimate[index]:.3g}"
-    return f"{answer.estimate[index] / logged - 1:+.1%} ± {(answer.high[index] - answer.low[index]) / 2 / logged:.1%}"
+    change, low, high = (relative_change(value[index], logged) for value in (answer.estimate, answer.low, answer.high))
+    return f"{change:+.1%} ± {(high - low) / 2:.1%}"
 
 
 def _plain(answer: OffPolicyEstimate, names: tuple[str, ...]) -> dict[str, Any]:

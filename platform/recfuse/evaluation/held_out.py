@@ -1,131 +1,196 @@
-"""Reading what an evaluation needs: held-out logs that judge the policy, and samples that critics are fitted to."""
+"""What an evaluation needs of logs: held-out requests that judge the policy, and samples that critics are fitted to.
+
+Both are read by `recfuse.logs`, so that rows and sessions are those that training sees.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import InvalidFieldError, require
+from recfuse.config import require
 from recfuse.evaluation.config import parse_time
 from recfuse.evaluation.fitted_q import Transitions
-from recfuse.logs.schema import VOCABULARY_FILE
-
-_LOG_COLUMNS = ("user_id", "state", "action", "action_logp", "feedback")
-_SESSION_COLUMNS = ("session_id", "ts", "done")
-_SAMPLE_COLUMNS = ("user_id", "state", "action", "feedback", "next_state", "done")
+from recfuse.logs.account import Account
+from recfuse.logs.reading import LogRows, ReadingConfig, open_samples, read_log, read_samples
+from recfuse.logs.sessions import Sessions
+from recfuse.runtime.locations import locate
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Logged requests, those of a session in the order of time: state [n, S], action [n, M], log_prob [n] under the
-    behaviour policy, feedback [n, m], session [n]."""
+    """Logged requests, those of a session in the order of time.
 
-    user_id: np.ndarray
-    state: np.ndarray
-    action: np.ndarray
-    log_prob: np.ndarray
-    feedback: np.ndarray
-    session: np.ndarray
+    Attributes:
+        user_id: [n]; state: [n, S]; action: [n, M]; feedback: [n, m].
+        log_prob: [n], of the logged action under the policy that logged it.
+        session: [n], the same number or id for the requests of a session.
+        request_id: [n], null where the log has none; None for none at all.
+        ts: int64[n], microseconds since 1970; None where a request has no time.
+        explored: bool[n], whether the action was drawn from the policy; None where all were.
+        truncated: bool[n], whether the request's session goes on beyond the end of the log; None where none does.
+    """
 
-    def take(self, mask: np.ndarray) -> HeldOut:
+    user_id: NDArray[Any]
+    state: NDArray[np.float32]
+    action: NDArray[np.float32]
+    log_prob: NDArray[np.float64]
+    feedback: NDArray[Any]
+    session: NDArray[Any]
+    request_id: NDArray[Any] | None = None
+    ts: NDArray[np.int64] | None = None
+    explored: NDArray[np.bool_] | None = None
+    truncated: NDArray[np.bool_] | None = None
+
+    def take(self, mask: NDArray[np.bool_]) -> HeldOut:
         """The requests in the mask bool[n]."""
-        return HeldOut(**{name: column[mask] for name, column in self.__dict__.items()})
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: column[mask] for name, column in columns.items() if column is not None})
+
+    @property
+    def drawn(self) -> NDArray[np.bool_]:
+        """bool[n]: ratios of densities are known of these alone."""
+        return np.ones(len(self.state), bool) if self.explored is None else self.explored
+
+    @property
+    def whole(self) -> NDArray[np.bool_]:
+        """bool[n]: what follows in the request's session is in the log."""
+        return np.ones(len(self.state), bool) if self.truncated is None else ~self.truncated
 
     @classmethod
-    def of_table(cls, table: pa.Table, vocabulary: Vocabulary) -> HeldOut:
-        """Requests from a table with the columns of session logs or of samples."""
+    def of_sessions(cls, sessions: Sessions, vocabulary: Vocabulary) -> HeldOut:
+        """Requests as `recfuse.logs` reads them, of a log or of samples."""
+        rows, count = sessions.rows, int(sessions.number[-1]) + 1 if len(sessions.number) else 0
+        cut = np.bincount(sessions.number, sessions.truncated, count) > 0
         return cls(
-            user_id=table["user_id"].to_numpy(), state=matrix(table["state"], vocabulary.state_size),
-            action=matrix(table["action"], vocabulary.action_size),
-            log_prob=table["action_logp"].to_numpy().astype(np.float64),
-            feedback=_feedback(table["feedback"], vocabulary.behaviour_names), session=_session(table))
+            user_id=_array(rows["user_id"]), state=_matrix(rows["state"]), action=_matrix(rows["action"]),
+            log_prob=_array(rows["action_logp"]).astype(np.float64),
+            feedback=_feedback(rows["feedback"], vocabulary.behaviour_names), session=sessions.number,
+            request_id=_array(rows["request_id"]), ts=microseconds(rows["ts"]),
+            explored=_array(pc.fill_null(rows["explored"], True)).astype(bool), truncated=cut[sessions.number])
 
 
-def read_held_out(directory: str | Path, vocabulary: Vocabulary, rows: int | None = None,
-                  after: str = "") -> HeldOut:
-    """Reads native session logs (`feedback` is a struct) or samples (`feedback` is a list, a row with `done` ends a
-    session); the first rows, where a number of them is given; those from a time on, where one is given.
+@dataclass(frozen=True)
+class Reading:
+    """Held-out requests and what became of the others.
+
+    Attributes:
+        log: the requests.
+        account: of the rows that were read; account_of: whose it is, in words.
+        checked: the rows were checked here, and not by an earlier ingest.
+        straddling: sessions that began before the time from which requests count, and went on after it.
+    """
+
+    log: HeldOut
+    account: Account
+    account_of: str
+    checked: bool = True
+    straddling: int = 0
+
+    @property
+    def words(self) -> str:
+        """The account and whose it is."""
+        return f"account {self.account_of}: {self.account}"
+
+    def require(self, limit: float) -> None:
+        """Refuses rows of which more than the limit was quarantined here.
+
+        Raises:
+            InvalidFieldError: with the commonest reason.
+        """
+        self.account.require(limit if self.checked else 1.0, "holdout")
+
+
+def read_held_out(path: str, vocabulary: Vocabulary, reading: ReadingConfig | None = None, after: str = "") -> Reading:
+    """Reads session logs, a Delta table or samples.
+
+    Args:
+        vocabulary: of the policy.
+        after: ISO time; sessions that began before it are left out whole.
 
     Raises:
-        InvalidFieldError: no such directory, no rows, a column is missing, or the vocabularies do not fit.
+        InvalidFieldError: as `read_log`; no row is left; or the log has another vocabulary.
     """
-    directory = Path(directory)
-    require(directory.is_dir(), "holdout", str(directory), "a directory of session logs or samples")
-    _check_vocabulary(directory, vocabulary, "holdout")
-    files = parquet_files(directory)
-    require(bool(files), "holdout", str(directory), "a directory with *.parquet")
-    source = ds.dataset(files)
-    for name in _LOG_COLUMNS:
-        require(name in source.schema.names, f"holdout column {name}", source.schema.names, f"a column {name}")
-    columns = [*_LOG_COLUMNS, *(name for name in _SESSION_COLUMNS if name in source.schema.names)]
-    require(not after or "ts" in columns, "after", after, "session logs with a column ts")
-    late = ds.field("ts") >= pa.scalar(parse_time(after), pa.timestamp("us", "UTC")) if after else None
-    try:
-        table = (source.to_table(columns=columns, filter=late) if rows is None else
-                 source.head(rows, columns=columns, filter=late))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InvalidFieldError("holdout", str(directory), f"readable Parquet ({error})") from None
-    require(table.num_rows > 0, "holdout", table.num_rows, "at least one request")
-    if "ts" in columns:
-        table = table.sort_by("ts")
-    return HeldOut.of_table(table.combine_chunks(), vocabulary)
+    rows = read_log(str(path), reading, "holdout")
+    check_vocabulary(rows.source.vocabulary, vocabulary, "holdout")
+    rows.account.require(1.0, "holdout")
+    held_out = of_log(rows, vocabulary)
+    return _from_time_on(held_out, rows.sessions, after) if after else held_out
 
 
-def read_transitions(directory: str | Path, vocabulary: Vocabulary, rows: int) -> Transitions | None:
-    """The first samples of a directory; None where it holds none."""
-    directory = Path(directory)
-    files = parquet_files(directory)
-    if not files:
-        return None
-    _check_vocabulary(directory, vocabulary, "samples")
-    table = ds.dataset(files).head(rows, columns=list(_SAMPLE_COLUMNS))
-    widths = {"state": vocabulary.state_size, "action": vocabulary.action_size, "next_state": vocabulary.state_size,
-              "feedback": len(vocabulary.behaviour_names)}
-    return Transitions(**{name: matrix(table[name], width) for name, width in widths.items()},
-                       done=table["done"].to_numpy(), user=table["user_id"].to_numpy())
+def of_log(rows: LogRows, vocabulary: Vocabulary) -> Reading:
+    """Held-out requests of a log that was read."""
+    return Reading(HeldOut.of_sessions(rows.sessions, vocabulary), rows.account, rows.account_of,
+                   checked=rows.source.kind == "session_log")
 
 
-def parquet_files(directory: str | Path) -> list[str]:
-    """Paths of a directory's Parquet files, in the order of their names."""
-    return sorted(str(file) for file in Path(directory).glob("*.parquet"))
+def has_samples(path: str) -> bool:
+    """Whether there is anything at the path of samples, which may be empty."""
+    return bool(path) and locate(path, "samples").kind() != pafs.FileType.NotFound
 
 
-def matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """[n, width] of a column of lists.
+def read_transitions(path: str, vocabulary: Vocabulary, rows: int) -> Transitions:
+    """The first samples.
 
     Raises:
-        InvalidFieldError: a list is longer or shorter.
+        InvalidFieldError: as `open_samples`; there is none; or they have another vocabulary.
     """
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    require(len(flat) == len(column) * width, column.type, len(flat), f"lists of {width} numbers in every row")
-    return flat.reshape(len(column), width)
+    source = open_samples(str(path))
+    check_vocabulary(source.vocabulary, vocabulary, "samples")
+    parts = list(read_samples(source, rows=rows))
+    require(sum(part.num_rows for part in parts) > 0, "samples", str(path), "at least one sample")
+    table = pa.concat_tables(parts).slice(0, rows).combine_chunks()
+    return Transitions(**{name: _matrix(table[name]) for name in ("state", "action", "feedback", "next_state")},
+                       done=_array(table["done"]), user=_array(table["user_id"]))
 
 
-def _check_vocabulary(directory: Path, vocabulary: Vocabulary, field: str) -> None:
-    logged = Vocabulary.load(directory / VOCABULARY_FILE)
+def check_vocabulary(logged: Vocabulary, vocabulary: Vocabulary, field: str) -> None:
+    """Raises InvalidFieldError: behaviours, parameters or the state are others than the policy's."""
     for name in ("behaviour_names", "fusion_parameters", "state_size"):
         require(getattr(logged, name) == getattr(vocabulary, name), f"{field} {name}", getattr(logged, name),
                 f"{getattr(vocabulary, name)}, as in the policy's vocabulary")
 
 
-def _session(table: pa.Table) -> np.ndarray:
-    """A session id a row; without any, every request is a session of its own."""
-    if "session_id" in table.column_names and table["session_id"].null_count == 0:
-        return table["session_id"].to_numpy()
-    if "done" in table.column_names:
-        done = table["done"].to_numpy() > .5
-        return np.concatenate([[0], np.cumsum(done)[:-1]])
-    return np.arange(table.num_rows)
+def _from_time_on(reading: Reading, sessions: Sessions, after: str) -> Reading:
+    """Sessions are kept whole or left out whole."""
+    ts = sessions.rows["ts"]
+    require(ts.null_count == 0, "after", after, "a log with times; these samples have none, so ingest them anew")
+    start = parse_time(after)
+    late = _array(pc.greater_equal(ts, pa.scalar(start, pa.timestamp("us", "UTC")))).astype(bool)
+    count = int(sessions.number[-1]) + 1
+    late_rows, rows = np.bincount(sessions.number, late, count), np.bincount(sessions.number, minlength=count)
+    begun = late_rows == rows
+    straddling = int(((late_rows > 0) & ~begun).sum())
+    require(bool(begun.any()), "after", after, "a time at which at least one session has yet to begin; "
+                                               f"{straddling:,} began before it and went on, and are left out whole")
+    return replace(reading, log=reading.log.take(begun[sessions.number]), straddling=straddling)
 
 
-def _feedback(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
+def microseconds(ts: pa.ChunkedArray) -> NDArray[np.int64] | None:
+    """int64[n] since 1970; None where one is null."""
+    return None if ts.null_count else _array(ts.cast(pa.int64()))
+
+
+def _array(column: pa.ChunkedArray) -> NDArray[Any]:
+    values: NDArray[Any] = column.to_numpy()
+    return values
+
+
+def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """[n, width] of a column of lists of one width without nulls."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat.reshape(len(column), column.type.list_size), np.float32)
+
+
+def _feedback(column: pa.ChunkedArray, names: tuple[str, ...]) -> NDArray[Any]:
     if not pa.types.is_struct(column.type):
-        return matrix(column, len(names))
-    fields = column.combine_chunks()
-    # A behaviour that a row does not report did not happen in it.
-    return np.stack([np.nan_to_num(fields.field(name).to_numpy(zero_copy_only=False)) for name in names], 1)
+        return _matrix(column)
+    values = column.combine_chunks()
+    return np.stack([pc.struct_field(values, name).to_numpy(zero_copy_only=False) for name in names], 1)

@@ -9,14 +9,13 @@ so that they speak of the first requests of a session.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from recfuse.config import require
+from recfuse.evaluation.sessions import Products, Sessions
+from recfuse.evaluation.stepwise import stepwise_sums
 from recfuse.evaluation.support import (
     DEFAULTS,
     MIN_ESS,
@@ -24,113 +23,19 @@ from recfuse.evaluation.support import (
     EstimateOptions,
     Evidence,
     OffPolicyEstimate,
-    Ratios,
     Vector,
     conclude,
-    effective_sample_size,
-    feedback_array,
     refusal,
     with_fit_error,
 )
 
 
-@dataclass(frozen=True)
-class Sessions:
-    """Logged sessions, as the estimators of this module take them.
-
-    Attributes:
-        ratios: of the n requests.
-        feedback: float64[n, m].
-        discount: float64[m], γ per behaviour, in [0, 1].
-        session: int64[n], 0..N − 1; step: int64[n], the request's place within its session, from 0.
-        user: int64[N], 0..U − 1, of each session.
-    """
-
-    ratios: Ratios
-    feedback: Vector
-    discount: Vector
-    session: NDArray[np.int64]
-    step: NDArray[np.int64]
-    user: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, log_prob: ArrayLike, behaviour_log_prob: ArrayLike, feedback: ArrayLike, discount: ArrayLike,
-           cap: float, session_id: ArrayLike, user_id: ArrayLike) -> Sessions:
-        """Sessions from rows in the order of time; the rows of different sessions may be mixed.
-
-        Args:
-            log_prob, behaviour_log_prob, feedback, user_id: as of `recfuse.evaluation.ope.ncis`.
-            discount: one number, or [m].
-            cap: of the products of ratios.
-            session_id: [n]; a session belongs to the user of its first row.
-
-        Raises:
-            InvalidFieldError: a shape that does not fit or a value that is not allowed.
-        """
-        ratios = Ratios.of(log_prob, behaviour_log_prob, cap)
-        rows = len(ratios.log)
-        values = feedback_array(feedback, rows)
-        gamma = np.broadcast_to(np.asarray(discount, np.float64), values.shape[1:]).copy()
-        require(bool(((gamma >= 0) & (gamma <= 1)).all()), "discount", gamma.tolist(), "numbers in [0, 1]")
-        codes = []
-        for field, ids in (("session_id", session_id), ("user_id", user_id)):
-            code, _ = pd.factorize(np.asarray(ids))
-            require(len(code) == rows, field, len(code), f"{rows} ids, one a row")
-            require(bool((code >= 0).all()), field, None, "ids other than null")
-            codes.append(code.astype(np.int64))
-        session, user = codes
-        order = np.argsort(session, kind="stable")
-        starts = np.searchsorted(session[order], np.arange(session.max() + 1))
-        step = np.empty(rows, np.int64)
-        step[order] = np.arange(rows) - starts[session[order]]
-        return cls(ratios, values, gamma, session, step, user[order][starts])
-
-    @property
-    def count(self) -> int:
-        """N"""
-        return len(self.user)
-
-    @property
-    def longest(self) -> int:
-        """Requests of the longest session."""
-        return int(self.step.max()) + 1
-
-    def within(self, horizon: int | None) -> Sessions:
-        """The first requests of every session; all where None."""
-        if horizon is None or horizon >= self.longest:
-            return self
-        require(horizon >= 1, "horizon", horizon, "an integer ≥ 1")
-        kept = self.step < horizon
-        return dataclasses.replace(self, ratios=Ratios(self.ratios.log[kept], self.ratios.cap),
-                                   feedback=self.feedback[kept], session=self.session[kept], step=self.step[kept])
-
-    def weights(self) -> tuple[Vector, Vector]:
-        """w_t of every request [n], and of every session after each number of requests [T, N]; what has ended keeps its
-        last weight."""
-        after, of_row = np.zeros((self.longest, self.count)), np.empty(len(self.step))
-        running = np.zeros(self.count)
-        for step in range(self.longest):
-            rows = np.flatnonzero(self.step == step)
-            running[self.session[rows]] += self.ratios.log[rows]
-            with np.errstate(over="ignore"):
-                after[step] = np.exp(np.minimum(running, self.ratios.limit))
-            of_row[rows] = after[step, self.session[rows]]
-        return of_row, after
-
-    def discounts(self) -> Vector:
-        """γ_j^t, [n, m]."""
-        powers: Vector = self.discount[None] ** self.step[:, None]
-        return powers
-
-
 def supported_horizon(sessions: Sessions, min_ess: float = MIN_ESS) -> int:
     """The largest number of first requests at each of which the effective number of sessions is at least `min_ess` and
     the weights' mean at least half way from MIN_MEAN_PRODUCT to 1."""
-    _, after = sessions.weights()
-    for step, weight in enumerate(after):
-        if effective_sample_size(weight) < min_ess or weight.mean() < (1 + MIN_MEAN_PRODUCT) / 2:
-            return step
-    return len(after)
+    products = sessions.products
+    unsupported = (products.sizes < min_ess) | (products.mean < (1 + MIN_MEAN_PRODUCT) / 2)
+    return int(np.argmax(unsupported)) if unsupported.any() else len(unsupported)
 
 
 def trajectory_importance_sampling(sessions: Sessions, options: EstimateOptions = DEFAULTS, *, normalise: bool = False,
@@ -141,13 +46,13 @@ def trajectory_importance_sampling(sessions: Sessions, options: EstimateOptions 
         Precup, Sutton & Singh, "Eligibility Traces for Off-Policy Policy Evaluation", ICML 2000.
     """
     some = sessions.within(horizon)
-    _, after = some.weights()
-    weight, width = after[-1], some.feedback.shape[1]
+    weight, width = some.products.final, some.feedback.shape[1]
     value = _per_session(some, some.discounts() * some.feedback)
     bottom = weight if normalise else np.ones(some.count)
     sums = _per_user(some, np.column_stack([weight[:, None] * value, bottom]))
-    return conclude(_evidence("SN-IS (session)" if normalise else "IS (session)", some, after[-1:], options.min_ess),
-                    sums, lambda s: s[:, :width] / s[:, width:], options)
+    name = "SN-IS (session)" if normalise else "IS (session)"
+    return conclude(_evidence(name, some, _last(some.products), options.min_ess), sums,
+                    lambda s: s[:, :width] / s[:, width:], options)
 
 
 def per_decision(sessions: Sessions, options: EstimateOptions = DEFAULTS, *, normalise: bool = False,
@@ -190,15 +95,17 @@ def sequential_doubly_robust(
     q, v = _critic_values(predicted, "predicted", sessions), _critic_values(expected, "expected", sessions)
     some = sessions.within(horizon)
     kept = sessions.step < some.longest
-    weight, after = some.weights()
-    discounts = some.discounts()
-    corrected = discounts * weight[:, None] * (some.feedback - q[kept])
-    led = discounts * _before(some, after)[:, None] * v[kept]
-    beyond = _beyond(sessions, some.longest, v) * after[-1][:, None]
+    products, discounts = some.products, some.discounts()
+    corrected = discounts * products.of_row[:, None] * (some.feedback - q[kept])
+    led = discounts * _before(some)[:, None] * v[kept]
+    beyond = _beyond(sessions, some.longest, v) * products.final[:, None]
     names = ("PDIS", "SN-PDIS") if predicted is None else ("DR (session)", "SN-DR (session)")
-    evidence = _evidence(names[normalise], some, after, options.min_ess, whole=None if predicted is None else sessions)
-    sums, statistic = (_stepwise if normalise else _summed)(some, after, corrected, led, beyond)
-    return conclude(evidence, *with_fit_error(sums, fit_error, q.shape[1], statistic), options)
+    evidence = _evidence(names[normalise], some, products, options.min_ess,
+                         whole=None if predicted is None else sessions)
+    if normalise:
+        return conclude(evidence, *stepwise_sums(some, corrected, led, beyond, fit_error), options)
+    sums = _per_user(some, np.column_stack([_per_session(some, corrected + led) + beyond, np.ones(some.count)]))
+    return conclude(evidence, *with_fit_error(sums, fit_error, q.shape[1]), options)
 
 
 def _critic_values(values: ArrayLike | None, field: str, sessions: Sessions) -> Vector:
@@ -218,50 +125,19 @@ def _beyond(sessions: Sessions, horizon: int, values: Vector) -> Vector:
     return beyond
 
 
-def _summed(sessions: Sessions, after: Vector, corrected: Vector, led: Vector,
-            beyond: Vector) -> tuple[Vector, None]:
-    """Sums per user, of values and of sessions; arguments as of `_stepwise`."""
-    value = _per_session(sessions, corrected + led) + beyond
-    return _per_user(sessions, np.column_stack([value, np.ones(sessions.count)])), None
-
-
-def _stepwise(sessions: Sessions, after: Vector, corrected: Vector, led: Vector,
-              beyond: Vector) -> tuple[Vector, Callable[[Vector], Vector]]:
-    """Sums per user, and the estimate from sums, where the weights of every step sum to one over the sessions.
-
-    Args:
-        after: [T, N], the sessions' weights after each number of requests.
-        corrected: [n, m], weighted errors of the critics, over Σ w_t; led: [n, m], their weighted values, over
-            Σ w_{t−1}; beyond: [N, m], the values of what follows the horizon, over Σ w_{T−1}.
-    """
-    steps, width = len(after), corrected.shape[1]
-    weights = np.concatenate([np.ones((1, sessions.count)), after]).T  # w_{−1} before them
-    # Columns of a user: Σ corrected [T·m], Σ led [T·m], Σ beyond [m], Σ w_t [1 + T].
-    sums = np.concatenate([_per_step(sessions, corrected), _per_step(sessions, led), _per_user(sessions, beyond),
-                           _per_user(sessions, weights)], 1)
-    first, last = steps * width, (2 * steps + 1) * width
-
-    def statistic(s: Vector) -> Vector:
-        top = s[:, :first].reshape(-1, steps, width) / s[:, last + 1:, None]
-        total: Vector = top.sum(1) + (s[:, first:last].reshape(-1, steps + 1, width) / s[:, last:, None]).sum(1)
-        return total
-
-    return sums, statistic
-
-
 def critic_weights(sessions: Sessions, *, normalise: bool = False, horizon: int | None = None) -> tuple[Vector, Vector]:
     """What `sequential_doubly_robust` multiplies q(s_t, a_t) and v(s_t) of every request by, float64[n, m] each: its
     derivatives with respect to the critics' answers, `−γ^t w_t / N` and `γ^t w_{t−1} / N` up to the horizon and 0 after
     it, with the sums of the weights in place of N where `normalise`."""
     some = sessions.within(horizon)
-    weight, after = some.weights()
-    bottom = np.concatenate([[some.count], after.sum(1) if normalise else np.full(len(after), some.count)])
+    products = some.products
+    bottom = np.concatenate([[some.count], products.total if normalise else np.full(some.longest, some.count)])
     kept, following = sessions.step < some.longest, sessions.step == some.longest
     of_action, of_value = (np.zeros(sessions.feedback.shape) for _ in range(2))
     discounts = some.discounts()
-    of_action[kept] = -discounts * (weight / bottom[some.step + 1])[:, None]
-    of_value[kept] = discounts * (_before(some, after) / bottom[some.step])[:, None]
-    last = after[-1, sessions.session[following]] / bottom[-1]
+    of_action[kept] = -discounts * (products.of_row / bottom[some.step + 1])[:, None]
+    of_value[kept] = discounts * (_before(some) / bottom[some.step])[:, None]
+    last = products.final[sessions.session[following]] / bottom[-1]
     of_value[following] = sessions.discount**some.longest * last[:, None]
     return of_action, of_value
 
@@ -281,16 +157,26 @@ def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, options: Estimate
     first = sessions.step == 0
     sums = _per_user(sessions, np.column_stack([_per_session(sessions, np.where(first[:, None], v, 0.0)),
                                                 np.ones(sessions.count)]))
-    evidence = _evidence("FQE", sessions, np.ones((1, sessions.count)), 0.0)
+    everybody = np.full(1, float(sessions.count))
+    evidence = _evidence("FQE", sessions, Products(np.ones(0), np.ones(sessions.count), everybody, everybody,
+                                                   np.zeros(1)), 0.0)
     return conclude(dataclasses.replace(evidence, refused=evidence.refused or refused),
                     *with_fit_error(sums, fit_error, width), options)
 
 
-def _before(sessions: Sessions, after: Vector) -> Vector:
-    """w_{t−1} of every request [n], of the sessions' weights `after` each number of requests."""
-    before, later = np.ones(len(sessions.step)), sessions.step > 0
-    before[later] = after[sessions.step[later] - 1, sessions.session[later]]
+def _before(sessions: Sessions) -> Vector:
+    """w_{t−1} of every request [n]."""
+    order = np.lexsort((sessions.step, sessions.session))
+    in_order = np.concatenate([[1.0], sessions.products.of_row[order][:-1]])
+    before = np.empty(len(order))
+    before[order] = np.where(sessions.step[order] == 0, 1.0, in_order)
     return before
+
+
+def _last(products: Products) -> Products:
+    """The weights of whole sessions alone."""
+    return dataclasses.replace(products, total=products.total[-1:], squares=products.squares[-1:],
+                               capped=products.capped[-1:])
 
 
 def _per_session(sessions: Sessions, values: Vector) -> Vector:
@@ -304,25 +190,18 @@ def _per_user(sessions: Sessions, values: Vector) -> Vector:
     return sums
 
 
-def _per_step(sessions: Sessions, values: Vector) -> Vector:
-    """[U, T·m] sums of [n, m] per user and step."""
-    steps, users = sessions.longest, int(sessions.user.max()) + 1
-    place = sessions.user[sessions.session] * steps + sessions.step
-    sums: Vector = np.stack([np.bincount(place, column, users * steps) for column in values.T], 1).astype(np.float64)
-    return sums.reshape(users, -1)
-
-
-def _evidence(estimator: str, sessions: Sessions, after: Vector, least: float,
+def _evidence(estimator: str, sessions: Sessions, products: Products, least: float,
               whole: Sessions | None = None) -> Evidence:
-    """What the sessions have, whose weights after each number of requests are `after` [T, N]; `whole` are the sessions
-    that the estimate speaks of, where it speaks of more requests than these."""
-    sizes, means = [effective_sample_size(weight) for weight in after], after.mean(1)
+    """What the sessions have, with the weights of each number of requests that counts; `whole` are the sessions that
+    the estimate speaks of, where it speaks of more requests than these."""
+    sizes, means = products.sizes, products.mean
     worst, users, mean_ratio = int(np.argmin(sizes)), int(sessions.user.max()) + 1, float(means.min())
     reason = refusal(sizes[worst], least, sessions.count, users, mean_ratio, "sessions", MIN_MEAN_PRODUCT)
     if reason and users > 1:
-        reason = f"after {worst + 1 if len(after) > 1 else sessions.longest} requests, {reason}"
+        reason = f"after {worst + 1 if len(sizes) > 1 else sessions.longest} requests, {reason}"
     whole = whole or sessions
     return Evidence(
         estimator=estimator, logged=_per_session(whole, whole.discounts() * whole.feedback).mean(0), size=sizes[worst],
-        requests=len(sessions.feedback), users=users, capped_share=float((after >= sessions.ratios.cap).mean()),
-        mean_ratio=mean_ratio, per="session", refused=reason)
+        requests=len(sessions.feedback), users=users,
+        capped_share=float(products.capped.mean() / sessions.count), mean_ratio=mean_ratio, per="session",
+        refused=reason)

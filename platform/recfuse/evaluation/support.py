@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from recfuse.config import Config, require
-from recfuse.stats.intervals import DRAWS, LEVEL, Interval, of_sums
+from recfuse.stats.intervals import DRAWS, LEVEL, Interval, UserSums, of_sums
 
 # Below it an estimate says more about a few requests than about the policy.
 MIN_ESS = 100.0
@@ -145,7 +145,7 @@ class Evidence:
     refused: str = ""
 
 
-def conclude(evidence: Evidence, sums: Vector, statistic: Callable[[Vector], Vector],
+def conclude(evidence: Evidence, sums: Vector | UserSums, statistic: Callable[[Vector], Vector],
              options: EstimateOptions) -> OffPolicyEstimate:
     """A function of sums over users with its interval, or NaN where the evidence is refused.
 
@@ -179,15 +179,24 @@ def with_fit_error(sums: Vector, fit_error: ArrayLike | None, behaviours: int,
     Returns:
         Sums [U + U', k + m], and the statistic with both.
     """
-    error = np.zeros((0, behaviours)) if fit_error is None else array(fit_error)
-    require(error.ndim == 2 and error.shape[1] == behaviours, "fit_error", error.shape,
-            f"an array [users, {behaviours}]")
-    require(bool(np.isfinite(error).all()), "fit_error", "not finite", "finite numbers")
-    width = sums.shape[1]
+    error, width = fit_errors(fit_error, behaviours), sums.shape[1]
     both = np.zeros((len(sums) + len(error), width + behaviours))
     both[:len(sums), :width], both[len(sums):, width:] = sums, error
     of_users = statistic or (lambda s: s[:, :behaviours] / s[:, behaviours:])
     return both, lambda s: of_users(s[:, :width]) + s[:, width:]
+
+
+def fit_errors(fit_error: ArrayLike | None, behaviours: int) -> Vector:
+    """[U', m] of `with_fit_error`, no rows where None.
+
+    Raises:
+        InvalidFieldError: another shape, or a value that is not finite.
+    """
+    error = np.zeros((0, behaviours)) if fit_error is None else array(fit_error)
+    require(error.ndim == 2 and error.shape[1] == behaviours, "fit_error", error.shape,
+            f"an array [users, {behaviours}]")
+    require(bool(np.isfinite(error).all()), "fit_error", "not finite", "finite numbers")
+    return error
 
 
 def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests",

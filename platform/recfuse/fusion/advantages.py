@@ -7,19 +7,26 @@ effective sample size on luck. The optimum of maths 1.5 holds A(s, a) itself, it
 The model is A(s, a) = (W [1, s]) · a + aᵀ H a in standardised states and actions, whose gradients are the compatible
 features of a Gaussian policy (Sutton et al., "Policy Gradient Methods for Reinforcement Learning with Function
 Approximation", NeurIPS 1999). Ridge regression in closed form: one pass, no steps, the same on any number of workers.
+
+Its memory grows with the second power of the columns and its time with the third, so that there is a budget of columns.
+Above it, a wide state enters by its leading principal directions, and many actions by their squares alone.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from recfuse.config import require
+from recfuse.config import InvalidFieldError
 
+# Position of the first row, standardised state [n, S] and action [n, M], sampled advantage [n, m].
+Chunk = tuple[int, Tensor, Tensor, Tensor]
 FOLDS = 10
 # Rows of a fold come in runs, so that most sessions lie within one fold.
 RUN = 16
@@ -29,6 +36,65 @@ _OFF = 1e6
 PENALTIES = ((_OFF, _OFF, _OFF), *itertools.product((1e-3,), (_OFF, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003), (_OFF, 1e-3)))
 # By how many standard errors over the folds a model must be better than the one without the action.
 SIGNIFICANCE = 3.0
+# The budget takes seconds on one core, and about 150 MiB.
+COLUMNS = 768
+# Rows of wide terms that are in memory at a time.
+_ROWS = 4096
+# Of the subspace iteration that finds the principal directions.
+_ITERATIONS, _OVERSAMPLING = 8, 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget of columns leaves of the model.
+
+    Attributes:
+        states: width of the state as it enters; rank: that of its principal directions, None where it enters whole.
+        actions: how many there are.
+        squares_only: the products of two different actions are left out.
+        whole: columns that the model without a budget has.
+    """
+
+    states: int
+    actions: int
+    rank: int | None
+    squares_only: bool
+    whole: int
+
+    @property
+    def columns(self) -> int:
+        """How many it has."""
+        return (1 + self.states) * (1 + self.actions) + self.quadratic
+
+    @property
+    def quadratic(self) -> int:
+        """Of them products of two entries of the action."""
+        return self.actions if self.squares_only else self.actions * (self.actions + 1) // 2
+
+    def __str__(self) -> str:
+        """What was cut; empty where nothing was."""
+        parts = []
+        if self.rank is not None:
+            parts.append(f"the state enters by its {self.rank} leading principal directions" if self.rank else
+                         "the state does not enter")
+        if self.squares_only:
+            parts.append("products of two different actions are left out")
+        return " and ".join(parts)
+
+
+def plan(states: int, actions: int, columns: int = COLUMNS) -> Plan:
+    """The model for states of width S and M actions within a budget of columns. What is always there is 1 + M columns,
+    and the squares of the actions."""
+    whole = (1 + states) * (1 + actions) + actions * (actions + 1) // 2
+    if whole <= columns:
+        return Plan(states, actions, None, False, whole)
+    # The state is worth more than products of actions, so that these get no more than a quarter.
+    squares_only = actions * (actions + 1) // 2 > columns // 4
+    quadratic = actions if squares_only else actions * (actions + 1) // 2
+    rank = max(0, (columns - quadratic) // (1 + actions) - 1)
+    if rank >= states:
+        return Plan(states, actions, None, squares_only, whole)
+    return Plan(rank, actions, rank, squares_only, whole)
 
 
 @dataclass(frozen=True)
@@ -36,58 +102,124 @@ class RegressedAdvantage:
     """A_j(s, a) of m behaviours.
 
     Attributes:
-        coefficients: float64[m, (1 + S) · M + M (M + 1) / 2], of `action_terms`.
+        coefficients: float64[m, (1 + S) · M + M (M + 1) / 2], of `action_terms`; fewer where a plan cuts them.
         explained_variance: float64[m], out of fold: the share of the samples' variance that the model explains.
+        directions: [S, r], that the state enters by; None where it enters whole.
+        squares_only: the products of two different actions are left out.
     """
 
     coefficients: Tensor
     explained_variance: Tensor
+    directions: Tensor | None = None
+    squares_only: bool = False
 
     def __call__(self, state: Tensor, action: Tensor) -> Tensor:
         """[n, m] for standardised states [n, S] and actions [n, M]."""
-        return action_terms(state, action) @ self.coefficients.to(state.dtype).T
+        coefficients = self.coefficients.to(state.dtype).T
+        if self.directions is None and not self.squares_only:
+            return action_terms(state, action) @ coefficients
+        state = project(state, self.directions)
+        parts = zip(state.split(_ROWS), action.split(_ROWS), strict=True)
+        return torch.cat([action_terms(*part, self.squares_only) @ coefficients for part in parts])
 
 
-def action_terms(state: Tensor, action: Tensor) -> Tensor:
-    """[n, (1 + S) · M + M (M + 1) / 2]: [1, state] ⊗ action, then the products of two entries of the action."""
-    base = torch.cat([torch.ones_like(state[:, :1]), state], 1)
+def project(state: Tensor, directions: Tensor | None) -> Tensor:
+    """States [n, S] along some directions [S, r]; as they are without any."""
+    return state if directions is None else state @ directions.to(state)
+
+
+def action_terms(state: Tensor, action: Tensor, squares_only: bool = False) -> Tensor:
+    """[n, (1 + S) · M + M (M + 1) / 2]: [1, state] ⊗ action, then the products of two entries of the action; or their M
+    squares alone."""
+    base = torch.cat([action.new_ones(len(action), 1), state], 1)
     left, right = torch.triu_indices(action.shape[1], action.shape[1])
+    if squares_only:
+        left, right = left[left == right], left[left == right]
     return torch.cat([(base.unsqueeze(2) * action.unsqueeze(1)).flatten(1), action[:, left] * action[:, right]], 1)
 
 
-def regress_advantage(chunks: Iterable[tuple[int, Tensor, Tensor, Tensor]], folds: int = FOLDS) -> RegressedAdvantage:
+def regress_advantage(
+    chunks: Iterable[Chunk], folds: int = FOLDS, columns: int = COLUMNS
+) -> RegressedAdvantage:
     """Fits the model; how strongly it depends on the action, and on the state, is chosen per behaviour out of fold.
 
     Args:
         chunks: (position of the first row among all samples, standardised state [n, S], standardised action [n, M],
-            sampled advantage [n, m]).
+            sampled advantage [n, m]). Where the model does not fit into the budget they are read twice, so that they
+            must be something that can be.
         folds: of the cross-validation.
+        columns: the budget; see `plan`.
 
     A behaviour whose samples do not say significantly more with the action than without it gets zero, which leaves its
     policy where the logged one is.
     """
+    iterator = iter(chunks)
+    first = next(iterator, None)
+    if first is None:
+        return _too_few(0, folds)
+    model = plan(first[1].shape[1], first[2].shape[1], columns)
+    remaining: Iterable[Chunk] = itertools.chain([first], iterator)
+    directions = None
+    if model.rank is not None:
+        if iterator is chunks:
+            raise TypeError("chunks that can be read twice are needed for a state this wide, not an iterator")
+        directions = principal_directions((chunk[1] for chunk in remaining), model.rank)
+        remaining = chunks
+    if str(model):
+        remaining = _smaller(remaining, directions)
     grams: list[Tensor] = []
-    states = actions = 0
-    for position, state, action, advantage in chunks:
-        states, actions = state.shape[1], action.shape[1]
+    for position, state, action, advantage in remaining:
         # The first columns, without the action, take up what the critics left of the state's value.
-        rows = torch.cat([torch.ones_like(state[:, :1]), state, action_terms(state, action), advantage], 1)
+        constant = action.new_ones(len(action), 1)
+        rows = torch.cat([constant, state, action_terms(state, action, model.squares_only), advantage], 1)
         fold = (torch.arange(position, position + len(rows), device=rows.device) // RUN) % folds
         parts = [rows[fold == index] for index in range(folds)]
         # Products of a chunk in its own precision, which takes half the time; their sum over the samples in double.
         products = [(part.T @ part).double() for part in parts]
-        grams = [gram + product for gram, product in zip(grams, products, strict=True)] if grams else products
+        grams = [gram.add_(product) for gram, product in zip(grams, products, strict=True)] if grams else products
     counts = [int(gram[0, 0]) for gram in grams]
-    require(min(counts, default=0) > 0, "samples", sum(counts),
-            f"at least {folds * RUN} of them to regress the advantage on, or `advantage: sampled`")
-    return _select(grams, states, actions)
+    if min(counts) == 0:
+        return _too_few(sum(counts), folds)
+    return replace(_select(grams, model), directions=directions, squares_only=model.squares_only)
 
 
-def _select(grams: list[Tensor], states: int, actions: int) -> RegressedAdvantage:
-    total = torch.stack(grams).sum(0)
-    first = 1 + states
-    quadratic = first + (1 + states) * actions
-    terms = slice(first, quadratic + actions * (actions + 1) // 2)
+def _too_few(rows: int, folds: int) -> NoReturn:
+    raise InvalidFieldError("samples", rows, f"at least {folds * RUN} of them to regress the advantage on, or "
+                                             "`advantage: sampled`")
+
+
+def _smaller(chunks: Iterable[Chunk], directions: Tensor | None) -> Iterator[Chunk]:
+    """Pieces of the chunks, whose terms do not take much memory, with projected states."""
+    for position, *columns in chunks:
+        for place, (state, action, advantage) in enumerate(zip(*(column.split(_ROWS) for column in columns),
+                                                               strict=True)):
+            yield position + place * _ROWS, project(state, directions), action, advantage
+
+
+def principal_directions(states: Iterable[Tensor], rank: int) -> Tensor:
+    """The directions [S, r] in which standardised states [n, S] vary most, orthonormal, by subspace iteration; the same
+    states give the same ones."""
+    moment: Tensor | None = None
+    for state in states:
+        product = (state.T @ state).double()
+        moment = product if moment is None else moment.add_(product)
+    assert moment is not None
+    size = len(moment)
+    generator = torch.Generator().manual_seed(0)
+    width = min(size, rank + _OVERSAMPLING)
+    basis = torch.randn(size, width, generator=generator, dtype=torch.float64).to(moment.device)
+    for _ in range(_ITERATIONS):
+        basis = torch.linalg.qr(moment @ basis).Q
+    _, vectors = torch.linalg.eigh(basis.T @ moment @ basis)
+    return basis @ vectors.flip(1)[:, :rank]
+
+
+def _select(grams: list[Tensor], model: Plan) -> RegressedAdvantage:
+    total = functools.reduce(torch.add, grams)
+    actions = model.actions
+    first = 1 + model.states
+    quadratic = first + first * actions
+    terms = slice(first, quadratic + model.quadratic)
     losses, candidates = [], []  # [folds, m] and [m, terms] of every penalty
     for on_action, on_state, on_quadratic in PENALTIES:
         penalty = torch.full((terms.stop,), on_state, dtype=total.dtype, device=total.device)

@@ -16,8 +16,7 @@ from recfuse.bundle import Bundle, BundleError, write_bundle
 from recfuse.config import require
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig
 from recfuse.fusion.policies import Decision, FixedGaussian, decide
-from recfuse.fusion.squash import Range, squashed_log_density
-from recfuse.stats.gaussian import gaussian_log_density
+from recfuse.stats.gaussian import Range, gaussian_log_density, squashed_log_density
 
 Array = NDArray[np.float64]
 
@@ -52,6 +51,8 @@ def export_policy(
         require(states == vocabulary.state_size, "policy", states, f"state size {vocabulary.state_size}")
         actions, network = policy.actions, {"type": "gaussian_mlp", **policy.config.to_dict()}
         tensors = dict(policy.state_dict())
+        # What is served squashes its actions, so the numbers of its decisions mean something only with the range.
+        vocabulary = vocabulary.replace(action_range=policy.config.action_range)
     require(actions == vocabulary.action_size, "policy", actions, f"{vocabulary.action_size} fusion parameters")
     return write_bundle(root, kind="fusion", tensors={"policy": tensors}, manifest={
         "vocabulary": vocabulary.to_dict(),

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recfuse.config import require
-from recfuse.fusion.squash import Range, squash_array, squashed_log_density
-from recfuse.stats.gaussian import gaussian_log_density
+from recfuse.stats.gaussian import Range, gaussian_log_density, squash_array, squashed_log_density
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from recfuse.fusion.advantages import RegressedAdvantage, regress_advantage
+from recfuse.fusion.advantages import COLUMNS, Chunk, RegressedAdvantage, regress_advantage
 from recfuse.learning.columns import chunks, fill, mean, to_unit_variance
 from recfuse.learning.context import Context
 from recfuse.learning.critics import CriticConfig, sampled_advantages
@@ -19,6 +19,8 @@ logger = logging.getLogger("recfuse")
 AdvantageKind = Literal["regressed", "sampled"]
 ADVANTAGE_SENTENCE = ("Policies learn from the conditional expectation of the advantage given state and action, or "
                       "from its samples.")
+COLUMNS_SENTENCE = ("The regressed advantage has at most so many columns; above that, a wide state enters by its "
+                    "leading principal directions.")
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,24 @@ class Advantages:
     metrics: Metrics
 
 
-def advantages(context: Context[CriticConfig], kind: AdvantageKind) -> Advantages:
-    """Advantages of every sample and critic, [n, c] (maths 1.3)."""
+def advantages(context: Context[CriticConfig], kind: AdvantageKind, columns: int = COLUMNS) -> Advantages:
+    """Advantages of every sample and critic, [n, c] (maths 1.3).
+
+    Args:
+        columns: the budget of the regression.
+    """
     sampled = sampled_advantages(context)
     if kind == "sampled":
         return Advantages(sampled, sampled, {})
-    model, regressed = context.memory.once("regressed", ("critics",), lambda: _regress(context, sampled))
+    model, regressed = context.memory.once("regressed", ("critics",), lambda: _regress(context, sampled, columns))
     return Advantages(regressed, sampled, {ADVANTAGE_EXPLAINED: model.explained_variance})
 
 
-def mixed_advantages(context: Context[CriticConfig], kind: AdvantageKind) -> Advantages:
+def mixed_advantages(context: Context[CriticConfig], kind: AdvantageKind, columns: int = COLUMNS) -> Advantages:
     """One advantage of every sample, [n]: of the mixed reward's critic, or the mixture of all critics' by the weights
     and multipliers as they stand. Mean 0, variance 1: the mean matters, because clipped ratios do not cancel it."""
-    return context.memory.once("mixture", ("critics", "multipliers"), lambda: _mix(context, advantages(context, kind)))
+    return context.memory.once("mixture", ("critics", "multipliers"),
+                               lambda: _mix(context, advantages(context, kind, columns)))
 
 
 def _mix(context: Context[CriticConfig], each: Advantages) -> Advantages:
@@ -65,11 +72,22 @@ def _standardised_sum(advantage: Tensor, weights: Tensor | None) -> Tensor:
     return to_unit_variance(advantage - mean(advantage).to(advantage.dtype))[:, 0]
 
 
-def _regress(context: Context[CriticConfig], sampled: Tensor) -> tuple[RegressedAdvantage, Tensor]:
-    model = regress_advantage((first, *terms, sampled[first : first + len(terms[0])].to(terms[0].device))
-                              for first, terms in _standardised(context))
+def _regress(context: Context[CriticConfig], sampled: Tensor, columns: int) -> tuple[RegressedAdvantage, Tensor]:
+    model = regress_advantage(_Chunks(context, sampled), columns=columns)
     parts = ((first, model(*terms)) for first, terms in _standardised(context))
     return model, to_unit_variance(fill(context.rows, sampled.shape[1], parts))
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """What the advantage is regressed on, as often as it is asked for."""
+
+    context: Context[CriticConfig]
+    sampled: Tensor
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for first, (state, action) in _standardised(self.context):
+            yield first, state, action, self.sampled[first : first + len(state)].to(state.device)
 
 
 def _standardised(context: Context[CriticConfig]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:

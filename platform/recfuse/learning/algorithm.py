@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
-from recfuse.config import require
+from recfuse.config import InvalidFieldError, require
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.learner import FusionLearner
@@ -29,6 +31,7 @@ from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.phases import Phase
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
+from recfuse.learning.stopping import ITERATION_LIMIT
 from recfuse.runtime import ray_compat
 
 _CHECKPOINT = "learner.safetensors"
@@ -108,6 +111,16 @@ class Progress:
     stopped: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def losses_of(self, phase: str) -> list[float]:
+        """What the stopping rule of a fit looks at, of every pass that it took."""
+        return [judged_loss(entry) for entry in self.history if entry["phase"] == phase]
+
+
+def judged_loss(metrics: Mapping[str, Any]) -> float:
+    """The loss on the samples held out, where some are."""
+    loss: float = metrics.get("holdout_loss", metrics["loss"])
+    return loss
+
 
 class FusionAlgorithm(Algorithm):
     """Fits the phases of the algorithm one after the other; one training step is one pass over the samples.
@@ -123,12 +136,12 @@ class FusionAlgorithm(Algorithm):
         super().setup(config)
         assert self.config.samples is not None
         assert self.config.settings is not None
-        self.settings, self._samples = self.config.settings, self.config.samples
+        self.settings, self.samples = self.config.settings, self.config.samples
         self._iterators = self._read()
 
     def _read(self) -> list[ray.data.DataIterator]:
         """Every learner reads all samples in the same order and takes its share of each minibatch."""
-        data = self._samples.dataset()
+        data = self.samples.dataset()
         return [data.iterator() for _ in range(max(1, self.config.num_learners))]
 
     @property
@@ -154,36 +167,53 @@ class FusionAlgorithm(Algorithm):
         if not np.isfinite(metrics["loss"]):
             raise FloatingPointError(f"{phase.name}, iteration {len(progress.losses)}: loss is {metrics['loss']}")
         progress.history.append({"phase": phase.name, "iteration": len(progress.losses), **metrics})
-        progress.losses.append(metrics.get("holdout_loss", metrics["loss"]))
+        progress.losses.append(judged_loss(metrics))
+        self._end_phase_where_due()
+
+    def _end_phase_where_due(self) -> bool:
+        phase, progress = self.phase, self.progress
         reason = phase.rule(self.settings).reason_to_stop(progress.losses)
         if reason:
             progress.stopped[phase.name] = reason
             progress.phase, progress.losses = progress.phase + 1, []
+        return bool(reason)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes parameters, optimizers and progress into one file that appears whole; nothing is pickled."""
+        """Writes parameters, optimizers and progress into one file that appears whole; nothing is pickled. What a fit
+        ended with is kept in a file of its own, to which a run with more passes goes back."""
         results = self.learner_group.foreach_learner(lambda learner: learner.snapshot())
-        progress = {**asdict(self.progress), "training_iteration": self.iteration, "samples": self._samples.fingerprint}
+        progress = {**asdict(self.progress), "training_iteration": self.iteration, "samples": self.samples.fingerprint}
         target = Path(checkpoint_dir) / _CHECKPOINT
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(".writing")
         safetensors.numpy.save_file(next(iter(results)).get(), temporary, {"progress": json.dumps(progress)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if self.progress.phase > 0 and not self.progress.losses:
+            _copy(temporary, target.parent / _end_of(self.settings.phases[self.progress.phase - 1]))
         os.replace(temporary, target)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Continues where `save_checkpoint` left off, with any number of learners.
 
         Raises:
-            InvalidFieldError: there is no checkpoint, or it belongs to other samples.
+            InvalidFieldError: there is no checkpoint, it cannot be read, or it belongs to other samples.
         """
-        file = Path(checkpoint_dir) / _CHECKPOINT
+        self._load(Path(checkpoint_dir) / _CHECKPOINT)
+
+    def _load(self, file: Path) -> None:
         require(file.is_file(), "checkpoint", str(file), "a file that exists")
-        with safetensors.safe_open(file, framework="np") as content:
-            progress = json.loads(content.metadata()["progress"])
+        try:
+            with safetensors.safe_open(file, framework="np") as content:
+                progress = json.loads(content.metadata()["progress"])
+            tensors = safetensors.numpy.load_file(file)
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidFieldError("checkpoint", str(file), f"a checkpoint that can be read ({error}); move it away "
+                                                             "to start anew") from None
         fingerprint = progress.pop("samples")
-        require(fingerprint == self._samples.fingerprint, "checkpoint", fingerprint,
-                f"a checkpoint of these samples ({self._samples.fingerprint})")
-        snapshot = ray.put(safetensors.numpy.load_file(file))
+        require(fingerprint == self.samples.fingerprint, "checkpoint", fingerprint,
+                f"a checkpoint of these samples ({self.samples.fingerprint})")
+        snapshot = ray.put(tensors)
         for result in self.learner_group.foreach_learner(lambda learner, ref=snapshot: learner.restore(ray.get(ref))):
             result.get()
         self._iteration = progress.pop("training_iteration")
@@ -194,16 +224,65 @@ class FusionAlgorithm(Algorithm):
         """Whether the directory holds a checkpoint."""
         return (directory / _CHECKPOINT).is_file()
 
-    @staticmethod
-    def discard_checkpoint(directory: Path) -> None:
-        """Removes the checkpoint from the directory, if there is one."""
-        (directory / _CHECKPOINT).unlink(missing_ok=True)
+    def follow_limits(self, directory: Path) -> list[str]:
+        """After a checkpoint was loaded, whose run may have had other limits of passes: where a fit that has ended at
+        its limit now has a higher one, goes back to its end, so that it and those after it end as if the limit had
+        always been this. Fits that took more passes than they now may stay as they are.
+
+        Args:
+            directory: of the checkpoint.
+
+        Returns:
+            What is done because of that, in sentences.
+        """
+        progress = self.progress
+        lines: list[str] = []
+        for index, phase in enumerate(self.settings.phases[: progress.phase]):
+            done, limit = len(progress.losses_of(phase.name)), phase.rule(self.settings).iterations
+            if progress.stopped[phase.name] == ITERATION_LIMIT and done < limit and self._go_back(directory, index):
+                later = [each.name for each in self.settings.phases[index + 1 :] if progress.losses_of(each.name)]
+                anew = f"; {', '.join(later)}, which build on it, are fitted anew" if later else ""
+                return [*lines, f"{phase.name} goes on after pass {done} of now {limit}{anew}"]
+            if done > limit:
+                lines.append(f"{phase.name} took {done} passes, which stay, though now {limit} are allowed")
+        if not self.finished and progress.losses and self._end_phase_where_due():
+            name = self.settings.phases[progress.phase - 1].name
+            lines.append(f"{name} ends after its {len(progress.losses_of(name))} passes")
+        return lines
+
+    def _go_back(self, directory: Path, index: int) -> bool:
+        """Stands at the end of a fit, which is open again; false where nothing was kept of it."""
+        phase = self.settings.phases[index]
+        if self.progress.phase > index + 1 or self.progress.losses:
+            file = directory / _end_of(phase)
+            if not file.is_file():
+                return False
+            self._load(file)
+        self.progress.phase, self.progress.losses = index, self.progress.losses_of(phase.name)
+        self.progress.stopped.pop(phase.name)
+        return True
 
     def policy(self) -> GaussianPolicies | FixedGaussian:
         """The policy that serves as it stands, on the CPU."""
         module = self.config.build_module()
         module.set_state(self.learner_group.get_weights()[DEFAULT_MODULE_ID])
         return module.served()
+
+
+def _end_of(phase: Phase) -> str:
+    """The file that holds what a fit ended with."""
+    return f"learner-{phase.name}.safetensors"
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A second name of the same content, which appears whole."""
+    temporary = target.with_suffix(".writing")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a filesystem without links
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
 
 
 def _box(size: int) -> gym.spaces.Box:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from recfuse.learning.samples import Windows
+from recfuse.learning.windows import Rows
 
 # Rows of one pass through networks that no step changes.
 CHUNK = 1 << 15
 
 
-def chunks(windows: Windows) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def chunks(windows: Rows) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Position and columns of every chunk of the samples."""
     for position, window in windows:
         for start in range(0, len(window["done"]), CHUNK):

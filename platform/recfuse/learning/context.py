@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from recfuse.learning.gradients import Batch, PairwiseSum, over_workers, split
 from recfuse.learning.metrics import Per
 from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.rewards import Rewards
-from recfuse.learning.samples import Windows
+from recfuse.learning.windows import DrawnWindows, Rows, Windows
 
 
 class RunSettings(Protocol):
@@ -35,6 +36,13 @@ class Memory:
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[frozenset[str], Any]] = {}
+        self._prefix = ""
+
+    def apart(self, name: str) -> Memory:
+        """The same memory with values of its own, for other rows; what is forgotten here or there is so in both."""
+        memory = Memory()
+        memory._kept, memory._prefix = self._kept, f"{name}/"
+        return memory
 
     def once(self, name: str, networks: tuple[str, ...], compute: Callable[[], T]) -> T:
         """The value of this name, computed where it is not there.
@@ -42,6 +50,7 @@ class Memory:
         Args:
             networks: that it is computed from; or whatever else changes, by a name of its own.
         """
+        name = self._prefix + name
         if name not in self._kept:
             self._kept[name] = frozenset(networks), compute()
         value: T = self._kept[name][1]
@@ -49,11 +58,12 @@ class Memory:
 
     def forget(self, networks: tuple[str, ...]) -> None:
         """Drops what was computed from any of these networks."""
-        self._kept = {name: entry for name, entry in self._kept.items() if not entry[0] & set(networks)}
+        for name in [name for name, entry in self._kept.items() if entry[0] & set(networks)]:
+            del self._kept[name]
 
     def clear(self) -> None:
         """Drops everything."""
-        self._kept = {}
+        self._kept.clear()
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Context(Generic[S]):
         vocabulary: of the samples, with the multipliers of the settings.
         module: all networks.
         rewards: what critics predict.
-        windows: the samples.
+        windows: the samples that the phase reads.
         device: of the networks.
         rank, workers: of this learner, and how many there are.
         memory: what has been computed from networks.
@@ -75,11 +85,19 @@ class Context(Generic[S]):
     vocabulary: Vocabulary
     module: FusionPolicyModule
     rewards: Rewards
-    windows: Windows
+    windows: Rows
     device: torch.device
     rank: int = 0
     workers: int = 1
     memory: Memory = field(default_factory=Memory)
+
+    @cached_property
+    def of_drawn(self) -> Context[S]:
+        """The same over the samples whose action was drawn; itself where all were."""
+        windows = self.windows.drawn() if isinstance(self.windows, Windows) else self.windows
+        if not isinstance(windows, DrawnWindows):
+            return self
+        return replace(self, windows=windows, memory=self.memory.apart("drawn"))
 
     @property
     def parts(self) -> int:

@@ -151,8 +151,10 @@ def _trace_of_window(context: Context[CriticConfig], window: Batch, position: in
     continues = torch.zeros(len(value), dtype=torch.bool, device=value.device)
     # Whoever shuffled the samples gets one step; a session is followed only where it goes on in the next row.
     continues[:-1] = (window["done"][:-1] == 0) & (window["next_state"][:-1] == window["state"][1:]).all(1)
-    return v_trace(value, following, rewards.of(window["feedback"]), window["done"], rewards.discount,
-                   log_prob - logged_density(context, window, position), continues, context.settings.trace_max)
+    # The ratio of an action that was not drawn means nothing; it counts as one of the policy's own.
+    ratio = torch.where(window["explored"], log_prob - logged_density(context, window, position), 0.0)
+    return v_trace(value, following, rewards.of(window["feedback"]), window["done"], rewards.discount, ratio,
+                   continues, context.settings.trace_max)
 
 
 def prepare_targets(context: Context[CriticConfig]) -> Prepared:
@@ -169,6 +171,6 @@ def move_targets(context: Context[Any]) -> None:
 
 CRITICS: Phase = Phase(
     name="critics", seed=1, rule=lambda settings: settings.critics,
-    columns=("state", "next_state", "feedback", "done"), networks=("critics",), loss=critic_loss, follow=move_targets,
-    begin=lambda module: module.start_targets(), prepare=prepare_targets,
+    columns=("state", "next_state", "feedback", "done"), drawn_only=False, networks=("critics",), loss=critic_loss,
+    follow=move_targets, begin=lambda module: module.start_targets(), prepare=prepare_targets,
     fitted=Fitted(Metric("explained_variance", Per.CRITIC), value_and_target))

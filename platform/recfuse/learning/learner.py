@@ -23,9 +23,10 @@ from recfuse.learning.metrics import GRADIENT_NORM, LOSS, HeldOut, Metric, Metri
 from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.phases import Phase, Prepared, Step, names_of
 from recfuse.learning.rewards import Rewards
-from recfuse.learning.samples import InMemory, Windows, is_held_out, minibatches
+from recfuse.learning.samples import InMemory
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.snapshots import restore_snapshot, take_snapshot
+from recfuse.learning.windows import Windows, is_held_out, minibatches
 from recfuse.runtime import ray_compat
 
 # Rows on which the networks are looked at after a pass.
@@ -47,6 +48,7 @@ class FusionLearner(TorchLearner):
         self._settings: LearningSettings = self.config.settings
         self._workers = max(self.config.num_learners, 1)
         self._context: Context[Any] | None = None
+        self._drawn_only = False
         self._states: Tensor | None = None
         keep_freed_memory()
 
@@ -77,11 +79,12 @@ class FusionLearner(TorchLearner):
         with _threads(self._settings.threads):
             if fresh or self._context is None:
                 self._context = self._open(training_data)
+            self._drawn_only = fit.drawn_only
             if iteration == 0:
                 self._begin(fit)
             self._weights_seq_no += 1
             self._log(self._run_search(fit, iteration) if fit.search else self._run_pass(fit, iteration))
-            self._context.memory.forget(fit.networks)
+            self.context.memory.forget(fit.networks)
         return self.metrics.reduce()
 
     def compute_loss_for_module(
@@ -102,7 +105,7 @@ class FusionLearner(TorchLearner):
     def context(self) -> Context[Any]:
         """What the hooks of a phase see; there once a pass has begun."""
         assert self._context is not None
-        return self._context
+        return self._context.of_drawn if self._drawn_only else self._context
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Parameters and optimizer state, by name, for a checkpoint."""
@@ -117,9 +120,11 @@ class FusionLearner(TorchLearner):
     def _open(self, training_data: TrainingData) -> Context[Any]:
         settings, samples, iterator = self._settings, self.config.samples, training_data.data_iterators[0]
         vocabulary = settings.apply_to(samples.vocabulary)
-        rows = iterator.rows if isinstance(iterator, InMemory) else samples.rows
-        windows = Windows(iterator, vocabulary.behaviours, samples.reward_std, rows, settings.window_rows,
-                          settings.memory_mib << 20, self._device)
+        rows, drawn = samples.rows, samples.rows - samples.not_drawn
+        if isinstance(iterator, InMemory):
+            rows, drawn = iterator.rows, iterator.drawn
+        windows = Windows(iterator, vocabulary.behaviours, samples.reward_std, rows,
+                          settings.window_rows_of(vocabulary), settings.memory_mib << 20, self._device, drawn)
         rewards = Rewards(settings.scalarisation(vocabulary), settings.mixes_rewards, vocabulary, self.fusion,
                           self._device)
         return Context(settings, vocabulary, self.fusion, rewards, windows, self._device, self._learner_index,
@@ -149,7 +154,8 @@ class FusionLearner(TorchLearner):
         held_out = HeldOut(explained, len(context.names(explained.per)) if explained is not None else 0, self._device)
         for position, window in context.windows:
             count, seed = len(window["done"]), (settings.seed, phase.seed, iteration, position)
-            out = is_held_out(position, count, settings.holdout, settings.seed)
+            places = window["row"].cpu().numpy() if "row" in window else None
+            out = is_held_out(position, count, settings.holdout, settings.seed, places=places)
             learned = np.flatnonzero(~out)
             drawn = {} if phase.draw is None else phase.draw(context, np.random.default_rng((*seed, 1)), count)
             for places in minibatches(len(learned), settings.minibatch_size, seed, context.rank, context.workers,

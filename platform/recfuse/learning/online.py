@@ -6,6 +6,7 @@ just answered, whose ratios start at 1. Runners and learners are RLlib's; column
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -176,7 +177,7 @@ class OnlineActorCritic(FusionAlgorithm):
         phases, requests = self.settings.online, len(columns["done"])
         entry: dict[str, Any] = {"phase": phases[-1], "iteration": iteration, "requests": requests,
                                  "session_length": requests / max(1.0, float(columns["done"].sum()))}
-        for index, name in enumerate(self._samples.vocabulary.behaviour_names):
+        for index, name in enumerate(self.samples.vocabulary.behaviour_names):
             entry[f"feedback/{name}"] = float(columns["feedback"][:, index].mean())
         for phase in phases:
             for number in range(online.passes):
@@ -200,8 +201,13 @@ class OnlineActorCritic(FusionAlgorithm):
 def first_samples(
     env: SessionEnv, policy: Policy, vocabulary: Vocabulary, online: OnlineSettings, seed: int
 ) -> SampleSet:
-    """What a first policy brings: states, actions and rewards are normalised by it, and learning starts near it."""
-    return SampleSet.of(roll(env, policy, online.requests, seed), vocabulary, f"online-{seed}")
+    """What a first policy brings: states, actions and rewards are normalised by it, and learning starts near it. Its
+    fingerprint is of all of it, so that another world, policy or seed has another one."""
+    columns = roll(env, policy, online.requests, seed)
+    digest = hashlib.sha256(repr([seed, vocabulary.to_dict()]).encode())
+    for name in sorted(columns):
+        digest.update(np.ascontiguousarray(columns[name]).tobytes())
+    return SampleSet.of(columns, vocabulary, f"online-{digest.hexdigest()[:20]}")
 
 
 def online_config(

@@ -97,6 +97,8 @@ class Phase:
         seed: goes into the seed of the order of the samples; another number is another order, and other bits.
         rule: when the fit ends, by the settings.
         columns: of the samples, that its batches have.
+        drawn_only: reads no sample whose action was not drawn. Phases that fit critics alone read all samples; whatever
+            fits policies, densities, ratios or weights must not.
         networks: whose optimizers its steps use; what was computed from them is forgotten after each pass.
         loss: of a part of a batch.
         follow: after each step; moves target networks, as a rule.
@@ -116,6 +118,7 @@ class Phase:
     seed: int
     rule: Callable[[Any], StoppingRule]
     columns: tuple[str, ...] = ()
+    drawn_only: bool = True
     networks: tuple[str, ...] = ()
     loss: Loss | None = None
     follow: Callable[[Context[Any]], None] | None = None

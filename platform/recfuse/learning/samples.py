@@ -1,12 +1,14 @@
-"""Samples on their way into the learner: Parquet → Arrow → windows of tensors, columns all the way."""
+"""Samples on their way into the learner: opened and checked, columns all the way."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +16,49 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import ray.data
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.config import require
+from recfuse.behaviours import Vocabulary
+from recfuse.config import InvalidFieldError, require
 from recfuse.fusion.networks import Normalisation
-from recfuse.fusion.squash import Range, unsquash_array
-from recfuse.learning.allocation import return_freed_memory
-from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
+from recfuse.learning.moments import Totals
+from recfuse.logs.schema import sample_schema
+from recfuse.logs.source import BROKEN, LogFile, LogSource, open_log
 from recfuse.runtime.cluster import read_parquet
+from recfuse.stats.gaussian import Range
 
+logger = logging.getLogger("recfuse")
 COLUMNS = ("state", "action", "action_logp", "feedback", "next_state", "done")
+EXPLORED = "explored"
+# Rows and bytes that are checked at a time; the first is Arrow's own number.
+_BATCH_ROWS, _BATCH_BYTES = 131_072, 256 << 20
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """A directory of samples (design 3.2), checked, with the moments that the networks are normalised by.
+    """Samples (design 3.2), checked, with the moments that the networks are normalised by.
+
+    Samples whose action was not drawn (`explored` is false) train critics and nothing else: no policy, density, ratio,
+    weight or moment of the actions reads them. Null counts as drawn. A sample that is truncated is one that is not
+    done: it bootstraps.
 
     Attributes:
-        directory: holds `*.parquet` and the vocabulary.
         vocabulary: of the samples.
         rows: how many there are.
-        normalisation: moments of states and actions.
+        normalisation: moments of states, and of actions that were drawn.
         reward_std: of every behaviour's transformed and scaled feedback; 1 where it never varies.
         reward_mean: likewise.
         done_mean: share of samples that end their session.
-        fingerprint: of the content: vocabulary, files, rows and moments.
-        has_density: whether every sample has the density of its action.
+        fingerprint: of every byte of the files, and of the vocabulary.
+        has_density: whether every sample whose action was drawn has the density of it.
+        not_drawn: how many samples have an action that was not drawn.
+        files: paths of the Parquet files on the filesystem, in order.
+        filesystem: of pyarrow.
     """
 
-    directory: Path
     vocabulary: Vocabulary
     rows: int
     normalisation: Normalisation
@@ -55,50 +67,50 @@ class SampleSet:
     done_mean: float
     fingerprint: str
     has_density: bool = True
+    not_drawn: int = 0
+    files: tuple[str, ...] = ()
+    filesystem: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)
 
     @classmethod
     def open(cls, directory: str | Path, action_range: Range | None = None) -> SampleSet:
         """Reads the samples once, in batches.
 
         Args:
+            directory: or URI, of any filesystem that pyarrow knows.
             action_range: (low, high) that the actions lie in; the moments are then of what they were before they were
                 squashed.
 
         Raises:
-            InvalidFieldError: no samples, a column that is missing or has another type, or a value that is no number.
+            InvalidFieldError: no samples, a file that cannot be read, a column that is missing or has another type, a
+                value that is no number, or no action that was drawn.
         """
-        directory = Path(directory)
-        require(directory.is_dir(), "samples", str(directory), "a directory of samples that exists")
-        vocabulary = Vocabulary.load(directory / VOCABULARY_FILE)
-        files = sorted(directory.glob("*.parquet"))
-        require(bool(files), "samples", str(directory), "a directory with at least one .parquet file")
-        data = pyarrow.dataset.dataset(files, format="parquet")
-        _check_schema(data.schema, vocabulary)
-        total = _Totals(vocabulary, action_range)
-        # Arrow reads ahead four files unless told otherwise, which would be most of the learner's memory.
-        for batch in data.to_batches(columns=list(COLUMNS), batch_readahead=2, fragment_readahead=1):
+        source = open_log(str(directory), name="samples")
+        vocabulary, files = source.vocabulary, tuple(file.path for file in source.files)
+        _check_files(source)
+        total = Totals(vocabulary, action_range)
+        for batch in _batches(source):
             if batch.num_rows:
-                total.add(arrays(pa.Table.from_batches([batch])))
+                table = pa.Table.from_batches([batch])
+                total.add(arrays(table), drawn_rows(table))
         require(total.rows > 0, "samples", str(directory), "at least one row")
+        require(total.drawn > 0, "samples.explored", f"false in all {total.rows:,} rows",
+                "at least one action that was drawn, or there is nothing to learn a policy from")
         pa.default_memory_pool().release_unused()
         moments = total.moments()
-        content = [vocabulary.to_dict(), [file.name for file in files], total.rows, moments, total.ends, total.lacking]
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return cls(directory, vocabulary, total.rows, Normalisation(*moments["state"], *moments["action"]),
-                   *moments["feedback"], done_mean=total.ends / total.rows, fingerprint=digest[:20],
-                   has_density=total.lacking == 0)
+        return cls(vocabulary, total.rows, Normalisation(*moments["state"], *moments["action"]), *moments["feedback"],
+                   done_mean=total.ends / total.rows, fingerprint=fingerprint_of(source),
+                   has_density=total.lacking == 0, not_drawn=total.rows - total.drawn, files=files,
+                   filesystem=source.table.filesystem)
 
     @classmethod
     def of(cls, columns: Mapping[str, NDArray[np.float32]], vocabulary: Vocabulary, name: str) -> SampleSet:
         """Samples in memory, by the names of COLUMNS; `name` tells them from others."""
-        sums = {column: _Sums() for column in ("state", "action", "feedback")}
-        for column, total in sums.items():
-            values = columns[column]
-            total.add(rewards(values, vocabulary.behaviours) if column == "feedback" else values)
+        total = Totals(vocabulary)
         rows = len(columns["done"])
-        moments = {column: total.moments(rows) for column, total in sums.items()}
-        return cls(Path(name), vocabulary, rows, Normalisation(*moments["state"], *moments["action"]),
-                   *moments["feedback"], done_mean=float(columns["done"].mean()), fingerprint=name)
+        total.add({column: columns[column] for column in COLUMNS}, columns.get(EXPLORED, np.ones(rows)).astype(bool))
+        moments = total.moments()
+        return cls(vocabulary, rows, Normalisation(*moments["state"], *moments["action"]), *moments["feedback"],
+                   done_mean=float(columns["done"].mean()), fingerprint=name, not_drawn=rows - total.drawn)
 
     @property
     def mean_values(self) -> tuple[float, ...]:
@@ -106,13 +118,26 @@ class SampleSet:
         moments = zip(self.vocabulary.behaviours, self.reward_mean, self.reward_std, strict=True)
         return tuple(mean / std / (1.0 - behaviour.gamma * (1.0 - self.done_mean)) for behaviour, mean, std in moments)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of what the learner reads."""
+        return _read_schema(self.vocabulary)
+
     def dataset(self) -> ray.data.Dataset:
         """The samples as a Ray dataset, whose rows come in the same order every time."""
-        files = [str(file) for file in sorted(self.directory.glob("*.parquet"))]
-        data = read_parquet(files).select_columns(list(COLUMNS))
+        data = read_parquet(self.files, filesystem=self.filesystem, schema=self.schema)
+        data = data.select_columns(self.schema.names)
         data.context.execution_options.preserve_order = True
         data.context.enable_progress_bars = False
         return data
+
+    def columns(self) -> dict[str, NDArray[np.float32]]:
+        """All of it in memory, by the names of COLUMNS, and `explored` (1 or 0) where an action was not drawn."""
+        data = pyarrow.dataset.dataset(list(self.files), schema=self.schema, format="parquet",
+                                       filesystem=self.filesystem)
+        table = data.to_table()
+        columns = arrays(table)
+        return {**columns, EXPLORED: drawn_rows(table).astype(np.float32)} if self.not_drawn else columns
 
 
 class InMemory:
@@ -122,81 +147,24 @@ class InMemory:
         self._columns = columns
         self.rows = len(columns["done"])
 
+    @property
+    def drawn(self) -> int:
+        """Rows whose action was drawn."""
+        return int(self._columns[EXPLORED].sum()) if EXPLORED in self._columns else self.rows
+
     def iter_batches(self, *, batch_size: int, **_: Any) -> Iterator[pa.Table]:
         """Tables of so many rows."""
         for start in range(0, self.rows, batch_size):
-            yield pa.table({name: _arrow(self._columns[name][start : start + batch_size]) for name in COLUMNS})
+            part = {name: values[start : start + batch_size] for name, values in self._columns.items()}
+            table = {name: _arrow(part[name]) for name in COLUMNS}
+            if EXPLORED in part:
+                table[EXPLORED] = pa.array(part[EXPLORED].astype(bool))
+            yield pa.table(table)
 
 
 def _arrow(values: NDArray[np.float32]) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(values, np.float32).ravel())
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-class Windows:
-    """Passes over the samples in windows of consecutive rows, each a dict of tensors on the learner's device.
-
-    Samples within the memory limit are read once and kept; larger ones are streamed in every pass, while Ray Data
-    reads ahead.
-
-    Args:
-        iterator: over the samples, in the same order every time.
-        behaviours: whose feedback becomes the rewards.
-        reward_std: divides the rewards.
-        rows: of the samples.
-        window_rows: of a window; the last one may be smaller.
-        memory_bytes: the limit.
-        device: where the tensors go.
-    """
-
-    def __init__(
-        self,
-        iterator: ray.data.DataIterator | InMemory,
-        behaviours: tuple[Behaviour, ...],
-        reward_std: tuple[float, ...],
-        rows: int,
-        window_rows: int,
-        memory_bytes: int,
-        device: torch.device,
-    ) -> None:
-        self._iterator, self._behaviours, self._device = iterator, behaviours, device
-        self._reward_std = np.asarray(reward_std, np.float32)
-        self.rows, self._window_rows, self._memory_bytes = rows, window_rows, memory_bytes
-        self._kept: list[dict[str, Tensor]] | None = None
-
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """(position of the first row, columns) of every window, in order."""
-        if self._kept is not None:
-            yield from self._positioned(iter(self._kept))
-            return
-        kept: list[dict[str, Tensor]] | None = []
-        for position, window in self._positioned(self._read()):
-            if kept is not None:
-                size = sum(column.nbytes for column in window.values()) / len(window["done"])
-                kept = [*kept, window] if size * self.rows <= self._memory_bytes else None
-            yield position, window
-        self._kept = kept
-
-    def _positioned(self, windows: Iterator[dict[str, Tensor]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        position = 0
-        for window in windows:
-            yield position, window
-            position += len(window["done"])
-        if position != self.rows:
-            raise RuntimeError(f"samples changed while they were read: {position} rows; expected {self.rows}")
-
-    def _read(self) -> Iterator[dict[str, Tensor]]:
-        batches = self._iterator.iter_batches(batch_size=self._window_rows, batch_format="pyarrow", prefetch_batches=1)
-        for table in batches:
-            columns = arrays(table)
-            columns["feedback"] = rewards(columns["feedback"], self._behaviours) / self._reward_std
-            # A copy: Arrow's memory is read-only, and shared with the object store.
-            window = {name: torch.from_numpy(np.array(values)).to(self._device) for name, values in columns.items()}
-            del table, columns
-            pa.default_memory_pool().release_unused()
-            yield window
-            del window
-            return_freed_memory()
 
 
 def arrays(table: pa.Table) -> dict[str, NDArray[np.float32]]:
@@ -218,114 +186,97 @@ def arrays(table: pa.Table) -> dict[str, NDArray[np.float32]]:
     return result
 
 
-def _before_squashing(action: NDArray[np.float32], bounds: Range) -> NDArray[np.float32]:
-    low, high = bounds
-    outside = action[(action < low) | (action > high)]
-    require(not outside.size, "samples.action", float(outside[0]) if outside.size else None,
-            f"numbers within network.action_range {bounds}")
-    return unsquash_array(action, bounds).astype(np.float32)
+def drawn_rows(table: pa.Table) -> NDArray[np.bool_]:
+    """bool[n], whether the action of each sample was drawn; where nobody knows, it counts as drawn."""
+    if EXPLORED not in table.column_names:
+        return np.ones(table.num_rows, bool)
+    explored: NDArray[np.bool_] = pc.fill_null(table[EXPLORED], True).to_numpy()
+    return np.array(explored)
 
 
-def rewards(feedback: NDArray[np.float32], behaviours: tuple[Behaviour, ...]) -> NDArray[np.float32]:
-    """Transformed and scaled feedback [n, m], what the critics call r."""
-    columns = []
-    for index, behaviour in enumerate(behaviours):
-        column = feedback[:, index]
-        if behaviour.transform == "log1p":
-            require(not len(column) or float(column.min()) > -1.0, f"samples.feedback.{behaviour.name}",
-                    float(column.min(initial=0.0)), "numbers > -1 for the transform log1p")
-            column = np.log1p(column)
-        columns.append(column / np.float32(behaviour.scale))
-    return np.stack(columns, axis=1).astype(np.float32, copy=False)
+def fingerprint_of(source: LogSource) -> str:
+    """Of every byte of a log's files, and of its vocabulary."""
+    filesystem = source.table.filesystem
+
+    def digest(file: LogFile) -> list[Any]:
+        state = hashlib.blake2b(digest_size=20)
+        with filesystem.open_input_stream(file.path) as stream:
+            while block := stream.read(8 << 20):
+                state.update(block)
+        return [source.table.relative(file.path), dict(file.partition), state.hexdigest()]
+
+    with ThreadPoolExecutor(4) as pool:
+        content = [source.vocabulary.to_dict(), list(pool.map(digest, source.files))]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
-class _Sums:
-    """Sums for mean and standard deviation, shifted by the first row so that large means lose no digits."""
-
-    def __init__(self) -> None:
-        self._shift: NDArray[np.float64] | None = None
-        self._first: NDArray[np.float64] = np.zeros(1)
-        self._second: NDArray[np.float64] = np.zeros(1)
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        if self._shift is None:
-            self._shift = values[0].astype(np.float64)
-        shifted = values - self._shift
-        self._first = self._first + shifted.sum(0)
-        self._second = self._second + np.square(shifted).sum(0)
-
-    def moments(self, rows: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        assert self._shift is not None
-        mean = self._first / rows
-        std = np.sqrt(np.maximum(self._second / rows - mean**2, 0.0))
-        # A constant column carries nothing; dividing it by 1 leaves it alone.
-        std = np.where(std > 1e-6 * np.maximum(1.0, np.abs(self._shift)), std, 1.0)
-        return tuple((self._shift + mean).tolist()), tuple(std.tolist())
+def _read_schema(vocabulary: Vocabulary) -> pa.Schema:
+    schema = sample_schema(vocabulary)
+    return pa.schema([schema.field(name) for name in (*COLUMNS, EXPLORED)])
 
 
-class _Totals:
-    """What is counted in one reading of all samples.
-
-    Attributes:
-        rows: samples; ends: of sessions; lacking: samples without the density of their action.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, action_range: Range | None) -> None:
-        self._behaviours, self._action_range = vocabulary.behaviours, action_range
-        self._sums = {name: _Sums() for name in ("state", "action", "feedback")}
-        self.rows, self.ends, self.lacking = 0, 0.0, 0
-
-    def add(self, columns: dict[str, NDArray[np.float32]]) -> None:
-        """Checks and counts some samples."""
-        columns["feedback"] = rewards(columns["feedback"], self._behaviours)
-        self.lacking += int(np.isnan(columns["action_logp"]).sum())
-        for name, values in columns.items():
-            finite = np.isfinite(values) if name != "action_logp" else ~np.isinf(values)
-            require(bool(finite.all()), f"samples.{name}", "nan or infinity", "finite numbers")
-        if self._action_range is not None:
-            columns["action"] = _before_squashing(columns["action"], self._action_range)
-        for name, total in self._sums.items():
-            total.add(columns[name])
-        self.rows += len(columns["done"])
-        self.ends += float(columns["done"].sum(dtype=np.float64))
-
-    def moments(self) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
-        """Mean and standard deviation of states, actions and rewards."""
-        return {name: total.moments(self.rows) for name, total in self._sums.items()}
+def _batches(source: LogSource) -> Iterator[pa.RecordBatch]:
+    schema = _read_schema(source.vocabulary)
+    # Checksums of pages are looked at once, here; the learner's own reading trusts them.
+    options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+    files, filesystem = [file.path for file in source.files], source.table.filesystem
+    data = pyarrow.dataset.dataset(
+        files, schema=schema, format=pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=options),
+        filesystem=filesystem)
+    row = 4 * (2 * source.vocabulary.state_size + source.vocabulary.action_size + len(source.vocabulary.behaviours) + 3)
+    try:
+        # Arrow reads ahead four files unless told otherwise, which would be most of the learner's memory.
+        yield from data.to_batches(columns=schema.names, batch_readahead=2, fragment_readahead=1,
+                                   batch_size=min(_BATCH_ROWS, max(1024, _BATCH_BYTES // row)))
+    except InvalidFieldError:
+        raise
+    except BROKEN as error:
+        raise InvalidFieldError("samples", _broken_file(source, schema.names), f"Parquet that can be read ("
+                                f"{_first_line(error)})") from None
 
 
-def minibatches(
-    rows: int, size: int, seed: tuple[int, ...], rank: int, workers: int, parts: int
-) -> Iterator[NDArray[np.int64]]:
-    """Shuffled rows of this worker's share of each global minibatch.
-
-    The order depends on the seed alone, so that any number of workers takes the same steps together. The rest that
-    does not fill a minibatch is left out of this pass, unless it is all there is, which must then be a multiple of
-    `parts`, itself one of `workers`.
-    """
-    order = np.random.default_rng(seed).permutation(rows)
-    size = min(size, rows // parts * parts)
-    share = size // workers
-    for start in range(0, rows - size + 1, max(size, 1)) if size else ():
-        first = start + rank * share
-        yield order[first : first + share]
+def _broken_file(source: LogSource, columns: list[str]) -> str:
+    """The first file that cannot be read."""
+    for file in source.files:
+        try:
+            parquet = pq.ParquetFile(file.path, filesystem=source.table.filesystem, page_checksum_verification=True)
+            for group in range(parquet.num_row_groups):
+                parquet.read_row_group(group, [name for name in columns if name in parquet.schema_arrow.names])
+        except BROKEN:
+            return source.table.relative(file.path)
+    return source.location.uri
 
 
-def is_held_out(position: int, rows: int, share: float, seed: int, run: int = 64) -> NDArray[np.bool_]:
-    """Which of the rows from `position` on are held out, bool[rows]: whole runs of consecutive rows, which are mostly
-    of one user, drawn by a hash of their number."""
-    number = (np.arange(position, position + rows) // run + np.uint64(seed << 32)).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        number ^= number >> np.uint64(31)
-    return (number >> np.uint64(11)).astype(np.float64) / float(1 << 53) < share
+def _check_files(source: LogSource) -> None:
+    """Raises InvalidFieldError where a file is unreadable, or lacks a column or has another type of it."""
+    expected = sample_schema(source.vocabulary)
+
+    def footer(file: LogFile) -> pa.Schema | str:
+        try:
+            schema: pa.Schema = pq.ParquetFile(file.path, filesystem=source.table.filesystem).schema_arrow
+            return schema
+        except BROKEN as error:
+            return _first_line(error)
+
+    with ThreadPoolExecutor(16) as pool:
+        schemas = list(pool.map(footer, source.files))
+    for file, schema in zip(source.files, schemas, strict=True):
+        name = source.table.relative(file.path)
+        require(file.kept is None, "samples", name, "files without deletion vectors; write the table anew")
+        if isinstance(schema, str):
+            raise InvalidFieldError("samples", name, f"Parquet that can be read ({schema})")
+        where = f" (in {name})" if len(schemas) > 1 else ""
+        is_log = source.kind == "session_log" and not {"next_state", "done"} & set(schema.names)
+        require(not is_log or "session_id" not in schema.names, "samples", name,
+                "samples, as the job `ingest` writes them; this is a session log")
+        for column in COLUMNS:
+            require(schema.names.count(column) == 1, f"samples.{column}", schema.names, f"a column of this name{where}")
+            given, allowed = schema.field(column).type, expected.field(column).type
+            require(given == allowed, f"samples.{column}", str(given), f"{allowed}{where}")
+        if EXPLORED in schema.names:
+            given = schema.field(EXPLORED).type
+            require(given == pa.bool_(), f"samples.{EXPLORED}", str(given), f"bool{where}")
 
 
-def _check_schema(schema: pa.Schema, vocabulary: Vocabulary) -> None:
-    for expected in sample_schema(vocabulary):
-        if expected.name not in COLUMNS:
-            continue
-        require(expected.name in schema.names, f"samples.{expected.name}", schema.names, "a column of this name")
-        given = schema.field(expected.name).type
-        require(given == expected.type, f"samples.{expected.name}", str(given), str(expected.type))
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,6 +17,8 @@ from recfuse.learning.phases import Phase, names_of
 from recfuse.learning.stopping import StoppingRule
 
 AlgorithmName = Annotated[str, tyro.conf.arg(aliases=("--algorithm",))]
+# A window of wide states is cut to about so many bytes.
+_WINDOW_BYTES = 1 << 30
 DensityKind = Literal["auto", "logged", "estimated"]
 
 
@@ -81,8 +83,8 @@ class LearningSettings(Config):
     shards: int = Field(
         2, description="Gradients of so many parts of a minibatch, a power of two, are summed in a fixed order. Any "
         "number of learners that divides it gives the same bits.", ge=1)
-    window_rows: int = Field(262_144, description="Samples are shuffled within windows of so many consecutive rows.",
-                             ge=1)
+    window_rows: int = Field(262_144, description="Samples are shuffled within windows of so many consecutive rows; "
+                             "of very wide states, within 1 GiB of them.", ge=1)
     memory_mib: int = Field(
         512, description="Samples up to this size, in MiB, stay in each learner's memory; larger ones are streamed.",
         ge=0)
@@ -167,10 +169,20 @@ class LearningSettings(Config):
         workers = max(self.num_learners, 1)
         return self.shards if self.minibatch_size % self.shards == self.shards % workers == 0 else workers
 
+    def window_rows_of(self, vocabulary: Vocabulary) -> int:
+        """Rows of a window of these samples; fewer than `window_rows` where states are very wide."""
+        width = 2 * vocabulary.state_size + vocabulary.action_size + len(vocabulary.behaviours) + 3
+        return min(self.window_rows, max(self.minibatch_size, _WINDOW_BYTES // (4 * width)))
+
     @property
     def policy_network(self) -> NetworkConfig:
         """Sizes and bounds of the networks as they are built."""
         return self.network
+
+    @property
+    def regression_budget(self) -> int | None:
+        """The most columns that a regressed advantage has; None where none is regressed."""
+        return None
 
     def networks(self, vocabulary: Vocabulary, values: tuple[float, ...]) -> Networks:
         """The networks beside the policy.

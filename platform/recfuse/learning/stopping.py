@@ -6,6 +6,8 @@ from pydantic import Field
 
 from recfuse.config import Config
 
+ITERATION_LIMIT = "iteration limit"
+
 
 class StoppingRule(Config):
     """A fit ends on the first of these (maths 1.7). An iteration is one pass over the samples, and its loss is that on
@@ -29,4 +31,4 @@ class StoppingRule(Config):
             before, since = min(losses[: -self.patience]), min(losses[-self.patience :])
             if before - since < self.change_below:
                 return f"change below {self.change_below:g}"
-        return "iteration limit" if len(losses) >= self.iterations else None
+        return ITERATION_LIMIT if len(losses) >= self.iterations else None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,15 +14,19 @@ import ray.exceptions
 from pydantic import Field
 
 from recfuse.config import Config, InvalidFieldError
+from recfuse.fusion.advantages import plan
 from recfuse.fusion.inference import export_policy
 from recfuse.learning import registry
 from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
+from recfuse.learning.resume import RunIdentity, identity_of, write_atomically
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
+from recfuse.runtime.outputs import Output, claim
 
 logger = logging.getLogger("recfuse")
+JOB = "train_fusion"
 CHECKPOINT, HISTORY, METRICS = "checkpoint", "history.jsonl", "metrics.json"
 # How often a run survives the loss of its learners.
 RESTARTS = 3
@@ -33,9 +35,12 @@ RESTARTS = 3
 class TrainFusionConfig(Config):
     """From samples to a policy."""
 
-    samples: str = Field("runs/samples", description="This directory holds samples, as the ingest job writes them.")
+    samples: str = Field(
+        "runs/samples", description="This directory (or URI) holds samples, as the ingest job writes them; those whose "
+        "action was not drawn train critics alone.", min_length=1)
     output: str = Field(
-        "runs/fusion", description="This directory gets the bundle, the metrics, the history and the checkpoint.")
+        "runs/fusion", description="This directory gets the bundle, the metrics, the history and the checkpoint, from "
+        "which a rerun goes on.", min_length=1)
     learning: LearningSettings = Field(
         default_factory=registry.settings, description="Algorithm, networks, rates and stopping rules are these.")
 
@@ -44,7 +49,7 @@ class TrainFusionConfig(Config):
 class TrainFusionResult:
     """Attributes:
         bundle: directory of the exported policy.
-        metrics: per phase: the numbers of its last iteration, how many there were, and why it stopped.
+        metrics: per phase: the numbers of its last iteration, how many there were, and why it stopped; see `summary`.
         history: JSON lines, one per iteration: phase, iteration, metrics.
         resumed_at: iterations that an interrupted run had done before.
     """
@@ -56,29 +61,55 @@ class TrainFusionResult:
 
 
 def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
-    """Trains on the current Ray and exports the policy. A rerun goes on after the last complete iteration; so does the
-    run itself, where learner workers die.
+    """Trains on the current Ray and exports the policy. A rerun goes on after the last complete iteration, also with
+    other numbers of passes; so does the run itself, where learner workers die.
 
     Raises:
-        InvalidFieldError: bad samples, or settings that do not fit them.
+        InvalidFieldError: bad samples, settings that do not fit them, or an output that another job has claimed or is
+            writing to.
     """
+    with claim(config.output, JOB) as output:
+        output.require_unclaimed()
+        return _train(config, output)
+
+
+def _train(config: TrainFusionConfig, claimed: Output) -> TrainFusionResult:
+    output = claimed.local_directory
     samples = SampleSet.open(config.samples, config.learning.network.action_range)
     config = config.replace(learning=config.learning.resolved(samples.has_density))
-    logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s", f"{samples.rows:,}",
+    logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s (run %s)", f"{samples.rows:,}",
                 samples.vocabulary.state_size, samples.vocabulary.action_size,
-                ", ".join(samples.vocabulary.behaviour_names))
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    with ray_compat.quiet(), _Run(config, samples) as run:
+                ", ".join(samples.vocabulary.behaviour_names), _identity(config, samples))
+    for line in _notes(config.learning, samples):
+        logger.info("train_fusion: %s", line)
+    claimed.join()
+    with ray_compat.quiet(), _Run(config, samples, output / CHECKPOINT) as run:
         run.finish()
         algorithm = run.algorithm
         metrics, history = summary(algorithm), algorithm.progress.history
         bundle = export_policy(output, algorithm.policy(), samples.vocabulary, training=config.learning.to_dict(),
                                data_fingerprint=samples.fingerprint, metrics=metrics)
-    _write(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
-    _write(output / METRICS, json.dumps(metrics, indent=1))
+    write_atomically(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
+    write_atomically(output / METRICS, json.dumps(metrics, indent=1))
     logger.info("train_fusion: wrote %s", bundle)
     return TrainFusionResult(bundle, metrics, output / HISTORY, run.resumed_at)
+
+
+def _notes(settings: LearningSettings, samples: SampleSet) -> list[str]:
+    """What is left out or cut, in sentences."""
+    lines, vocabulary = [], samples.vocabulary
+    if samples.not_drawn:
+        lines.append(f"{samples.not_drawn:,} actions were not drawn (explored is false); they train critics alone")
+    budget = settings.regression_budget
+    if budget is not None:
+        model = plan(vocabulary.state_size, vocabulary.action_size, budget)
+        if str(model):
+            lines.append(f"the regressed advantage would have {model.whole:,} columns, more than regression_columns "
+                         f"({budget:,}): {model}, which leaves {model.columns:,}")
+    rows = settings.window_rows_of(vocabulary)
+    if rows < settings.window_rows:
+        lines.append(f"states are so wide that windows are of {rows:,} rows in place of {settings.window_rows:,}")
+    return lines
 
 
 class _Run:
@@ -89,8 +120,8 @@ class _Run:
         resumed_at: iterations that were done before.
     """
 
-    def __init__(self, config: TrainFusionConfig, samples: SampleSet) -> None:
-        self._config, self._samples, self._checkpoint = config, samples, Path(config.output) / CHECKPOINT
+    def __init__(self, config: TrainFusionConfig, samples: SampleSet, checkpoint: Path) -> None:
+        self._config, self._samples, self._checkpoint = config, samples, checkpoint
         self._setup = FusionAlgorithmConfig().learn(config.learning, samples)
         self.algorithm = self._setup.build_algo()
 
@@ -123,35 +154,37 @@ class _Run:
 
 
 def summary(algorithm: FusionAlgorithm) -> dict[str, Any]:
-    """Per phase: the numbers of its last iteration, how many there were, and why it stopped."""
+    """Per phase: the numbers of its last iteration, how many there were, and why it stopped; and how many samples it
+    left out because their action was not drawn, where there are any."""
     phases: dict[str, Any] = {}
+    not_drawn = algorithm.samples.not_drawn
     for entry in algorithm.progress.history:
         numbers = {name: value for name, value in entry.items() if name not in ("phase", "iteration")}
         phases[entry["phase"]] = {**numbers, "iterations": entry["iteration"] + 1,
                                   "stopped": algorithm.progress.stopped.get(entry["phase"], "")}
+        if not_drawn and algorithm.settings.phase(entry["phase"]).drawn_only:
+            phases[entry["phase"]]["not_drawn"] = not_drawn
     return phases
 
 
 def _resume(algorithm: FusionAlgorithm, checkpoint: Path, config: TrainFusionConfig, samples: SampleSet) -> int:
-    """Loads the checkpoint of the same run, if there is one; a checkpoint of another run is left to be overwritten."""
-    run = checkpoint / "run"
-    if run.exists() and run.read_text() == _identity(config, samples) and algorithm.has_checkpoint(checkpoint):
-        algorithm.load_checkpoint(str(checkpoint))
-        logger.info("train_fusion: resuming after %d iterations", len(algorithm.progress.history))
-        return len(algorithm.progress.history)
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    algorithm.discard_checkpoint(checkpoint)
-    _write(run, _identity(config, samples))
-    return 0
+    """Loads the checkpoint of the same run, if there is one; a checkpoint of another run moves aside."""
+    if not _run_identity(config, samples).take_up(checkpoint) or not algorithm.has_checkpoint(checkpoint):
+        return 0
+    algorithm.load_checkpoint(str(checkpoint))
+    lines = algorithm.follow_limits(checkpoint)
+    logger.info("train_fusion: resuming after %d iterations%s", len(algorithm.progress.history),
+                "".join(f"; {line}" for line in lines))
+    return len(algorithm.progress.history)
 
 
 def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
     """Names a run by all that its result depends on; how many workers compute it is not part of that."""
-    settings = config.learning.resolved(samples.has_density).to_dict()
-    for name in ("num_learners", "gpus_per_learner", "threads", "memory_mib"):
-        del settings[name]
-    text = json.dumps([settings, samples.fingerprint], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _run_identity(config, samples).key
+
+
+def _run_identity(config: TrainFusionConfig, samples: SampleSet) -> RunIdentity:
+    return identity_of(JOB, config.learning.resolved(samples.has_density).to_dict(), samples=samples.fingerprint)
 
 
 def _run(algorithm: FusionAlgorithm, checkpoint: Path) -> None:
@@ -177,9 +210,3 @@ def describe(entry: dict[str, Any]) -> str:
             text = f"{values[0]:.3g}" if len(values) == 1 else f"{values[0]:.3g}..{values[-1]:.3g}"
             parts.append(f"{kind.replace('_', ' ')} {text}")
     return ", ".join(parts)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".writing")
-    temporary.write_text(text)
-    os.replace(temporary, path)

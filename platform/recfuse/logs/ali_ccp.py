@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
+import pyarrow.fs as pafs
 
-from recfuse.config import InvalidFieldError, require
+from recfuse.config import require
 from recfuse.logs.aliexpress import TEST, training_day
+from recfuse.logs.delimited import find, read_rows
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import Orphan, order_exposures
+from recfuse.runtime.locations import Location, locate
 
 USER, ITEM, SCENE = "101", "205", "301"
 USER_FIELDS = ("121", "122", "124", "125", "126", "127", "128", "129")
@@ -35,20 +37,23 @@ def read_exposures(path: str | Path, orphan: Orphan = "quarantine") -> Exposures
     Raises:
         InvalidFieldError: a file is missing, unreadable or empty.
     """
-    directory = Path(path)
-    require(directory.is_dir(), "logs", str(directory), "a directory with the Ali-CCP files")
-    parts = [_part(directory, name) for name in ("train", "test")]
+    directory = locate(path, "logs")
+    require(directory.kind() == pafs.FileType.Directory, "logs", str(path), "a directory with the Ali-CCP files")
+    broken: list[str] = []
+    parts = [_part(directory, name, broken) for name in ("train", "test")]
     table = pa.concat_tables(parts).combine_chunks()
     users = _unique(table, "user_id", [f"user_{name}" for name in USER_FIELDS])
     items = _unique(table, "item_id", [f"item_{name}" for name in ITEM_FIELDS])
     columns = dict(zip(table.column_names, table.columns, strict=True))
     kept = [name for name in columns if not name.startswith(("user_", "item_")) or name in ("user_id", "item_id")]
-    return order_exposures({name: columns[name] for name in kept}, users, items, orphan=orphan)
+    return order_exposures({name: columns[name] for name in kept}, users, items, orphan=orphan,
+                           broken=broken)
 
 
-def _part(directory: Path, name: str) -> pa.Table:
-    samples = _read(directory / f"sample_skeleton_{name}.csv", _SKELETON)
-    common = _read(directory / f"common_features_{name}.csv", _COMMON)
+def _part(directory: Location, name: str, broken: list[str]) -> pa.Table:
+    """The samples of a part; rows with a wrong number of columns are added to `broken`."""
+    samples = _read(directory, f"sample_skeleton_{name}.csv", _SKELETON, broken)
+    common = _read(directory, f"common_features_{name}.csv", _COMMON, broken)
     place = pc.index_in(samples["common"], value_set=common["common"])
     shared = pc.fill_null(common["features"].take(place), "")
     # One list of features a sample: its own, then those it shares with the user's other samples.
@@ -73,17 +78,13 @@ def _part(directory: Path, name: str) -> pa.Table:
         **{f"context_{field}": values[field] for field in CONTEXT_FIELDS}})
 
 
-def _read(file: Path, names: tuple[str, ...]) -> pa.Table:
-    require(file.is_file(), "logs", str(file), "a CSV file")
+def _read(directory: Location, name: str, names: tuple[str, ...], broken: list[str]) -> pa.Table:
+    file = find(directory, name)
     types = {"features": pa.string(), "common": pa.string(), "click": pa.int64(), "order": pa.int64()}
-    try:
-        table = pyarrow.csv.read_csv(
-            file, read_options=pyarrow.csv.ReadOptions(column_names=list(names)),
-            convert_options=pyarrow.csv.ConvertOptions(column_types={k: v for k, v in types.items() if k in names}))
-    except pa.ArrowInvalid as error:
-        raise InvalidFieldError(file.name, str(error), "a readable CSV file") from None
-    require(table.num_rows > 0, file.name, 0, "at least one row")
-    return table
+    rows = read_rows(directory, file, names, {name: kind for name, kind in types.items() if name in names})
+    broken += rows.broken
+    require(rows.table.num_rows > 0, file.base_name, 0, "at least one row")
+    return rows.table
 
 
 def _field(features: pa.ChunkedArray, field: str) -> pa.ChunkedArray:

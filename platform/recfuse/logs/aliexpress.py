@@ -17,15 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.fs as pafs
 
-from recfuse.config import InvalidFieldError, require
+from recfuse.config import require
+from recfuse.logs.delimited import find, read_rows
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import Orphan, order_exposures
+from recfuse.runtime.locations import Location, locate
 
 TRAINING, VALIDATION, TEST = 1, 2, 3
 VALIDATION_SHARE = 0.1
 _PREFIX = "AliExpress_"
+_NUMBERS = 63
 
 
 def read_exposures(path: str | Path, orphan: Orphan = "quarantine") -> Exposures:
@@ -34,10 +37,16 @@ def read_exposures(path: str | Path, orphan: Orphan = "quarantine") -> Exposures
     Raises:
         InvalidFieldError: no country, a file or a column is missing, an id is no integer, or a part is empty.
     """
-    directory = Path(path)
-    countries = sorted(entry for entry in directory.glob(f"{_PREFIX}*") if entry.is_dir())
-    require(bool(countries), "logs", str(directory), f"a directory with {_PREFIX}NL and the like")
-    parts = [_part(country, name) for country in countries for name in ("train", "test")]
+    directory = locate(path, "logs")
+    exists = directory.kind() == pafs.FileType.Directory
+    require(exists, "logs", directory.uri, f"a directory with {_PREFIX}NL and the like")
+    entries = directory.filesystem.get_file_info(pafs.FileSelector(directory.root))
+    countries = sorted(entry.base_name for entry in entries
+                       if entry.type == pafs.FileType.Directory and entry.base_name.startswith(_PREFIX))
+    require(bool(countries), "logs", directory.uri, f"a directory with {_PREFIX}NL and the like")
+    broken: list[str] = []
+    parts = [_part(directory.below(country), country, name, broken)
+             for country in countries for name in ("train", "test")]
     # Every file's searches follow those of the files before it.
     counts = np.cumsum([0, *(part["user_id"].to_numpy().max() + 1 for part in parts)])
     parts = [part.set_column(0, "user_id", pa.array(part["user_id"].to_numpy() + first))
@@ -45,7 +54,7 @@ def read_exposures(path: str | Path, orphan: Orphan = "quarantine") -> Exposures
     table = pa.concat_tables(parts, promote_options="default").combine_chunks()
     users = pa.table({"user_id": np.unique(table["user_id"].to_numpy())})
     return order_exposures(dict(zip(table.column_names, table.columns, strict=True)), users,
-                           pa.table({"item_id": pa.array([0], pa.int64())}), orphan=orphan)
+                           pa.table({"item_id": pa.array([0], pa.int64())}), orphan=orphan, broken=broken)
 
 
 def feature_columns(rows: pa.Table) -> tuple[list[str], list[str]]:
@@ -54,18 +63,14 @@ def feature_columns(rows: pa.Table) -> tuple[list[str], list[str]]:
             [name for name in rows.column_names if name.startswith("numerical_")])
 
 
-def _part(country: Path, name: str) -> pa.Table:
-    file = country / f"{name}.csv"
-    require(file.is_file(), "logs", str(file), "a CSV file")
-    where = f"{country.name}/{file.name}"
-    with file.open(errors="replace") as lines:
-        header = next(lines, "").strip().split(",")
+def _part(place: Location, country: str, name: str, broken: list[str]) -> pa.Table:
+    """The rows of a file; rows with a wrong number of columns are added to `broken`."""
+    file = find(place, f"{name}.csv")
+    where = f"{country}/{file.base_name}"
     # Some numbers are 0 for long stretches: what they are must not be guessed from the first block.
-    numbers = {name: pa.float32() for name in header if name.startswith("numerical_")}
-    try:
-        raw = pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(column_types=numbers))
-    except pa.ArrowInvalid as error:
-        raise InvalidFieldError(where, str(error), "a readable CSV file") from None
+    rows = read_rows(place, file, types={f"numerical_{k}": pa.float32() for k in range(1, _NUMBERS + 1)})
+    raw = rows.table
+    broken += rows.broken
     require(raw.num_rows > 0, where, 0, "at least one row")
     for column in ("search_id", "click", "conversion"):
         require(column in raw.column_names, f"{where}: column {column}", raw.column_names, f"a column {column}")
@@ -78,7 +83,7 @@ def _part(country: Path, name: str) -> pa.Table:
     day = training_day(user) if name == "train" else np.full(len(user), TEST)
     return pa.table({
         "user_id": user, "item_id": np.zeros(len(user), np.int64),
-        "scene": pa.array([country.name.removeprefix(_PREFIX)] * len(user)),
+        "scene": pa.array([country.removeprefix(_PREFIX)] * len(user)),
         "ts": pa.array(np.arange(len(user)) + day * 10**12).cast(pa.timestamp("us", "UTC")),
         "day": day.astype(np.int32), "hour": np.zeros(len(user), np.int8),
         "click": raw["click"].cast(pa.float64()), "order": raw["conversion"].cast(pa.float64()),

@@ -7,27 +7,30 @@ twice and nothing is counted twice.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.fs as pafs
 import ray
 import ray.data
 
-from recfuse.behaviours import Vocabulary
 from recfuse.logs.files import DirectoryWriter
-from recfuse.logs.pieces import Piece, read_piece
+from recfuse.logs.reading import ReadingConfig, read_checked, read_sample_piece, sample_pieces
 from recfuse.logs.sessions import keep_first, to_samples
+from recfuse.logs.source import LogSource, Piece
 from recfuse.logs.validation import DUPLICATE, quarantine_rows
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 
 QUARANTINE, PART = "quarantine", "part-"
+# Beside them, what tasks noted and counted, until the account is closed.
+NOTES = "_notes"
 _PARTITION = "_partition"
 _MOST_BLOCKS = 1000
 
@@ -37,25 +40,25 @@ class Exchange:
     """The steps between the files of a log and those of its samples.
 
     Attributes:
-        logs: filesystem of the log.
+        source: the log.
         writer: of the output directory, beneath which `quarantine` exists.
-        vocabulary: of the log.
-        gap_seconds: without `session_id`, a longer pause ends a session.
-        need_density: quarantines rows whose action's density is unknown.
+        config: how rows are understood.
+        log_end: time of the last request, in microseconds since 1970, where it is known.
         partitions: of either exchange; as many sample files at most.
     """
 
-    logs: pafs.FileSystem
+    source: LogSource
     writer: DirectoryWriter
-    vocabulary: Vocabulary
-    gap_seconds: float
-    need_density: bool
+    config: ReadingConfig
+    log_end: int | None
     partitions: int
 
     def read(self, piece: Piece) -> pa.Table:
         """The good rows of a piece, by partition of their requests; the others are written to the quarantine."""
-        checked = read_piece(piece, self.logs, self.vocabulary, self.need_density)
+        checked = read_checked(self.source, piece, self.config, self.source.vocabulary)
         self._quarantine(f"piece-{piece.number:06d}", checked.quarantine)
+        if checked.notes:
+            self.writer.write_text(f"{NOTES}/piece-{piece.number:06d}.json", json.dumps(checked.notes))
         return self._partitioned(checked.rows, "request_id")
 
     def deduplicate(self, group: pa.Table) -> pa.Table:
@@ -67,9 +70,12 @@ class Exchange:
 
     def cut(self, group: pa.Table) -> int:
         """Writes the samples of a partition of users; returns how many."""
-        samples = to_samples(group.drop_columns(_PARTITION), self.vocabulary, self.gap_seconds)
-        self.writer.write(f"{PART}{_number_of(group):05d}.parquet", samples)
-        return int(samples.num_rows)
+        number = _number_of(group)
+        samples = to_samples(group.drop_columns(_PARTITION), self.source.vocabulary, self.config.rule(self.log_end))
+        counts = {"left_out": samples.left_out, "truncated": samples.truncated, "ties": samples.ties}
+        self.writer.write_text(f"{NOTES}/part-{number:05d}.json", json.dumps(counts))
+        self.writer.write(f"{PART}{number:05d}.parquet", samples.table)
+        return int(samples.table.num_rows)
 
     def _quarantine(self, name: str, rows: pa.Table) -> None:
         if rows.num_rows:
@@ -88,7 +94,7 @@ def run(exchange: Exchange, pieces: list[Piece]) -> None:
     def read(batch: pa.Table) -> pa.Table:
         [piece] = [Piece(**row) for row in batch.to_pylist()]
         rows = exchange.read(piece)
-        counter.add.remote("read", piece.rows)
+        counter.add.remote("read", piece.kept)
         return rows
 
     def deduplicate(group: pa.Table) -> pa.Table:
@@ -107,9 +113,28 @@ def run(exchange: Exchange, pieces: list[Piece]) -> None:
         .groupby(_PARTITION, num_partitions=partitions).map_groups(deduplicate, batch_format="pyarrow")
         .groupby(_PARTITION, num_partitions=partitions).map_groups(cut, batch_format="pyarrow")
     )
-    with _Watch(counter, sum(piece.rows for piece in pieces)):
+    with _Watch(counter, sum(piece.kept for piece in pieces)):
         for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             pass
+
+
+def map_samples(source: LogSource, function: Callable[[pa.Table], pa.Table], name: str) -> Iterator[pa.Table]:
+    """What the function makes of every row group of samples, computed on the initialised Ray, in no order.
+
+    Args:
+        name: the config field that holds the samples' path, for errors.
+    """
+    listing = sample_pieces(source, name)
+
+    def apply(batch: pa.Table) -> pa.Table:
+        [piece] = [Piece(**row) for row in batch.to_pylist()]
+        return function(read_sample_piece(source, piece, name))
+
+    ray_compat.no_progress_bars()
+    dataset = ray.data.from_items([asdict(piece) for piece in listing],
+                                  override_num_blocks=min(len(listing), _MOST_BLOCKS))
+    yield from dataset.map_batches(apply, batch_size=1, batch_format="pyarrow").iter_batches(
+        batch_size=None, batch_format="pyarrow")
 
 
 def _number_of(group: pa.Table) -> int:

@@ -10,12 +10,10 @@ is repaired.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -23,6 +21,8 @@ from recfuse.config import InvalidFieldError, require
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import Exposures, sort_rows
 from recfuse.logs.orders import ORPHAN_REASON, Orphan
+from recfuse.logs.source import read_parquet
+from recfuse.runtime.locations import locate
 
 _KEYS = {"user_id": pa.int64(), "item_id": pa.int64(), "scene": pa.string(), "ts": pa.timestamp("us", "UTC")}
 _HISTORY = pa.schema([pa.field("user_id", pa.int64()), pa.field("items", pa.list_(pa.int64()))])
@@ -56,14 +56,10 @@ def read_exposures(path: str, labels: Sequence[str], orphan: Orphan = "quarantin
 
 def write_exposures(exposures: Exposures, path: str) -> None:
     """Writes what `read_exposures` reads."""
-    system, root = pafs.FileSystem.from_uri(_uri(path))
-    system.create_dir(root, recursive=True)
+    location = locate(path)
+    location.filesystem.create_dir(location.root, recursive=True)
     for name in ("rows", "users", "items", "history"):
-        pq.write_table(getattr(exposures, name), f"{root}/{name}.parquet", filesystem=system)
-
-
-def _uri(path: str) -> str:
-    return path if "://" in path else Path(path).resolve().as_uri()
+        pq.write_table(getattr(exposures, name), f"{location.root}/{name}.parquet", filesystem=location.filesystem)
 
 
 def _required(path: str, names: Sequence[str]) -> pa.Table:
@@ -75,13 +71,10 @@ def _required(path: str, names: Sequence[str]) -> pa.Table:
 
 def _read(path: str, names: Sequence[str]) -> pa.Table | None:
     """The table of the first name that is there."""
-    try:
-        system, root = pafs.FileSystem.from_uri(_uri(path))
-        for name in names:
-            if system.get_file_info(f"{root}/{name}").type != pafs.FileType.NotFound:
-                return ds.dataset(f"{root}/{name}", filesystem=system, format="parquet").to_table()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InvalidFieldError(f"{path}/{names[0]}", str(error), "readable Parquet") from None
+    location = locate(path, "logs")
+    for name in names:
+        if location.kind(name) != pafs.FileType.NotFound:
+            return read_parquet(location.below(name), f"{path}/{name}")
     return None
 
 
@@ -100,10 +93,12 @@ def _keys(raw: pa.Table) -> tuple[pa.Table, np.ndarray]:
     for name, kind in _KEYS.items():
         require(name in raw.column_names, f"rows.{name}", raw.column_names, f"a column {name}")
         given = raw.schema.field(name).type
-        fits = pa.types.is_integer(given) if kind == pa.int64() else given == kind or not pa.types.is_integer(given)
+        whole = pa.types.is_integer(given)
+        fits = whole if kind == pa.int64() else not whole or kind == pa.string()
         require(fits, f"rows.{name}", str(given), str(kind))
         try:
-            column = raw[name].cast(kind)
+            # Digits beyond microseconds are cut.
+            column = raw[name].cast(kind, safe=not pa.types.is_timestamp(given))
         except pa.ArrowException:
             raise InvalidFieldError(f"rows.{name}", str(given), str(kind)) from None
         missing = pc.is_null(column).to_numpy()

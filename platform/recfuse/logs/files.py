@@ -1,4 +1,4 @@
-"""Where logs and samples lie (any filesystem that pyarrow knows) and the one way in which they are written."""
+"""The one way in which logs and samples are written, on any filesystem that pyarrow knows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from recfuse.runtime.locations import Location
+
 # Begins the name of a file that is being written.
 TEMPORARY = "_"
-
-def locate(path: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path within it."""
-    return pafs.FileSystem.from_uri(absolute(path))
-
-
-def absolute(path: str) -> str:
-    """A URI as it is; a path of this machine from its root."""
-    return path if "://" in path else str(Path(path).resolve())
 
 
 def file_name(path: str) -> str:
@@ -32,6 +25,16 @@ def list_files(filesystem: pafs.FileSystem, directory: str, prefix: str = "") ->
     """Paths of the files right beneath a directory whose names begin with the prefix, sorted."""
     listing = filesystem.get_file_info(pafs.FileSelector(directory))
     return sorted(info.path for info in listing if info.is_file and file_name(info.path).startswith(prefix))
+
+
+def visible_files(location: Location) -> list[pafs.FileInfo]:
+    """Files beneath a directory in the order of their paths; names that begin with `_` or `.` are left out, as writers
+    call what is none of the data."""
+    selector = pafs.FileSelector(location.root, recursive=True)
+    infos = (info for info in location.filesystem.get_file_info(selector) if info.is_file)
+    return sorted((info for info in infos
+                   if not any(part.startswith(("_", ".")) for part in location.relative(info.path).split("/"))),
+                  key=lambda info: info.path)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -69,4 +72,14 @@ class DirectoryWriter:
         parent, file = target.rsplit("/", 1)
         temporary = f"{parent}/{TEMPORARY}{file}.{uuid.uuid4().hex[:8]}"
         write_parquet(table, temporary, self._filesystem)
+        self._filesystem.move(temporary, target)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a small text file in the same way; its directory is made where it does not exist."""
+        target = f"{self._directory}/{name}"
+        parent, file = target.rsplit("/", 1)
+        self._filesystem.create_dir(parent, recursive=True)
+        temporary = f"{parent}/{TEMPORARY}{file}.{uuid.uuid4().hex[:8]}"
+        with self._filesystem.open_output_stream(temporary) as stream:
+            stream.write(text.encode())
         self._filesystem.move(temporary, target)

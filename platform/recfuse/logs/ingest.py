@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
@@ -16,33 +18,33 @@ import yaml
 from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import Config, require
+from recfuse.config import require
 from recfuse.logs.account import Account
-from recfuse.logs.exchange import PART, QUARANTINE, Exchange, run
-from recfuse.logs.files import TEMPORARY, DirectoryWriter, absolute, file_name, list_files, locate
-from recfuse.logs.pieces import Piece, list_log_files, list_pieces, read_vocabulary
+from recfuse.logs.exchange import NOTES, PART, QUARANTINE, Exchange, run
+from recfuse.logs.files import TEMPORARY, DirectoryWriter, list_files
+from recfuse.logs.reading import ReadingConfig, reasons
 from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE
+from recfuse.logs.source import LogSource, Piece, log_end, open_log, pieces
+from recfuse.runtime.locations import locate
+from recfuse.runtime.outputs import Output, claim
 
 logger = logging.getLogger("recfuse")
 _PARTITION_BYTES = 128 << 20
 _MIN_PARTITIONS = 4
+_NUMBER = "[0-9]" * 5
+_WRITTEN = (f"{PART}{_NUMBER}.parquet", f"{TEMPORARY}{PART}{_NUMBER}.parquet.*", f"{QUARANTINE}/*", f"{NOTES}/*",
+            VOCABULARY_FILE, ACCOUNT_FILE)
 
 
-class IngestConfig(Config):
+class IngestConfig(ReadingConfig):
     """What to ingest and where to put it."""
 
     logs: str = Field(
-        "runs/session_logs", description="Directory of the session logs, on any filesystem that pyarrow knows (a path, "
-                                         "s3://, gs://, hdfs://).", min_length=1)
+        "runs/session_logs", description="Directory or Delta table of the session logs, on any filesystem that pyarrow "
+                                         "knows (a path, s3://, gs://, hdfs://).", min_length=1)
     output: str = Field(
         "runs/samples", description="Directory of the samples, on any filesystem that pyarrow knows; `quarantine` lies "
                                     "beneath it.", min_length=1)
-    vocabulary: str = Field("", description="YAML file of the vocabulary; empty takes the one beside the logs.")
-    gap_minutes: float = Field(
-        30.0, description="Where `session_id` is absent, a pause of more minutes than this ends a session.", gt=0)
-    density: Literal["required", "optional"] = Field(
-        "required", description="`required` quarantines rows that have neither the density of their action nor a "
-                                "Gaussian to compute it from; `optional` keeps them and the learner estimates it.")
 
     @model_validator(mode="after")
     def _check_output(self) -> IngestConfig:
@@ -69,107 +71,137 @@ class IngestResult:
     resumed: bool = False
 
 
+def prepare(config: IngestConfig) -> LogSource:
+    """Opens the log and looks at the output, without Ray: what is refused is refused at once.
+
+    Raises:
+        InvalidFieldError: the log or the output is none, or another job is writing to the output.
+    """
+    source = open_log(config.logs, config.vocabulary)
+    require(source.kind == "session_log", "logs", config.logs, "session logs; these are samples")
+    inside = f"{locate(config.output, 'output').root}/".startswith(f"{source.location.root}/")
+    require(not inside, "output", config.output, "a directory that is not in the log")
+    with _claimed(config) as output:
+        if _finished(output, config.output, _input_key(source, config)) is None:
+            output.require_own()
+    return source
+
+
 def ingest(config: IngestConfig) -> IngestResult:
     """Runs on the initialised Ray; returns the account.
 
     Raises:
-        InvalidFieldError: no readable row at all, or a bad vocabulary.
+        InvalidFieldError: as `prepare`; or, after all is written, no row was kept or too many were quarantined.
     """
-    vocabulary = read_vocabulary(config.logs, config.vocabulary)
-    filesystem, root = locate(config.logs)
-    output = _Output(*locate(config.output), config.output)
-    files = list_log_files(filesystem, root, absolute(config.logs))
-    require(bool(files), "logs", config.logs, "a directory with at least one *.parquet file")
-    key = _input_key(files, vocabulary, config)
-    if (finished := output.finished(key)) is not None:
-        return finished
-    output.clear()
-    pieces, unreadable = list_pieces(filesystem, files)
-    require(bool(pieces), "logs", config.logs, f"at least one readable row ({unreadable or 'the files are empty'})")
-    run(Exchange(logs=filesystem, writer=DirectoryWriter(output.filesystem, output.root), vocabulary=vocabulary,
-                 gap_seconds=config.gap_minutes * 60, need_density=config.density == "required",
-                 partitions=max(_MIN_PARTITIONS, sum(info.size for info in files) // _PARTITION_BYTES)), pieces)
-    return output.close(pieces, unreadable, vocabulary, key)
+    result = write_samples(config, prepare(config))
+    result.account.require(config.quarantine_limit, "logs")
+    return result
 
 
-def _input_key(files: list[pafs.FileInfo], vocabulary: Vocabulary, config: IngestConfig) -> str:
+def write_samples(config: IngestConfig, source: LogSource) -> IngestResult:
+    """`ingest` of a log that `prepare` opened, whatever was kept of it."""
+    with _claimed(config) as output:
+        key = _input_key(source, config)
+        result = _finished(output, config.output, key)
+        if result is None:
+            result = _ingest(source, config, output, key)
+    return result
+
+
+def _claimed(config: IngestConfig) -> AbstractContextManager[Output]:
+    return claim(config.output, "ingest", patterns=_WRITTEN, known=(ACCOUNT_FILE,))
+
+
+def _ingest(source: LogSource, config: IngestConfig, output: Output, key: str) -> IngestResult:
+    output.begin()
+    filesystem, root = output.location.filesystem, output.location.root
+    filesystem.create_dir(f"{root}/{QUARANTINE}")
+    listing, unreadable = pieces(source)
+    require(bool(listing), "logs", config.logs, f"at least one readable row ({unreadable or 'the files are empty'})")
+    run(Exchange(source=source, writer=DirectoryWriter(filesystem, root), config=config,
+                 log_end=log_end(source, listing),
+                 partitions=max(_MIN_PARTITIONS, sum(file.size for file in source.files) // _PARTITION_BYTES)), listing)
+    result = _close(filesystem, root, source.vocabulary, listing, unreadable, config, key)
+    output.finish()
+    return result
+
+
+def _input_key(source: LogSource, config: IngestConfig) -> str:
     """What decides the result: the same key means that a finished output can be kept."""
-    listing = [(info.path, info.size, info.mtime_ns or 0) for info in files]
-    return hashlib.sha256(json.dumps(
-        [listing, vocabulary.to_dict(), config.gap_minutes, config.density]).encode()).hexdigest()
+    listing = [(file.path, file.size, file.mtime_ns, dict(file.partition),
+                None if file.kept is None else hashlib.sha256(file.kept.tobytes()).hexdigest())
+               for file in source.files]
+    rules = {name: value for name, value in config.to_dict().items() if name not in ("output", "quarantine_limit")}
+    return hashlib.sha256(json.dumps([listing, source.vocabulary.to_dict(), rules]).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Output:
-    """The directory of the samples; its account is written last and marks it as finished.
+def _finished(output: Output, name: str, key: str) -> IngestResult | None:
+    """The result of an earlier run over the same input, if there is one."""
+    if not output.finished or output.location.kind(ACCOUNT_FILE) != pafs.FileType.File:
+        return None
+    with output.location.filesystem.open_input_stream(output.location.below(ACCOUNT_FILE).root) as stream:
+        saved = json.loads(stream.read())
+    if saved.get("input_key") != key:
+        return None
+    logger.info("ingest: the samples of this input are there already")
+    return IngestResult(name, Account(**saved["account"]), saved["sessions"], saved["fingerprint"], resumed=True)
 
-    Attributes:
-        filesystem, root: where it lies.
-        name: what the user calls it.
-    """
 
-    filesystem: pafs.FileSystem
-    root: str
-    name: str
+def _close(filesystem: pafs.FileSystem, root: str, vocabulary: Vocabulary, listing: Sequence[Piece],
+           unreadable: dict[str, str], config: IngestConfig, key: str) -> IngestResult:
+    """Counts what lies on disk, asserts the account, and writes it."""
+    counts, notes = _noted(filesystem, f"{root}/{NOTES}")
+    for directory in (root, f"{root}/{QUARANTINE}"):
+        for path in list_files(filesystem, directory, TEMPORARY):  # of tasks that died while they wrote
+            filesystem.delete_file(path)
+    kept, sessions, not_drawn, fingerprint = _samples(filesystem, root)
+    account = Account(sum(piece.kept for piece in listing), kept, _quarantined(filesystem, root),
+                      unreadable, left_out=counts["left_out"], truncated=counts["truncated"], not_drawn=not_drawn,
+                      ties=counts["ties"], notes=notes)
+    _write(filesystem, f"{root}/{VOCABULARY_FILE}", yaml.safe_dump(vocabulary.to_dict(), sort_keys=False))
+    _write(filesystem, f"{root}/{ACCOUNT_FILE}", json.dumps(
+        {"input_key": key, "logs": config.logs, "account": asdict(account), "sessions": sessions,
+         "fingerprint": fingerprint}, indent=1))
+    logger.info("ingest: %s; %d sessions", account, sessions)
+    return IngestResult(config.output, account, sessions, fingerprint)
 
-    def finished(self, key: str) -> IngestResult | None:
-        """The result of an earlier run over the same input, if there is one."""
-        path = f"{self.root}/{ACCOUNT_FILE}"
-        if self.filesystem.get_file_info(path).type != pafs.FileType.File:
-            return None
-        with self.filesystem.open_input_stream(path) as stream:
-            saved = json.loads(stream.read())
-        if saved.get("input_key") != key:
-            return None
-        logger.info("ingest: the samples of this input are there already")
-        return IngestResult(self.name, Account(**saved["account"]), saved["sessions"], saved["fingerprint"],
-                            resumed=True)
 
-    def clear(self) -> None:
-        """Removes what an earlier or interrupted run left; refuses a directory that holds anything else."""
-        self.filesystem.create_dir(self.root, recursive=True)
-        written = {QUARANTINE, VOCABULARY_FILE, ACCOUNT_FILE}
-        for info in self.filesystem.get_file_info(pafs.FileSelector(self.root)):
-            name = file_name(info.path)
-            known = name in written or name.startswith((PART, TEMPORARY + PART))
-            require(known, "output", name, "an empty directory, or one that ingest wrote")
-        self.filesystem.delete_dir_contents(self.root)
-        self.filesystem.create_dir(f"{self.root}/{QUARANTINE}")
+def _noted(filesystem: pafs.FileSystem, directory: str) -> tuple[Counter[str], list[str]]:
+    """What the tasks counted, and what they noted, each once; their files are removed."""
+    counts: Counter[str] = Counter()
+    notes: set[str] = set()
+    if filesystem.get_file_info(directory).type != pafs.FileType.Directory:
+        return counts, []
+    for path in list_files(filesystem, directory):
+        if path.endswith(".json"):
+            with filesystem.open_input_stream(path) as stream:
+                content: Any = json.loads(stream.read())
+            counts.update(content) if isinstance(content, dict) else notes.update(content)
+    filesystem.delete_dir(directory)
+    return counts, sorted(notes)
 
-    def close(self, pieces: list[Piece], unreadable: dict[str, str], vocabulary: Vocabulary,
-              key: str) -> IngestResult:
-        """Counts what lies on disk, asserts the account, and writes it."""
-        for directory in (self.root, f"{self.root}/{QUARANTINE}"):
-            for path in list_files(self.filesystem, directory, TEMPORARY):  # of tasks that died while they wrote
-                self.filesystem.delete_file(path)
-        kept, sessions, fingerprint = self._samples()
-        account = Account(sum(piece.rows for piece in pieces), kept, self._quarantined(), unreadable)
-        self._write(VOCABULARY_FILE, yaml.safe_dump(vocabulary.to_dict(), sort_keys=False))
-        self._write(ACCOUNT_FILE, json.dumps({"input_key": key, "account": asdict(account), "sessions": sessions,
-                                              "fingerprint": fingerprint}, indent=1))
-        logger.info("ingest: %s; %d sessions", account, sessions)
-        return IngestResult(self.name, account, sessions, fingerprint)
 
-    def _samples(self) -> tuple[int, int, str]:
-        """Rows, sessions and fingerprint of the sample files."""
-        digest, rows, sessions = hashlib.sha256(), 0, 0
-        for path in list_files(self.filesystem, self.root, PART):
-            table = pq.read_table(path, filesystem=self.filesystem, columns=["done"])
-            rows += table.num_rows
-            sessions += int(pc.sum(table["done"]).as_py() or 0)
-            with self.filesystem.open_input_stream(path) as stream:
-                digest.update(hashlib.sha256(stream.read()).digest())
-        return rows, sessions, digest.hexdigest()
+def _samples(filesystem: pafs.FileSystem, root: str) -> tuple[int, int, int, str]:
+    """Rows, sessions, rows that were not drawn, and fingerprint of the sample files."""
+    digest, rows, sessions, not_drawn = hashlib.sha256(), 0, 0, 0
+    for path in list_files(filesystem, root, PART):
+        table = pq.read_table(path, filesystem=filesystem, columns=["done", "truncated", "explored"])
+        rows += table.num_rows
+        sessions += int(pc.sum(table["done"]).as_py() or 0) + int(pc.sum(table["truncated"]).as_py() or 0)
+        not_drawn += int(pc.sum(pc.invert(pc.fill_null(table["explored"], True))).as_py() or 0)
+        with filesystem.open_input_stream(path) as stream:
+            digest.update(hashlib.sha256(stream.read()).digest())
+    return rows, sessions, not_drawn, digest.hexdigest()
 
-    def _quarantined(self) -> dict[str, int]:
-        """Reason → quarantined rows."""
-        rows: Counter[str] = Counter()
-        for path in list_files(self.filesystem, f"{self.root}/{QUARANTINE}"):
-            table = pq.read_table(path, filesystem=self.filesystem, columns=["field", "allowed"])
-            for group in table.group_by(["field", "allowed"]).aggregate([([], "count_all")]).to_pylist():
-                rows[f"{group['field']} (allowed: {group['allowed']})"] += group["count_all"]
-        return dict(rows)
 
-    def _write(self, name: str, text: str) -> None:
-        with self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:
-            stream.write(text.encode())
+def _quarantined(filesystem: pafs.FileSystem, root: str) -> dict[str, int]:
+    """Reason → quarantined rows."""
+    rows: Counter[str] = Counter()
+    for path in list_files(filesystem, f"{root}/{QUARANTINE}"):
+        rows.update(reasons(pq.read_table(path, filesystem=filesystem, columns=["field", "allowed"])))
+    return dict(rows)
+
+
+def _write(filesystem: pafs.FileSystem, path: str, text: str) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(text.encode())

@@ -2,6 +2,7 @@
 
 The public release is CSV; the same columns as Parquet are read as well. Choices made here:
 
+- CSV may be compressed (`.csv.gz`, `.csv.zst`, `.csv.bz2`); files that are not read are named.
 - A row whose `duration_ms` is not positive is quarantined. In KuaiRand-Pure those 1.6% are pictures, for which neither
   a long view nor a share of the video watched means anything.
 - Statistics of a video over the whole month (`video_features_statistic_*`, `item_features`) are not read: as features
@@ -22,12 +23,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.fs as pafs
 
-from recfuse.config import InvalidFieldError, require
+from recfuse.config import require
 from recfuse.logs.account import Account
+from recfuse.logs.delimited import WRONG_COLUMNS, files_beneath, is_table, read_rows, together
 from recfuse.logs.exposures import LABELS, ROWS_SCHEMA, Exposures, sort_rows
+from recfuse.runtime.locations import Location, locate
 
 logger = logging.getLogger("recfuse")
 
@@ -37,7 +39,7 @@ _LOG_COLUMNS = ("user_id", "video_id", "date", "hourmin", "time_ms", "play_time_
 _USER_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 _ITEM_CATEGORIES = ("author_id", "video_type", "upload_dt", "upload_type", "music_id", "music_type")
 _ITEM_SIZES = ("server_width", "server_height")
-_SUFFIXES = (".parquet", ".csv")
+_PREFIXES = ("log_standard_", "video_features_basic", "user_features", "user_sequences")
 _PAST_LISTS = {"long_view": "long_watch_seq", "like": "like_seq"}
 # Ratios over few views are drawn to the pooled ratio by this many views' worth.
 _USER_PRIOR, _ITEM_PRIOR = 5.0, 20.0
@@ -57,49 +59,59 @@ def read_exposures(path: str | Path) -> Exposures:
     Raises:
         InvalidFieldError: a file or a column is missing, or a file cannot be read.
     """
-    directory = Path(path)
-    require(directory.is_dir(), "logs", str(directory), "a directory with the KuaiRand files")
-    raw = _read_files(directory, "log_standard_", _LOG_COLUMNS)
+    directory = locate(path, "logs")
+    require(directory.kind() == pafs.FileType.Directory, "logs", str(path), "a directory with the KuaiRand files")
+    raw, broken = _read_files(directory, "log_standard_", _LOG_COLUMNS)
     log, reasons = _check(raw)
     kept, duplicates = _split_duplicates(log, np.flatnonzero(reasons == ""))
     reasons[duplicates] = _duplicate_reasons(log, kept, duplicates)
     bad = np.flatnonzero(reasons != "")
-    quarantine = raw.take(pa.array(bad)).append_column("reason", pa.array(reasons[bad], pa.string()))
+    quarantine = pa.concat_tables(
+        [raw.take(pa.array(bad)).append_column("reason", pa.array(reasons[bad], pa.string())),
+         *([pa.table({"row": broken, "reason": [WRONG_COLUMNS] * len(broken)})] if broken else [])],
+        promote_options="default")
     names, counts = np.unique(reasons[bad], return_counts=True)
-    account = Account(rows_in=raw.num_rows, kept=len(kept),
-                      quarantined={str(name): int(count) for name, count in zip(names, counts, strict=True)})
+    quarantined = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    account = Account(rows_in=raw.num_rows + len(broken), kept=len(kept), notes=_not_read(directory),
+                      quarantined=quarantined | ({WRONG_COLUMNS: len(broken)} if broken else {}))
+    account.require(1.0, "logs")
     rows = _rows(log, kept)
-    items = _items(_read_files(directory, "video_features_basic", ("video_id", "video_duration", "tag")), log, kept)
-    users = _users(_read_files(directory, "user_features", ("user_id",)))
+    items = _items(_read_files(directory, "video_features_basic", ("video_id", "video_duration", "tag"))[0], log, kept)
+    users = _users(_read_files(directory, "user_features", ("user_id",))[0])
     sequences = _sequences(directory, rows)
     if sequences.num_rows:
         users, items = _past_of_users(users, sequences), _past_of_items(items, sequences, rows)
-    logger.info("KuaiRand exposures of %s: %s", directory.name, account)
+    logger.info("KuaiRand exposures of %s: %s", directory.uri, account)
     return Exposures(rows=rows, users=users, items=items, history=_history(sequences), account=account,
                      quarantine=quarantine)
 
 
-def _read_files(directory: Path, prefix: str, columns: Sequence[str], optional: bool = False) -> pa.Table:
-    files = sorted(file for file in directory.glob(f"{prefix}*") if file.suffix in _SUFFIXES)
-    if optional and not files:
-        return pa.table({name: pa.array([], pa.int64()) for name in columns})
-    require(bool(files), "logs", str(directory), f"a directory with {prefix}*.parquet or {prefix}*.csv")
-    tables = []
-    for file in files:
-        table = _read_file(file)
+def _read_files(directory: Location, prefix: str, columns: Sequence[str],
+                optional: bool = False) -> tuple[pa.Table, list[str]]:
+    """The rows of all files whose names begin so, and the texts of rows with a wrong number of columns."""
+    infos = [info for info in files_beneath(directory) if info.base_name.startswith(prefix)
+             and is_table(info.base_name) and info.size != 0]
+    if optional and not infos:
+        return pa.table({name: pa.array([], pa.int64()) for name in columns}), []
+    require(bool(infos), "logs", directory.uri, f"a directory with {prefix}*.parquet or {prefix}*.csv")
+    tables, broken = [], list[str]()
+    for info in infos:
+        rows = read_rows(directory, info)
         for name in columns:
-            require(name in table.column_names, f"{file.name}: column {name}", table.column_names, f"a column {name}")
-        tables.append(table)
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+            require(name in rows.table.column_names, f"{info.base_name}: column {name}", rows.table.column_names,
+                    f"a column {name}")
+        if rows.broken:
+            logger.warning("%s: %d rows with %s", info.base_name, len(rows.broken), WRONG_COLUMNS)
+        tables.append(rows.table)
+        broken += rows.broken
+    return together(tables), broken
 
 
-def _read_file(file: Path) -> pa.Table:
-    try:
-        if file.suffix == ".csv":
-            return pyarrow.csv.read_csv(file)
-        return pyarrow.parquet.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InvalidFieldError(file.name, str(error), "a file that is readable Parquet or CSV") from None
+def _not_read(directory: Location) -> tuple[str, ...]:
+    """What lies in the directory and is not read, in a sentence."""
+    names = [info.base_name for info in files_beneath(directory) if info.size == 0 or not (
+        info.base_name.startswith(_PREFIXES) and is_table(info.base_name))]
+    return (f"files that are not read: {', '.join(names)}",) if names else ()
 
 
 def _check(raw: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -134,7 +146,7 @@ def _integers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         digits = pc.match_substring_regex(column, r"^-?[0-9]{1,18}$")
         column = pc.if_else(digits, column, None)
-    elif not pa.types.is_integer(column.type):
+    elif not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
         column = pa.chunked_array([pa.nulls(len(column), pa.int64())])
     column = column.cast(pa.int64())
     valid = pc.is_valid(column).to_numpy()
@@ -214,9 +226,9 @@ def _items(raw: pa.Table, log: dict[str, np.ndarray], kept: np.ndarray) -> pa.Ta
     return items.append_column("duration", pa.array(seconds.astype(np.float32)))
 
 
-def _sequences(directory: Path, rows: pa.Table) -> pa.Table:
+def _sequences(directory: Location, rows: pa.Table) -> pa.Table:
     """The users' sequences that end before the user's first row, one a user."""
-    raw = _read_files(directory, "user_sequences", ("user_id", "last_time_ms", "watch_seq"), optional=True)
+    raw, _ = _read_files(directory, "user_sequences", ("user_id", "last_time_ms", "watch_seq"), optional=True)
     first = rows.group_by("user_id").aggregate([("ts", "min")])
     first_ms = first["ts_min"].cast(pa.int64()).to_numpy() / 1000
     starts = _lookup(np.asarray(raw["user_id"]), np.asarray(first["user_id"]), first_ms)

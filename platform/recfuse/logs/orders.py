@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from recfuse.config import require
 from recfuse.logs.account import Account
+from recfuse.logs.delimited import WRONG_COLUMNS
 from recfuse.logs.exposures import Exposures, sort_rows
 
 # What happens to an order without its click: its row is left out, or the click that it implies is added.
@@ -50,13 +51,15 @@ def checked_labels(raw: Mapping[str, np.ndarray], orphan: Orphan = "quarantine")
 
 
 def order_exposures(columns: Mapping[str, np.ndarray | pa.Array | pa.ChunkedArray], users: pa.Table, items: pa.Table, *,
-                    orphan: Orphan = "quarantine", history: pa.Table | None = None) -> Exposures:
+                    orphan: Orphan = "quarantine", history: pa.Table | None = None,
+                    broken: Sequence[str] = ()) -> Exposures:
     """Exposures from the columns of ORDER_SCHEMA; rows with a bad label are quarantined and counted.
 
     Args:
         columns: each [N]; `click` and `order` may hold anything; what is beyond ORDER_SCHEMA describes the row.
         users, items, history: as in Exposures; without `history` nothing is known from before the rows.
         orphan: what to do with an order without its click.
+        broken: rows with another number of columns than their file, as text.
     """
     names = ORDER_SCHEMA.names
     for name in names:
@@ -66,11 +69,16 @@ def order_exposures(columns: Mapping[str, np.ndarray | pa.Array | pa.ChunkedArra
     schema = pa.schema([*ORDER_SCHEMA, *list(raw.schema)[len(names):]])
     bad = np.flatnonzero(reasons != "")
     quarantine = raw.take(pa.array(bad)).append_column("reason", pa.array(reasons[bad].tolist(), pa.string()))
+    if broken:
+        texts = pa.table({"row": list(broken), "reason": [WRONG_COLUMNS] * len(broken)})
+        quarantine = pa.concat_tables([quarantine, texts], promote_options="default")
     fixed = raw.set_column(names.index("click"), "click", pa.array(click))
     rows = sort_rows(fixed.take(pa.array(np.flatnonzero(reasons == ""))).cast(schema))
     given, counts = np.unique(reasons[bad].astype(str), return_counts=True)
-    account = Account(rows_in=raw.num_rows, kept=rows.num_rows,
-                      quarantined={str(name): int(count) for name, count in zip(given, counts, strict=True)})
+    quarantined = {str(name): int(count) for name, count in zip(given, counts, strict=True)}
+    account = Account(rows_in=raw.num_rows + len(broken), kept=rows.num_rows,
+                      quarantined=quarantined | ({WRONG_COLUMNS: len(broken)} if broken else {}))
+    account.require(1.0, "logs")
     if history is None:
         history = pa.table({"user_id": pa.array([], pa.int64()), "items": pa.array([], pa.list_(pa.int64()))})
     return Exposures(rows=rows, users=users, items=items, history=history, account=account, quarantine=quarantine)

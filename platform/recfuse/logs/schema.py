@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from recfuse.behaviours import Vocabulary
@@ -11,7 +13,12 @@ ACCOUNT_FILE = "account.json"
 
 
 def session_log_schema(vocabulary: Vocabulary) -> pa.Schema:
-    """One row a request; what simulation and serving write and ingest reads."""
+    """One row a request; what simulation and serving write and every job reads.
+
+    `explored` says whether the action was drawn from N(mu, sigma²); null where nobody knows. `last` ends a session.
+    `position` orders requests with equal `ts`; null where the log has nothing of the kind. `scorer_version` names the
+    scorer that predicted, `vocabulary_hash` is `Vocabulary.meaning` of the model that decided; null where not told.
+    """
     state = pa.list_(pa.float32(), vocabulary.state_size)
     action = pa.list_(pa.float32(), vocabulary.action_size)
     feedback = pa.struct([pa.field(name, pa.float32()) for name in vocabulary.behaviour_names])
@@ -27,9 +34,13 @@ def session_log_schema(vocabulary: Vocabulary) -> pa.Schema:
         pa.field("sigma", action),
         pa.field("action", action),
         pa.field("action_logp", pa.float64()),
+        pa.field("explored", pa.bool_()),
         pa.field("model_version", pa.string()),
+        pa.field("scorer_version", pa.string()),
+        pa.field("vocabulary_hash", pa.string()),
         pa.field("feedback", feedback),
         pa.field("last", pa.bool_()),
+        pa.field("position", pa.int64()),
     ])
 
 
@@ -37,17 +48,32 @@ def sample_schema(vocabulary: Vocabulary) -> pa.Schema:
     """One row a transition: contiguous float32 columns, so that a batch becomes tensors without a Python object a row.
 
     `feedback` holds the logged values in the order of `vocabulary.behaviours`; transforms and scales are the learner's.
-    `done` is 1.0 where the request is the last of its session. `user_id` is carried for splits by user and for
-    intervals over users.
+    `done` is 1.0 where the request is the last of its session. `truncated` is true where it is the last that is known
+    of a session which the end of the log cuts; exactly one of them ends every session. `explored` is false where the
+    action was not drawn from the policy. `user_id` is carried for splits by user and intervals over users,
+    `request_id` tells whether a request was learned from, `ts`, `stage` and `scene` are for splits by them.
     """
     state = pa.list_(pa.float32(), vocabulary.state_size)
     action = pa.list_(pa.float32(), vocabulary.action_size)
     return pa.schema([
         pa.field("user_id", pa.string()),
+        pa.field("request_id", pa.string()),
+        pa.field("ts", pa.timestamp("us", "UTC")),
+        pa.field("stage", pa.string()),
+        pa.field("scene", pa.string()),
         pa.field("state", state),
         pa.field("action", action),
         pa.field("action_logp", pa.float32()),
+        pa.field("explored", pa.bool_()),
         pa.field("feedback", pa.list_(pa.float32(), len(vocabulary.behaviours))),
         pa.field("next_state", state),
         pa.field("done", pa.float32()),
+        pa.field("truncated", pa.bool_()),
     ])
+
+
+def complete(columns: Mapping[str, pa.Array], schema: pa.Schema) -> pa.Table:
+    """A table of the schema; a column that is not given is null in every row."""
+    rows = len(next(iter(columns.values())))
+    return pa.table({field.name: columns[field.name] if field.name in columns else pa.nulls(rows, field.type)
+                     for field in schema}, schema=schema)

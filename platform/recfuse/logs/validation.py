@@ -1,8 +1,4 @@
-"""Checks session-log rows: each becomes a canonical row, or a quarantined one with field, value and what is allowed.
-
-Two levels: a *file* whose columns cannot carry the log (missing column, wrong type or list size, unknown behaviour) is
-quarantined whole; a *row* with a bad value is quarantined alone.
-"""
+"""Raw rows → checked ones: every value usable, every other row quarantined with field, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -16,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recfuse.behaviours import Vocabulary
+from recfuse.config import InvalidFieldError
+from recfuse.logs.columns import plain_columns, without_views
+from recfuse.logs.densities import Densities, contradictions, likeness
 from recfuse.logs.schema import session_log_schema
-from recfuse.stats.gaussian import gaussian_log_density
 
 # A quarantined row as it came, beside what was wrong with it.
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "field", "value", "allowed", "row")])
@@ -32,15 +30,19 @@ class Checked:
     """Rows in = `rows` + `quarantine`.
 
     Attributes:
-        rows: `session_log_schema(vocabulary)`; every value is usable, `action_logp` is filled.
+        rows: `session_log_schema(vocabulary)`; every value is usable, `action_logp` is filled, `explored` is filled
+            where it is known.
         quarantine: QUARANTINE_SCHEMA.
+        notes: what was assumed on the way, in sentences.
     """
 
     rows: pa.Table
     quarantine: pa.Table
+    notes: tuple[str, ...] = ()
 
 
-def check(table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bool = True) -> Checked:
+def check(table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bool = True,
+          order_column: str = "") -> Checked:
     """Splits raw rows of one file into canonical and quarantined ones.
 
     Args:
@@ -48,97 +50,44 @@ def check(table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bo
         source: the file, for the quarantine.
         need_density: quarantines a row that has neither `action_logp` nor the `mu` and `sigma` to compute it from;
             otherwise it is kept with NaN, for the learner to estimate.
+        order_column: column of integers that orders requests with equal `ts`; empty takes `position` where it exists.
     """
-    table = _plain_strings(table)
-    problem = schema_problem(table.schema, vocabulary, need_density)
-    if problem is not None:
-        field, value, allowed = problem
-        return Checked(session_log_schema(vocabulary).empty_table(),
-                       quarantine_rows(table, source, field, allowed, value=value))
-    return _Checker(table, vocabulary, source, need_density).run()
+    raw = table = without_views(table)
+    if order_column and order_column != "position":
+        table = _renamed(table, order_column)
+    schema = session_log_schema(vocabulary)
+    try:
+        plain = plain_columns(table, vocabulary.behaviour_names, tuple(schema.names))
+        _require_columns(plain.table.schema, vocabulary, need_density)
+    except InvalidFieldError as error:
+        return Checked(schema.empty_table(), quarantine_rows(raw, source, error.field, error.allowed,
+                                                             value=str(error.value)))
+    except pa.ArrowException as error:
+        return Checked(schema.empty_table(), quarantine_rows(
+            raw, source, "columns", "columns that Arrow can convert", value=str(error).splitlines()[0]))
+    return _Checker(plain.table, raw, vocabulary, source, need_density).run(plain.notes)
 
 
-def schema_problem(
-    schema: pa.Schema, vocabulary: Vocabulary, need_density: bool = True
-) -> tuple[str, str, str] | None:
-    """(field, what was found, what is allowed) of the first column that cannot carry the log; None where all can."""
+def _renamed(table: pa.Table, order_column: str) -> pa.Table:
+    """The column that orders requests under the name of the schema."""
+    if "position" in table.column_names:
+        table = table.drop_columns("position")
+    return table.rename_columns(["position" if name == order_column else name for name in table.column_names])
+
+
+def _require_columns(schema: pa.Schema, vocabulary: Vocabulary, need_density: bool) -> None:
     names = set(schema.names)
-    for name in session_log_schema(vocabulary).names:
-        if (count := schema.names.count(name)) > 1:
-            return name, f"{count} columns of this name", "one"
     for name in REQUIRED:
         if name not in names:
-            return name, "missing column", f"columns {', '.join(REQUIRED)}"
+            raise InvalidFieldError(name, "missing column", f"columns {', '.join(REQUIRED)}")
     if need_density and "action_logp" not in names and not {"mu", "sigma"} <= names:
-        return "action_logp", "missing column", "a column action_logp, or both mu and sigma to compute it from"
+        raise InvalidFieldError("action_logp", "missing column",
+                                "a column action_logp, or both mu and sigma to compute it from")
     for name in ("state", "mu", "sigma", "action"):
-        if name in names and (problem := _list_problem(name, schema.field(name).type, vocabulary)):
-            return problem
-    if not pa.types.is_timestamp(schema.field("ts").type):
-        return "ts", str(schema.field("ts").type), "timestamp[us, UTC]"
-    for name in ("session_id", "request_id", "user_id", "stage", "scene"):
-        if name in names and not _is_string(schema.field(name).type):
-            return name, str(schema.field(name).type), "string"
-    for name, allowed in (("action_logp", "float64"), ("last", "bool"), ("model_version", "string")):
-        kind = schema.field(name).type if name in names else pa.null()
-        if not _casts(kind, allowed):
-            return name, str(kind), allowed
-    return _feedback_problem(schema.field("feedback").type, vocabulary)
-
-
-def _list_problem(name: str, kind: pa.DataType, vocabulary: Vocabulary) -> tuple[str, str, str] | None:
-    size = vocabulary.state_size if name == "state" else vocabulary.action_size
-    allowed = f"fixed_size_list<float32>[{size}]"
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not is_list or not _is_number(kind.value_type):
-        return name, str(kind), allowed
-    if pa.types.is_fixed_size_list(kind) and kind.list_size != size:
-        return name, f"fixed_size_list[{kind.list_size}]", allowed
-    return None
-
-
-def _feedback_problem(kind: pa.DataType, vocabulary: Vocabulary) -> tuple[str, str, str] | None:
-    allowed = f"struct of {', '.join(vocabulary.behaviour_names)}"
-    if not pa.types.is_struct(kind):
-        return "feedback", str(kind), allowed
-    names = [kind.field(index).name for index in range(kind.num_fields)]
-    for name in names:
-        if name not in vocabulary.behaviour_names:
-            return f"feedback.{name}", "unknown behaviour", allowed
-    for name in vocabulary.behaviour_names:
-        if name not in names:
-            return f"feedback.{name}", "missing behaviour", allowed
-        value_type = kind.field(names.index(name)).type
-        if not (_is_number(value_type) or pa.types.is_boolean(value_type)):
-            return f"feedback.{name}", str(value_type), "a number"
-    return None
-
-
-def _plain_strings(table: pa.Table) -> pa.Table:
-    """Dictionary-encoded columns (pandas writes categories so) and string views as plain ones."""
-    for place, field in enumerate(table.schema):
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        plain = pa.large_string() if pa.types.is_string_view(kind) else kind
-        if plain != field.type:
-            table = table.set_column(place, field.name, pc.cast(table.column(place), plain))
-    return table
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
-
-
-def _casts(kind: pa.DataType, to: str) -> bool:
-    """Whether every value of an optional column can be read as what is wanted."""
-    types = pa.types
-    if to == "float64":
-        return _is_number(kind) or types.is_decimal(kind) or types.is_null(kind)
-    return types.is_boolean(kind) or types.is_integer(kind) or types.is_null(kind) or (
-        to == "string" and _is_string(kind))
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+        size = vocabulary.state_size if name == "state" else vocabulary.action_size
+        kind = schema.field(name).type if name in names else None
+        if kind is not None and pa.types.is_fixed_size_list(kind) and kind.list_size != size:
+            raise InvalidFieldError(name, f"fixed_size_list[{kind.list_size}]", f"fixed_size_list<float32>[{size}]")
 
 
 def quarantine_rows(table: pa.Table, source: str, field: str, allowed: str, value: str | None = None) -> pa.Table:
@@ -176,9 +125,10 @@ def _plain(value: Any) -> str:
 class _Checker:
     """One pass over the columns of a table; each bad row keeps the first reason that was found for it."""
 
-    def __init__(self, table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bool) -> None:
+    def __init__(self, table: pa.Table, raw: pa.Table, vocabulary: Vocabulary, source: str,
+                 need_density: bool) -> None:
         self._need_density = need_density
-        self._table = table.combine_chunks()
+        self._table, self._raw_table = table.combine_chunks(), raw
         self._vocabulary = vocabulary
         self._source = source
         self._schema = session_log_schema(vocabulary)
@@ -186,22 +136,23 @@ class _Checker:
         self._reasons: list[tuple[str, str]] = []
         self._columns: dict[str, pa.Array] = {}
 
-    def run(self) -> Checked:
+    def run(self, notes: tuple[str, ...]) -> Checked:
         self._strings()
         self._time()
         matrices = {name: self._matrix(name) for name in ("state", "action", "mu", "sigma")}
-        self._density(matrices)
+        self._density(matrices["action"], matrices["mu"], matrices["sigma"])
         self._feedback()
         self._optional()
         good = self._reason < 0
         rows = pa.table([self._columns[name] for name in self._schema.names], schema=self._schema)
-        return Checked(rows.filter(pa.array(good)), pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *self._bad()]))
+        return Checked(rows.filter(pa.array(good)),
+                       pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *self._bad()]), notes)
 
     def _bad(self) -> Iterator[pa.Table]:
         for index, (field, allowed) in enumerate(self._reasons):
             chosen = np.flatnonzero(self._reason == index)
             if len(chosen):
-                yield quarantine_rows(self._table.take(pa.array(chosen)), self._source, field, allowed)
+                yield quarantine_rows(self._raw_table.take(pa.array(chosen)), self._source, field, allowed)
 
     def _refuse(self, bad: np.ndarray, field: str, allowed: str) -> None:
         if bad.any():
@@ -217,7 +168,8 @@ class _Checker:
     def _strings(self) -> None:
         vocabulary = self._vocabulary
         for name in ("request_id", "user_id", "stage", "scene"):
-            column = pc.cast(self._raw(name), pa.string())
+            column = self._raw(name)
+            assert column is not None
             self._refuse(_numpy(pc.equal(pc.fill_null(column, ""), "")), name, "a non-empty string")
             self._columns[name] = column
         allowed = {"stage": vocabulary.stages, "scene": vocabulary.scenes}
@@ -229,7 +181,7 @@ class _Checker:
     def _time(self) -> None:
         column = self._raw("ts")
         assert column is not None
-        # Without a zone the values are taken as UTC. Sub-microsecond digits are cut.
+        # Digits beyond microseconds are cut.
         self._columns["ts"] = pc.cast(column, pa.timestamp("us", "UTC"), safe=False)
         self._refuse(_numpy(pc.is_null(column)), "ts", "a timestamp")
         seconds = pc.cast(pc.cast(column, pa.timestamp("s", column.type.tz), safe=False), pa.int64())
@@ -267,24 +219,30 @@ class _Checker:
             matrix[~fits | wild] = np.nan
         return matrix
 
-    def _density(self, matrices: dict[str, np.ndarray | None]) -> None:
-        """`action_logp` as logged, or computed from μ and σ where it is absent."""
+    def _density(self, action: np.ndarray | None, mu: np.ndarray | None, sigma: np.ndarray | None) -> None:
+        """`action_logp` as logged, or computed from μ and σ where it is absent; and whether the action was drawn."""
         rows = self._table.num_rows
         raw = self._raw("action_logp")
         logged = np.full(rows, np.nan)
         given = np.zeros(rows, bool)
         if raw is not None:
             given = ~_numpy(pc.is_null(raw))
-            logged[given] = pc.cast(raw, pa.float64(), safe=False).drop_null().to_numpy(zero_copy_only=False)
+            logged[given] = raw.drop_null().to_numpy(zero_copy_only=False)
             self._refuse(given & ~np.isfinite(logged), "action_logp", "a finite number")
-        mu, sigma, action = matrices["mu"], matrices["sigma"], matrices["action"]
+        drawn = np.ones(rows, bool)
         if mu is not None and sigma is not None and action is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                computed = gaussian_log_density(action, mu, sigma)
-            logged = np.where(given, logged, computed)
+            known = Densities.of(action, mu, sigma, self._vocabulary.action_range)
+            wrong = contradictions(logged, known)
+            self._refuse(wrong, "action_logp", "log N(action; mu, sigma²), within .001" +
+                         likeness(logged[wrong], known.log_density[wrong], self._vocabulary.action_size))
+            logged = np.where(given, logged, known.log_density)
+            drawn = known.drawn
         missing = ~given & ~np.isfinite(logged)
         self._refuse(missing & self._need_density, "action_logp", "a finite number, or mu and sigma to compute it from")
         self._columns["action_logp"] = pa.array(logged, pa.float64())
+        said = self._raw("explored")
+        inferred = pa.array(drawn)
+        self._columns["explored"] = inferred if said is None else pc.coalesce(said, inferred)
 
     def _feedback(self) -> None:
         column = self._raw("feedback")
@@ -293,7 +251,7 @@ class _Checker:
         fields = []
         for behaviour in self._vocabulary.behaviours:
             # struct_field, unlike StructArray.field, honours the validity of the struct itself.
-            values = pc.cast(pc.struct_field(column, behaviour.name), pa.float32(), safe=False)
+            values = pc.struct_field(column, behaviour.name)
             numbers = values.to_numpy(zero_copy_only=False)
             name = f"feedback.{behaviour.name}"
             self._refuse(~np.isfinite(numbers), name, "a finite number")
@@ -304,10 +262,13 @@ class _Checker:
             fields, fields=list(self._schema.field("feedback").type))
 
     def _optional(self) -> None:
-        for name in ("session_id", "model_version", "last"):
+        for name in ("session_id", "model_version", "scorer_version", "vocabulary_hash", "last", "position"):
             raw = self._raw(name)
             kind = self._schema.field(name).type
             self._columns[name] = pa.nulls(self._table.num_rows, kind) if raw is None else pc.cast(raw, kind)
+        of_another = pc.not_equal(self._columns["vocabulary_hash"], self._vocabulary.meaning)
+        self._refuse(_numpy(pc.fill_null(of_another, False)), "vocabulary_hash",
+                     f"{self._vocabulary.meaning}, that of the log's vocabulary")
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

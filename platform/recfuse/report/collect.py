@@ -22,6 +22,10 @@ def collect(config: ReportConfig) -> ReportData:
     off_policy = evaluation.get("off_policy")
     subject = {"policy": evaluation["policy"]} if "policy" in evaluation else {}
     subject["held-out logs"] = config.holdout
+    if "account_words" in evaluation:
+        subject["held-out rows"] = evaluation["account_words"]
+    if evaluation.get("notes"):
+        subject["left out"] = "; ".join(evaluation["notes"])
     if off_policy and off_policy.get("separation"):
         subject["kept apart"] = off_policy["separation"]
     if "exposures" in simulation:

@@ -50,3 +50,11 @@ def number(value: Any) -> float:
 def numbers(values: Sequence[Any]) -> np.ndarray:
     """float64[n], NaN where JSON has null."""
     return np.array([number(value) for value in values])
+
+
+def changes(answer: Plain, key: str) -> np.ndarray:
+    """float64[m], how far the values of an off-policy estimate lie from those of the log, in percent of their size; NaN
+    relative to 0."""
+    values, logged = numbers(answer[key]), numbers(answer["logged"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(logged == 0, np.nan, 100 * (values - logged) / np.abs(logged))

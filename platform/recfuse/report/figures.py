@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recfuse.report.data import ReportData, number, numbers
+from recfuse.report.data import ReportData, changes, number, numbers
 from recfuse.report.style import COLOUR_NAMES, COLOURS, GREY, write_in_the_middle
 
 PHASES = {"critics": "Critics", "cloning": "Imitation of the logged policy",
@@ -84,7 +84,7 @@ def ab_test(data: ReportData) -> Figure | None:
         middle, low, high = (100 * numbers(arm[key]) for key in ("estimate", "low", "high"))
         place = np.arange(len(measures))[::-1] + .4 - height * (index + .5)
         colour = COLOURS[index % len(COLOURS)]
-        bars = axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", ms=4, capsize=2,
+        bars = axes.errorbar(middle, place, xerr=_whiskers(middle, low, high), fmt="o", ms=4, capsize=2,
                              color=colour, mfc="white", label=f"{arm['name']} ({arm['users']:,} users)")
         if "adjusted" in arm:
             sure = numbers(arm["adjusted"]) < 1 - data.ab_test["level"]
@@ -104,15 +104,14 @@ def off_policy(data: ReportData) -> Figure | None:
     first = data.off_policy
     figure = Figure(figsize=(8, 3))
     axes = figure.subplots()
-    names, logged = first["behaviours"], numbers(first["logged"])
+    names = first["behaviours"]
     if first.get("refused"):
         write_in_the_middle(axes, f"No estimate: {first['refused']}")
         axes.set(xlabel="difference to the log per request (%)", yticks=[])
         return figure
-    with np.errstate(divide="ignore", invalid="ignore"):
-        middle, low, high = (100 * (numbers(first[key]) / logged - 1) for key in ("estimate", "low", "high"))
+    middle, low, high = (changes(first, key) for key in ("estimate", "low", "high"))
     place = np.arange(len(names))[::-1]
-    axes.errorbar(middle, place, xerr=np.stack([middle - low, high - middle]), fmt="o", capsize=3, color=COLOURS[0])
+    axes.errorbar(middle, place, xerr=_whiskers(middle, low, high), fmt="o", capsize=3, color=COLOURS[0])
     axes.set_yticks(place, names)
     axes.set_ylim(-.6, len(names) - .4)
     axes.axvline(0, color=GREY, lw=.8)
@@ -134,18 +133,22 @@ def estimators(data: ReportData) -> Figure | None:
     place = np.arange(len(answers))[::-1]
     for column, (axes, behaviour) in enumerate(zip(panels, behaviours, strict=True)):
         for answer, height in zip(answers, place, strict=True):
-            logged = number(answer["logged"][column])
-            if not logged > 0:
-                continue
-            middle, low, high = (100 * (number(answer[key][column]) / logged - 1)
-                                 for key in ("estimate", "low", "high"))
-            axes.errorbar([middle], [height], xerr=[[middle - low], [high - middle]], fmt="o", ms=3, capsize=2,
-                          color=COLOURS[units.index(answer["per"])])
+            middle, low, high = (changes(answer, key)[[column]] for key in ("estimate", "low", "high"))
+            if np.isfinite(middle).all():  # relative to 0 there is no difference
+                axes.errorbar(middle, [height], xerr=_whiskers(middle, low, high), fmt="o", ms=3, capsize=2,
+                              color=COLOURS[units.index(answer["per"])])
         axes.axvline(0, color=GREY, lw=.8)
         axes.set_title(behaviour)
         axes.set_yticks(place, [answer["estimator"] for answer in answers])
     figure.supxlabel(f"difference to the log (%), {_legend(units, (data.off_policy or {}).get('horizon'))}", fontsize=9)
     return figure
+
+
+def _whiskers(middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """[2, n] distances to the ends of intervals; an end on the wrong side of the middle, as those of a skewed bootstrap
+    may lie, is drawn at the middle."""
+    distances: np.ndarray = np.stack([middle - low, high - middle])
+    return np.where(distances < 0, 0.0, distances)
 
 
 def _legend(units: list[str], horizon: int | None) -> str:

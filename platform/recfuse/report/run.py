@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recfuse.evaluation.estimator import Estimator
 from recfuse.evaluation.estimators import ESTIMATORS
-from recfuse.evaluation.evaluate import Dataset, EvaluateResult, evaluate
+from recfuse.evaluation.evaluate import EvaluateResult, evaluate
 from recfuse.report.collect import collect
 from recfuse.report.config import ReportConfig
 from recfuse.report.page import write_report
@@ -27,15 +27,14 @@ class ReportResult:
     page: Path
 
 
-def evaluate_and_report(config: ReportConfig, dataset: Dataset | None = None,
-                        estimators: Sequence[Estimator] = ESTIMATORS) -> ReportResult:
+def evaluate_and_report(config: ReportConfig, estimators: Sequence[Estimator] = ESTIMATORS) -> ReportResult:
     """Estimates the policy's value, collects what the other jobs measured, and writes the page.
 
     Args:
-        dataset, estimators: as of `recfuse.evaluation.evaluate.evaluate`.
+        estimators: as of `recfuse.evaluation.evaluate.evaluate`.
 
     Raises:
         InvalidFieldError: bad logs, held-out rows that the policy was trained on, or a file that is no JSON.
     """
-    result = evaluate(config, dataset, estimators)
+    result = evaluate(config, estimators)
     return ReportResult(result, write_report(Path(config.output) / REPORT, collect(config)))

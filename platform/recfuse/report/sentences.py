@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recfuse.report.data import ReportData, number, numbers
+from recfuse.report.data import ReportData, changes, number, numbers
 
 WORDS = {
     "fusion policy": "decides per request how much each prediction of a candidate (click, like, …) weighs in its score",
@@ -51,8 +51,7 @@ def _off_policy_sentences(data: ReportData) -> list[str]:
         return []
     if first.get("refused"):
         return [f"The held-out log gives no estimate: {first['refused']}."]
-    middle, low, high = (100 * (number(first[key][0]) / number(first["logged"][0]) - 1)
-                         for key in ("estimate", "low", "high"))
+    middle, low, high = (changes(first, key)[0] for key in ("estimate", "low", "high"))
     return [f"From the held-out log the policy is estimated at {middle:+.1f}% [{low:.1f}, {high:.1f}] "
             f"{first['behaviours'][0]} per request (NCIS), states as they were logged."]
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+import pyarrow as pa
+import pyarrow.fs as pafs
 import ray
 import ray.data
 from ray.exceptions import RayError
 
+from recfuse.config import InvalidFieldError
 from recfuse.runtime import ray_compat
 
 logger = logging.getLogger("recfuse")
@@ -37,14 +40,21 @@ def cluster() -> Iterator[None]:
             ray.shutdown()
 
 
-def read_parquet(files: Sequence[str], readers: int | None = None) -> ray.data.Dataset:
-    """The files as a dataset that streams.
+def read_parquet(
+    files: Sequence[str], readers: int | None = None, filesystem: pafs.FileSystem | None = None,
+    schema: pa.Schema | None = None,
+) -> ray.data.Dataset:
+    """The files as a dataset that streams. Their paths mean themselves: `a=1` in one is no column.
 
     Args:
         readers: tasks that read at a time; absent, as many as there are idle CPUs.
+        filesystem: that the paths are of; absent, told by them.
+        schema: columns that are read; one that a file lacks is null there.
     """
+    options = {} if schema is None else {"schema": schema}
     with ray_compat.older_parquet_reader():
-        return ray.data.read_parquet(list(files), concurrency=readers)
+        return ray.data.read_parquet(list(files), concurrency=readers, filesystem=filesystem, partitioning=None,
+                                     file_extensions=None, **options)
 
 
 def resuming(call: Callable[[], T], attempts: int = 20) -> T:
@@ -59,6 +69,8 @@ def resuming(call: Callable[[], T], attempts: int = 20) -> T:
         try:
             return call()
         except RayError as error:
+            if isinstance(error, InvalidFieldError):  # Ray gives what a task raises both kinds
+                raise
             logger.warning("attempt %d of %d was cut off, resuming: %s", attempt, attempts,
                            str(error).strip().splitlines()[-1][:200])
     return call()

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from recfuse.config import Config, InvalidFieldError, load, read
+from recfuse.config import Config, InputError, InvalidFieldError, load, read
 
 T = TypeVar("T")
 logger = logging.getLogger("recfuse")
@@ -58,7 +58,7 @@ def start(
     return config
 
 
-def _complain(error: InvalidFieldError) -> int:
+def _complain(error: InputError) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
 
@@ -67,7 +67,7 @@ def _show_bad_input_in_a_line() -> None:
     before = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, InvalidFieldError):
+        if isinstance(error, InputError):
             _complain(error)
         else:
             before(kind, error, trace)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +17,7 @@ from recfuse.fusion.inference import FusionActor
 from recfuse.simulation.arms import CEM, Arm, read_arm
 from recfuse.simulation.cem import CemConfig, cem_bundle
 from recfuse.simulation.experiment import MEASURES, aa_test, ab_test
-from recfuse.simulation.output import WORLD, held_out_share
+from recfuse.simulation.output import WORLD, held_out_share, require_json, write_json
 from recfuse.simulation.persons import held_out
 from recfuse.simulation.world import World
 from recfuse.stats.experiment import AaResult, AbResult
@@ -88,6 +87,8 @@ def run_ab_test(config: AbTestConfig) -> AbTestResult:
     """Runs the test of the config and writes `metrics.json`. CEM's search is taken up from an earlier run."""
     simulation, output = Path(config.simulation), Path(config.output)
     world = World.load(simulation / WORLD)
+    require(not output.exists() or output.is_dir(), "output", config.output, "a directory")
+    require_json(output / METRICS, "arms")
     output.mkdir(parents=True, exist_ok=True)
     # Whatever is refused is refused before CEM searches.
     arms, bundle = {text: read_arm(text, simulation, world) for text in config.policies if text != CEM}, None
@@ -103,7 +104,7 @@ def run_ab_test(config: AbTestConfig) -> AbTestResult:
                      shares=config.shares or None, users=users, paired=config.paired,
                      looks=config.looks if config.interval == "always_valid" else 0, primary=config.primary,
                      correction=config.correction, level=config.level)
-    (output / METRICS).write_text(json.dumps(to_json(result, config, aa), indent=1))
+    write_json(output / METRICS, to_json(result, config, aa), "arms")
     return AbTestResult(result, output / METRICS, bundle, aa)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from recfuse.config import Config, require
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.cem import CemResult, cem
-from recfuse.simulation.output import logged_policy, run_of
+from recfuse.simulation.output import logged_policy, require_json, run_of, write_json
 from recfuse.simulation.rollout import live_with
 from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import FEEDBACK, World
@@ -64,12 +63,12 @@ def cem_bundle(world: World, simulation: Path, config: CemConfig, output: Path) 
     """
     run = run_of(simulation)
     identity = {"simulation": run, "config": config.to_dict()}
-    saved = json.loads((output / CEM_FILE).read_text()) if (output / CEM_FILE).is_file() else {}
+    saved = require_json(output / CEM_FILE, "identity")
     if saved.get("identity") == identity and (output / saved["bundle"]).is_dir():
         return output / str(saved["bundle"])
     result = search(world, logged_policy(simulation, world), config)
     bundle = export_policy(output, FixedGaussian(result.vector, config.sigma), world.vocabulary,
                            training=identity, data_fingerprint=run,
                            metrics={"elite_score": [entry.elite_score for entry in result.history]})
-    (output / CEM_FILE).write_text(json.dumps({"identity": identity, "bundle": bundle.name}))
+    write_json(output / CEM_FILE, {"identity": identity, "bundle": bundle.name}, "identity")
     return bundle

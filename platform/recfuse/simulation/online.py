@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from recfuse.config import Config, require
+from recfuse.config import Config, InvalidFieldError, require
 from recfuse.fusion.inference import export_policy
+from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning import registry
 from recfuse.learning.online import OnlineSettings, SessionEnv, first_samples, online_config, summary
+from recfuse.learning.resume import identity_of, write_atomically
 from recfuse.learning.settings import LearningSettings
 from recfuse.runtime.console import Progress
+from recfuse.runtime.outputs import claim
 from recfuse.simulation.environment import FusionVectorEnv
-from recfuse.simulation.output import logged_policy
+from recfuse.simulation.output import METRICS, WORLD, logged_policy
 from recfuse.simulation.world import FEEDBACK, World
 
 logger = logging.getLogger("recfuse")
+JOB = "train_online"
 CHECKPOINT, HISTORY = "checkpoint", "history.jsonl"
 
 
@@ -33,7 +37,7 @@ class TrainOnlineConfig(Config):
         "where the policy starts.")
     output: str = Field(
         "runs/online", description="This directory gets the bundle, the history and the checkpoint; a rerun goes on "
-        "after the last complete iteration.")
+        "after the last complete iteration.", min_length=1)
     learning: LearningSettings = Field(
         default_factory=lambda: registry.settings("actor_critic"),
         description="An algorithm whose policy climbs (actor_critic and its kin), networks and rates are these.")
@@ -71,14 +75,35 @@ class VocabularyEnv(FusionVectorEnv):
 
 
 def train_online(config: TrainOnlineConfig, world: World | None = None) -> TrainOnlineResult:
-    """Learns in the world on the current Ray and exports the policy.
+    """Learns in the world on the current Ray and exports the policy. A rerun goes on after the last complete iteration,
+    also with more iterations in all.
 
     Args:
         world: in place of the simulation's.
+
+    Raises:
+        InvalidFieldError: no simulation, settings that do not fit, or an output that another job has claimed or is
+            writing to.
     """
-    simulation, output = Path(config.simulation), Path(config.output)
-    world = world or World.load(simulation / "world")
-    first = logged_policy(simulation, world)
+    with claim(config.output, JOB) as output:
+        output.require_unclaimed()
+        directory = output.local_directory
+        simulation = Path(config.simulation)
+        world = world or World.load(simulation / WORLD)
+        first = _first_policy(simulation, world)
+        output.join()
+        return _train(config, world, first, directory)
+
+
+def _first_policy(simulation: Path, world: World) -> FixedGaussian:
+    try:
+        return logged_policy(simulation, world)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidFieldError("simulation", str(simulation), f"an output of the job `simulate`, whose {METRICS} "
+                                f"declares the policy ({type(error).__name__}: {error})") from None
+
+
+def _train(config: TrainOnlineConfig, world: World, first: FixedGaussian, output: Path) -> TrainOnlineResult:
     online, settings = config.online, config.learning.replace(holdout=0.0)
 
     def make_env(index: int) -> SessionEnv:
@@ -88,8 +113,12 @@ def train_online(config: TrainOnlineConfig, world: World | None = None) -> Train
     algorithm = online_config(settings, samples, make_env, online).build_algo()
     checkpoint = output / CHECKPOINT
     try:
-        if algorithm.has_checkpoint(checkpoint):
+        rolled = {name: value for name, value in online.to_dict().items() if name != "iterations"}
+        identity = identity_of(JOB, settings.to_dict(), online=rolled, samples=samples.fingerprint)
+        if identity.take_up(checkpoint) and algorithm.has_checkpoint(checkpoint):
             algorithm.load_checkpoint(str(checkpoint))
+            logger.info("train_online: resuming after %d of %d iterations", len(algorithm.progress.history),
+                        online.iterations)
         resumed_at = len(algorithm.progress.history)
         progress = Progress("train_online", online.iterations, "iterations")
         progress.advance(resumed_at)
@@ -104,5 +133,5 @@ def train_online(config: TrainOnlineConfig, world: World | None = None) -> Train
                                data_fingerprint=samples.fingerprint, metrics=history[-1])
     finally:
         algorithm.stop()
-    (output / HISTORY).write_text("".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
+    write_atomically(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
     return TrainOnlineResult(bundle, history, summary(history, world.vocabulary.behaviour_names), resumed_at)

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recfuse.fusion.policies import Policy
-from recfuse.logs.files import write_parquet
-from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+from recfuse.logs.files import TEMPORARY, write_parquet
+from recfuse.logs.schema import VOCABULARY_FILE, complete, session_log_schema
 from recfuse.runtime.console import Progress
 from recfuse.simulation.rollout import Requests, rollout
 from recfuse.simulation.sessions import DAY
@@ -42,12 +42,16 @@ def session_log(world: World, requests: Requests, model_version: str) -> pa.Tabl
         [pa.array(requests.feedback[order, FEEDBACK.index(name)]) for name in vocabulary.behaviour_names],
         names=list(vocabulary.behaviour_names))
     rows = len(order)
-    columns = [session, pc.binary_join_element_wise(session, request, "-"), user,
-               pa.array(ts).cast(pa.timestamp("us", "UTC")), pa.array(np.full(rows, STAGE)), scene,
-               *(_lists(getattr(requests, name)[order]) for name in ("state", "mu", "sigma", "action")),
-               pa.array(requests.action_logp[order]), pa.array(np.full(rows, model_version)), feedback,
-               pa.array(requests.last[order])]
-    return pa.Table.from_arrays(columns, schema=session_log_schema(vocabulary))
+    drawn = (requests.action[order] != requests.mu[order]).any(1)
+    return complete({
+        "session_id": session, "request_id": pc.binary_join_element_wise(session, request, "-"), "user_id": user,
+        "ts": pa.array(ts).cast(pa.timestamp("us", "UTC")), "stage": pa.array(np.full(rows, STAGE)), "scene": scene,
+        **{name: _lists(getattr(requests, name)[order]) for name in ("state", "mu", "sigma", "action")},
+        "action_logp": pa.array(requests.action_logp[order]), "explored": pa.array(drawn),
+        "model_version": pa.array(np.full(rows, model_version)),
+        "vocabulary_hash": pa.array(np.full(rows, vocabulary.meaning)), "feedback": feedback,
+        "last": pa.array(requests.last[order]), "position": pa.array(requests.request[order].astype(np.int64)),
+    }, session_log_schema(vocabulary))
 
 
 def _lists(values: np.ndarray) -> pa.Array:
@@ -78,7 +82,7 @@ def write_logs(world: World, policy: Policy, directory: str | Path, *, persons: 
         target = directory / f"part-{part:05d}.parquet"
         if not target.exists():
             requests = rollout(world, policy, seed=seed, persons=some)
-            temporary = target.with_suffix(f".{os.getpid()}.tmp")
+            temporary = directory / f"{TEMPORARY}{target.name}.{os.getpid()}"
             write_parquet(session_log(world, requests, model_version), temporary)
             os.replace(temporary, target)
         rows += pq.read_metadata(target).num_rows

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer
 from recfuse.simulation.build import build_world
 from recfuse.simulation.calibration import TOLERANCE, Calibration, within_tolerance
-from recfuse.simulation.output import HOLDOUT, LOGS, METRICS, WORLD, behaviour_policy
+from recfuse.simulation.output import HOLDOUT, LOGS, WORLD, behaviour_policy, claimed
 from recfuse.simulation.persons import held_out, persons_of
 from recfuse.simulation.predictions import Scorer, predictor, task_names
 from recfuse.simulation.response_fit import ResponseFit, fit_response
@@ -113,30 +111,34 @@ def load_scorer(path: str | Path) -> Scorer:
 
 
 def simulate(config: SimulateConfig) -> SimulateResult:
-    """Builds the world, or takes up that of an earlier run of the same config, and writes the logs."""
-    scorer, output = load_scorer(config.scorer), Path(config.output)
-    run = hashlib.sha256(repr((config, scorer.version)).encode()).hexdigest()[:16]
-    metrics = _finished(output, run)
-    reused = metrics is not None
-    if metrics is None:
-        world, metrics = _build(config, scorer, run)
-    else:
-        world = World.load(output / WORLD)
-    return _write(config, world, run, metrics, reused)
+    """Builds the world, or takes up that of an earlier run of the same config, and writes the logs.
+
+    Raises:
+        InvalidFieldError: the scorer or the exposures are none; or the output has something that this job did not
+            write, or another run is writing to it. Nothing has been removed then.
+    """
+    scorer = load_scorer(config.scorer)
+    with claimed(config.output) as output:
+        run = hashlib.sha256(repr((config, scorer.version)).encode()).hexdigest()[:16]
+        metrics = output.metrics(run)
+        reused = metrics is not None
+        if metrics is None:
+            output.require_own()
+            world, metrics = _build(config, scorer, run)
+            output.begin()
+            output.save(world, metrics)
+        else:
+            world = World.load(output.directory / WORLD)
+        result = _write(config, world, run, metrics, reused)
+        output.finish(config.holdout_persons > 0)
+    return result
 
 
 def _build(config: SimulateConfig, scorer: Scorer, run: str) -> tuple[World, dict[str, Any]]:
-    """Makes and saves the world, and what its fit and calibration are worth."""
-    output = Path(config.output)
-    for name in (LOGS, HOLDOUT, WORLD):  # of another run: its parts must not mix with ours
-        shutil.rmtree(output / name, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
+    """Makes the world, and what its fit and calibration are worth; nothing is written yet."""
     exposures = read_source(config.logs).exposures
     world, fit, calibration = make_world(config, scorer, exposures)
-    world.save(output / WORLD)
-    metrics = {"run": run, "exposures": str(exposures.account), **_report(config, fit, calibration)}
-    (output / METRICS).write_text(json.dumps(metrics, indent=1, allow_nan=False))
-    return world, metrics
+    return world, {"run": run, "exposures": str(exposures.account), **_report(config, fit, calibration)}
 
 
 def _write(config: SimulateConfig, world: World, run: str, metrics: dict[str, Any], reused: bool) -> SimulateResult:
@@ -162,14 +164,6 @@ def make_world(config: SimulateConfig, scorer: Scorer,
     world, calibration = build_world(exposures, fit.model, predictor(scorer, exposures, scenes), parameters, logged,
                                      config.world)
     return world, fit, calibration
-
-
-def _finished(output: Path, run: str) -> dict[str, Any] | None:
-    path = output / METRICS
-    if not path.is_file():
-        return None
-    metrics: dict[str, Any] = json.loads(path.read_text())
-    return metrics if metrics.get("run") == run else None
 
 
 def _report(config: SimulateConfig, fit: ResponseFit, calibration: Calibration) -> dict[str, Any]:

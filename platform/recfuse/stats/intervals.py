@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from recfuse.config import require
 DRAWS = 1_000
 LEVEL = 0.95
 _CELLS = 1 << 24  # bootstrap weights held at once
+_SUMS = 1 << 21  # drawn sums held at once
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,24 @@ class Interval:
     def excludes_zero(self) -> NDArray[np.bool_]:
         """bool[m]: the whole interval lies on one side of 0."""
         return np.asarray((self.low > 0) | (self.high < 0))
+
+
+@dataclass(frozen=True)
+class UserSums:
+    """Sums over each of U users, in blocks of columns: a user who has nothing in any of them is not in a block.
+
+    Attributes:
+        users: U.
+        blocks: (int64[u], float64[u, k]): places of users, each once, and their sums. The columns of all blocks follow
+            each other.
+    """
+
+    users: int
+    blocks: tuple[tuple[NDArray[np.intp] | slice, NDArray[np.float64]], ...]
+
+    def total(self) -> NDArray[np.float64]:
+        """[k], over the users."""
+        return np.concatenate([values.sum(0) for _, values in self.blocks])
 
 
 def sum_per_user(values: ArrayLike, user_id: ArrayLike) -> NDArray[np.float64]:
@@ -62,24 +81,32 @@ def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, *, draws: int = 
                    level=level, seed=seed)
 
 
-def of_sums(values: ArrayLike, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], *, draws: int = DRAWS,
-            level: float = LEVEL, seed: int = 0) -> Interval:
+def of_sums(values: ArrayLike | UserSums, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], *,
+            draws: int = DRAWS, level: float = LEVEL, seed: int = 0) -> Interval:
     """A function of sums over users, with a bootstrap interval over users.
 
     Args:
-        values: [U, k], one row a user.
+        values: [U, k], one row a user; or the same in blocks.
         statistic: sums [B, k] → values [B, m], row by row; a denominator of 0 gives no value.
     """
-    array = _columns(values, "values")
+    sums = values if isinstance(values, UserSums) else _whole(_columns(values, "values"))
+    require(all(np.isfinite(part).all() for _, part in sums.blocks), "values", "not finite", "finite numbers")
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = statistic(array.sum(0)[None])[0]
-        drawn = statistic(_bootstrap_sums(array, draws, seed))
+        estimate = statistic(sums.total()[None])[0]
+        drawn = np.concatenate([statistic(part) for part in _bootstrap_sums(sums, draws, seed)])
     return _percentiles(estimate, drawn, level)
+
+
+def relative_change(value: ArrayLike, base: ArrayLike) -> NDArray[np.float64]:
+    """(value − base) / |base|, so that more is more where the base is negative; NaN where it is 0."""
+    values, bases = np.asarray(value, np.float64), np.asarray(base, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(bases == 0, np.nan, (values - bases) / np.abs(bases))
 
 
 def relative_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,
                         seed: int = 0) -> Interval:
-    """mean(treated) / mean(base) − 1 of two disjoint groups of users, with a bootstrap interval over users.
+    """(mean(treated) − mean(base)) / |mean(base)| of two disjoint groups, with a bootstrap interval over users.
 
     Args:
         treated: [U₁, m], base: [U₂, m]: one row a user.
@@ -87,18 +114,18 @@ def relative_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRA
     top, bottom = _columns(treated, "treated"), _columns(base, "base")
     require(top.shape[1] == bottom.shape[1], "base", bottom.shape, f"{top.shape[1]} columns, as in treated")
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = top.mean(0) / bottom.mean(0) - 1
-        ratios = _bootstrap_means(top, draws, seed) / _bootstrap_means(bottom, draws, seed + 1) - 1
-    return _percentiles(estimate, ratios, level)
+        changes = relative_change(_bootstrap_means(top, draws, seed), _bootstrap_means(bottom, draws, seed + 1))
+    return _percentiles(relative_change(top.mean(0), bottom.mean(0)), changes, level)
 
 
 def paired_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,
                       seed: int = 0) -> Interval:
-    """mean(treated) / mean(base) − 1 of the same users under two policies (row i of both is user i)."""
+    """(mean(treated) − mean(base)) / |mean(base)| of the same users under two policies (row i of both is user i)."""
     top, bottom = _columns(treated, "treated"), _columns(base, "base")
     require(top.shape == bottom.shape, "base", bottom.shape, f"{top.shape}, the same users as treated")
-    ratio = ratio_of_sums(top, bottom, draws=draws, level=level, seed=seed)
-    return Interval(ratio.estimate - 1, ratio.low - 1, ratio.high - 1)
+    width = top.shape[1]
+    return of_sums(np.concatenate([top, bottom], 1),
+                   lambda sums: relative_change(sums[:, :width], sums[:, width:]), draws=draws, level=level, seed=seed)
 
 
 def _columns(values: ArrayLike, field: str) -> NDArray[np.float64]:
@@ -109,26 +136,44 @@ def _columns(values: ArrayLike, field: str) -> NDArray[np.float64]:
     return array
 
 
+def _whole(values: NDArray[np.float64]) -> UserSums:
+    """One block, of all users."""
+    return UserSums(len(values), ((slice(None), values),))
+
+
 def _bootstrap_means(values: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
-    sums = _bootstrap_sums(np.concatenate([values, np.ones((len(values), 1))], 1), draws, seed)
+    counted = _whole(np.concatenate([values, np.ones((len(values), 1))], 1))
+    sums = np.concatenate(list(_bootstrap_sums(counted, draws, seed)))
     means: NDArray[np.float64] = sums[:, :-1] / sums[:, -1:]
     return means
 
 
-def _bootstrap_sums(values: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
-    """float64[draws, m] of `values` [U, m]."""
+def _bootstrap_sums(sums: UserSums, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """float64[b, k] of some draws after the other, `draws` in all."""
     require(draws >= 1, "draws", draws, "an integer ≥ 1")
     rng = np.random.default_rng([seed, 0xB5])
-    block = max(1, _CELLS // len(values))
-    parts = []
-    # Centred in single precision, so that large totals lose nothing; the means come back through the weights' sums.
-    centre = values.mean(0)
-    centred = np.concatenate([values - centre, np.ones((len(values), 1))], 1).astype(np.float32)
+    block = max(1, _CELLS // sums.users)
+    centred = [(members, *_centred(values)) for members, values in sums.blocks]
+    rows = max(1, _SUMS // sum(values.shape[1] for _, values in sums.blocks))
     for start in range(0, draws, block):
-        bits = rng.integers(0, 1 << 16, (min(block, draws - start), len(values)), np.uint16)
-        sums = (_POISSON[bits] @ centred).astype(np.float64)
-        parts.append(sums[:, :-1] + sums[:, -1:] * centre)
-    return np.concatenate(parts)
+        weights = _POISSON[rng.integers(0, 1 << 16, (min(block, draws - start), sums.users), np.uint16)]
+        for first in range(0, len(weights), rows):
+            parts = []
+            for members, values, centre, scale in centred:
+                drawn = (weights[first:first + rows, members] @ values).astype(np.float64)
+                parts.append(drawn[:, :-1] * scale + drawn[:, -1:] * centre)
+            yield np.concatenate(parts, 1)
+
+
+def _centred(values: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
+    """Values about their means beside a column of ones, in single precision, so that large totals lose nothing; the
+    means, which come back through the weights' sums; and powers of two by which the values are smaller, so that none is
+    beyond single precision."""
+    centre = values.mean(0)
+    around = values - centre
+    largest = np.abs(around).max(0, initial=0.0)
+    scale = np.exp2(np.floor(np.log2(np.where(largest > 0, largest, 1.0))))
+    return np.concatenate([around / scale, np.ones((len(values), 1))], 1).astype(np.float32), centre, scale
 
 
 def _poisson_table() -> NDArray[np.float32]:

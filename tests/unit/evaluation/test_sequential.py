@@ -1,12 +1,13 @@
 """Values of sessions: by hand, against a tabular closed form, and refused where the log says nothing."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from recfuse.config import InvalidFieldError
 from recfuse.evaluation.ope import EstimateOptions
 from recfuse.evaluation.sequential import (
-    Sessions,
     critic_weights,
     fitted_q_estimate,
     per_decision,
@@ -14,6 +15,7 @@ from recfuse.evaluation.sequential import (
     supported_horizon,
     trajectory_importance_sampling,
 )
+from recfuse.evaluation.sessions import Sessions
 from tests.unit.evaluation import mdp
 
 FEW = EstimateOptions(min_ess=1, draws=10)
@@ -76,6 +78,62 @@ def test_the_cap_cuts_products():
     """Cap 2: weights a 2, 1; b 2."""
     found = per_decision(by_hand(cap=2.0), options=FEW)
     assert found.estimate[0] == pytest.approx((2 + 5 + 6) / 2)
+
+
+def plainly(ratio_log, feedback, discount, cap, session, step, normalise):
+    """PDIS with an array of all sessions by all steps, in which what has ended keeps its last weight."""
+    steps, count = step.max() + 1, session.max() + 1
+    running, weights = np.zeros(count), np.ones((steps + 1, count))
+    total = np.zeros(feedback.shape[1])
+    for at in range(steps):
+        rows = step == at
+        running[session[rows]] += ratio_log[rows]
+        weights[at + 1] = np.minimum(np.exp(running), cap)
+        top = (weights[at + 1, session[rows], None] * feedback[rows]).sum(0) * np.power(discount, at)
+        total += top / (weights[at + 1].sum() if normalise else count)
+    return total, weights[1:]
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_sessions_of_any_length_give_what_all_steps_of_all_sessions_give(normalise):
+    rng = np.random.default_rng(0)
+    lengths = np.append(rng.geometric(.3, 200), 150)
+    session = np.repeat(np.arange(201), lengths)
+    step = np.concatenate([np.arange(length) for length in lengths])
+    mixed = np.argsort(step + rng.random(len(step)) / 2, kind="stable")  # rows of sessions lie between each other
+    ratio, feedback = rng.normal(-.02, .2, len(session)), rng.normal(2, 1, (len(session), 2))
+    sessions = Sessions.of(ratio[mixed], np.zeros(len(mixed)), feedback[mixed], [.9, 1.0], 3.0, session[mixed],
+                           session[mixed] // 3)
+    expected, weights = plainly(ratio, feedback, np.array([.9, 1.0]), 3.0, session, step, normalise)
+    found = per_decision(sessions, FEW, normalise=normalise)
+    assert not found.refused
+    np.testing.assert_allclose(found.estimate, expected, rtol=1e-10)
+    np.testing.assert_allclose(sessions.products.total, weights.sum(1), rtol=1e-10)
+    np.testing.assert_allclose(sessions.products.squares, (weights**2).sum(1), rtol=1e-10)
+    np.testing.assert_array_equal(sessions.products.capped, (weights >= 3.0).sum(1))
+    names = np.unique(session[mixed], return_index=True)[1]
+    np.testing.assert_allclose(sessions.products.final[np.argsort(np.argsort(names))], weights[-1])
+    assert found.estimator == ("SN-PDIS" if normalise else "PDIS")
+
+
+def test_one_very_long_session_costs_what_it_holds():
+    """2,000 sessions of 3 requests and one of 3,000: sessions times the longest would be 48 MB for each of the arrays
+    that were once held, and 96 MB for the sums of users."""
+    lengths = np.append(np.full(2_000, 3), 3_000)
+    session, rng = np.repeat(np.arange(2_001), lengths), np.random.default_rng(0)
+    ratio = rng.normal(0, .05, len(session))
+    feedback = rng.normal(2, 1, (len(session), 2))
+    tracemalloc.start()
+    sessions = Sessions.of(ratio, np.zeros(len(session)), feedback, 1.0, 10.0, session, session)
+    horizon = supported_horizon(sessions)
+    for normalise in (False, True):
+        sequential_doubly_robust(sessions, feedback, feedback, EstimateOptions(draws=50), normalise=normalise,
+                                 horizon=horizon)
+        critic_weights(sessions, normalise=normalise, horizon=horizon)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert horizon > 3
+    assert peak < 40e6
 
 
 @pytest.fixture(scope="module")

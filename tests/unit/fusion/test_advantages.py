@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from recfuse.config import InvalidFieldError
-from recfuse.fusion.advantages import RegressedAdvantage, action_terms, regress_advantage
+from recfuse.fusion.advantages import (
+    COLUMNS,
+    RegressedAdvantage,
+    action_terms,
+    plan,
+    principal_directions,
+    regress_advantage,
+)
 
 ROWS, STATES, ACTIONS = 20_000, 3, 2
 
@@ -73,3 +80,58 @@ def test_too_few_samples_are_refused():
     state, action, _, samples = draw(noise=1.0)
     with pytest.raises(InvalidFieldError, match=r"samples: .*at least"):
         regress_advantage([(0, state[:100], action[:100], samples[:100])])
+
+
+def test_a_model_within_the_budget_is_whole():
+    assert str(plan(53, 6)) == ""
+    assert plan(53, 6).columns == 54 * 7 + 21
+    state, action, _, samples = draw(noise=1.0)
+    whole = regress_advantage([(0, state, action, samples)])
+    exact = regress_advantage([(0, state, action, samples)], columns=4 * 3 + 3)
+    assert torch.equal(whole.coefficients, exact.coefficients)
+
+
+@pytest.mark.parametrize(("states", "actions"), [(256, 8), (256, 16), (512, 12), (2000, 20), (3, 60), (2000, 100)])
+def test_wide_models_keep_to_the_budget(states, actions):
+    cut = plan(states, actions)
+    assert str(cut)
+    assert cut.columns <= COLUMNS
+    assert cut.whole == (1 + states) * (1 + actions) + actions * (actions + 1) // 2
+
+
+def test_a_wide_state_enters_by_its_principal_directions():
+    """An embedding of three hidden numbers, which decide what the action is worth."""
+    state, action, truth, samples = draw(noise=0.5)
+    generator = torch.Generator().manual_seed(1)
+    wide = state @ torch.randn(STATES, 120, generator=generator, dtype=torch.float64)
+    wide = wide + 0.05 * torch.randn(ROWS, 120, generator=generator, dtype=torch.float64)
+    wide = wide / wide.std(0)
+    chunks = [(i, wide[i : i + 3000], action[i : i + 3000], samples[i : i + 3000]) for i in range(0, ROWS, 3000)]
+    model = regress_advantage(chunks, columns=40)
+    assert model.directions is not None
+    assert model.coefficients.shape[1] <= 40
+    found = model(wide, action)[:, 0]
+    assert torch.corrcoef(torch.stack([found, truth[:, 0]]))[0, 1] > 0.98
+    assert not model.coefficients[2].any(), "and of what does not depend on the action it still says nothing"
+    again = regress_advantage(chunks, columns=40)
+    assert torch.equal(again.coefficients, model.coefficients)
+    with pytest.raises(TypeError, match="read twice"):
+        regress_advantage(iter(chunks), columns=40)
+
+
+def test_principal_directions_are_those_of_the_largest_variance():
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randn(5000, 30, generator=generator, dtype=torch.float64) * torch.linspace(3, 0.1, 30).double()
+    found = principal_directions([state[:2000], state[2000:]], 2)
+    torch.testing.assert_close(found.T @ found, torch.eye(2, dtype=torch.float64))
+    expected = torch.linalg.eigh(state.T @ state).eigenvectors[:, -2:]
+    assert torch.linalg.svdvals(found.T @ expected).min() > 0.98
+
+
+def test_many_actions_enter_by_their_squares():
+    state, action, _, samples = draw(noise=0.5)
+    model = regress_advantage([(0, state, action, samples)], columns=11)
+    assert model.squares_only
+    terms = action_terms(torch.tensor([[2.0]]), torch.tensor([[5.0, 7.0]]), squares_only=True)
+    assert terms.tolist() == [[5, 7, 10, 14, 25, 49]]
+    assert model(state, action).shape == (ROWS, 3)

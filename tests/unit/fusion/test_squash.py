@@ -12,7 +12,8 @@ from scipy import integrate
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
 from recfuse.fusion.policies import decide
-from recfuse.fusion.squash import log_slope, squash, squash_array, squashed_log_density, unsquash, unsquash_array
+from recfuse.fusion.squash import log_slope, squash, unsquash
+from recfuse.stats.gaussian import squash_array, squashed_log_density, unsquash_array
 
 RANGE = (-0.5, 2.0)
 

@@ -60,7 +60,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidFieldError, match=r"logs: got .*common_features_test.csv'; allowed: a CSV file"):
         read_exposures(tmp_path)
     write(tmp_path, TRAIN, [], COMMON)
-    with pytest.raises(InvalidFieldError, match=r"test.csv: got .*(at least one row|a readable CSV)"):
+    with pytest.raises(InvalidFieldError, match=r"test.csv: got .*(at least one row|readable Parquet or CSV)"):
         read_exposures(tmp_path)
     with pytest.raises(InvalidFieldError, match="layout: got 'movielens'; allowed: kuairand, native"):
         read_logs(str(tmp_path), "movielens")

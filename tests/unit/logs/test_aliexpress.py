@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,13 @@ def test_missing_and_empty_parts_are_named(tmp_path: Path) -> None:
     (tmp_path / "AliExpress_NL" / "test.csv").unlink()
     with pytest.raises(InvalidFieldError, match=r"logs: got .*test.csv'; allowed: a CSV file"):
         read_exposures(tmp_path)
+
+
+def test_compressed_parts_and_rows_that_were_cut_off(tmp_path: Path) -> None:
+    write(tmp_path, "NL", ["1,3,4,0.5,1,1", "2,3,4,0.1,0,0"], ["1,1,1,0.0,1,0", "2,1,1"])
+    train = tmp_path / "AliExpress_NL" / "train.csv"
+    (tmp_path / "AliExpress_NL" / "train.csv.gz").write_bytes(gzip.compress(train.read_bytes()))
+    train.unlink()
+    exposures = read_exposures(tmp_path)
+    assert str(exposures.account) == "in 4 = kept 3 + quarantined 1; another number of columns than the header: 1"
+    assert exposures.quarantine["row"].to_pylist() == ["2,1,1"]

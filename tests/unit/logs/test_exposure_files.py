@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposure_files import read_exposures, write_exposures
@@ -81,3 +82,37 @@ def test_missing_files_and_registries_are_named(tmp_path: Path) -> None:
     (write(tmp_path) / "users.parquet").unlink()
     with pytest.raises(InvalidFieldError, match=r"users\.parquet: got 'missing'"):
         read_exposures(str(tmp_path), ["click"])
+
+
+def test_rows_in_parts_are_read_with_the_columns_of_their_directories(tmp_path: Path) -> None:
+    """Hidden files and files that are no Parquet are left out; the scene stands in the directory's name alone."""
+    root = write(tmp_path, scene=None)
+    rows = pq.read_table(root / "rows.parquet")
+    (root / "rows.parquet").unlink()
+    for scene, part in (("cart", rows.slice(0, 1)), ("home", rows.slice(1))):
+        (root / "rows" / f"scene={scene}").mkdir(parents=True)
+        pq.write_table(part, root / "rows" / f"scene={scene}" / "part-0.PARQUET")
+    (root / "rows" / "_SUCCESS").write_text("")
+    (root / "rows" / "notes.txt").write_text("no rows")
+    assert read_exposures(str(root), ["click"]).rows["scene"].to_pylist() == ["cart", "home"]
+
+
+def test_rows_of_a_delta_table_are_those_that_it_has(tmp_path: Path) -> None:
+    root = tmp_path / "a b#%=é"
+    root.mkdir()
+    write(root)
+    rows = pq.read_table(root / "rows.parquet")
+    (root / "rows.parquet").unlink()
+    write_deltalake((root / "rows").as_uri(), rows.slice(0, 1))
+    write_deltalake((root / "rows").as_uri(), rows.slice(1), mode="append")
+    DeltaTable((root / "rows").as_uri()).optimize.compact()
+    assert read_exposures(str(root), ["click"]).account.rows_in == 2
+    DeltaTable((root / "rows").as_uri()).delete("user_id = 1")
+    assert read_exposures(str(root), ["click"]).rows["user_id"].to_pylist() == [BIG]
+
+
+def test_what_carries_a_value_without_loss_is_taken(tmp_path: Path) -> None:
+    times = pa.array([10**18 + 7, 10**18 + 3_600_000_000_000], pa.timestamp("ns"))
+    rows = read_exposures(str(write(tmp_path, scene=[3, 4], ts=times)), ["click"]).rows
+    assert rows["scene"].to_pylist() == ["3", "4"]
+    assert rows["ts"].cast(pa.int64()).to_pylist() == [10**15, 10**15 + 3_600_000_000]

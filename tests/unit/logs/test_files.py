@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from session_logs import random_rows, table, vocabulary
 
-from recfuse.logs.files import DirectoryWriter, list_files, locate, write_parquet
-from recfuse.logs.sessions import to_samples
+from recfuse.logs.files import DirectoryWriter, list_files, write_parquet
+from recfuse.logs.sessions import SessionRule, to_samples
+from recfuse.runtime.locations import locate
 
-TABLES = {"log": table(random_rows(200)), "samples": to_samples(table(random_rows(200)), vocabulary(), 1800.0)}
+LOG = table(random_rows(200))
+TABLES = {"log": LOG, "samples": to_samples(LOG, vocabulary(), SessionRule()).table}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -43,7 +45,8 @@ def test_a_flipped_byte_is_seen(tmp_path):
 
 
 def test_a_file_has_its_name_once_it_is_whole(tmp_path):
-    filesystem, root = locate(str(tmp_path))
+    place = locate(str(tmp_path))
+    filesystem, root = place.filesystem, place.root
     assert isinstance(filesystem, pafs.LocalFileSystem)
     (tmp_path / "quarantine").mkdir()
     writer = DirectoryWriter(filesystem, root)

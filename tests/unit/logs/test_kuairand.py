@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -188,3 +190,64 @@ def test_real_files() -> None:
     assert account.kept == exposures.rows.num_rows == 177_229
     assert set(exposures.rows["scene"].to_pylist()) >= {"0", "1", "2", "4", "6"}
     assert exposures.column("day").max() == 20220505
+
+
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress,
+        ".zst": lambda content: pa.Codec("zstd").compress(content, asbytes=True)}
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_compressed_csv_is_read_beside_the_other_files(tmp_path: Path, ending: str) -> None:
+    directory = write_logs(tmp_path / "logs", [FINE], ".csv")
+    write(directory / "log_standard_2.csv", [FINE | {"video_id": 11}])
+    plain = directory / "log_standard_2.csv"
+    (directory / f"log_standard_2.CSV{ending}").write_bytes(PACK[ending](plain.read_bytes()))
+    plain.unlink()
+    write(directory / "log_standard_3.parquet", [FINE | {"video_id": 11, "time_ms": FINE["time_ms"] + 9}])
+    assert read_exposures(directory).account.kept == 3
+
+
+def test_a_file_that_was_cut_off_loses_its_last_row_to_the_quarantine(tmp_path: Path) -> None:
+    directory = write_logs(tmp_path / "logs", [FINE, FINE | {"video_id": 11}], ".csv")
+    path = next(directory.glob("log_standard_*"))
+    path.write_text(path.read_text()[:-20])
+    exposures = read_exposures(directory)
+    assert str(exposures.account) == ("in 2 = kept 1 + quarantined 1; another number of columns than the header: 1")
+    [row] = exposures.quarantine.to_pylist()
+    assert row["reason"] == "another number of columns than the header"
+    assert path.read_text().endswith(row["row"])
+
+
+def test_odd_files_beside_the_logs(tmp_path: Path) -> None:
+    """A byte order mark and an index without a name are read over; hidden, empty and other files are left out, named
+    where somebody might miss them."""
+    directory = write_logs(tmp_path / "logs", [FINE], ".csv")
+    path = next(directory.glob("log_standard_*"))
+    lines = path.read_text().splitlines()
+    path.write_bytes(b"\xef\xbb\xbf" + "\n".join([f'"",{lines[0]}', f"0,{lines[1]}"]).encode())
+    (directory / "log_standard_empty.csv").write_text("")
+    (directory / "log_random_4.csv").write_text("a,b\n")
+    for name in ("_log_standard_x.csv", ".log_standard_y.csv"):
+        (directory / name).write_text("no")
+    account = read_exposures(directory).account
+    assert (account.rows_in, account.kept) == (1, 1)
+    assert account.notes == ("files that are not read: log_random_4.csv, log_standard_empty.csv",)
+
+
+def test_an_unknown_separator_is_refused_by_name(tmp_path: Path) -> None:
+    directory = write_logs(tmp_path / "logs", [FINE], ".csv")
+    path = next(directory.glob("log_standard_*"))
+    path.write_text(path.read_text().replace(",", ";").replace('"', ""))
+    with pytest.raises(InvalidFieldError, match=r"log_standard_.*got \"columns separated by ';'\".*by commas"):
+        read_exposures(directory)
+
+
+def test_logs_of_which_nothing_is_kept_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFieldError, match=r"0 of 1 rows kept.*play_time_ms < 0"):
+        read_exposures(write_logs(tmp_path / "logs", [FINE | {"play_time_ms": -1}]))
+
+
+def test_types_that_do_not_go_together_cost_their_rows_alone(tmp_path: Path) -> None:
+    directory = write_logs(tmp_path / "logs", [FINE], ".csv")
+    write(directory / "log_standard_2.csv", [FINE | {"video_id": 11, "tab": "home"}])
+    assert str(read_exposures(directory).account) == "in 2 = kept 1 + quarantined 1; tab is null or no integer: 1"

@@ -78,16 +78,14 @@ BAD_FILES = [
     (lambda: table(GOOD).drop_columns("state"), "state", "missing column", "request_id, user_id, ts"),
     (lambda: table(GOOD).drop_columns(["action_logp", "mu"]), "action_logp", "missing column", "both mu and sigma"),
     (lambda: retyped("state", FLOATS), "state", "fixed_size_list[2]", "fixed_size_list<float32>[3]"),
-    (lambda: retyped("action", pa.array(["a", "b", "c"])), "action", "string", "fixed_size_list<float32>[2]"),
-    (lambda: retyped("ts", pa.array([1, 2, 3])), "ts", "int64", "timestamp[us, UTC]"),
-    (lambda: retyped("user_id", pa.array([1, 2, 3])), "user_id", "int64", "string"),
-    (lambda: retyped("feedback", pa.array([{"watch_time": 1.0, "like": 0.0, "hug": 1.0}] * 3)), "feedback.hug",
-     "unknown behaviour", "struct of watch_time, like"),
+    (lambda: retyped("action", pa.array(["a", "b", "c"])), "action", "string", "a list of numbers"),
+    (lambda: retyped("ts", pa.array([1, 2, 3])), "ts", "int64", "timestamp, of seconds to nanoseconds"),
+    (lambda: retyped("user_id", pa.array([1.5, 2, 3])), "user_id", "double", "string, an integer, bytes or a UUID"),
     (lambda: retyped("feedback", pa.array([{"watch_time": 1.0}] * 3)), "feedback.like", "missing behaviour",
      "struct of watch_time, like"),
-    (lambda: retyped("action_logp", pa.array(["-1.5", "high", ""])), "action_logp", "string", "float64"),
+    (lambda: retyped("action_logp", pa.array(["-1.5", "high", ""])), "action_logp", "string", "a number"),
     (lambda: retyped("last", pa.array(["yes", "no", "maybe"])), "last", "string", "bool"),
-    (lambda: retyped("model_version", pa.array([{"of": 1}] * 3)), "model_version", "struct<of: int64>", "string"),
+    (lambda: retyped("model_version", pa.array([{"of": 1}] * 3)), "model_version", "struct<of: int64>", "string, an"),
     (lambda: table(GOOD).append_column("state", table(GOOD)["state"]), "state", "2 columns of this name", "one"),
 ]
 
@@ -112,6 +110,15 @@ def test_missing_density_is_computed_from_mu_and_sigma():
 def test_a_logged_density_is_kept_even_without_mu_and_sigma():
     result = checked(table([row(1, mu=None, sigma=None, action_logp=-1.25)]))
     assert result.rows["action_logp"].to_pylist() == [-1.25]
+
+
+def test_a_row_of_another_vocabulary_is_quarantined():
+    own, other = vocabulary().meaning, vocabulary().replace(fusion_parameters=("p1", "p0")).meaning
+    result = checked(table([row(1, vocabulary_hash=own), row(2), row(3, vocabulary_hash=other)]))
+    assert result.rows["request_id"].to_pylist() == ["r1", "r2"]
+    [reason] = result.quarantine.to_pylist()
+    assert (reason["field"], reason["value"]) == ("vocabulary_hash", f'"{other}"')
+    assert reason["allowed"] == f"{own}, that of the log's vocabulary"
 
 
 def test_optional_columns_may_be_absent():
@@ -160,3 +167,74 @@ def test_categories_of_pandas_are_strings():
     for name in ("user_id", "stage", "scene"):
         content = content.set_column(content.column_names.index(name), name, content[name].dictionary_encode())
     assert checked(content).rows.equals(table(GOOD))
+
+
+def test_numbers_of_any_writer_name_the_same_users_and_times():
+    """Ids as integers, times in seconds without a zone: the same rows; what was assumed is noted."""
+    content = retyped("user_id", pa.array([7, 8, 7])).set_column(3, "ts", pa.array([10, 20, 30], pa.timestamp("s")))
+    result = checked(content)
+    assert result.rows["user_id"].to_pylist() == ["7", "8", "7"]
+    assert result.rows["ts"].cast(pa.int64()).to_pylist() == [10_000_000, 20_000_000, 30_000_000]
+    assert result.notes == ("ts: times without a zone, taken as UTC",)
+
+
+def test_a_new_behaviour_is_noted_once_and_costs_no_row():
+    result = checked(retyped("feedback", pa.array([{"watch_time": 1.0, "like": 0.0, "hug": 1.0}] * 3)))
+    assert result.rows.num_rows == 3
+    assert result.notes == ("feedback: hug left out, which the vocabulary does not have",)
+
+
+LOGGED = {
+    "probabilities": lambda logp: math.exp(logp), "logarithms to base 2": lambda logp: logp / math.log(2),
+    "the mean over the parameters instead of the sum": lambda logp: logp / 2, "zero everywhere": lambda logp: 0.0,
+    "negative log densities": lambda logp: -logp,
+}
+
+
+@pytest.mark.parametrize("words", LOGGED)
+def test_a_density_that_contradicts_its_gaussian_is_quarantined_and_says_what_it_looks_like(words):
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(50):
+        action = np.float32(rng.normal(size=2) * .7).astype(float).tolist()
+        logp = -.5 * sum(a * a for a in action) - math.log(2 * math.pi)
+        rows.append(row(number, action=action, action_logp=LOGGED[words](logp)))
+    result = checked(table(rows))
+    assert result.quarantine.num_rows >= 45
+    assert words in result.quarantine["allowed"][0].as_py()
+
+
+@pytest.mark.parametrize("sigma", [3e-7, 1e-3, 1.0, 1e4])
+def test_rounding_of_float32_is_no_contradiction(sigma):
+    """The density was computed in double precision; what is logged of action and mean is not."""
+    rng = np.random.default_rng(1)
+    mu = rng.uniform(-2, 2, (200, 2))
+    action = mu + sigma * rng.normal(size=(200, 2))
+    logp = (-.5 * ((action - mu) / sigma) ** 2 - np.log(sigma) - .5 * np.log(2 * np.pi)).sum(1)
+    rows = [row(k, mu=mu[k].tolist(), sigma=[sigma] * 2, action=action[k].tolist(), action_logp=float(logp[k]))
+            for k in range(200)]
+    assert checked(table(rows)).quarantine.num_rows == 0
+
+
+def test_an_action_that_is_the_mean_was_not_drawn():
+    rows = [row(1), row(2, action=[0.0, 0.0], action_logp=-math.log(2 * math.pi)),
+            row(3, mu=None, sigma=None, action_logp=-1.0), row(4, action=[0.0, 0.5], action_logp=None)]
+    content = table(rows).drop_columns("explored")
+    assert checked(content).rows["explored"].to_pylist() == [True, False, True, True]
+    said = table(rows).set_column(11, "explored", pa.array([False, None, None, True]))
+    assert checked(said).rows["explored"].to_pylist() == [False, False, True, True]
+
+
+def test_squashed_actions_are_checked_in_their_range():
+    squashed = vocabulary().replace(action_range=(-2.0, 2.0))
+    u = np.float32([0.5, -0.25]).astype(float)
+    action = 2 * np.tanh(u)
+    logp = float((-.5 * u**2 - .5 * np.log(2 * np.pi) - np.log(2 * (1 - np.tanh(u) ** 2))).sum())
+    rows = [row(1, action=action.tolist(), action_logp=logp),
+            row(2, action=[0.0, 0.0], action_logp=None, explored=None),
+            row(3, action=action.tolist(), action_logp=logp + .01)]
+    result = check(table(rows), squashed, "log")
+    assert result.rows["request_id"].to_pylist() == ["r1", "r2"]
+    assert result.rows["explored"].to_pylist() == [True, False]
+    plain = check(table(rows[:1]), vocabulary(), "log")
+    assert plain.quarantine["field"].to_pylist() == ["action_logp"]

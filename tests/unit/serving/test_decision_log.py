@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import subprocess
 import sys
@@ -16,16 +17,19 @@ import pytest
 from deltalake import DeltaTable
 
 from recfuse.behaviours import Vocabulary
+from recfuse.logs.reading import ReadingConfig, read_log
 from serving import decision_log
 from serving.decision_log import DECISION, DecisionLog
 from serving.mover import MoveAccount, Mover
 
 STATE = np.array([0.1, 1, 0, 0], np.float32)
+# log N((.3, .4); (.1, .2), 1): −½ (.04 + .04) − ln 2π.
+LOGP = -.04 - math.log(2 * math.pi)
 
 
 def decision(request_id: str, ts: float, **changes: Any) -> dict[str, Any]:
     return {"request_id": request_id, "ts": ts, "user_id": "u", "session_id": None, "stage": "fine", "scene": "feed",
-            "state": STATE, "mu": [0.1, 0.2], "sigma": [1.0, 1.0], "action": [0.3, 0.4], "action_logp": -2.0,
+            "state": STATE, "mu": [0.1, 0.2], "sigma": [1.0, 1.0], "action": [0.3, 0.4], "action_logp": LOGP,
             "model_version": "fusion-1", **changes}
 
 
@@ -193,3 +197,21 @@ def test_recommendations_are_decisions_too(start: Callable[..., Any], tmp_path: 
     application.post("/v1/recommend", {"user": {"user_id": 7}, "scene": "feed", "candidates": {"item_id": [1, 2]}})
     application.post("/v1/scenes/feed/rank", {"user": {"user_id": 7}, "candidates": {"item_id": [1, 2]}})
     assert move(application.log_directory, tmp_path / "out", vocabulary, now=4e9).written == 1
+
+
+def test_a_decision_says_whether_it_was_drawn_and_what_its_numbers_mean(
+    start: Callable[..., Any], tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    application = start(explore=False)
+    body = {"user_id": 7, "candidates": {"item_id": [1], "predictions": {"click": [.1], "long_view": [.3]}}}
+    ranked = {"user": {"user_id": 7}, "candidates": {"item_id": [1]}, "scene": "feed", "explore": True}
+    answers = [application.post(path, sent).json()["request_id"] for path, sent in [
+        ("/v1/fusion/fine/rank", body), ("/v1/fusion/fine/rank", body | {"explore": True}), ("/v1/recommend", ranked)]]
+    move(application.log_directory, tmp_path / "out", vocabulary, now=4e9)
+    # The log ends while the user is there, so the last request would be left out otherwise.
+    log = read_log(str(tmp_path / "out"), ReadingConfig(cut="bootstrap"))
+    rows = {row["request_id"]: row for row in log.sessions.rows.to_pylist()}
+    assert [rows[answer]["explored"] for answer in answers] == [False, True, True]
+    assert [rows[answer]["scorer_version"] for answer in answers] == [None, None, "scenes-fake"]
+    assert {row["vocabulary_hash"] for row in rows.values()} == {vocabulary.meaning}
+    assert log.account.not_drawn == 1

@@ -15,6 +15,8 @@ from deltalake import DeltaTable
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
+from recfuse.logs.reading import ReadingConfig, read_log
+from recfuse.logs.schema import session_log_schema
 from recfuse.logs.validation import check
 from serving.decision_log import DECISION, FEEDBACK
 from serving.mover import MoveAccount, Mover, only_mover
@@ -25,7 +27,7 @@ from .test_meters import Recorded
 
 
 def rows_of(output: Path, name: str) -> list[dict[str, Any]]:
-    table = DeltaTable(output / name).to_pyarrow_table().sort_by("ts")
+    table = DeltaTable((output / name).as_uri()).to_pyarrow_table().sort_by("ts")
     return table.to_pylist()
 
 
@@ -133,6 +135,116 @@ def test_a_table_keeps_its_vocabulary(log: Path, tmp_path: Path, vocabulary: Voc
     other = Vocabulary.from_dict({**vocabulary.to_dict(), "fusion_parameters": ["click", "long_view", "like"]})
     write(log, (DECISION, decision("new", 2e6, mu=[0.0] * 3, sigma=[1.0] * 3, action=[0.0] * 3)))
     assert counts(Mover(log, tmp_path / "out", other).move(now=4e6)) == {"misfits": 1}
+
+
+def reordered(vocabulary: Vocabulary) -> Vocabulary:
+    return vocabulary.replace(fusion_parameters=vocabulary.fusion_parameters[::-1])
+
+
+def test_a_decision_of_another_meaning_is_no_row_of_the_table(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    other = reordered(vocabulary)
+    write(tmp_path / "log", (DECISION, decision("a", 1.0, vocabulary_hash=vocabulary.meaning, explored=True)),
+          (DECISION, decision("b", 2.0, vocabulary_hash=other.meaning, scorer_version="scenes-1")),
+          (DECISION, decision("old", 3.0)))
+    assert counts(Mover(tmp_path / "log", tmp_path / "out", vocabulary).move(now=1e6)) == {
+        "written": 2, "without_feedback": 2, "misfits": 1}
+    assert [row["request_id"] for row in rows_of(tmp_path / "out", "sessions")] == ["a", "old"]
+    [misfit] = rows_of(tmp_path / "out", "events")
+    assert misfit["reason"] == f"vocabulary_hash: {other.meaning}, not {vocabulary.meaning}"
+    assert json.loads(misfit["row"])["scorer_version"] == "scenes-1", "the row is kept whole"
+
+
+def test_a_new_model_of_another_meaning_adds_no_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    other = reordered(vocabulary)
+    write(tmp_path / "log", (DECISION, decision("a", 1.0)))
+    Mover(tmp_path / "log", tmp_path / "out", vocabulary).move(now=1e6)
+    write(tmp_path / "log", (DECISION, decision("b", 2e6, vocabulary_hash=other.meaning)),
+          (DECISION, decision("c", 2e6)))
+    assert counts(Mover(tmp_path / "log", tmp_path / "out", other).move(now=4e6)) == {"misfits": 2}
+    reasons = {row["request_id"]: row["reason"] for row in rows_of(tmp_path / "out", "events")}
+    assert reasons["b"].endswith("(other fusion_parameters)")
+    assert reasons["c"] == "vocabulary: the model that serves has other fusion_parameters"
+
+
+def test_feedback_that_the_table_has_no_column_for_is_named(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    write(tmp_path / "log", (DECISION, decision("a", 1.0)), (FEEDBACK, event("a", 2.0, "1", like=1.0, share=2.0)),
+          (FEEDBACK, event("a", 2.0, "2", share=1.0)), (FEEDBACK, event("a", 2.0, "2", share=1.0)))
+    account = Mover(tmp_path / "log", tmp_path / "out", vocabulary).move(now=1e6)
+    assert counts(account) == {"written": 1, "joined": 2, "duplicates": 1, "unknown_behaviours": {"share": 2}}
+    assert [row["reason"] for row in rows_of(tmp_path / "out", "events")] == ["feedback: the table lacks share"] * 3
+    assert rows_of(tmp_path / "out", "sessions")[0]["feedback"] == {"watch_time": 0.0, "like": 1.0}
+
+
+def test_a_table_that_lacks_newer_columns_goes_on(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """Whether an action was drawn, the scorer and the vocabulary's hash are newer than many tables."""
+    first = pa.table({name: column for name, column in zip(
+        session_log_schema(vocabulary).names, _columns(vocabulary, "a"), strict=True)
+        if name not in ("explored", "position", "scorer_version", "vocabulary_hash")})
+    (tmp_path / "out").mkdir()
+    vocabulary.save(tmp_path / "out" / "vocabulary.yaml")
+    deltalake.write_deltalake(tmp_path / "out" / "sessions", first)
+    deltalake.write_deltalake(tmp_path / "out" / "events", pa.table({
+        "request_id": ["a"], "event_id": ["e"], "ts": pa.array([0], pa.timestamp("us", "UTC")), "status": ["joined"],
+        "row": ["{}"]}))
+    write(tmp_path / "log", (DECISION, decision("b", 1.0, explored=True)),
+          (DECISION, decision("c", 2.0, explored=False)),
+          (FEEDBACK, event("b", 3.0, like=1.0)))
+    Mover(tmp_path / "log", tmp_path / "out", vocabulary).move(now=1e6)
+    assert [(row["request_id"], row["explored"]) for row in rows_of(tmp_path / "out", "sessions")] == [
+        ("a", None), ("b", True), ("c", False)]
+    assert len(rows_of(tmp_path / "out", "events")) == 2
+    rows = read_log(str(tmp_path / "out"), ReadingConfig(cut="bootstrap")).sessions.rows
+    assert rows.sort_by("request_id")["explored"].to_pylist() == [True, True, False], "inferred where it is not told"
+
+
+def _columns(vocabulary: Vocabulary, request_id: str) -> list[pa.Array]:
+    row = decision(request_id, 0.0) | {"feedback": {"watch_time": 1.0, "like": 0.0}, "last": False, "ts": 0}
+    return [pa.array([row.get(field.name)], field.type) for field in session_log_schema(vocabulary)]
+
+
+def test_a_served_log_is_a_log_for_every_reader(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """The directory, its table and the table after compaction and deletes are the same rows."""
+    mover = None
+    for number in range(4):
+        write(tmp_path / "a b#%41", (DECISION, decision(f"r{number}", 1000.0 * number, session_id="s")),
+              (FEEDBACK, event(f"r{number}", 1000.0 * number + 1, watch_time=2.0)))
+        mover = mover or Mover(tmp_path / "a b#%41", tmp_path / "out é?=1", vocabulary, window_seconds=1.0)
+        mover.move(now=1000.0 * number + 500.0)
+    served = tmp_path / "out é?=1"
+    expected = rows_of(served, "sessions")
+    assert len(expected) == 4
+    assert [row["session_id"] for row in expected] == ["s"] * 4
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        log = read_log(str(path), ReadingConfig(cut="bootstrap"))
+        assert (log.account.rows_in, log.account.quarantined) == (len(log.sessions.rows), {})
+        return [{name: row[name] for name in ("request_id", "ts", "feedback", "action")}
+                for row in log.sessions.rows.sort_by("ts").to_pylist()]
+
+    wanted = [{name: row[name] for name in ("request_id", "ts", "feedback", "action")} for row in expected]
+    assert read(served) == read(served / "sessions") == wanted
+    DeltaTable((served / "sessions").as_uri()).optimize.compact()
+    assert read(served) == read(served / "sessions") == wanted
+    DeltaTable((served / "sessions").as_uri()).delete("request_id = 'r1'")
+    assert read(served) == [row for row in wanted if row["request_id"] != "r1"]
+
+
+def test_a_directory_with_other_logs_is_no_place_for_the_tables(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    write(tmp_path / "log", (DECISION, decision("a", 1.0)))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "part-0.parquet").write_text("a year of session logs")
+    with pytest.raises(InvalidFieldError, match=r"output: got .*mine: part-0.parquet.*an empty directory, or one with"):
+        Mover(tmp_path / "log", tmp_path / "mine", vocabulary)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["part-0.parquet"]
+    with pytest.raises(InvalidFieldError, match=r"output: got .*%41.*without % before two hexadecimal digits"):
+        Mover(tmp_path / "log", tmp_path / "a%41", vocabulary)
+
+
+def test_only_segments_of_the_log_are_dropped(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    write(tmp_path / "log", (DECISION, decision("a", 1.0)))
+    (tmp_path / "log" / "copy of mine.jsonl").write_bytes(next((tmp_path / "log").glob("*.jsonl")).read_bytes())
+    Mover(tmp_path / "log", tmp_path / "out", vocabulary, keep_seconds=0.0, window_seconds=0.0).move(now=4e9)
+    assert [path.name for path in (tmp_path / "log").glob("*.jsonl")] == ["copy of mine.jsonl"]
 
 
 def test_the_process_beside_the_replicas_moves_and_reports(models: Path, tmp_path: Path) -> None:

@@ -61,3 +61,25 @@ def test_rows_of_another_config_are_set_aside_and_kept(tmp_path):
     other.append(row(1))
     assert [json.loads(line)["sweep"] for line in (tmp_path / EARLIER).read_text().splitlines()] == [SWEEP]
     assert [json.loads(line)["sweep"] for line in (tmp_path / JSONL).read_text().splitlines()] == ["s2"]
+
+
+def test_a_sweep_takes_its_own_rows_up_again(tmp_path):
+    """A, B, A: no trial of A runs twice, and none of B is lost."""
+    opened(tmp_path).append(row(1))
+    opened(tmp_path, "s2").append(row(2))
+    again = opened(tmp_path)
+    assert again.keys == {"k1"}
+    assert [json.loads(line)["sweep"] for line in (tmp_path / EARLIER).read_text().splitlines()] == ["s2"]
+    again.drop(FINISHED)
+    assert opened(tmp_path).keys == set(), "what was dropped does not come back"
+    assert opened(tmp_path, "s2").keys == {"k2"}
+
+
+def test_what_has_changed_is_said(tmp_path, caplog):
+    first = Ledger(tmp_path, "s1")
+    first.set_aside({"learning": {"rate": 1.0, "seed": 0}, "samples": "a"})
+    first.append(row(1))
+    with caplog.at_level("WARNING", "recfuse"):
+        Ledger(tmp_path, "s2").set_aside({"learning": {"rate": 2.0, "seed": 0}, "samples": "b"})
+    assert "1 trials of another sweep are kept in" in caplog.text
+    assert "learning.rate 1.0 → 2.0; samples a → b" in caplog.text

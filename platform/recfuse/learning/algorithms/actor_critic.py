@@ -12,7 +12,8 @@ from torch import Tensor
 from recfuse.behaviours import Vocabulary
 from recfuse.config import require
 from recfuse.fusion import losses
-from recfuse.learning.advantages import ADVANTAGE_SENTENCE, AdvantageKind, mixed_advantages
+from recfuse.fusion.advantages import COLUMNS
+from recfuse.learning.advantages import ADVANTAGE_SENTENCE, COLUMNS_SENTENCE, AdvantageKind, mixed_advantages
 from recfuse.learning.context import Context
 from recfuse.learning.critics import CRITIC_LOSS, CRITICS, CriticConfig, critic_loss, move_targets, trace_targets
 from recfuse.learning.density import estimated_density
@@ -43,6 +44,7 @@ class ActorCriticConfig(CriticConfig):
 
     algorithm: AlgorithmName = named("actor_critic")
     advantage: AdvantageKind = Field("regressed", description=ADVANTAGE_SENTENCE)
+    regression_columns: int = Field(COLUMNS, description=COLUMNS_SENTENCE, ge=2)
     policy: StoppingRule = Field(StoppingRule(iterations=15, change_below=0.0, patience=2),
                                  description="This rule stops the policy.")
     rho_max: float = Field(2.0, description="The gradient cuts the ratio of densities here (ρ̄).", gt=0)
@@ -56,6 +58,11 @@ class ActorCriticConfig(CriticConfig):
     def climb(self) -> Phase:
         """The phase of the policy."""
         return FOLLOWED_POLICY if self.critics_follow else POLICY
+
+    @property
+    def regression_budget(self) -> int | None:
+        """See `LearningSettings`."""
+        return self.regression_columns if self.advantage == "regressed" else None
 
     @property
     def fits(self) -> tuple[Phase, ...]:
@@ -95,7 +102,7 @@ def require_weights(settings: CriticConfig, weights: Weights, vocabulary: Vocabu
 
 def prepare_advantages(context: Context[ActorCriticConfig]) -> Prepared:
     """`advantage` → the mixed one of every sample, [n]."""
-    mixed = mixed_advantages(context, context.settings.advantage)
+    mixed = mixed_advantages(context, context.settings.advantage, context.settings.regression_columns)
     density = estimated_density(context)
     return Prepared({"advantage": mixed.learned, **density}, {"advantage": mixed.sampled, **density}, mixed.metrics)
 

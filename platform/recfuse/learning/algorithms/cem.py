@@ -29,6 +29,8 @@ from recfuse.learning.settings import AlgorithmName, Networks, StoppingRule, nam
 from recfuse.learning.weights import ESS_FLOOR_SENTENCE
 from recfuse.stats.gaussian import LOG_2PI
 
+# Vectors this many standard deviations from zero are centred.
+_FAR = 100.0
 GAIN, BEST_GAIN, BELOW_FLOOR_SHARE = Metric("gain"), Metric("best_gain"), Metric("below_floor_share")
 
 
@@ -135,6 +137,9 @@ def importance_sums(
         action: [n, M]; behaviour_log_prob, advantage: [n].
         rho_max: the weights ρ = min(ρ̄, π / π_b) are cut there (maths 4.1).
     """
+    if bool((vectors.abs() > _FAR * sigma).any()):  # their squares would lose the digits that count
+        center = vectors.mean(0)
+        action, vectors = action - center, vectors - center
     z, w = action / sigma, vectors / sigma
     constant = -sigma.log().sum() - 0.5 * LOG_2PI * action.shape[1]
     log_prob = z @ w.T - 0.5 * z.square().sum(1, keepdim=True) - 0.5 * w.square().sum(1) + constant

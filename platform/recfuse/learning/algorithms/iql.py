@@ -143,7 +143,7 @@ def _implicit_advantages(context: Context[IqlConfig]) -> Tensor:
 
 
 ACTION_VALUES: Phase = Phase(
-    name="action_values", seed=6, rule=lambda settings: settings.critics, columns=COLUMNS,
+    name="action_values", seed=6, rule=lambda settings: settings.critics, columns=COLUMNS, drawn_only=False,
     networks=("action_values", "critics"), loss=value_loss, follow=move_targets,
     begin=lambda module: module.start_targets(), fitted=Fitted(EXPLAINED_VARIANCE, value_and_target))
 EXTRACTION: Phase = Phase(

@@ -30,6 +30,7 @@ from recfuse.learning.imitation import CLONING, entropy_of_policy
 from recfuse.learning.metrics import Metric
 from recfuse.learning.phases import Fitted, Phase, PhaseLoss, Step
 from recfuse.learning.registry import register
+from recfuse.learning.samples import EXPLORED
 from recfuse.learning.settings import AlgorithmName, Networks, StoppingRule, named
 
 POLICY_LOSS, DISTANCE = Metric("policy_loss"), Metric("distance")
@@ -39,7 +40,8 @@ POLICY_LOSS, DISTANCE = Metric("policy_loss"), Metric("distance")
 class Td3BcConfig(ActionValueConfig):
     """Q_k are fitted to r + γ min_k Q̄_k(s', μ̄(s') + clipped noise), and the policy by
     −α / mean|Q| · mean Q(s, μ(s)) + mean (μ(s) − a)² (Fujimoto and Gu, "A Minimalist Approach to Offline Reinforcement
-    Learning", NeurIPS 2021). Its σ, one for all states, is that of the cloned log."""
+    Learning", NeurIPS 2021). Its σ, one for all states, is that of the cloned log. Samples whose action was not drawn
+    have no part in the policy's loss; the values learn from all."""
 
     algorithm: AlgorithmName = named("td3_bc")
     policy: StoppingRule = Field(
@@ -70,7 +72,9 @@ class Td3BcConfig(ActionValueConfig):
                         targets=("action_values", "policy"))
 
 
-def td3_bc_loss(value: Tensor, scale: Tensor, mean: Tensor, action: Tensor, alpha: float) -> Tensor:
+def td3_bc_loss(
+    value: Tensor, scale: Tensor, mean: Tensor, action: Tensor, alpha: float, weight: Tensor | None = None
+) -> Tensor:
     """The policy's loss: −α / scale · mean Q(s, μ(s)) + mean (μ(s) − a)².
 
     Args:
@@ -78,10 +82,14 @@ def td3_bc_loss(value: Tensor, scale: Tensor, mean: Tensor, action: Tensor, alph
         scale: scalar, mean |Q(s, μ(s))| over the minibatch; held constant.
         mean, action: μ(s_t) and the logged action, [B, M].
         alpha: α > 0.
+        weight: [B], 0 for samples that have no part in it, 1 for the others; None for ones.
     """
     require(alpha > 0, "alpha", alpha, "a number > 0")
     require(tuple(mean.shape) == tuple(action.shape), "mean", tuple(mean.shape), str(tuple(action.shape)))
-    return -alpha / scale.detach().clamp(min=1e-6) * value.mean() + (mean - action).square().mean()
+    distance = (mean - action).square()
+    if weight is not None:
+        value, distance = weight * value, weight.unsqueeze(1) * distance
+    return -alpha / scale.detach().clamp(min=1e-6) * value.mean() + distance.mean()
 
 
 def steps(context: Context[Td3BcConfig], batch: Batch, number: int) -> Iterator[Step]:
@@ -125,8 +133,9 @@ def _with_policy(context: Context[Td3BcConfig], batch: Batch, of_values: Tensor,
     mean, value = value_of_mean(context, batch)
     action = context.module.policy.standardise(batch["state"], batch["action"])[1]
     scale = value.abs().mean() if scale is None else scale
-    of_policy = td3_bc_loss(value, scale, mean, action, context.settings.alpha)
-    distance = (mean.detach() - action).square().mean()
+    drawn = batch[EXPLORED].to(mean.dtype)
+    of_policy = td3_bc_loss(value, scale, mean, action, context.settings.alpha, drawn)
+    distance = (drawn.unsqueeze(1) * (mean.detach() - action).square()).mean()
     return PhaseLoss(of_values + of_policy, {ACTION_VALUE_LOSS: of_values.detach(), POLICY_LOSS: of_policy.detach(),
                                              DISTANCE: distance})
 
@@ -173,6 +182,7 @@ def draw_noise(context: Context[Td3BcConfig], rng: np.random.Generator, rows: in
 
 
 ACTOR: Phase = Phase(
-    name="actor", seed=8, rule=lambda settings: StoppingRule(iterations=settings.policy.iterations), columns=COLUMNS,
-    networks=("action_values", "policy"), begin=lambda module: module.start_targets(), draw=draw_noise, steps=steps,
-    judge=held_out_loss, fitted=Fitted(EXPLAINED_VARIANCE, value_and_target), diagnose=entropy_of_policy)
+    name="actor", seed=8, rule=lambda settings: StoppingRule(iterations=settings.policy.iterations),
+    columns=(*COLUMNS, EXPLORED), drawn_only=False, networks=("action_values", "policy"),
+    begin=lambda module: module.start_targets(), draw=draw_noise, steps=steps, judge=held_out_loss,
+    fitted=Fitted(EXPLAINED_VARIANCE, value_and_target), diagnose=entropy_of_policy)

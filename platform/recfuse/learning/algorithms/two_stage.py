@@ -13,8 +13,9 @@ from torch import Tensor
 
 from recfuse.behaviours import Vocabulary
 from recfuse.fusion import losses
+from recfuse.fusion.advantages import COLUMNS
 from recfuse.fusion.networks import gaussian_entropy, gaussian_kl
-from recfuse.learning.advantages import ADVANTAGE_SENTENCE, AdvantageKind, advantages
+from recfuse.learning.advantages import ADVANTAGE_SENTENCE, COLUMNS_SENTENCE, AdvantageKind, advantages
 from recfuse.learning.columns import chunks, fill, to_unit_variance
 from recfuse.learning.context import Context
 from recfuse.learning.critics import CRITICS, CriticConfig
@@ -52,6 +53,7 @@ class TwoStageConfig(CriticConfig):
         "per_behaviour", description="Each short-term behaviour has a policy, or every short-term critic updates one "
         "policy in turn on each minibatch, in the vocabulary's order.")
     advantage: AdvantageKind = Field("regressed", description=ADVANTAGE_SENTENCE)
+    regression_columns: int = Field(COLUMNS, description=COLUMNS_SENTENCE, ge=2)
     multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Short-term behaviours have these λ, over those of the vocabulary; a larger one holds the "
         "policy closer to that behaviour's.")
@@ -63,6 +65,11 @@ class TwoStageConfig(CriticConfig):
     rho_max: float = Field(2.0, description="Stage one cuts the ratio of densities here (ρ̄).", gt=0)
     ess_floor: float = Field(0.02, description=ESS_FLOOR_SENTENCE, ge=0, le=1)
     weight_cap: float | None = Field(None, description=WEIGHT_CAP_SENTENCE, ge=1)
+
+    @property
+    def regression_budget(self) -> int | None:
+        """See `LearningSettings`."""
+        return self.regression_columns if self.advantage == "regressed" else None
 
     @property
     def fits(self) -> tuple[Phase, ...]:
@@ -93,7 +100,7 @@ class TwoStageConfig(CriticConfig):
 
 def short_term_advantages(context: Context[TwoStageConfig]) -> Prepared:
     """`advantage` → of every critic, [n, c]; the losses read the short-term ones."""
-    each = advantages(context, context.settings.advantage)
+    each = advantages(context, context.settings.advantage, context.settings.regression_columns)
     density = estimated_density(context)
     return Prepared({"advantage": each.learned, **density}, {"advantage": each.sampled, **density}, each.metrics)
 
@@ -120,7 +127,7 @@ def steps_in_turn(context: Context[TwoStageConfig], batch: Batch, number: int) -
 
 def sample_weights(context: Context[TwoStageConfig]) -> Prepared:
     """`weight` → of every sample in stage two, [n] (maths 1.5, 1.6)."""
-    each = advantages(context, context.settings.advantage)
+    each = advantages(context, context.settings.advantage, context.settings.regression_columns)
     weights = context.memory.once("stage_two", ("critics", "auxiliaries"),
                                   lambda: weights_of(_exponents(context, each.learned), context.settings))
     return Prepared({"weight": weights.weight}, metrics={**weights.metrics, **each.metrics})

@@ -1,0 +1,306 @@
+"""`evaluate` on small logs: what it reads, leaves out and refuses, and what it says of that."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import random_logs
+from deltalake import write_deltalake
+
+from recfuse.behaviours import Behaviour, Vocabulary
+from recfuse.config import InvalidFieldError
+from recfuse.evaluation.evaluate import evaluate
+from recfuse.fusion.inference import export_policy
+from recfuse.fusion.policies import FixedGaussian
+from recfuse.logs import exchange
+from recfuse.logs import ingest as ingest_module
+from recfuse.logs.reading import read_samples
+from recfuse.logs.schema import VOCABULARY_FILE, complete, session_log_schema
+from recfuse.logs.sessions import SessionRule, to_samples
+from recfuse.logs.validation import check
+from recfuse.report.config import ReportConfig
+from recfuse.report.run import evaluate_and_report
+from recfuse.stats.gaussian import gaussian_log_density
+
+VOCABULARY = Vocabulary(
+    behaviours=(Behaviour(name="watch_time", kind="long_term"), Behaviour(name="like", kind="short_term")),
+    fusion_parameters=("click", "like"), state_size=2)
+START = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
+
+
+def columns(users=150, length=4, *, prefix="u", seed=0, sigma=.5, scale=1.0, gap=60, apart=10_000, undrawn=0):
+    """A log of a session a user, its requests `gap` seconds apart, the users `apart`; the first actions of it were not
+    drawn."""
+    rng, rows = np.random.default_rng(seed), users * length
+    user, step = np.divmod(np.arange(rows), length)
+    mu = np.full((rows, 2), .25, np.float32)
+    spread = np.full((rows, 2), sigma, np.float32)
+    action = (mu + spread * rng.standard_normal((rows, 2))).astype(np.float32)
+    action[:undrawn] = mu[:undrawn]
+    feedback = np.stack([5 + 2 * (action[:, 0] - .25) / sigma + rng.standard_normal(rows), rng.random(rows)], 1) * scale
+    return {
+        "session_id": [f"s{number}" for number in user], "request_id": [f"{prefix}-r{row}" for row in range(rows)],
+        "user_id": [f"{prefix}{number}" for number in user],
+        "ts": [START + datetime.timedelta(seconds=int(user[row]) * apart + int(step[row]) * gap)
+               for row in range(rows)],
+        "stage": ["fine"] * rows, "scene": ["feed"] * rows,
+        "state": rng.standard_normal((rows, 2)).astype(np.float32).tolist(), "mu": mu.tolist(),
+        "sigma": spread.tolist(), "action": action.tolist(),
+        "action_logp": gaussian_log_density(action, mu, spread), "explored": [None] * rows,
+        "model_version": ["v"] * rows,
+        "feedback": [{"watch_time": float(a), "like": float(b)} for a, b in feedback],
+        "last": (step == length - 1).tolist(), "position": [None] * rows}
+
+
+def table(**changes):
+    return complete(columns(**changes), session_log_schema(VOCABULARY))
+
+
+def write(directory, *tables):
+    directory.mkdir(parents=True)
+    VOCABULARY.save(directory / VOCABULARY_FILE)
+    for number, part in enumerate(tables):
+        pq.write_table(part, directory / f"{number}.parquet")
+    return str(directory)
+
+
+def write_samples(directory, rows):
+    checked = check(rows, VOCABULARY, "log")
+    return write(directory, to_samples(checked.rows, VOCABULARY, SessionRule()).table)
+
+
+@pytest.fixture
+def config(tmp_path):
+    def of(holdout, mu=.25, sigma=.5, **changes):
+        bundle = export_policy(tmp_path / "fusion", FixedGaussian([mu, mu], sigma), VOCABULARY, training={},
+                               data_fingerprint="", metrics={})
+        none = str(tmp_path / "none")
+        return ReportConfig(**{**dict(fusion=str(bundle), holdout=holdout, samples="", output=str(tmp_path / "report"),
+                                      scenes=none, simulation=none, ab_test=none, serving=none), **changes})
+
+    return of
+
+
+def by_name(result):
+    return {answer.estimator: answer for answer in result.estimates}
+
+
+def test_raw_logs_have_the_sessions_of_their_samples(tmp_path, config):
+    """Named by user, cut by pauses and by `last`; one null id is a session of its own, and no more."""
+    raw = columns(gap=60)
+    for row in range(0, 600, 4):  # a pause within every session, ids that repeat from user to user
+        for step in range(4):
+            raw["session_id"][row + step] = str(step // 2)
+    raw["session_id"][5] = None
+    rows = complete(raw, session_log_schema(VOCABULARY))
+    found, expected = (evaluate(config(path)) for path in (
+        write(tmp_path / "raw", rows.slice(300), rows.slice(0, 300)), write_samples(tmp_path / "samples", rows)))
+    assert found.horizon == expected.horizon
+    for one, other in zip(found.estimates, expected.estimates, strict=True):
+        np.testing.assert_allclose(one.logged, other.logged, rtol=1e-6)
+        np.testing.assert_allclose(one.estimate, other.estimate, rtol=1e-4)
+    assert by_name(found)["PDIS"].logged[0] == pytest.approx(by_name(found)["NCIS"].logged[0] * 600 / 301)
+
+
+def test_what_ingest_quarantines_is_in_no_estimate(tmp_path, config):
+    raw = columns()
+    for row in range(0, 60, 2):
+        raw["feedback"][row] = {"watch_time": float(row), "like": None}
+    raw["feedback"][61] = {"watch_time": float("inf"), "like": 0.0}
+    twice = complete(raw, session_log_schema(VOCABULARY))
+    log = write(tmp_path / "log", twice, twice.slice(100, 50))
+    result = evaluate(config(log))
+    assert result.off_policy.requests == 600 - 31
+    account = json.loads((tmp_path / "report" / "metrics.json").read_text())["account"]
+    assert (account["rows_in"], account["kept"]) == (650, 569)
+    assert account["quarantined"]["feedback.like (allowed: a finite number)"] == 30
+    assert account["quarantined"]["request_id (allowed: unique: the first row of a request is kept)"] == 50
+    with pytest.raises(InvalidFieldError, match=r"holdout: got '12\.5% of the rows quarantined'"):
+        result.require(config(log))
+    assert evaluate_and_report(config(log)).page.is_file()
+    assert "in 650 = kept 569 + quarantined 81" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_log_without_a_good_row_is_refused(tmp_path, config):
+    raw = columns() | {"action_logp": np.zeros(600)}
+    with pytest.raises(InvalidFieldError, match=r"holdout: got '0 of 600 rows kept'.*the numbers look like zero"):
+        evaluate(config(write(tmp_path / "log", complete(raw, session_log_schema(VOCABULARY)))))
+
+
+def test_a_directory_that_serving_wrote_is_read_through_its_delta_log(tmp_path, config):
+    served = tmp_path / "served"
+    served.mkdir()
+    VOCABULARY.save(served / VOCABULARY_FILE)
+    rows = table()
+    for start in range(0, 600, 100):
+        write_deltalake(served / "sessions", rows.slice(start, 100), mode="append")
+    write_deltalake(served / "sessions", rows.slice(0, 400), mode="overwrite")
+    assert evaluate(config(str(served))).off_policy.requests == 400
+
+
+def test_actions_that_were_not_drawn_have_no_ratio(tmp_path, config):
+    """The first 100 requests, those of the first 25 sessions."""
+    result = evaluate(config(write(tmp_path / "log", table(undrawn=98))))
+    assert by_name(result)["NCIS"].requests == 600 - 98
+    assert by_name(result)["PDIS"].requests == 600 - 100
+    assert any(note.startswith("98 of 600 held-out requests are left out of ratios") for note in result.notes)
+    assert any(note.startswith("25 sessions with such a request") for note in result.notes)
+    none = evaluate_and_report(config(write(tmp_path / "none", table(undrawn=600)))).evaluation
+    assert all("none of 600 actions was drawn" in answer.refused for answer in none.estimates)
+    samples = write_samples(tmp_path / "samples", table(prefix="s", seed=1))
+    critics = by_name(evaluate(config(str(tmp_path / "none"), samples=samples)))
+    assert not critics["DM"].refused
+    assert not critics["FQE"].refused
+    assert critics["DR"].refused
+
+
+def test_sessions_that_the_log_cuts_are_no_whole_sessions(tmp_path, config):
+    raw = columns(apart=200)  # the last nine sessions begin within half an hour of the end
+    raw["last"] = [None] * 600
+    result = evaluate(config(write(tmp_path / "log", complete(raw, session_log_schema(VOCABULARY)))))
+    cut = result.reading.account.truncated
+    assert 5 < cut < 15
+    assert result.off_policy.requests == 600 - cut
+    assert by_name(result)["PDIS"].requests == 600 - 4 * cut
+    assert any(note.startswith(f"{cut} sessions that the end of the log cuts") for note in result.notes)
+
+
+def test_a_time_split_keeps_sessions_whole(tmp_path, config):
+    log = write(tmp_path / "log", table())
+    middle = START + datetime.timedelta(seconds=20 * 10_000 + 90)  # within the session of user 20
+    result = evaluate(config(log, after=middle.isoformat()))
+    assert result.off_policy.requests == 4 * 129
+    assert result.reading.straddling == 1
+    assert by_name(result)["PDIS"].logged[0] == pytest.approx(4 * result.off_policy.logged[0])
+    assert f"1 sessions that began before {middle.isoformat()} and went on after it are left out whole" in result.notes
+    with pytest.raises(InvalidFieldError, match=r"after: got '2999-01-01'; allowed: a time at which at least one"):
+        evaluate(config(log, after="2999-01-01"))
+
+
+def test_equal_values_of_other_requests_are_no_leak(tmp_path, config):
+    """The same states and actions, of other users' requests; then one request of the samples themselves."""
+    log = write(tmp_path / "log", table())
+    apart = write_samples(tmp_path / "apart", table(prefix="v"))
+    result = evaluate(config(log, samples=apart))
+    assert (result.separation.shared_rows, result.separation.shared_users, result.separation.users) == (0, 0, 150)
+    leaked = write_samples(tmp_path / "leaked", pa.concat_tables([table(prefix="v"), table().slice(0, 4)]))
+    with pytest.raises(InvalidFieldError, match=r"holdout: got '4 rows that are in .*leaked'"):
+        evaluate(config(log, samples=leaked))
+
+
+def test_request_ids_of_other_users_are_said_and_no_leak(tmp_path, config):
+    raw = columns(prefix="v") | {"request_id": columns()["request_id"]}
+    samples = write_samples(tmp_path / "samples", complete(raw, session_log_schema(VOCABULARY)))
+    found = evaluate(config(write(tmp_path / "log", table()), samples=samples)).separation
+    assert (found.shared_rows, found.namesakes) == (0, 600)
+    assert "600 request ids are there too, of other users or times" in str(found)
+    again = table(apart=11_000, seed=3).slice(4)  # of the same users, but at other times
+    found = evaluate(config(str(tmp_path / "log"), samples=write_samples(tmp_path / "again", again))).separation
+    assert (found.shared_users, found.shared_rows, found.namesakes) == (149, 0, 596)
+
+
+def test_samples_without_request_ids_cannot_be_checked(tmp_path, config):
+    samples = write_samples(tmp_path / "samples", table(prefix="v"))
+    path = f"{samples}/0.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["request_id", "ts", "stage", "scene", "explored", "truncated"]),
+                   path)
+    result = evaluate(config(write(tmp_path / "log", table()), samples=samples))
+    assert "cannot be checked, since the samples carry no request ids" in str(result.separation)
+    assert "DR" in by_name(result)
+
+
+def test_samples_that_are_not_there_are_said(tmp_path, config):
+    result = evaluate(config(write(tmp_path / "log", table()), samples=str(tmp_path / "smaples")))
+    assert result.separation is None
+    assert any("smaples" in note and "cannot be checked" in note for note in result.notes)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidFieldError, match=r"vocabulary: got .*empty"):
+        evaluate(config(str(tmp_path / "log"), samples=str(tmp_path / "empty")))
+    with pytest.raises(InvalidFieldError, match="these are session logs"):
+        evaluate(config(str(tmp_path / "log"), samples=write(tmp_path / "other", table(prefix="o"))))
+
+
+@pytest.mark.parametrize("scale", [-1.0, 1e-9, 1e30, -1e30])
+def test_feedback_of_any_size_and_sign(tmp_path, config, scale):
+    """Differences are relative to the size of the mean, so that they change their sign with the feedback's alone."""
+    def of(name, scale):
+        log = write(tmp_path / name, table(scale=scale))
+        samples = write_samples(tmp_path / f"{name}-samples", table(scale=scale, prefix="s", seed=1))
+        return evaluate_and_report(config(log, mu=.35, samples=samples))
+
+    plain, found = of("plain", 1.0), of("scaled", scale)
+    assert found.page.read_text().count("<img") == 3
+    for one, other in zip(plain.evaluation.estimates, found.evaluation.estimates, strict=True):
+        assert one.refused == other.refused
+        np.testing.assert_allclose(other.estimate, one.estimate * scale, rtol=1e-3)
+        np.testing.assert_allclose(np.sort([other.low, other.high], 0), np.sort([one.low * scale, one.high * scale], 0),
+                                   rtol=1e-2)
+    cells = [result.evaluation.estimator_rows()[0][3] for result in (plain, found)]
+    change, other = (float(cell.split("%")[0]) for cell in cells)
+    assert change > 1
+    assert other == pytest.approx(np.sign(scale) * change, abs=.2)
+    assert all(float(cell.split("±")[1].strip(" %")) > 0 for cell in cells)
+
+
+def test_policies_of_almost_no_spread(tmp_path, config):
+    result = evaluate(config(write(tmp_path / "log", table(sigma=3e-7)), sigma=3e-7))
+    np.testing.assert_allclose(result.off_policy.estimate, result.off_policy.logged, rtol=1e-4)
+    assert not result.off_policy.refused
+
+
+@pytest.mark.parametrize("change", [
+    {"user_id": pa.array([f"u{row // 4}" for row in range(600)], pa.string_view())},
+    {"ts": pa.array([time.replace(tzinfo=None) for time in columns()["ts"]], pa.timestamp("ns"))},
+    {"action_logp": None},
+    {"feedback": pa.array([list(each.items()) for each in columns()["feedback"]], pa.map_(pa.string(), pa.float32()))},
+    {"user_id": pa.array([row // 4 for row in range(600)], pa.int64())}])
+def test_whatever_ingest_takes_is_taken(tmp_path, config, change):
+    [(name, column)] = change.items()
+    rows = table().drop_columns(name)
+    log = write(tmp_path / "log" / "dt=2024-05-01", rows if column is None else rows.append_column(name, column))
+    (tmp_path / "log" / "._0.parquet").write_bytes(b"\0\5\26\7")
+    found = evaluate(config(str(tmp_path / "log"), after="2024-05-02")).off_policy
+    assert found.requests == 4 * (150 - 9)
+    assert log.endswith("dt=2024-05-01")
+    np.testing.assert_allclose(found.estimate, found.logged, rtol=1e-4)
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """What runs on Ray runs here, in the same steps."""
+    monkeypatch.setattr(ingest_module, "ingest", random_logs.ingest_here)
+    monkeypatch.setattr(exchange, "map_samples", lambda source, function, name: (
+        function(part) for part in read_samples(source, name)))
+
+
+def test_streaming_reads_the_same(tmp_path, config, without_ray):
+    """In memory, by ingest and batch by batch, and from samples: the same rows, account, NCIS and IS."""
+    raw = columns(apart=200, undrawn=50)
+    raw["last"] = [None] * 600
+    raw["feedback"][300] = {"watch_time": 1.0, "like": None}
+    log = write(tmp_path / "log", complete(raw, session_log_schema(VOCABULARY)))
+    others = write_samples(tmp_path / "others", table(prefix="v", seed=1))
+    plain = evaluate(config(log, mu=.3, samples=others))
+    streamed = evaluate(config(log, mu=.3, samples=others, streaming=True, critic_rows=150))
+    again = evaluate(config(f"{tmp_path}/report/held_out_samples", mu=.3, samples=others, streaming=True))
+    for result in (streamed, again):
+        assert asdict(result.reading.account) | {"notes": ()} == asdict(plain.reading.account)
+        assert str(result.separation) == str(plain.separation)
+        assert result.notes[0] == plain.notes[0]
+        for one, other in zip(result.estimates[:2], plain.estimates[:2], strict=True):
+            assert (one.estimator, one.requests, one.users) == (other.estimator, other.requests, other.users)
+            for name in ("estimate", "logged", "effective_sample_size", "mean_ratio", "capped_share"):
+                np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, err_msg=name)
+    first = streamed.reading.log
+    assert 146 <= len(first.state) <= 150
+    assert (np.bincount(first.session) >= 3).all(), "the first sessions are whole"
+    leaked = write_samples(tmp_path / "leaked", table())
+    with pytest.raises(InvalidFieldError, match="rows that are in"):
+        evaluate(config(write(tmp_path / "same", table()), samples=leaked, streaming=True,
+                        output=str(tmp_path / "elsewhere")))
