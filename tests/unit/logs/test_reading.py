@@ -10,6 +10,9 @@ from session_logs import row, table, vocabulary
 
 from recfuse.logs.reading import ReadingConfig, read_log
 
+# These logs end while their users are there; their last requests are looked at all the same.
+WHOLE = ReadingConfig(cut="bootstrap")
+
 
 def states(log):
     return [int(state[0]) for state in log.sessions.rows["state"].to_pylist()]
@@ -17,7 +20,7 @@ def states(log):
 
 def test_requests_of_one_second_follow_their_ids_as_people_count_and_are_counted(tmp_path):
     logs = session_logs.write(tmp_path / "logs", table([row(k, seconds=0.0) for k in (10, 2, 11, 1)]))
-    log = read_log(str(logs))
+    log = read_log(str(logs), WHOLE)
     assert states(log) == [1, 2, 10, 11]
     assert log.account.ties == 3
     assert "3 requests at the time of the one before, in the order of their ids" in str(log.account)
@@ -28,7 +31,7 @@ def test_a_column_orders_requests_of_one_second(tmp_path, name):
     rows = table([row(k, seconds=0.0) for k in (1, 2, 3)]).drop_columns("position")
     rows = rows.append_column(name, pa.array([3, 1, 2], pa.int32()))
     logs = session_logs.write(tmp_path / "logs", rows)
-    log = read_log(str(logs), ReadingConfig(order_column="" if name == "position" else name))
+    log = read_log(str(logs), WHOLE.replace(order_column="" if name == "position" else name))
     assert (states(log), log.account.ties) == ([2, 3, 1], 0)
 
 
@@ -36,7 +39,7 @@ def test_an_action_that_is_its_mean_was_not_drawn(tmp_path):
     logp = -np.log(2 * np.pi)
     taken = [row(k, action=[0.0, 0.0], action_logp=logp, explored=said) for k, said in enumerate((None, True, False))]
     logs = session_logs.write(tmp_path / "logs", table([*taken, row(3, explored=None)]))
-    log = read_log(str(logs))
+    log = read_log(str(logs), WHOLE)
     assert log.sessions.rows["explored"].to_pylist() == [False, True, False, True]
     assert log.account.not_drawn == 2
 
