@@ -330,10 +330,13 @@ def request_body(endpoint: str, items: np.ndarray, count: int) -> dict[str, Any]
     return body if endpoint == "scenes" else {**body, "scene": "1"}
 
 
-def write_models(models: Path) -> np.ndarray:
-    """Untrained models of the default sizes, 8 tasks, a catalogue of 2,000 items; returns the items' ids."""
+def write_models(models: Path, page: int = 0) -> np.ndarray:
+    """Untrained models of the default sizes, 8 tasks, a catalogue of 2,000 items; returns the items' ids.
 
-    from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
+    Args:
+        page: places of the page that the policy's candidate features look at; 0 for a policy without them.
+    """
+    from recfuse.behaviours import Behaviour, CandidateFeatures, StateFeature, Vocabulary
     from recfuse.fusion.inference import export_policy
     from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
     from recfuse.scenes.inference import SceneScorer
@@ -343,12 +346,15 @@ def write_models(models: Path) -> np.ndarray:
     from recfuse.state.store import UserState
     from serving.publish import publish
 
+    features = CandidateFeatures(page=page) if page else None
+    size = 64 + (CandidateFeatures.width_of(len(PARAMETERS)) if page else 0)
     vocabulary = Vocabulary(
         behaviours=(Behaviour(name="watch_time", kind="long_term"), Behaviour(name="like", kind="short_term")),
-        fusion_parameters=PARAMETERS, state_size=64, formula="log_sum", scenes=("0", "1"),
+        fusion_parameters=PARAMETERS, state_size=size, formula="log_sum", scenes=("0", "1"),
+        candidate_features=features,
         state_features=(*(StateFeature(name=f"f{k}") for k in range(61)),
                         StateFeature(name="scene", categories=("0", "1"))))
-    policy = GaussianPolicies(("watch_time",), NetworkConfig(), Normalisation.identity(64, len(PARAMETERS)), seed=0)
+    policy = GaussianPolicies(("watch_time",), NetworkConfig(), Normalisation.identity(size, len(PARAMETERS)), seed=0)
     fusion = export_policy(models / "new", policy, vocabulary, training={}, data_fingerprint="none", metrics={})
     exposures = generate(seed=0, users=200, items=2_000, rows=20_000)
     registry = Registry(scenes=tuple(Scene(name=name, tasks=PARAMETERS) for name in ("0", "1")))

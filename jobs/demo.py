@@ -20,10 +20,12 @@ from jobs import ab_test, evaluate, export, ingest, simulate, train_fusion, trai
 from recfuse.config import Config
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
+from recfuse.runtime.outputs import Output, claim
 from serving.config import ServingConfig
 from serving.local import Latency, example_request, measure, running
 
 SCENE = "1"  # the largest page of the logs
+SERVING = "serving.json"
 
 
 class DemoConfig(Config):
@@ -39,7 +41,7 @@ def main(config: DemoConfig) -> Path:
     """Runs the whole flow and returns the path of the report."""
     logs, out = config.logs or "embedded", Path(config.output)
     begin = time.monotonic()
-    with cluster():
+    with claimed(config.output) as output, cluster():
         with step("1/8 train the multi-scene scorer"):
             scenes = train_scenes.main(train_scenes.TrainScenesConfig(logs=logs, output=f"{out}/scenes"))
         with step("2/8 fit the response model, simulate sessions, write session logs"):
@@ -49,7 +51,7 @@ def main(config: DemoConfig) -> Path:
             samples = ingest.main(ingest.IngestConfig(logs=str(world.logs), output=f"{out}/samples"))
         with step("4/8 train the two-stage fusion policy"):
             fusion = train_fusion.main(train_fusion.TrainFusionConfig(
-                samples=samples.samples, output=f"{out}/fusion"))
+                samples=samples.samples, scorer=str(scenes.bundle), output=f"{out}/fusion"))
         with step("5/8 A/B test in the simulator"):
             tested = ab_test.main(ab_test.AbTestConfig(
                 simulation=f"{out}/simulation", output=f"{out}/ab_test", users="held_out",
@@ -61,15 +63,26 @@ def main(config: DemoConfig) -> Path:
         with step("7/8 serve, ask, measure"):
             latencies = serve_and_ask(f"{out}/models", f"{out}/decisions", config.requests)
         with step("8/8 evaluate on held-out logs, write the report"):
-            serving = out / "serving.json"
-            serving.write_text(json.dumps(
+            output.replace(SERVING, json.dumps(
                 {"endpoint": latencies[-1].endpoint, "latency_ms": latencies[-1].milliseconds}))
             evaluated = evaluate.main(evaluate.ReportConfig(
                 fusion=f"{out}/fusion", holdout=str(world.holdout), samples=samples.samples,
                 scenes=f"{out}/scenes", simulation=f"{out}/simulation", ab_test=f"{out}/ab_test",
-                serving=str(serving), output=f"{out}/report"))
+                serving=f"{out}/{SERVING}", output=f"{out}/report"))
     close(config, scenes, tested, latencies, evaluated.page, time.monotonic() - begin)
     return evaluated.page
+
+
+@contextmanager
+def claimed(directory: str) -> Iterator[Output]:
+    """Inside, the directory is this run's alone.
+
+    Raises:
+        InvalidFieldError: another run writes to it, or it has a serving.json that no demo wrote.
+    """
+    with claim(directory, "demo") as output:
+        output.require_replaceable(SERVING)
+        yield output
 
 
 @contextmanager

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from recfuse.logs.ingest import IngestConfig, IngestResult, prepare, write_samples
+from recfuse.logs.ingest import IngestConfig, IngestResult, prepared
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
 
 
 def main(config: IngestConfig) -> IngestResult:
     """Runs the job on the current Ray, or on a local one."""
-    source = prepare(config)
-    with cluster():
-        result = write_samples(config, source)
+    with prepared(config) as work, cluster():
+        result = work.write()
     account = result.account
     table(f"Samples in {result.samples} ({result.sessions:,} sessions)", ["rows", "count"], [
         ("in", f"{account.rows_in:,}"),

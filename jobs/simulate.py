@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recfuse.runtime.console import start, table
+from recfuse.simulation.fidelity import MEASURES as FIDELITY_MEASURES
 from recfuse.simulation.simulate import SimulateConfig, SimulateResult, simulate
 
 
@@ -15,9 +16,13 @@ def main(config: SimulateConfig) -> SimulateResult:
     table("World under the logged policy beside the log", ["scene", "measure", "simulated", "real", "ratio", "close"],
           result.calibration_rows)
     print(result.verdict)
+    table("A ranking's best of a set over a random order: world | log [95% interval]",
+          ["scene", "ranking", *FIDELITY_MEASURES], result.fidelity_rows)
+    print(result.fidelity_verdict)
     table(f"Session logs{' (world taken up)' if result.reused else ''}", ["", ""], [
         ("requests", f"{result.requests:,}"), ("logs", result.logs), ("holdout", result.holdout),
         ("world", result.world)])
+    result.require(config.quarantine_limit)
     return result
 
 

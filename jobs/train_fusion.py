@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recfuse.learning.options import choose_algorithm
-from recfuse.learning.training import TrainFusionConfig, TrainFusionResult, train_fusion
+from recfuse.learning.training import TrainFusionConfig, TrainFusionResult, train_fusion, verdicts
 from recfuse.runtime.cluster import cluster, resuming
 from recfuse.runtime.console import start, table
 
@@ -16,6 +16,8 @@ def main(config: TrainFusionConfig) -> TrainFusionResult:
         (phase, numbers["iterations"], f"{numbers['loss']:.4f}", numbers["stopped"])
         for phase, numbers in result.metrics.items()
     ])
+    for line in verdicts(result.metrics):
+        print(line)
     return result
 
 

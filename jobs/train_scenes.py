@@ -18,6 +18,7 @@ def main(config: TrainScenesConfig) -> TrainScenesResult:
     result = train_scenes(config, source.exposures, source.registry, source.features)
     for title, columns, lines in result.tables():
         table(title, columns, lines)
+    source.exposures.account.require(config.quarantine_limit, "logs")
     return result
 
 

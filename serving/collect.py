@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +23,9 @@ class CollectConfig(Config):
         "The session log goes to this directory or URL; a rerun adds what has come since."))
     window_minutes: float = Field(60.0, ge=0, description=(
         "Feedback counts so many minutes after its request; younger requests wait for a later run."))
+    unnamed: Literal["keep", "refuse"] = Field("keep", description=(
+        "Decisions without `vocabulary_hash`, of which no bundle and no file beside the log tells the vocabulary, are "
+        "kept as the served model's, or refused."))
 
     @model_validator(mode="after")
     def _check(self) -> CollectConfig:
@@ -41,5 +45,6 @@ def collect(config: CollectConfig, now: float | None = None) -> MoveAccount:
             config.decision_log, "a directory that serving logs to; there is no *.jsonl in it")
     vocabulary = served_vocabulary(config.models)
     with only_mover(config.decision_log, wait=False):
-        mover = Mover(config.decision_log, config.output, vocabulary, window_seconds=config.window_minutes * 60)
+        mover = Mover(config.decision_log, config.output, vocabulary, window_seconds=config.window_minutes * 60,
+                      models=config.models, refuse_unnamed=config.unnamed == "refuse")
         return mover.move(now)

@@ -40,6 +40,13 @@ class ServingConfig(Config):
         "A request that does not say gets a sample of the policy (true) or its mean (false)."))
     poll_seconds: float = Field(1.0, ge=0, description=(
         "A replica looks every so many seconds whether `current.json` points elsewhere; 0 is never."))
+    log_candidates: bool = Field(True, description=(
+        "A decision is logged with its candidates, and ranks by their predictions as the log keeps them, in half "
+        "precision; false logs what was decided alone."))
+    log_candidates_best: int = Field(200, ge=1, le=16_000, description=(
+        "Of more candidates than this and `log_candidates_random` together, so many of the best are logged."))
+    log_candidates_random: int = Field(50, ge=0, le=16_000, description=(
+        "Of more candidates than are logged whole, so many at random are logged beside the best."))
     fsync: bool = Field(True, description=(
         "The log is on the disk before the client has its answer; false leaves it to the operating system, and rows "
         "survive a replica's death alone."))

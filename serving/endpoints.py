@@ -45,7 +45,7 @@ class Offer:
     Attributes:
         stages, scenes: the values that a path may have.
         stage, scene: those of the examples; the scene is one that both models know, where there is one.
-        state: {"state": zeros} where requests must bring their state, else {}.
+        state: {"state": zeros} where requests must bring the context part of their state, else {}.
         fusion_parameters, behaviours: names of the policy's vocabulary.
     """
 
@@ -63,7 +63,7 @@ class Offer:
         fusion, tasks = models["fusion"], models["scenes"]["tasks"]
         shared = [scene for scene in tasks if not fusion["scenes"] or scene in fusion["scenes"]]
         return cls(tuple(fusion["stages"]), tuple(tasks), fusion["stages"][0], next(iter(shared or tasks)),
-                   {} if fusion["state_features"] else {"state": [0.0] * fusion["state_size"]},
+                   {} if fusion["state_features"] else {"state": [0.0] * fusion["context_size"]},
                    tuple(fusion["fusion_parameters"]), tuple(fusion["behaviours"]))
 
     def values(self, name: str) -> tuple[str, ...]:

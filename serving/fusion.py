@@ -15,15 +15,16 @@ import numpy as np
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import Decision
+from recfuse.state.candidates import CandidateEncoder, as_logged
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserStates
 from serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
 from serving.config import ServingConfig
-from serving.decision_log import DECISION, FEEDBACK, LogWriter
+from serving.decision_log import DECISION, FEEDBACK, Keeping, LogWriter
 from serving.formats import Body, RefusedError, Reply, decode, encode
 from serving.meters import Meters, NoMeters, Stopwatch
 from serving.models import Models
-from serving.schemas import FeedbackRequest, FusionRequest, Order
+from serving.schemas import FeedbackRequest, FusionRequest, Order, PredictedCandidates
 
 _FUSION, _RECOMMEND, _FEEDBACK = ({"endpoint": name} for name in ("fusion", "recommend", "feedback"))
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -46,6 +47,7 @@ class FusionModel:
         self.version, self.vocabulary = actor.version, actor.vocabulary
         self.meaning = actor.vocabulary.meaning
         self.encoder = StateEncoder(actor.vocabulary) if actor.vocabulary.state_features else None
+        self.candidates = CandidateEncoder(actor.vocabulary) if actor.vocabulary.candidate_size else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Ranking:
     Attributes:
         item_ids: N of them.
         predictions: name → float64[N] or a list of N numbers.
+        seen: N booleans, of the candidates that are not to be shown again; None for none of them.
         context_source: where the context came from, for the answer.
         catalogue: answer with each item's catalogue entry.
         explain: answer with each item's predictions.
@@ -77,6 +80,7 @@ class Ranking:
     top_n: int | None
     order: Order
     seed: int | None
+    seen: Sequence[bool] | None = None
     context_source: str = "context"
     catalogue: bool = False
     explain: bool = False
@@ -84,6 +88,21 @@ class Ranking:
     packed: bool = False
     scorer_version: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What a request has to rank.
+
+    Attributes:
+        columns: float64[M, N], the predictions by which it is ranked.
+        seen: bool[N], not to be shown again; None where there are none.
+        logged: half precision holds the columns, and the decision's row keeps them.
+    """
+
+    columns: np.ndarray
+    seen: np.ndarray | None
+    logged: bool
 
 
 class FusionService:
@@ -103,6 +122,8 @@ class FusionService:
                  meters: Meters | None = None) -> None:
         self._config, self._models, self._log, self._users = config, models, log, users
         self._catalogue = catalogue or FixedCatalogue()
+        self._keeping = Keeping(config.log_candidates_best, config.log_candidates_random)
+        self._rng = np.random.default_rng()
         self.meters = meters or NoMeters()
 
     async def rank(self, stage: str, body: Body) -> Reply:
@@ -114,13 +135,13 @@ class FusionService:
         watch = Stopwatch(self.meters, _FUSION)
         request = decode(FusionRequest, body)
         candidates = request.candidates
-        _check_columns(candidates.item_id, candidates.predictions, self._config.max_candidates)
+        _check_columns(candidates, self._config.max_candidates)
         watch.lap("recfuse_decode_ms")
         reply = await self._decide(Ranking(
             user_id=str(request.user_id), stage=stage, scene=request.scene, session_id=request.session_id,
             state=request.state, context=request.context, item_ids=candidates.item_id,
             predictions=candidates.predictions, explore=request.explore, top_n=request.top_n, order=request.order,
-            seed=request.seed, packed=body.answer_packed), watch)
+            seed=request.seed, seen=candidates.seen, packed=body.answer_packed), watch)
         watch.whole("recfuse_request_ms")
         return reply
 
@@ -138,28 +159,28 @@ class FusionService:
         if ranking.stage not in vocabulary.stages:
             raise RefusedError(404, "stage", ranking.stage, ", ".join(vocabulary.stages))
         scene = _scene(ranking.scene, vocabulary)
-        columns = _columns(ranking, vocabulary)
-        state, source = self._state(model, ranking, scene)
+        pool = self._pool(ranking, vocabulary)
+        state, source = self._state(model, ranking, scene, pool)
         explore = self._config.explore if ranking.explore is None else ranking.explore
         decision = model.actor.act(state[None], explore, seed=ranking.seed)
-        scores = fuse_columns(columns, decision.action[0], vocabulary)
-        best = best_first(scores, ranking.order, ranking.top_n)
+        keys, scores = fuse_columns(pool.columns, decision.action[0], vocabulary)
+        ranked = best_first(keys, ranking.order, pool.seen)
         watch.lap("recfuse_policy_ms")
-        request_id = os.urandom(16).hex()
-        shown = {"request_id": request_id, "model_version": model.version, "mu": decision.mu[0],
-                 "sigma": decision.sigma[0], "action": decision.action[0],
-                 "action_logp": float(decision.action_logp[0])}
+        told = {"request_id": os.urandom(16).hex(), "model_version": model.version, "mu": decision.mu[0],
+                "sigma": decision.sigma[0], "action": decision.action[0],
+                "action_logp": float(decision.action_logp[0])}
         # The disk works while the answer is written; nobody hears of it before the decision is durable.
         with _durably():
             logged = self._log.append(DECISION, {
-                **shown, "ts": time.time(), "user_id": ranking.user_id, "session_id": ranking.session_id,
+                **told, "ts": time.time(), "user_id": ranking.user_id, "session_id": ranking.session_id,
                 "stage": ranking.stage, "scene": scene, "state": state, "state_source": source, "explored": explore,
-                "scorer_version": ranking.scorer_version, "vocabulary_hash": model.meaning})
+                "scorer_version": ranking.scorer_version, "vocabulary_hash": model.meaning,
+                **self._kept(ranking, pool, ranked)})
         self._measure(ranking, decision, source, model.version)
-        items = _items(ranking, columns, scores, best, vocabulary)
+        items = _items(ranking, pool.columns, scores, ranked[:ranking.top_n], vocabulary)
         if ranking.catalogue:
             self._add_entries(items)
-        answer = {**shown, "state_source": source, **ranking.extra, "items": items}
+        answer = {**told, "state_source": source, **ranking.extra, "items": items}
         reply = Reply(200, encode(answer, ranking.packed), packed=ranking.packed)
         watch.lap("recfuse_encode_ms")
         with _durably():
@@ -212,17 +233,62 @@ class FusionService:
         for item, entry in zip(items, entries, strict=True):
             item["catalogue"] = entry
 
-    def _state(self, model: FusionModel, ranking: Ranking, scene: str) -> tuple[np.ndarray, str]:
-        """The state float32[S] and where it came from: the request, its context, the store, or defaults alone."""
-        size = model.vocabulary.state_size
+    def _pool(self, ranking: Ranking, vocabulary: Vocabulary) -> _Pool:
+        """The candidates, with predictions rounded as the log keeps them where it keeps them."""
+        columns = _columns(ranking, vocabulary)
+        seen = np.array(ranking.seen, bool) if ranking.seen is not None and any(ranking.seen) else None
+        if not self._config.log_candidates:
+            return _Pool(columns, seen, logged=False)
+        why = _why_unlogged(ranking.order, seen)
+        if why is None:
+            rounded = as_logged(columns)
+            if rounded is not None and _takes(rounded, vocabulary):
+                return _Pool(rounded.astype(np.float64), seen, logged=True)
+            why = "half_precision"
+        self.meters.record("recfuse_unlogged_candidates", 1.0, {"status": why})
+        return _Pool(columns, seen, logged=False)
+
+    def _kept(self, ranking: Ranking, pool: _Pool, ranked: np.ndarray) -> dict[str, Any]:
+        """What the decision's row says of the candidates."""
+        if not pool.logged:
+            return {}
+        rng = self._rng if ranking.seed is None else np.random.default_rng([ranking.seed, 1])
+        return self._keeping.fields(ranking.item_ids, pool.columns, pool.seen, ranked, ranking.top_n, rng)
+
+    def _state(self, model: FusionModel, ranking: Ranking, scene: str, pool: _Pool) -> tuple[np.ndarray, str]:
+        """The state float32[S] and where its context came from."""
+        context, source = self._context(model, ranking, scene)
+        if model.candidates is None:
+            return context, source
+        seen = None if pool.seen is None else pool.seen[None]
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused below.
+                part = model.candidates.encode(pool.columns[None], seen)[0]
+        except InvalidFieldError:
+            _terms(pool.columns, model.vocabulary)  # names the prediction
+            raise
+        if not np.isfinite(part).all():
+            raise RefusedError(422, "candidates.predictions", _largest(pool.columns),
+                               "numbers whose mean and spread are finite")
+        return np.concatenate([context, part]), source
+
+    def _context(self, model: FusionModel, ranking: Ranking, scene: str) -> tuple[np.ndarray, str]:
+        """What the state says of who asks and when, float32, and where it came from: the request, its context, the
+        store, or defaults alone."""
+        size = model.vocabulary.context_size
         if ranking.state is not None:
             given = np.array(ranking.state, np.float64)
             if given.shape != (size,):
-                raise RefusedError(422, "state", f"{len(given)} numbers", f"{size} numbers")
+                rest = "" if model.candidates is None else (
+                    f"; the other {model.vocabulary.candidate_size} of the state say what there is to rank and are "
+                    "encoded here")
+                raise RefusedError(422, "state", f"{len(given)} numbers", f"{size} numbers{rest}")
             if not (np.abs(given) <= FLOAT32_MAX).all():
                 raise RefusedError(422, "state", float(given[np.abs(given).argmax()]), "numbers that fit float32")
             return given.astype(np.float32), "request"
         if model.encoder is None:
+            if size == 0:
+                return np.zeros(0, np.float32), "default"
             raise RefusedError(422, "state", None, f"{size} numbers: the model declares no features to encode one from")
         if ranking.context is not None:
             known, source = ranking.context, ranking.context_source
@@ -257,12 +323,16 @@ def _scene(scene: str | None, vocabulary: Vocabulary) -> str:
     return scene
 
 
-def _check_columns(item_ids: Sequence[Any], columns: Mapping[str, Sequence[Any]], limit: int) -> None:
-    check_count(item_ids, limit)
-    for name, column in columns.items():
-        if len(column) != len(item_ids):
+def _check_columns(candidates: PredictedCandidates, limit: int) -> None:
+    count = len(candidates.item_id)
+    check_count(candidates.item_id, limit)
+    for name, column in candidates.predictions.items():
+        if len(column) != count:
             raise RefusedError(422, f"candidates.predictions.{name}", f"{len(column)} numbers",
-                               f"{len(item_ids)} numbers, one for each item_id")
+                               f"{count} numbers, one for each item_id")
+    if candidates.seen is not None and len(candidates.seen) != count:
+        raise RefusedError(422, "candidates.seen", f"{len(candidates.seen)} booleans",
+                           f"{count} booleans, one for each item_id")
 
 
 def check_count(item_ids: Sequence[Any], limit: int) -> None:
@@ -285,39 +355,62 @@ def _columns(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
     return columns
 
 
-def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """`recfuse.fusion.ranking.fuse` in numpy: float64[N] scores of predictions [M, N] and an action [M].
+def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """`recfuse.fusion.ranking.fuse` in numpy, of predictions [M, N] and an action [M].
 
     Term by term, so that each candidate's sum is rounded alike wherever it stands, and equal candidates tie.
+
+    Returns:
+        float64[N] by which to rank, and the scores float64[N]; these are others for the formula `power` alone, whose
+        products may tie where their logarithms differ.
 
     Raises:
         RefusedError: names the prediction that the formula does not take, or that no finite score comes of.
     """
-    terms = columns
-    if vocabulary.formula != "linear":
-        terms = columns + vocabulary.offset
-        if not terms.min() > 0.0:
-            row, place = np.argwhere(~(terms > 0.0))[0]
-            raise RefusedError(
-                422, f"candidates.predictions.{vocabulary.fusion_parameters[row]}[{place}]",
-                float(columns[row, place]), f"numbers > −{vocabulary.offset} (formula {vocabulary.formula})")
-        np.log(terms, out=terms)
+    terms = _terms(columns, vocabulary)
     with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused below.
-        scores: np.ndarray = terms[0] * float(action[0])
+        sums: np.ndarray = terms[0] * float(action[0])
         for row in range(1, len(terms)):
-            scores += terms[row] * float(action[row])
-        if vocabulary.formula == "power":
-            np.exp(scores, out=scores)
+            sums += terms[row] * float(action[row])
+        scores = np.exp(sums) if vocabulary.formula == "power" else sums
     if not np.isfinite(scores).all():
-        largest = float(columns.flat[np.abs(columns).argmax()])
-        raise RefusedError(422, "candidates.predictions", largest, "numbers whose fused score is finite")
-    return scores
+        raise RefusedError(422, "candidates.predictions", _largest(columns), "numbers whose fused score is finite")
+    return sums, scores
 
 
-def best_first(scores: np.ndarray, order: Order, top_n: int | None) -> np.ndarray:
-    """Positions of the best, in order; ties keep the candidates' order (maths 2.4)."""
+def _terms(columns: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """What the action weighs: the predictions, or the logarithms of predictions above −offset."""
+    if vocabulary.formula == "linear":
+        return columns
+    terms: np.ndarray = columns + vocabulary.offset
+    if not terms.min() > 0.0:
+        row, place = np.argwhere(~(terms > 0.0))[0]
+        raise RefusedError(
+            422, f"candidates.predictions.{vocabulary.fusion_parameters[row]}[{place}]",
+            float(columns[row, place]), f"numbers > −{vocabulary.offset} (formula {vocabulary.formula})")
+    return np.log(terms, out=terms)
+
+
+def _takes(columns: np.ndarray, vocabulary: Vocabulary) -> bool:
+    """Whether the formula takes these predictions."""
+    return vocabulary.formula == "linear" or float(columns.min()) + vocabulary.offset > 0.0
+
+
+def _why_unlogged(order: Order, seen: np.ndarray | None) -> str | None:
+    """Why the action and the candidates would not tell the page that is shown; None where they do."""
+    if order == "ascending":
+        return "ascending"
+    return "all_seen" if seen is not None and seen.all() else None
+
+
+def _largest(columns: np.ndarray) -> float:
+    return float(columns.flat[np.abs(columns).argmax()])
+
+
+def best_first(scores: np.ndarray, order: Order, seen: np.ndarray | None = None) -> np.ndarray:
+    """Positions in order, the best first; ties keep the candidates' order (maths 2.4), and seen ones are left out."""
     places: np.ndarray = np.argsort(-scores if order == "descending" else scores, kind="stable")
-    return places[:top_n]
+    return places if seen is None else places[~seen[places]]
 
 
 def _items(ranking: Ranking, columns: np.ndarray, scores: np.ndarray, best: np.ndarray,

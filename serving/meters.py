@@ -28,6 +28,7 @@ METERS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "recfuse_unknown_share": ("histogram", "share of a request's items that the scorer does not know, by scene",
                               (.001, .01, .05, .1, .2, .5, .9)),
     "recfuse_decisions": ("counter", "decisions, by model version and stage", ()),
+    "recfuse_unlogged_candidates": ("counter", "decisions logged without their candidates, by why", ()),
     "recfuse_feedback": ("counter", "accepted feedback events", ()),
     "recfuse_refused": ("counter", "requests refused, by status", ()),
     "recfuse_default_states": ("counter", "decisions for users of whom nothing is known, by why", ()),

@@ -23,6 +23,7 @@ from recfuse.bundle import BundleError, read_bundle
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import InvalidFieldError, require
 from serving.decision_log import DECISION
+from serving.meanings import Meanings
 from serving.segments import Line, Places, delete_taken, read_lines, waiting_bytes
 from serving.session_table import EVENTS, SESSIONS, SessionTable
 
@@ -46,6 +47,7 @@ class MoveAccount:
         late: events after the window of their request.
         orphan: events without a decision.
         duplicates: repeated decisions and events.
+        unnamed: moved decisions whose vocabulary nothing tells: they were taken for ones of the model that serves.
         misfits: decisions of a model whose numbers mean something else than the table's. Like late, orphan and repeated
             events they are kept in `events`, with the reason and the whole row.
         unknown_behaviours: behaviour that the table lacks → events that told it; their rows in `events` have it.
@@ -56,6 +58,7 @@ class MoveAccount:
 
     written: int = 0
     without_feedback: int = 0
+    unnamed: int = 0
     joined: int = 0
     late: int = 0
     orphan: int = 0
@@ -76,17 +79,21 @@ class Mover:
         vocabulary: of the model that serves; the table's own counts where there is one.
         window_seconds: feedback that comes later than this after its request is late.
         keep_seconds: how long a moved segment stays.
+        models: directory of bundles, which tell the vocabularies of decisions that do not name theirs.
+        refuse_unnamed: decisions whose vocabulary nothing tells are misfits.
 
     Raises:
-        InvalidFieldError: the directory does not exist.
+        InvalidFieldError: the directory does not exist, or its vocabulary cannot be read.
     """
 
     def __init__(self, directory: str | Path, output: str | Path, vocabulary: Vocabulary, *,
-                 window_seconds: float = 3600.0, keep_seconds: float = 86_400.0) -> None:
+                 window_seconds: float = 3600.0, keep_seconds: float = 86_400.0, models: str | Path | None = None,
+                 refuse_unnamed: bool = False) -> None:
         self._directory = Path(directory)
         require(self._directory.is_dir(), "decision_log", str(directory), "a directory that exists")
         self._window, self._keep = window_seconds, keep_seconds
-        self._table = SessionTable(self._directory, str(output), vocabulary)
+        self._table = SessionTable(self._directory, str(output), vocabulary, Meanings(directory, models),
+                                   refuse_unnamed)
 
     def move(self, now: float | None = None) -> MoveAccount:
         """One pass; `now` (seconds since 1970) is the clock's where None."""
@@ -120,6 +127,12 @@ class Mover:
         self._table.commit_sessions(rows, feedback, ended, after)
         account.written += len(rows)
         account.without_feedback += len(decisions) - len(answered)
+        unnamed = [row for row in rows if self._table.unnamed(row)]
+        account.unnamed += len(unnamed)
+        if unnamed:
+            logger.warning("%d decisions, the first %s of model %s, have no vocabulary_hash, and neither their bundle "
+                           "nor a vocabulary beside the log tells it: they are taken for ones of the model that serves",
+                           len(unnamed), unnamed[0]["request_id"], unnamed[0].get("model_version"))
 
     def _move_events(self, lines: list[Line], horizon: float, account: MoveAccount) -> None:
         before = dict(self._table.places(EVENTS))

@@ -63,7 +63,7 @@ def main(log: str, output: str, models: str, window: str, seconds: str) -> None:
     log_as_json()
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
     with only_mover(log, wait=True):
-        mover = Mover(log, output, served_vocabulary(models), window_seconds=float(window))
+        mover = Mover(log, output, served_vocabulary(models), window_seconds=float(window), models=models)
         while True:
             try:
                 account = mover.move()

@@ -22,6 +22,7 @@ from recfuse.state.store import UserState, UserStateStore
 from serving.catalogue import Catalogue
 
 logger = logging.getLogger("recfuse")
+_USERS = "users.sqlite"
 
 
 def publish(
@@ -44,13 +45,15 @@ def publish(
 
     Raises:
         BundleError: a bundle or the present pointer does not verify; the pointer then stays where it was.
-        InvalidFieldError: names what a catalogue must not hold.
+        InvalidFieldError: names what a catalogue must not hold, or a users.sqlite that holds no user states.
     """
     models = Path(models)
     require(not models.exists() or models.is_dir(), "models", str(models), "a directory")
     # A file of this name that is no pointer is somebody else's, and is refused before anything is written.
     before = read_pointer(models) if (models / POINTER).exists() else Pointer()
     models.mkdir(parents=True, exist_ok=True)
+    if users is not None and (models / _USERS).exists():  # Another's file is refused before anything is written.
+        UserStateStore(models / _USERS).close()
     changed: dict[str, Any] = {}
     if fusion is not None:
         changed["fusion"] = _copy(fusion, models, "fusion")
@@ -92,8 +95,7 @@ def _write_catalogue(models: Path, catalogue: pa.Table) -> str:
 
 def _write_users(models: Path, users: Mapping[str, UserState]) -> str:
     # One file for good: states that feedback has updated since must not be lost by the next publication.
-    name = "users.sqlite"
-    with UserStateStore(models / name) as store:
+    with UserStateStore(models / _USERS) as store:
         known = set(store.get_many(list(users)))
         store.put_many((user_id, user) for user_id, user in users.items() if user_id not in known)
-    return name
+    return _USERS

@@ -154,5 +154,5 @@ def described(vocabulary: Vocabulary) -> dict[str, Any]:
     """What a client must know of a policy's vocabulary."""
     return {"stages": vocabulary.stages, "scenes": vocabulary.scenes,
             "fusion_parameters": vocabulary.fusion_parameters, "behaviours": vocabulary.behaviour_names,
-            "state_size": vocabulary.state_size,
+            "state_size": vocabulary.state_size, "context_size": vocabulary.context_size,
             "state_features": [feature.name for feature in vocabulary.state_features]}

@@ -18,6 +18,7 @@ Value = Annotated[str, Field(strict=True)] | Annotated[bool, Field(strict=True)]
 Values = Annotated[list[Value], Field(fail_fast=True), OrPacked("<f8")]
 ItemIds = Annotated[list[Integer | Id], Field(min_length=1, fail_fast=True), OrPacked("<i8")]
 IntegerItemIds = Annotated[list[Integer], Field(min_length=1, fail_fast=True), OrPacked("<i8")]
+Flags = Annotated[list[Annotated[bool, Field(strict=True)]], Field(fail_fast=True)]
 UserId = Id | Integer
 Order = Literal["descending", "ascending"]
 TopN = Annotated[int, Field(strict=True, ge=1)]
@@ -34,13 +35,17 @@ class PredictedCandidates(_Message):
 
     item_id: ItemIds = Field(description="the caller's ids, returned as they came")
     predictions: dict[str, Numbers] = Field(description="prediction name → one number a candidate")
+    seen: Flags | None = Field(
+        None, description="one boolean a candidate: what the session has shown already is not shown again")
 
 
 class FusionRequest(_Message):
     """Ranks candidates by a fusion of their predictions."""
 
     user_id: UserId
-    state: Numbers | None = Field(None, description="encoded state; or send `context`, or neither for the stored one")
+    state: Numbers | None = Field(None, description=(
+        "encoded state, `context_size` numbers of GET /v1/models: what it says of the candidates is encoded here; or "
+        "send `context`, or neither for the stored one"))
     context: dict[str, Value] | None = Field(None, description="features of the state by name")
     candidates: PredictedCandidates
     scene: Id | None = Field(None, description="page of the request; goes to the decision log")

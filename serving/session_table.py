@@ -24,10 +24,12 @@ import pyarrow.fs as pafs
 import yaml
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import require
-from recfuse.logs.schema import VOCABULARY_FILE, complete, session_log_schema
+from recfuse.config import InvalidFieldError, require
+from recfuse.logs.schema import CANDIDATES, VOCABULARY_FILE, complete, session_log_schema
 from recfuse.logs.source import read_vocabulary
 from recfuse.runtime.locations import Location, locate
+from serving.decision_log import packed_size, unpacked
+from serving.meanings import Meanings
 from serving.segments import Places
 
 logger = logging.getLogger("recfuse.serving")
@@ -40,6 +42,8 @@ _EVENT_SCHEMA = pa.schema([
     pa.field("request_id", pa.string()), pa.field("event_id", pa.string()), pa.field("ts", pa.timestamp("us", "UTC")),
     pa.field("status", pa.string()), pa.field("reason", pa.string()), pa.field("row", pa.string()),
 ])
+_CANDIDATES = pa.struct([pa.field(field.name, pa.list_(pa.float32())) if field.name == "predictions" else field
+                         for field in CANDIDATES])
 
 
 @dataclass
@@ -58,17 +62,21 @@ class SessionTable:
         directory: of the decision log.
         output: directory or URL of the tables, whose vocabulary lies beside them; the first who opens them writes it.
         vocabulary: of the model that serves; the table's own counts where there is one.
+        meanings: of decisions that do not name their vocabulary.
+        refuse_unnamed: those of which nothing tells it are misfits.
 
     Raises:
         InvalidFieldError: the output holds something that is no such table.
     """
 
-    def __init__(self, directory: Path, output: str, vocabulary: Vocabulary) -> None:
+    def __init__(self, directory: Path, output: str, vocabulary: Vocabulary, meanings: Meanings,
+                 refuse_unnamed: bool = False) -> None:
         self._directory, self._output = directory, locate(output, "output")
         _require_table(self._output)
         self.vocabulary = _table_vocabulary(self._output, vocabulary)
-        # A row that does not name its vocabulary was decided by an older server, whose model was this one.
+        # A row that does not name its vocabulary was decided by an older server, whose model was mostly this one.
         self._served = vocabulary
+        self._meanings, self._refuse_unnamed = meanings, refuse_unnamed
         self._log_id, self._progress = self._load()
 
     def misfit(self, row: Mapping[str, Any]) -> str | None:
@@ -77,8 +85,8 @@ class SessionTable:
         Its numbers must mean what the table's do, which `Vocabulary.meaning` tells, and its lists have their lengths.
         """
         own, told = self.vocabulary, row.get("vocabulary_hash")
-        if told is None and (fields := own.differences(self._served)):
-            return f"vocabulary: the model that serves has other {', '.join(fields)}"
+        if told is None and (reason := self._other_meaning(row)):
+            return reason
         if told is not None and told != own.meaning:
             known = told == self._served.meaning
             fields = own.differences(self._served) if known else ()
@@ -87,7 +95,26 @@ class SessionTable:
         for name, size in sizes.items():
             if len(row[name]) != size:
                 return f"{name}: {len(row[name])} numbers, not {size}"
+        candidates = row.get("candidates")
+        numbers = own.action_size * len(candidates["item_ids"]) if candidates is not None else 0
+        if candidates is not None and len(candidates["predictions"]) != packed_size(numbers):
+            return f"candidates.predictions: {len(candidates['predictions'])} characters, not {packed_size(numbers)}"
         return None
+
+    def unnamed(self, row: Mapping[str, Any]) -> bool:
+        """Whether nothing tells the vocabulary of a decision: no hash, no bundle, no file beside the log."""
+        return row.get("vocabulary_hash") is None and self._meanings.source(row) is None
+
+    def _other_meaning(self, row: Mapping[str, Any]) -> str | None:
+        """Why a decision without a hash means something else than the table's; None where it does not, or may not."""
+        own, source = self.vocabulary, self._meanings.source(row)
+        if source is not None:
+            fields = own.differences(source[0])
+            return f"vocabulary: {source[1]} has other {', '.join(fields)}" if fields else None
+        if fields := own.differences(self._served):
+            return f"vocabulary: the model that serves has other {', '.join(fields)}"
+        return (f"vocabulary_hash: absent, and neither a bundle {row.get('model_version')} nor {VOCABULARY_FILE} "
+                "beside the log tells it" if self._refuse_unnamed else None)
 
     def places(self, name: str) -> Places:
         """Up to where the log's segments have been moved to the table `name`."""
@@ -107,13 +134,14 @@ class SessionTable:
             feedback: request id → behaviour → value.
             ended: request ids after which the session ended.
         """
-        schema = session_log_schema(self.vocabulary)
+        schema = _sessions_schema(self.vocabulary)
         values: dict[str, list[Any]] = {
             **{name: [row.get(name) for row in rows] for name in schema.names},
             "feedback": [feedback[row["request_id"]] for row in rows],
             "last": [row["request_id"] in ended for row in rows], "ts": _microseconds(row["ts"] for row in rows)}
-        self._commit(SESSIONS, complete({column.name: pa.array(values[column.name], column.type) for column in schema},
-                                        schema), after)
+        candidates = _candidates(values.pop("candidates"))
+        columns = {name: pa.array(values[name], schema.field(name).type) for name in values}
+        self._commit(SESSIONS, complete({**columns, "candidates": candidates}, schema), after)
 
     def commit_events(self, rows: list[dict[str, Any]], statuses: list[str], reasons: list[str | None],
                       texts: list[str], after: Places) -> None:
@@ -142,7 +170,7 @@ class SessionTable:
     def _read(self, name: str, columns: list[str], request_ids: set[str], condition: Any) -> pa.Table:
         table = self._open(name)
         if table is None or not request_ids:
-            schema = _EVENT_SCHEMA if name == EVENTS else session_log_schema(self.vocabulary)
+            schema = _EVENT_SCHEMA if name == EVENTS else _sessions_schema(self.vocabulary)
             return schema.empty_table().select(columns)
         wanted = pc.field("request_id").isin(pa.array(sorted(request_ids), pa.string()))
         return table.to_pyarrow_dataset().to_table(columns, filter=wanted & condition)
@@ -150,8 +178,9 @@ class SessionTable:
     def _open(self, name: str) -> Any:
         from deltalake import DeltaTable
 
-        uri = self._output.below(name).delta_uri
-        return DeltaTable(uri) if DeltaTable.is_deltatable(uri) else None
+        place = self._output.below(name)
+        uri, options = place.delta_uri, place.delta_options
+        return DeltaTable(uri, storage_options=options) if DeltaTable.is_deltatable(uri, options) else None
 
     def _commit(self, name: str, rows: pa.Table, after: Places) -> None:
         from deltalake import CommitProperties, Transaction, write_deltalake
@@ -164,8 +193,9 @@ class SessionTable:
             progress.version += 1
             self._save()
             # A table that an earlier version began gets the columns that it lacks.
+            place = self._output.below(name)
             write_deltalake(
-                self._output.below(name).delta_uri, rows, mode="append", schema_mode="merge",
+                place.delta_uri, rows, mode="append", schema_mode="merge", storage_options=place.delta_options,
                 commit_properties=CommitProperties(
                     app_transactions=[Transaction(self._log_id, progress.version)],
                     custom_metadata={"recfuse.log": self._log_id, "recfuse.places": json.dumps(after)}))
@@ -178,8 +208,14 @@ class SessionTable:
         path = self._directory / PROGRESS_FILE
         if not path.exists():
             return uuid.uuid4().hex, {SESSIONS: Progress(), EVENTS: Progress()}
-        state = json.loads(path.read_text())
-        loaded = {name: Progress(**state[name]) for name in (SESSIONS, EVENTS)}
+        try:
+            state = json.loads(path.read_bytes())
+            loaded = {name: Progress(**state[name]) for name in (SESSIONS, EVENTS)}
+            assert isinstance(state["app"], str)
+        except (OSError, ValueError, KeyError, TypeError, AssertionError):
+            # What was moved already is not known without it, and would be moved twice.
+            raise InvalidFieldError("decision_log", str(path), "how far the log has been moved, as collect wrote it"
+                                    ) from None
         for name, progress in loaded.items():
             if progress.before != progress.after:  # Somebody died between the two, and the table knows where.
                 table = self._open(name)
@@ -226,6 +262,31 @@ def _table_vocabulary(output: Location, served: Vocabulary) -> Vocabulary:
         logger.error("the table in %s has other %s than the model that serves: its rows go to `events` as misfits; a "
                      "new directory takes them", output.uri, ", ".join(fields))
     return vocabulary
+
+
+def _sessions_schema(vocabulary: Vocabulary) -> pa.Schema:
+    """That of a session log, with predictions in single precision, which holds the same numbers: Delta has no half."""
+    schema = session_log_schema(vocabulary)
+    return schema.set(schema.get_field_index("candidates"), pa.field("candidates", _CANDIDATES))
+
+
+def _candidates(rows: list[dict[str, Any] | None]) -> pa.StructArray:
+    """The column `candidates` from what decisions say of them."""
+    numbers = [np.zeros(0, np.float16) if row is None else unpacked(row["predictions"]) for row in rows]
+    ends = np.cumsum([0, *map(len, numbers)])
+    flat = np.concatenate([np.zeros(0, np.float16), *numbers]).astype(np.float32)
+    predictions = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
+    item_ids = [None if row is None else [str(item_id) for item_id in row["item_ids"]] for row in rows]
+    seen = [None if row is None or row["seen"] is None else _flags(row["seen"], len(row["item_ids"])) for row in rows]
+    return pa.StructArray.from_arrays(
+        [pa.array(item_ids, pa.list_(pa.string())), predictions, pa.array(seen, pa.list_(pa.bool_()))],
+        fields=list(_CANDIDATES), mask=pa.array([row is None for row in rows], pa.bool_()))
+
+
+def _flags(positions: list[int], count: int) -> np.ndarray:
+    flags = np.zeros(count, bool)
+    flags[positions] = True
+    return flags
 
 
 def _microseconds(seconds: Iterable[float]) -> list[int]:

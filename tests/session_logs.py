@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.logs.schema import VOCABULARY_FILE, session_log_schema
+from recfuse.logs.schema import CANDIDATES, VOCABULARY_FILE, complete, session_log_schema
 
 # log N((.5, −.5); 0, 1): −½ (.25 + .25) − ln 2π.
 LOGP = -.25 - math.log(2 * math.pi)
@@ -54,13 +54,42 @@ def row(
         "feedback": {"watch_time": 1.0 * number, "like": 0.0},
         "last": False,
         "position": None,
+        "candidates": None,
+        "candidates_total": None,
+        "shown": None,
     }
     return values | changes
+
+
+def ranked_row(number: int, rng: np.random.Generator, of: Vocabulary, count: int, page: int = 3,
+               **changes: Any) -> dict:
+    """A request with candidates: some of them seen, and the page that a random action ranks the others to."""
+    parameters = of.action_size
+    predictions = rng.gamma(1.0, .1, (parameters, count)).astype(np.float16)
+    seen = rng.random(count) < .2
+    action = rng.normal(size=parameters).astype(np.float32)
+    terms = predictions.astype(np.float64)
+    scores = action.astype(np.float64) @ (terms if of.formula == "linear" else np.log(terms + of.offset))
+    order = np.argsort(np.where(seen, np.inf, -scores), kind="stable")
+    values = {
+        "mu": [0.0] * parameters, "sigma": [1.0] * parameters, "action": action.astype(float).tolist(),
+        "action_logp": None, "candidates": {"item_ids": [f"i{k}" for k in range(count)],
+                                            "predictions": predictions.ravel().tolist(), "seen": seen.tolist()},
+        "candidates_total": count, "shown": order[:min(page, int((~seen).sum()))].tolist(),
+    }
+    return row(number, **values | changes)
 
 
 def table(rows: list[dict], of: Vocabulary | None = None) -> pa.Table:
     """Rows in the native schema."""
     return pa.Table.from_pylist(rows, schema=session_log_schema(of or vocabulary()))
+
+
+def for_delta(rows: pa.Table) -> pa.Table:
+    """The same rows with predictions in single precision, since a Delta table knows no half precision."""
+    place = rows.schema.get_field_index("candidates")
+    kinds = [field.with_type(pa.list_(pa.float32())) if field.name == "predictions" else field for field in CANDIDATES]
+    return rows.set_column(place, "candidates", rows["candidates"].cast(pa.struct(kinds)))
 
 
 def loose_table(rows: list[dict]) -> pa.Table:
@@ -117,7 +146,7 @@ def write_many(directory: Path, rows: int, files: int) -> Path:
                                                 pa.array((rng.random(rows) < .1).astype(np.float32))],
                                                names=["watch_time", "like"]),
         "last": pa.array(np.zeros(rows, bool)), "position": pa.nulls(rows, pa.int64())}
-    table = pa.table(columns).cast(session_log_schema(of))
+    table = complete(columns, session_log_schema(of))
     for place, start in enumerate(range(0, rows, -(-rows // files))):
         pq.write_table(table.slice(start, -(-rows // files)), directory / f"log-{place:03d}.parquet")
     return directory

@@ -62,7 +62,7 @@ def fusion_study(config: SweepConfig) -> tuple[FusionStudy, Identity, Judge]:
     guarded = tuple(behaviour.name for behaviour in vocabulary.short_term)
     config.check_measures(objective, guarded, vocabulary.behaviour_names)
     study = FusionStudy(
-        base=config.learning, samples=samples, columns=samples.columns(),
+        base=config.learning, samples=samples, columns=samples.columns(samples.has_candidates),
         judge=deciding[JUDGE], estimate=judges[JUDGE], bundles=output / "bundles",
         each_pass=config.search.scheduler == "asha", objective=objective, guarded=guarded)
     identity = Identity.of(
@@ -99,8 +99,8 @@ class SharedSamples(SampleSet):
         cls._columns[samples.fingerprint] = columns
         return cls(**{field.name: getattr(samples, field.name) for field in dataclasses.fields(samples)})
 
-    def dataset(self) -> Any:
-        """What the learner asks of a Ray dataset."""
+    def dataset(self, replay: bool = False) -> Any:
+        """What the learner asks of a Ray dataset; with the columns of replay where the samples have them."""
         return _Rows(self._columns[self.fingerprint])
 
 
@@ -149,7 +149,7 @@ class FusionStudy:
         if lambdas or MULTIPLIERS in type(settings).model_fields:
             chosen = multipliers(vocabulary, getattr(settings, MULTIPLIERS, {}), lambdas)
             settings = replace_fields(settings, {MULTIPLIERS: chosen})
-        settings = settings.resolved(self.samples.has_density)
+        settings = settings.resolved(self.samples.has_density, self.samples.has_candidates)
         settings.apply_to(vocabulary)
         return settings, vocabulary
 

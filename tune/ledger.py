@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recfuse.config import InvalidFieldError, require
 from recfuse.learning.resume import changes, write_atomically
 
 logger = logging.getLogger("recfuse")
@@ -104,10 +105,20 @@ class Ledger:
 
 
 def _whole_lines(file: Path) -> list[Row]:
-    """The rows of a file, but for a last line that a crash has cut off."""
+    """The rows of a file, but for a last line that a crash has cut off.
+
+    Raises:
+        InvalidFieldError: another line is no trial.
+    """
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_bytes().rpartition(b"\n")[0].splitlines()]
+    try:
+        rows = [json.loads(line) for line in file.read_bytes().rpartition(b"\n")[0].splitlines()]
+    except ValueError as error:
+        raise InvalidFieldError("output", str(file), f"trials as JSON lines ({error})") from None
+    require(all(isinstance(row, dict) and "key" in row for row in rows), "output", str(file),
+            "trials as JSON lines, each with its key")
+    return rows
 
 
 def _write(file: Path, rows: list[Row]) -> None:

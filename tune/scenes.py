@@ -34,8 +34,11 @@ def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, Identity, Callable[[
     require(config.search.scheduler == "fifo", "search.scheduler", config.search.scheduler,
             "fifo, because a trial of the scorer reports once, at its end")
     exposures = scene_rows(read_source(config.scenes.logs).exposures, KUAIRAND)
+    exposures.account.require(config.quarantine_limit, "scenes.logs")
     group = ScenesStudy.deal(exposures, config.split)
-    tasks = tuple(dict.fromkeys(task for scene in KUAIRAND.scenes for task in scene.tasks))
+    # A number has no AUC to be judged by.
+    tasks = tuple(task for task in dict.fromkeys(task for scene in KUAIRAND.scenes for task in scene.tasks)
+                  if task not in KUAIRAND.numbers)
     objective = config.objective or tasks[0]
     guarded = tuple(task for task in tasks if task != objective)
     config.check_measures(objective, guarded, tasks)

@@ -13,6 +13,7 @@ from recfuse.config import Config, require
 from recfuse.evaluation.ope import MIN_ESS
 from recfuse.learning import registry
 from recfuse.learning.settings import LearningSettings
+from recfuse.logs.account import QUARANTINE_LIMIT
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.stats.intervals import LEVEL
@@ -46,6 +47,8 @@ class SweepConfig(Config):
     space: Annotated[tuple[dict[str, Range | list[Any]], ...], tyro.conf.Fixed] = Field(
         (), description="Each block maps fields to values, or to {low, high, log, steps}; see tune/config.")
     search: SearchConfig = Field(SearchConfig(), description="This says which trials run, and how.")
+    quarantine_limit: float = Field(QUARANTINE_LIMIT, ge=0, le=1, description=(
+        "A sweep of the scorer refuses exposures of which a larger share is quarantined."))
     samples: str = Field(
         "", description="This is the output of the job `ingest`; empty takes the demo's, made where they are absent.")
     simulation: str = Field(

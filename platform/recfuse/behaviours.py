@@ -81,6 +81,30 @@ class StateFeature(Config):
         return len(self.categories) + 1 if self.categories else 1
 
 
+class CandidateFeatures(Config):
+    """The part of a state that says what there is to rank, after the part of the context (maths 5.8).
+
+    Per fused prediction the mean, the spread, the mean of the best page and the best value, of the terms that the
+    formula weighs; the correlation of every two predictions; how many candidates there are; and which share of the best
+    of them the session has shown already.
+    """
+
+    page: int = Field(description="The best page has so many places.", ge=1)
+    mean: tuple[float, ...] = Field((), description="A feature is encoded as (x − mean) / std; without them, as it is.")
+    std: tuple[float, ...] = Field((), description="A feature is encoded as (x − mean) / std; without them, as it is.")
+
+    @model_validator(mode="after")
+    def _check(self) -> CandidateFeatures:
+        require(len(self.mean) == len(self.std), "std", self.std, f"{len(self.mean)} numbers, as many as mean has")
+        require(all(value > 0 for value in self.std), "std", self.std, "numbers > 0")
+        return self
+
+    @staticmethod
+    def width_of(parameters: int) -> int:
+        """Columns of the state for so many fused predictions."""
+        return 4 * parameters + parameters * (parameters - 1) // 2 + 2
+
+
 class Vocabulary(Config):
     """What the numbers of a session log mean (design 3.1)."""
 
@@ -90,6 +114,8 @@ class Vocabulary(Config):
     state_size: int = Field(description="Width S of the state.", gt=0)
     state_features: tuple[StateFeature, ...] = Field(
         (), description="How a context becomes a state; empty where the log's owner encodes states elsewhere.")
+    candidate_features: CandidateFeatures | None = Field(
+        None, description="What a state says of the candidates, in its last columns; nothing where it does not.")
     formula: Formula = Field("linear", description="How parameters and predictions become a score (maths 2).")
     offset: float = Field(1e-3, description="Offset b of the formulas log_sum and power.", gt=0)
     action_range: tuple[float, float] | None = Field(
@@ -106,9 +132,14 @@ class Vocabulary(Config):
         require(sum(b.weight for b in self.long_term) > 0, "behaviours", names, "long_term weights with a sum > 0")
         require(len(parameters) > 0 and len(set(parameters)) == len(parameters), "fusion_parameters", parameters,
                 "distinct names")
-        width = sum(feature.width for feature in self.state_features)
+        width = sum(feature.width for feature in self.state_features) + self.candidate_size
         require(not self.state_features or width == self.state_size, "state_size", self.state_size,
-                f"{width}, the width of state_features")
+                f"{width}, the width of state_features and candidate_features")
+        require(self.context_size >= 0, "state_size", self.state_size,
+                f"at least {self.candidate_size}, the width of candidate_features")
+        given = self.candidate_features
+        require(given is None or len(given.mean) in (0, self.candidate_size), "candidate_features.mean",
+                f"{len(given.mean) if given else 0} numbers", f"{self.candidate_size} numbers, or none")
         require(bool(self.stages), "stages", self.stages, f"a subset of {STAGES}")
         if self.action_range is not None:
             low, high = self.action_range
@@ -132,6 +163,17 @@ class Vocabulary(Config):
         """M, the number of fusion parameters."""
         return len(self.fusion_parameters)
 
+    @property
+    def candidate_size(self) -> int:
+        """Columns of the state, its last ones, that say what there is to rank."""
+        return CandidateFeatures.width_of(self.action_size) if self.candidate_features is not None else 0
+
+    @property
+    def context_size(self) -> int:
+        """Columns of the state, its first ones, that say who asks and when: what a client that encodes its own states
+        sends."""
+        return self.state_size - self.candidate_size
+
     @cached_property
     def meaning(self) -> str:
         """Names what the numbers of a logged row mean: equal for vocabularies whose rows may stand in one table.
@@ -142,11 +184,13 @@ class Vocabulary(Config):
         parts = [sorted(self.behaviour_names), self.fusion_parameters, self.state_size,
                  [feature.to_dict() for feature in self.state_features], self.formula,
                  None if self.formula == "linear" else self.offset, self.action_range]
+        if self.candidate_features is not None:
+            parts.append(self.candidate_features.to_dict())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def differences(self, other: Vocabulary) -> tuple[str, ...]:
         """Fields that give a logged row another meaning under the other vocabulary."""
-        names = ("fusion_parameters", "state_size", "state_features", "formula", "action_range")
+        names = ("fusion_parameters", "state_size", "state_features", "candidate_features", "formula", "action_range")
         fields = ["behaviours"] if set(self.behaviour_names) != set(other.behaviour_names) else []
         fields += [name for name in names if getattr(self, name) != getattr(other, name)]
         if self.formula == other.formula != "linear" and self.offset != other.offset:
@@ -154,10 +198,11 @@ class Vocabulary(Config):
         return tuple(fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; without a range where actions have none, as before there were ranges."""
+        """Plain values; a range or candidate features are left out where there are none, as in older files."""
         plain = super().to_dict()
-        if self.action_range is None:
-            del plain["action_range"]
+        for name in ("action_range", "candidate_features"):
+            if plain[name] is None:
+                del plain[name]
         return plain
 
     @classmethod

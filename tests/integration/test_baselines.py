@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ranked_samples
 import samples as toy
 import torch
 from learners import SETTINGS, Reader, build, fit_all
@@ -39,7 +40,15 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "target networks of a policy that climbs": {"target_rate": 0.05, "algorithm": "actor_critic"},
     "v-trace": {"targets": "v_trace", "algorithm": "actor_critic"},
     "estimated density": {"density": "estimated"},
+    "two_stage on replay": {"advantage": "replay"},
+    "closed form on replay": {"advantage": "replay", "extraction": "closed_form"},
+    "interaction_only on replay": {"advantage": "replay", "algorithm": "interaction_only"},
 }
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    return ranked_samples.write(tmp_path_factory.mktemp("ranked"), users=300, spread=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +80,13 @@ def learned(samples: Path, **changes: Any) -> tuple[NDArray[Any], dict[str, list
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_fit_resume_export_and_act(samples, tmp_path, name):
+def test_fit_resume_export_and_act(samples, ranked, tmp_path, name):
     """A learner that takes over in the middle of every fit ends with the same bits; its bundle decides as it does."""
-    settings = settings_of(**ALGORITHMS[name])
+    settings, vocabulary, states = settings_of(**ALGORITHMS[name]), toy.vocabulary(), STATE
+    if "replay" in name:
+        samples, vocabulary = ranked, ranked_samples.vocabulary()
+        states = np.ascontiguousarray(STATE[:, :vocabulary.state_size])
+        settings = settings.resolved(True, True)
     data = TrainingData(data_iterators=[Reader(samples)])
     whole, resumed = build(samples, settings), build(samples, settings)
     for phase in names_of(settings.phases):
@@ -90,17 +103,17 @@ def test_fit_resume_export_and_act(samples, tmp_path, name):
         np.testing.assert_array_equal(found[key], values, err_msg=key)
 
     served = whole.fusion.served()
-    bundle = export_policy(tmp_path, served, toy.vocabulary(), training=settings.to_dict(),
+    bundle = export_policy(tmp_path, served, vocabulary, training=settings.to_dict(),
                            data_fingerprint="", metrics={})
     actor = FusionActor.from_bundle(read_bundle(bundle))
-    decision = actor.act(STATE, explore=True, seed=1)
-    np.testing.assert_allclose(actor.log_prob(STATE, decision.action), decision.action_logp, atol=1e-5)
-    serve_and_compare(tmp_path, bundle, actor)
+    decision = actor.act(states, explore=True, seed=1)
+    np.testing.assert_allclose(actor.log_prob(states, decision.action), decision.action_logp, atol=1e-5)
+    serve_and_compare(tmp_path, bundle, actor, states)
     if isinstance(served, FixedGaussian):
-        np.testing.assert_array_equal(decision.mu, np.tile(served.mu, (len(STATE), 1)))
+        np.testing.assert_array_equal(decision.mu, np.tile(served.mu, (len(states), 1)))
         return
     with torch.no_grad():
-        state = torch.from_numpy(STATE)
+        state = torch.from_numpy(states)
         mu, log_sigma = served(state)
         density = served.log_prob(state, torch.from_numpy(decision.action))
     np.testing.assert_allclose(decision.mu, mu[:, 0].numpy(), atol=1e-6, rtol=0)
@@ -108,20 +121,21 @@ def test_fit_resume_export_and_act(samples, tmp_path, name):
     np.testing.assert_allclose(decision.action_logp, density[:, 0].numpy(), atol=1e-3, rtol=0)
 
 
-def serve_and_compare(root: Path, bundle: Path, actor: FusionActor) -> None:
+def serve_and_compare(root: Path, bundle: Path, actor: FusionActor, states: NDArray[Any]) -> None:
     """The server's own code loads the bundle and answers with its decision."""
     write_pointer(root, Pointer(fusion=bundle.name))
     replica = FusionReplica(ServingConfig(models=str(root), decision_log=str(root / "log")))
     try:
-        body = {"user_id": "1", "state": STATE[0].tolist(), "explore": False, "seed": 1,
-                "candidates": {"item_id": [1, 2], "predictions": {"first": [0.1, 0.9], "second": [0.5, 0.5]}}}
+        predictions = {name: [0.1, 0.9] for name in actor.vocabulary.fusion_parameters}
+        body = {"user_id": "1", "state": states[0].tolist(), "explore": False, "seed": 1,
+                "candidates": {"item_id": [1, 2], "predictions": predictions}}
         reply = asyncio.run(replica.rank("fine", Body(json.dumps(body).encode())))
     finally:
         replica.close()
     answer = json.loads(reply.body)
     assert reply.status == 200, answer
     assert answer["model_version"] == bundle.name
-    np.testing.assert_allclose(answer["mu"], actor.act(STATE[:1], explore=False).mu[0], atol=1e-6)
+    np.testing.assert_allclose(answer["mu"], actor.act(states[:1], explore=False).mu[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("advantage", ["regressed", "sampled"])

@@ -45,7 +45,7 @@ def config(run, output, policy):
     output.mkdir(exist_ok=True)
     bundle = export_policy(output / "fusion", policy, worlds.world().vocabulary, training={}, data_fingerprint="none",
                            metrics={})
-    return ReportConfig(fusion=str(bundle.parent), holdout=str(run / "holdout"), samples=str(run / "none"),
+    return ReportConfig(fusion=str(bundle.parent), holdout=str(run / "holdout"), samples="",
                         scenes=str(run / "none"), simulation=str(run / "none"), ab_test=str(run / "none"),
                         serving=str(run / "none.json"), output=str(output / "report"))
 

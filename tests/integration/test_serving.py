@@ -259,8 +259,14 @@ def test_the_loop_closes(server: Server, tmp_path: Path) -> None:
         assert (row["stage"], row["scene"], row["last"]) == ("mix", "1", number % 3 == 2)
         assert row["feedback"] == {"watch_time": 10 + number % 7, "like": number % 2}
         np.testing.assert_array_equal(np.array(row["action"], np.float32), np.array(answer["action"], np.float32))
+        ids = row["candidates"]["item_ids"]
+        assert [ids[place] for place in row["shown"]] == [str(item["item_id"]) for item in answer["items"]]
     ingested = ingest.main(ingest.IngestConfig(logs=str(logs), output=str(samples), cut="bootstrap"))
     assert (ingested.account.kept, ingested.account.quarantined) == (account.written, {})
+    replayable = {row["request_id"]: row["shown"] for path in samples.rglob("*.parquet")
+                  for row in pq.read_table(path).to_pylist() if row.get("predictions")}
+    assert {request_id: rows[request_id]["shown"] for request_id in requests} == {
+        request_id: replayable[request_id] for request_id in requests}
     once = StoppingRule(iterations=1)
     trained = train_fusion.main(train_fusion.TrainFusionConfig(
         samples=str(samples), output=str(tmp_path / "fusion"),

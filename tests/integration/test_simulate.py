@@ -1,6 +1,7 @@
 """The job `simulate`: from the embedded exposures to a world and its logs, resumed where it stopped."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from jobs import simulate as job
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
+from recfuse.logs.account import Account
 from recfuse.logs.schema import session_log_schema
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.scenes.sources import Source
@@ -52,6 +54,8 @@ def test_logs_world_and_metrics(config, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "measures within 10% of the log" in shown
     assert "World under the logged policy" in shown
+    assert len(metrics["fidelity"]) == len(result.effects)
+    assert result.fidelity_verdict in " ".join(shown.split())
 
 
 def test_a_rerun_takes_up_the_world_and_another_config_starts_anew(config, tmp_path):
@@ -63,6 +67,19 @@ def test_a_rerun_takes_up_the_world_and_another_config_starts_anew(config, tmp_p
     other = job.main(config.replace(seed=7))
     assert not other.reused
     assert other.requests != first.requests
+
+
+def test_many_quarantined_exposures_end_the_job_after_it_has_written(config, tmp_path, monkeypatch):
+    exposures = worlds.exposures()[0]
+    kept = exposures.rows.num_rows
+    bad = replace(exposures, account=Account(rows_in=kept + 1_000, kept=kept, quarantined={"broken": 1_000}))
+    monkeypatch.setattr("recfuse.simulation.simulate.read_source", lambda logs: Source(bad, KUAIRAND))
+    config = config.replace(quarantine_limit=.5 * 1_000 / (kept + 1_000))
+    for _ in range(2):  # a rerun, which takes the world up, says so too
+        with pytest.raises(InvalidFieldError, match=r"logs: got .* of the rows quarantined"):
+            job.main(config)
+    assert list((tmp_path / "logs").glob("*.parquet"))
+    assert job.main(config.replace(quarantine_limit=1.0)).reused, "the limit is no part of the run"
 
 
 def test_bad_configs_are_refused(tmp_path):

@@ -63,13 +63,20 @@ def test_details_of_the_job(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert result.test_day == 20220504
     printed = capsys.readouterr().out
     for title in ("95% intervals over users", "Before the correction by", "Joint training against that scene alone",
-                  "Gates: mean share", "Predicted means of numbers"):
+                  "Gates: mean share", "Predicted means of numbers", "Slopes of realised on predicted"):
         assert title in printed
     saved = json.loads((tmp_path / "metrics.json").read_text())
     assert [(one["scene"], one["task"]) for one in saved["details"]["transfer"]] == [
         ("1", "click"), ("1", "long_view"), ("4", "click")]
     assert len(saved["details"]["intervals"]) == len(saved["by_pair"])
-    assert main(job).numbers == result.numbers
+    slopes = read_bundle(result.bundle, "scenes").manifest["slopes"]
+    assert saved["slopes"] == slopes
+    assert set(slopes["watch_time"]) == {"1", "all"}
+    assert set(slopes["click"]["4"]) == {"slope", "error", "rows"}
+    again = main(job)
+    assert again.reused
+    assert again.numbers == result.numbers
+    assert again.slopes == result.slopes
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -74,7 +74,7 @@ BAD = [
     (dict(formula="product"), "formula", "linear"),
     (dict(offset=0), "offset", "a number > 0"),
     (dict(stages=["polish"]), "stages", "coarse"),
-    (dict(colour="red"), "colour", "one of action_range, behaviours, formula"),
+    (dict(colour="red"), "colour", "one of action_range, behaviours, candidate_features, formula"),
 ]
 
 

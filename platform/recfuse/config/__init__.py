@@ -4,8 +4,8 @@ In: plain values from YAML, the command line or Python. Out: frozen, checked con
 """
 
 from recfuse.config.base import NOT_BLANK, Config, from_mapping, load, read
-from recfuse.config.errors import InputError, InvalidFieldError, require, shorten
+from recfuse.config.errors import InputError, InvalidFieldError, require, shorten, without_secrets
 from recfuse.config.reference import reference, schema
 
 __all__ = ["NOT_BLANK", "Config", "InputError", "InvalidFieldError", "from_mapping", "load", "read", "reference",
-           "require", "schema", "shorten"]
+           "require", "schema", "shorten", "without_secrets"]

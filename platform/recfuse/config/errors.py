@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+# Before the `@` of a URI; a slash or a blank ends the place where they may stand.
+_SECRETS = re.compile(r"://[^/@\s]*@")
 
 
 class InputError(ValueError):
     """Bad input; jobs end with its message, which is one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(without_secrets(" ".join(message.split())))
 
 
 class InvalidFieldError(InputError):
@@ -28,6 +32,11 @@ class InvalidFieldError(InputError):
     def __reduce__(self) -> tuple[type, tuple[str, Any, str]]:
         # Ray moves exceptions between processes; the default reduction would call us with the message alone.
         return type(self), (self.field, self.value, self.allowed)
+
+
+def without_secrets(text: str) -> str:
+    """Text as messages show it: its URIs without the name and password that they may carry."""
+    return _SECRETS.sub("://…@", text)
 
 
 def shorten(value: Any, limit: int = 120) -> str:

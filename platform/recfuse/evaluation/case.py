@@ -67,10 +67,10 @@ class Case:
         """bool[n]: the requests that estimators are of.
 
         Args:
-            ratios: of requests whose action was drawn.
+            ratios: of requests whose action was drawn, with a density that is known.
             sessions: of whole sessions, all of whose requests are such.
         """
-        some = self.log.drawn if ratios else np.ones(len(self.log.state), bool)
+        some = self.log.known if ratios else np.ones(len(self.log.state), bool)
         if not sessions:
             return some
         codes, names = pd.factorize(self.log.session)
@@ -78,7 +78,7 @@ class Case:
         return np.asarray(~broken[codes], bool)
 
     @cached_property
-    def drawn(self) -> np.ndarray:
+    def weighed(self) -> np.ndarray:
         """bool[n]: requests that the estimators of single requests weigh."""
         return self.counted(ratios=True, sessions=False)
 
@@ -90,25 +90,28 @@ class Case:
     @property
     def request_arguments(self) -> RequestArguments:
         """What the estimators of `ope` take first: densities [k] under policy and log, feedback [k, m], cap, users; of
-        the requests whose action was drawn."""
-        log = self.log.take(self.drawn)
-        return self.log_prob[self.drawn], log.log_prob, log.feedback, self.cap, log.user_id
+        the requests that have a ratio."""
+        log = self.log.take(self.weighed)
+        return self.log_prob[self.weighed], log.log_prob, log.feedback, self.cap, log.user_id
 
     @cached_property
     def sessions(self) -> Sessions:
-        """The log's sessions, as the estimators of `sequential` take them: whole ones, all of whose actions were
-        drawn."""
-        return self._sessions(self.in_sessions)
+        """The log's sessions, as the estimators of `sequential` take them: whole ones, all of whose requests
+        have a ratio."""
+        rows = self.in_sessions
+        return self._sessions(rows, self.log_prob[rows], self.log.log_prob[rows])
 
     @cached_property
     def whole_sessions(self) -> Sessions:
         """Those that are whole, however their actions were chosen, for estimators without ratios."""
-        return self._sessions(self.counted(ratios=False, sessions=True))
+        rows = self.counted(ratios=False, sessions=True)
+        nothing = np.zeros(int(rows.sum()))  # whoever takes these sessions reads no ratio
+        return self._sessions(rows, nothing, nothing)
 
-    def _sessions(self, rows: np.ndarray) -> Sessions:
+    def _sessions(self, rows: np.ndarray, log_prob: np.ndarray, behaviour_log_prob: np.ndarray) -> Sessions:
         log = self.log.take(rows)
-        return Sessions.of(self.log_prob[rows], log.log_prob, log.feedback, self.session_discount, self.cap,
-                           log.session, log.user_id)
+        return Sessions.of(log_prob, behaviour_log_prob, log.feedback, self.session_discount, self.cap, log.session,
+                           log.user_id)
 
     @cached_property
     def horizon(self) -> int:
@@ -159,12 +162,14 @@ class Case:
 
     def left_out(self) -> list[str]:
         """What of the log is in none of the estimates, or not in those of sessions, in sentences."""
-        drawn, whole = self.drawn, self.log.whole
+        drawn, known, whole = self.log.drawn, self.log.known, self.log.whole
         cut = len(pd.unique(self.log.session[~whole]))
         undrawn = len(pd.unique(self.log.session[whole & ~self.in_sessions]))
         sentences = []
         if not drawn.all():
             sentences.append(not_drawn(int((~drawn).sum()), len(drawn)))
+        if (drawn & ~known).any():
+            sentences.append(without_density(int((drawn & ~known).sum()), len(drawn)))
         if undrawn:
             sentences.append(f"{undrawn:,} sessions with such a request are left out of ratios of whole sessions")
         if cut:
@@ -180,6 +185,12 @@ def not_drawn(requests: int, of: int) -> str:
     """A sentence on requests that no ratio is known of."""
     return (f"{requests:,} of {of:,} held-out requests are left out of ratios, since their action was not drawn from "
             "the policy that logged it")
+
+
+def without_density(requests: int, of: int) -> str:
+    """A sentence on requests whose logged policy nobody knows."""
+    return (f"{requests:,} of {of:,} held-out requests are left out of ratios, since the log has no density of their "
+            "action")
 
 
 def policy_log_prob(actor: FusionActor, log: HeldOut) -> np.ndarray:

@@ -43,8 +43,6 @@ class EvaluateConfig(Config):
     def _check_splits(self) -> EvaluateConfig:
         require(not self.after or parse_time(self.after) is not None, "after", self.after,
                 "an ISO time, as 2022-05-04T00:00")
-        require(not (self.after and self.streaming), "after", self.after, "nothing with streaming")
-        require(not (self.new_users and self.streaming), "new_users", self.new_users, "False with streaming")
         return self
 
     @property

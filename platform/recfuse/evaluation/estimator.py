@@ -60,8 +60,8 @@ class Requirement:
     holds: Callable[[Case], bool]
 
 
-# Whatever reads a log refuses one without densities, and cuts its sessions. Where no action was drawn, or no session is
-# whole, these two give the answer a reason instead of numbers.
+# Whatever reads a log cuts its sessions. Where no action has a ratio, or no session is whole, these two give the answer
+# a reason instead of numbers.
 DENSITIES = Requirement("the densities of the logged actions under both policies", lambda case: True)
 SESSIONS = Requirement("sessions, their requests in the order of time", lambda case: True)
 SAMPLES = Requirement("samples apart from the log, which critics are fitted to", lambda case: case.samples is not None)
@@ -92,10 +92,11 @@ class Estimator:
         ratios, sessions = DENSITIES in self.requirements, SESSIONS in self.requirements
         if case.counted(ratios=ratios, sessions=sessions).any():
             return ""
-        if ratios and not case.drawn.any():
-            return (f"none of {len(case.log.state):,} actions was drawn from the policy that logged them, so that no "
-                    "ratio of densities is known")
-        return "no session " + ("whose actions were all drawn " if ratios and not case.drawn.all() else "") + (
+        if ratios and not case.weighed.any():
+            return (f"none of {len(case.log.state):,} actions " + (
+                "was drawn from the policy that logged them" if not case.log.drawn.any() else
+                "that were drawn has a density in the log") + ", so that no ratio of densities is known")
+        return "no session " + ("whose actions all have a ratio " if ratios and not case.weighed.all() else "") + (
             "is whole: the end of the log cuts each of them")
 
     def missing(self, case: Case) -> list[str]:

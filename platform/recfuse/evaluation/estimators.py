@@ -31,7 +31,7 @@ from recfuse.evaluation.support import OffPolicyEstimate
 
 
 def _doubly_robust(case: Case, normalise: bool) -> OffPolicyEstimate:
-    predicted, expected = (values[case.drawn] for values in case.request_values)
+    predicted, expected = (values[case.weighed] for values in case.request_values)
     return doubly_robust(*case.request_arguments, predicted, expected, case.options, normalise=normalise)
 
 

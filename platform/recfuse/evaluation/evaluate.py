@@ -19,7 +19,7 @@ from recfuse.evaluation.estimator import Estimator, estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS
 from recfuse.evaluation.files import METRICS, write_whole
 from recfuse.evaluation.held_out import Reading, has_samples, read_held_out
-from recfuse.evaluation.separation import Separation, keep_apart, require_apart
+from recfuse.evaluation.separation import Separation, keep_apart
 from recfuse.evaluation.streaming import read_stream
 from recfuse.evaluation.support import OffPolicyEstimate
 from recfuse.evaluation.weights import weights_per_group
@@ -80,13 +80,15 @@ class EvaluateResult:
         return [*account, *([str(self.separation)] if self.separation else []), *self.notes]
 
     def require(self, config: EvaluateConfig) -> None:
-        """Refuses a log of which too many rows were quarantined.
+        """Refuses a log of which too many rows were quarantined, and samples that are named and not there.
 
         Raises:
-            InvalidFieldError: with the commonest reason.
+            InvalidFieldError: with the commonest reason, or the samples.
         """
         if self.reading is not None:
             self.reading.require(config.reading.quarantine_limit)
+        require(not config.samples or has_samples(config.samples), "samples", config.samples,
+                "a directory of samples that exists, or '' for an evaluation without them")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `metrics.json` holds them."""
@@ -110,6 +112,7 @@ def evaluate(config: EvaluateConfig, estimators: Sequence[Estimator] = ESTIMATOR
     Raises:
         InvalidFieldError: bad logs, or held-out rows that the policy was trained on.
     """
+    require(not Path(config.output).is_file(), "output", config.output, "a directory")
     bundle = newest_bundle(config.fusion, "fusion")
     actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
     reading, separation, streamed, notes = _read(config, actor)
@@ -142,8 +145,6 @@ def _read(config: EvaluateConfig, actor: FusionActor) -> tuple[Reading, Separati
         stream = read_stream(config, actor)
         reading, separation, streamed = stream.first, stream.separation, stream.streamed
         notes += stream.left_out
-        if separation:
-            require_apart(separation, config.samples)
     else:
         reading = read_held_out(config.holdout, actor.vocabulary, config.reading, config.after)
         log, separation = keep_apart(config.samples, reading.log, config.new_users)

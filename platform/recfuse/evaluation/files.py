@@ -35,5 +35,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """What the lines of a file hold; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """What the lines of a file hold; none where there is no file.
+
+    Raises:
+        InvalidFieldError: a line is no JSON.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise InvalidFieldError(path.name, str(path), f"a file of JSON lines ({error})") from None

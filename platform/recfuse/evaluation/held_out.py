@@ -30,7 +30,7 @@ class HeldOut:
 
     Attributes:
         user_id: [n]; state: [n, S]; action: [n, M]; feedback: [n, m].
-        log_prob: [n], of the logged action under the policy that logged it.
+        log_prob: [n], of the logged action under the policy that logged it; NaN where nobody knows.
         session: [n], the same number or id for the requests of a session.
         request_id: [n], null where the log has none; None for none at all.
         ts: int64[n], microseconds since 1970; None where a request has no time.
@@ -56,8 +56,13 @@ class HeldOut:
 
     @property
     def drawn(self) -> NDArray[np.bool_]:
-        """bool[n]: ratios of densities are known of these alone."""
+        """bool[n]: the action was drawn from the policy that logged it."""
         return np.ones(len(self.state), bool) if self.explored is None else self.explored
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """bool[n]: the action was drawn, and its density is known; ratios of densities are of these alone."""
+        return np.asarray(self.drawn & ~np.isnan(self.log_prob), bool)
 
     @property
     def whole(self) -> NDArray[np.bool_]:

@@ -35,6 +35,7 @@ class Separation:
         unknown: "held-out rows" or "samples", which carry no request ids, so that rows cannot be compared; "" where
             both have them.
         of_shared_users: bool[n], which held-out rows are theirs.
+        shared: uint64[k], hashes of them.
     """
 
     users: int
@@ -43,6 +44,7 @@ class Separation:
     of_shared_users: NDArray[np.bool_] = field(compare=False, repr=False)
     namesakes: int = 0
     unknown: str = ""
+    shared: Keys = field(default_factory=lambda: np.zeros(0, np.uint64), compare=False, repr=False)
 
     def __str__(self) -> str:
         rows = (f"whether held-out rows are in the samples cannot be checked, since {self.unknown} carry no request ids"
@@ -90,10 +92,11 @@ class Identities:
             shared_users |= np.isin(held_out, of_users)
             same_id |= np.isin(request, rows.request)
             same_row |= np.isin(at_time, rows.at_time) if timed and rows.timed else np.isin(of_user, rows.of_user)
-        of_shared = np.zeros(0, bool) if users is None else np.isin(_hash(users), held_out[shared_users])
+        shared = held_out[shared_users]
+        of_shared = np.zeros(0, bool) if users is None else np.isin(hash_ids(users), shared)
         return Separation(len(held_out), int(shared_users.sum()), int(same_row.sum()), of_shared,
                           int((same_id & ~same_row).sum()),
-                          "the held-out rows" if self._nameless else "the samples" if nameless else "")
+                          "the held-out rows" if self._nameless else "the samples" if nameless else "", shared)
 
 
 def separate(samples: str, log: HeldOut) -> Separation | None:
@@ -116,6 +119,15 @@ def require_apart(separation: Separation, samples: str) -> None:
             "rows that the policy was not trained on")
 
 
+def require_new_users(separation: Separation | None, samples: str) -> Separation:
+    """Raises InvalidFieldError: there are no samples to know the other users from, or no new users."""
+    require(separation is not None, "new_users", True, f"samples in {samples} to know their users from")
+    assert separation is not None
+    require(separation.shared_users < separation.users, "holdout", f"{separation.users} users, all in the samples",
+            "a user whom the samples lack")
+    return separation
+
+
 def keep_apart(samples: str, log: HeldOut, new_users: bool) -> tuple[HeldOut, Separation | None]:
     """The held-out requests that count, and how they are kept apart from the samples.
 
@@ -131,11 +143,7 @@ def keep_apart(samples: str, log: HeldOut, new_users: bool) -> tuple[HeldOut, Se
         require_apart(separation, samples)
     if not new_users:
         return log, separation
-    require(separation is not None, "new_users", True, f"samples in {samples} to know their users from")
-    assert separation is not None
-    require(separation.shared_users < separation.users, "holdout", f"{separation.users} users, all in the samples",
-            "a user whom the samples lack")
-    log = log.take(~separation.of_shared_users)
+    log = log.take(~require_new_users(separation, samples).of_shared_users)
     return log, separate(samples, log)
 
 
@@ -152,9 +160,9 @@ class _Rows:
 def _keys(request_id: NDArray[Any] | None, user_id: NDArray[Any],
           ts: NDArray[np.int64] | None) -> tuple[Keys, _Rows]:
     """Of the users of all rows, and of the rows."""
-    users = _hash(user_id)
+    users = hash_ids(user_id)
     known = np.zeros(len(users), bool) if request_id is None else ~pd.isna(request_id)
-    request = np.zeros(0, np.uint64) if request_id is None else _hash(request_id[known])
+    request = np.zeros(0, np.uint64) if request_id is None else hash_ids(request_id[known])
     of_user = _mixed(request) ^ users[known]
     at_time = _mixed(of_user) ^ (np.zeros(len(request), np.uint64) if ts is None else ts[known].astype(np.uint64))
     return users, _Rows(request, of_user, at_time, ts is not None)
@@ -165,7 +173,7 @@ def _mixed(keys: Keys) -> Keys:
     return np.asarray(pd.util.hash_array(keys, categorize=False), np.uint64)
 
 
-def _hash(ids: NDArray[Any]) -> Keys:
-    """uint64[n], of 64 bits, so that two ids of a log share one by no chance that matters."""
+def hash_ids(ids: NDArray[Any]) -> Keys:
+    """Keys of ids, uint64[n], of 64 bits, so that two ids of a log share one by no chance that matters."""
     words = ids if ids.dtype == object else ids.astype(str).astype(object)
     return np.asarray(pd.util.hash_array(words, categorize=False), np.uint64)

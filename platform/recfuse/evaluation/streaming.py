@@ -6,7 +6,7 @@ needs the requests themselves is estimated from the first of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +16,11 @@ from numpy.typing import ArrayLike
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError, require
-from recfuse.evaluation.case import not_drawn, policy_log_prob
+from recfuse.evaluation.case import not_drawn, policy_log_prob, without_density
 from recfuse.evaluation.config import EvaluateConfig
 from recfuse.evaluation.held_out import HeldOut, Reading, check_vocabulary, has_samples, microseconds
-from recfuse.evaluation.separation import Identities, Separation
+from recfuse.evaluation.selection import Selection
+from recfuse.evaluation.separation import Identities, Separation, require_apart, require_new_users
 from recfuse.evaluation.support import (
     DEFAULTS,
     EstimateOptions,
@@ -39,7 +40,7 @@ from recfuse.logs.reading import (
     read_samples,
     sessions_of_samples,
 )
-from recfuse.logs.source import LogSource, open_log
+from recfuse.logs.source import LogSource, Piece, open_log
 from recfuse.runtime.locations import locate
 
 # Beneath the output: the samples of held-out session logs.
@@ -54,8 +55,9 @@ class Stream:
     Attributes:
         source: the samples.
         first: the first sessions of them, and the account of all.
-        separation: of all held-out rows and the samples that the policy was trained on; None where there are none.
-        streamed: NCIS and IS of all rows whose action was drawn.
+        separation: of all held-out rows that count and the samples that the policy was trained on; None where there are
+            none.
+        streamed: NCIS and IS of all rows that have a ratio.
         left_out: what of all rows is in neither, in sentences.
     """
 
@@ -74,20 +76,58 @@ def read_stream(config: EvaluateConfig, actor: FusionActor) -> Stream:
     """
     source, account, whose, checked = _as_samples(config)
     check_vocabulary(source.vocabulary, actor.vocabulary, "holdout")
-    first = _first_sessions(source, config.critic_rows, actor.vocabulary)
-    identities, counts = Identities(), []
-    for rows in read_samples(source, "holdout"):
+    selection, separation, counted = _select(config, source)
+    first = _first_sessions(selection.read(source), config.critic_rows, actor.vocabulary)
+    account = account or _sum(count_samples(rows) for rows in read_samples(source, "holdout"))
+    reading = replace(first, account=account, account_of=whose, checked=checked, straddling=selection.straddling)
+    # Where no action has a ratio, the first requests have the reason why there is no answer.
+    streamed = _estimates(source, selection, actor, config) if counted.known else []
+    return Stream(source, reading, separation, tuple(streamed), counted.left_out())
+
+
+def _select(config: EvaluateConfig, source: LogSource) -> tuple[Selection, Separation | None, _Counts]:
+    """The rows that count, how they are apart from the samples, and how many they are."""
+    selection = Selection.from_time_on(source, config.after)
+    separation, counted = _separate(config.samples, selection, source)
+    if separation:
+        require_apart(separation, config.samples)
+    if config.new_users:
+        selection = selection.without(require_new_users(separation, config.samples).shared)
+        separation, counted = _separate(config.samples, selection, source)
+    return selection, separation, counted
+
+
+def _separate(samples: str, selection: Selection, source: LogSource) -> tuple[Separation | None, _Counts]:
+    """One pass over the rows that count."""
+    identities, counted = Identities(), _Counts()
+    for rows in selection.read(source):
         identities.add(rows["request_id"].to_numpy(), rows["user_id"].to_numpy(), microseconds(rows["ts"]))
-        counts.append(count_samples(rows))
-    counted = _sum(counts)
-    separation = None
-    if has_samples(config.samples):
-        separation = identities.separate(read_samples(open_samples(config.samples)))
-    left_out = (not_drawn(counted.not_drawn, counted.kept),) if counted.not_drawn else ()
-    reading = replace(first, account=account or counted, account_of=whose, checked=checked)
-    # Where no action was drawn, the first requests have the reason why there is no answer.
-    streamed = _estimates(source, actor, config) if counted.not_drawn < counted.kept else []
-    return Stream(source, reading, separation, tuple(streamed), left_out)
+        counted.add(rows)
+    if not has_samples(samples):
+        return None, counted
+    return identities.separate(read_samples(open_samples(samples))), counted
+
+
+@dataclass
+class _Counts:
+    """Of the rows that count: how many there are, whose action was drawn, and whose density is known too."""
+
+    rows: int = 0
+    drawn: int = 0
+    known: int = 0
+
+    def add(self, rows: pa.Table) -> None:
+        drawn = pc.fill_null(rows["explored"], True).to_numpy()
+        has_density = ~np.isnan(rows["action_logp"].to_numpy())
+        self.rows += rows.num_rows
+        self.drawn += int(drawn.sum())
+        self.known += int((drawn & has_density).sum())
+
+    def left_out(self) -> tuple[str, ...]:
+        """What has no ratio, in sentences."""
+        undrawn, unknown = self.rows - self.drawn, self.drawn - self.known
+        return (*((not_drawn(undrawn, self.rows),) if undrawn else ()),
+                *((without_density(unknown, self.rows),) if unknown else ()))
 
 
 def _as_samples(config: EvaluateConfig) -> tuple[LogSource, Account | None, str, bool]:
@@ -109,9 +149,11 @@ def _as_samples(config: EvaluateConfig) -> tuple[LogSource, Account | None, str,
     return open_samples(directory, "holdout"), result.account, "of the log itself", True
 
 
-def _first_sessions(source: LogSource, rows: int, vocabulary: Vocabulary) -> Reading:
+def _first_sessions(samples: Iterator[pa.Table], rows: int, vocabulary: Vocabulary) -> Reading:
     """As many of the first sessions as hold the rows, at least one."""
-    parts = list(read_samples(source, "holdout", rows + 1))
+    parts: list[pa.Table] = []
+    while sum(part.num_rows for part in parts) <= rows and (part := next(samples, None)) is not None:
+        parts.append(part)
     require(sum(part.num_rows for part in parts) > 0, "holdout", 0, "at least one sample")
     table = pa.concat_tables(parts).combine_chunks()
     sessions = sessions_of_samples(table)
@@ -122,21 +164,26 @@ def _first_sessions(source: LogSource, rows: int, vocabulary: Vocabulary) -> Rea
     return Reading(HeldOut.of_sessions(sessions, vocabulary), count_samples(sessions.rows), "", checked=False)
 
 
-def _sum(accounts: list[Account]) -> Account:
+def _sum(parts: Iterable[Account]) -> Account:
+    accounts = list(parts)
     return Account(rows_in=sum(each.rows_in for each in accounts), kept=sum(each.kept for each in accounts),
                    truncated=sum(each.truncated for each in accounts),
                    not_drawn=sum(each.not_drawn for each in accounts))
 
 
-def _estimates(source: LogSource, actor: FusionActor, config: EvaluateConfig) -> list[OffPolicyEstimate]:
-    """NCIS and IS of all samples; what comes back of a row group is a row a user."""
+def _estimates(source: LogSource, selection: Selection, actor: FusionActor,
+               config: EvaluateConfig) -> list[OffPolicyEstimate]:
+    """NCIS and IS of all samples that count; what comes back of a row group is a row a user."""
     from recfuse.logs.exchange import map_samples
 
-    def sums_of(rows: pa.Table) -> pa.Table:
-        drawn = rows.filter(pc.fill_null(rows["explored"], True))
-        if not drawn.num_rows:
+    def sums_of(piece: Piece, table: pa.Table) -> pa.Table:
+        rows = selection.take(piece, table)
+        if not rows.num_rows:
             return pa.table({})
-        log = HeldOut.of_sessions(sessions_of_samples(drawn.combine_chunks()), actor.vocabulary)
+        log = HeldOut.of_sessions(sessions_of_samples(rows.combine_chunks()), actor.vocabulary)
+        log = log.take(log.known)
+        if not len(log.state):
+            return pa.table({})
         return user_sums(policy_log_prob(actor, log), log.log_prob, log.feedback, config.cap, log.user_id)
 
     return estimates_of_sums(merge(map_samples(source, sums_of, "holdout")), config.options)

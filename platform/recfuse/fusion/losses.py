@@ -197,6 +197,18 @@ def target_weights(
     return TargetWeights(weight=weight, tau=tau, ess_share=effective_sample_share(scaled), capped_share=capped)
 
 
+def state_weights(log_ratios: Tensor, advantage: Tensor, lambdas: Tensor) -> Tensor:
+    """Weights of K vectors drawn in each state, w_k ∝ Π_j (π_j / π_b)^(λ_j / Λ) exp(A / Λ), [n, K], with Σ_k w_k = 1 in
+    every state (maths 5.6): the normaliser of the state is computed where one vector a state drops it.
+
+    Args:
+        log_ratios: [n, K, |S|], log π_j(a_k|s) − log π_b(a_k|s), with a_k drawn from π_b.
+        advantage: [n, K]; lambdas: [|S|], > 0, with the sum Λ.
+    """
+    total = lambdas.sum()
+    return ((log_ratios @ lambdas + advantage) / total).softmax(1).detach()
+
+
 def weighted_likelihood_loss(log_prob: Tensor, weight: Tensor) -> Tensor:
     """−mean(weight · log π), the weights held constant: stage two once its weights are known (maths 1.5)."""
     _require_shape("weight", weight, tuple(log_prob.shape))

@@ -301,6 +301,15 @@ class GaussianPolicies(nn.Module):
         mean, log_std = self.standardised(state)
         return self.action_mean + self.action_std * mean, self.action_std.log() + log_std
 
+    @torch.no_grad()
+    def start_at(self, action: Tensor) -> None:
+        """In every state μ becomes this action [M], and σ that of the logged actions."""
+        self.action_mean.copy_(action)
+        for parameter in (self.network.weights[-1], self.network.biases[-1]):
+            parameter.zero_()
+        if self.config.sigma == "free":
+            self.free.zero_()
+
     def standardised(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """μ and log σ in standard deviations of the logged actions."""
         x = (state - self.state_mean) / self.state_std

@@ -17,6 +17,10 @@ from recfuse.learning.metrics import ADVANTAGE_EXPLAINED, Metrics
 
 logger = logging.getLogger("recfuse")
 AdvantageKind = Literal["regressed", "sampled"]
+AdvantageChoice = Literal["auto", "replay", "regressed", "sampled"]
+ADVANTAGE_CHOICE_SENTENCE = (
+    "Policies learn from what a vector would have shown (replay), from the advantage regressed on the vector, or from "
+    "its samples; auto replays where the log keeps candidates.")
 ADVANTAGE_SENTENCE = ("Policies learn from the conditional expectation of the advantage given state and action, or "
                       "from its samples.")
 COLUMNS_SENTENCE = ("The regressed advantage has at most so many columns; above that, a wide state enters by its "
@@ -36,12 +40,13 @@ class Advantages:
     metrics: Metrics
 
 
-def advantages(context: Context[CriticConfig], kind: AdvantageKind, columns: int = COLUMNS) -> Advantages:
+def advantages(context: Context[CriticConfig], kind: AdvantageChoice, columns: int = COLUMNS) -> Advantages:
     """Advantages of every sample and critic, [n, c] (maths 1.3).
 
     Args:
         columns: the budget of the regression.
     """
+    assert kind != "replay", "phases of replay have advantages of their own"
     sampled = sampled_advantages(context)
     if kind == "sampled":
         return Advantages(sampled, sampled, {})
@@ -49,7 +54,7 @@ def advantages(context: Context[CriticConfig], kind: AdvantageKind, columns: int
     return Advantages(regressed, sampled, {ADVANTAGE_EXPLAINED: model.explained_variance})
 
 
-def mixed_advantages(context: Context[CriticConfig], kind: AdvantageKind, columns: int = COLUMNS) -> Advantages:
+def mixed_advantages(context: Context[CriticConfig], kind: AdvantageChoice, columns: int = COLUMNS) -> Advantages:
     """One advantage of every sample, [n]: of the mixed reward's critic, or the mixture of all critics' by the weights
     and multipliers as they stand. Mean 0, variance 1: the mean matters, because clipped ratios do not cancel it."""
     return context.memory.once("mixture", ("critics", "multipliers"),

@@ -26,6 +26,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 from recfuse.config import InvalidFieldError, require
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.learning.divergence import finite_or_raise
 from recfuse.learning.learner import FusionLearner
 from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.phases import Phase
@@ -57,7 +58,7 @@ class FusionAlgorithmConfig(AlgorithmConfig):
             InvalidFieldError: settings and vocabulary do not fit.
         """
         vocabulary = settings.apply_to(samples.vocabulary)
-        settings = settings.resolved(samples.has_density)
+        settings = settings.resolved(samples.has_density, samples.has_candidates)
         self.settings, self.samples = settings, samples
         self.environment(observation_space=_box(vocabulary.state_size), action_space=_box(vocabulary.action_size))
         self.learners(num_learners=settings.num_learners, num_gpus_per_learner=settings.gpus_per_learner,
@@ -141,7 +142,7 @@ class FusionAlgorithm(Algorithm):
 
     def _read(self) -> list[ray.data.DataIterator]:
         """Every learner reads all samples in the same order and takes its share of each minibatch."""
-        data = self.samples.dataset()
+        data = self.samples.dataset(self.settings.reads_replay)
         return [data.iterator() for _ in range(max(1, self.config.num_learners))]
 
     @property
@@ -164,11 +165,16 @@ class FusionAlgorithm(Algorithm):
             iteration=len(progress.losses))
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         metrics = plain_metrics(results[0])
-        if not np.isfinite(metrics["loss"]):
-            raise FloatingPointError(f"{phase.name}, iteration {len(progress.losses)}: loss is {metrics['loss']}")
+        self.require_finite(metrics["loss"])
         progress.history.append({"phase": phase.name, "iteration": len(progress.losses), **metrics})
         progress.losses.append(judged_loss(metrics))
         self._end_phase_where_due()
+
+    def require_finite(self, loss: float) -> None:
+        """Raises DivergedError where the loss of a pass is no number; nothing is kept of the pass."""
+        if not np.isfinite(loss):
+            results = self.learner_group.foreach_learner(lambda learner: learner.diverged)
+            finite_or_raise(loss, [result.get() for result in results])
 
     def _end_phase_where_due(self) -> bool:
         phase, progress = self.phase, self.progress

@@ -52,7 +52,8 @@ class CriticConfig(LearningSettings):
         names, starts = vocabulary.behaviour_names, values
         if self.mixes_rewards:
             names, starts = ("mixed",), (mixed_value(self, vocabulary, values),)
-        return Networks(critics=names, values=starts, targets=("critics",) if self.target_rate is not None else ())
+        return Networks(critics=names, values=starts, targets=("critics",) if self.target_rate is not None else (),
+                        trace_policy=self.targets == "v_trace")
 
     def learning_rates(self) -> dict[str, float]:
         """See `LearningSettings`."""
@@ -141,13 +142,14 @@ def _trace(context: Context[CriticConfig]) -> tuple[Tensor, Tensor]:
 
 def _trace_of_window(context: Context[CriticConfig], window: Batch, position: int) -> Any:
     module, rewards = context.module, context.rewards
+    policy = module.policy if module.trace_policy is None else module.trace_policy
     starts = range(0, len(window["done"]), CHUNK)
     cuts = [{name: column[start : start + CHUNK] for name, column in window.items()} for start in starts]
     values = [module.critics(cut["state"]) for cut in cuts]
     following = torch.cat([rewards.next_values(cut["next_state"], like)
                            for cut, like in zip(cuts, values, strict=True)])
     value = torch.cat(values)
-    log_prob = torch.cat([module.policy.log_prob(cut["state"], cut["action"])[:, 0] for cut in cuts])
+    log_prob = torch.cat([policy.log_prob(cut["state"], cut["action"])[:, 0] for cut in cuts])
     continues = torch.zeros(len(value), dtype=torch.bool, device=value.device)
     # Whoever shuffled the samples gets one step; a session is followed only where it goes on in the next row.
     continues[:-1] = (window["done"][:-1] == 0) & (window["next_state"][:-1] == window["state"][1:]).all(1)
@@ -158,7 +160,9 @@ def _trace_of_window(context: Context[CriticConfig], window: Batch, position: in
 
 
 def prepare_targets(context: Context[CriticConfig]) -> Prepared:
-    """V-trace's targets under the critics and the policy as they stand."""
+    """V-trace's targets under the critics and the policy as they stand. Phases in which the critics rest go on with
+    that policy, which a checkpoint holds, while their own moves."""
+    context.module.keep_trace_policy()
     return Prepared(trace_targets(context))
 
 

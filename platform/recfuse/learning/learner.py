@@ -18,8 +18,18 @@ from recfuse.config import require
 from recfuse.learning.allocation import keep_freed_memory
 from recfuse.learning.columns import CHUNK
 from recfuse.learning.context import Context
+from recfuse.learning.divergence import describe_divergence, has_diverged
 from recfuse.learning.gradients import Batch, split, take_step
-from recfuse.learning.metrics import GRADIENT_NORM, LOSS, HeldOut, Metric, Metrics, join_steps, means_over_pass
+from recfuse.learning.metrics import (
+    GRADIENT_NORM,
+    LOSS,
+    HeldOut,
+    Metric,
+    Metrics,
+    join_steps,
+    means_over_pass,
+    steps_of_pass,
+)
 from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.phases import Phase, Prepared, Step, names_of
 from recfuse.learning.rewards import Rewards
@@ -39,6 +49,9 @@ class FusionLearner(TorchLearner):
     One `update` is one pass over the samples. A global minibatch has `LearningSettings.parts` parts, of which every
     worker takes its share; their gradients are summed pairwise in the order of the parts, after one collective a step.
     So a number of workers that divides them changes not a bit, and another nothing but rounding.
+
+    Attributes:
+        diverged: what there is to say of a pass whose loss is no number; "" before there is one.
     """
 
     def build(self) -> None:
@@ -50,6 +63,7 @@ class FusionLearner(TorchLearner):
         self._context: Context[Any] | None = None
         self._drawn_only = False
         self._states: Tensor | None = None
+        self.diverged = ""
         keep_freed_memory()
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -124,9 +138,10 @@ class FusionLearner(TorchLearner):
         if isinstance(iterator, InMemory):
             rows, drawn = iterator.rows, iterator.drawn
         windows = Windows(iterator, vocabulary.behaviours, samples.reward_std, rows,
-                          settings.window_rows_of(vocabulary), settings.memory_mib << 20, self._device, drawn)
+                          settings.window_rows_of(vocabulary), settings.memory_mib << 20, self._device, drawn,
+                          samples.replay_shape if settings.reads_replay else None)
         rewards = Rewards(settings.scalarisation(vocabulary), settings.mixes_rewards, vocabulary, self.fusion,
-                          self._device)
+                          self._device, samples.reward_std)
         return Context(settings, vocabulary, self.fusion, rewards, windows, self._device, self._learner_index,
                        self._workers)
 
@@ -171,7 +186,12 @@ class FusionLearner(TorchLearner):
                     rows = np.arange(min(count, _DIAGNOSTIC_ROWS))
             self._judge(held_out, phase, window, position, rows[context.rank :: context.workers], prepared)
         require(bool(seen), "holdout", settings.holdout, "a share that leaves a sample for each shard")
-        return self._metrics(phase, means_over_pass(seen, context.parts, context.workers), held_out, prepared)
+        of_steps = steps_of_pass(seen, context.parts, context.workers)
+        means = means_over_pass(of_steps)
+        if has_diverged(context, phase, means[LOSS]):
+            self.diverged = describe_divergence(context, phase, iteration, of_steps, prepared)
+            return {LOSS: means[LOSS] * torch.nan}
+        return self._metrics(phase, means, held_out, prepared)
 
     @torch.no_grad()
     def _prepare(self, phase: Phase) -> Prepared:

@@ -74,18 +74,24 @@ def join_steps(steps: Sequence[Sequence[Metrics]]) -> list[Metrics]:
             for of_part in zip(*steps, strict=True)]
 
 
-def means_over_pass(seen: Sequence[Metrics], parts: int, workers: int) -> dict[Metric, Tensor]:
-    """Means over the steps and parts of a pass, of all workers, with the same bits for any number of them.
+def steps_of_pass(seen: Sequence[Metrics], parts: int, workers: int) -> dict[Metric, Tensor]:
+    """Metrics of the steps and parts of a pass, of all workers, [steps, parts, …] each, the same for any number of
+    them.
 
     Args:
         seen: metrics of every part of every step of this worker, in order.
         parts: of a step, of this worker.
     """
-    # [steps, parts, …] of all workers, so that the mean, which multipliers may follow, has the same bits.
     values = {metric: torch.stack([each[metric] for each in seen]).unflatten(0, (-1, parts)) for metric in seen[0]}
     if workers > 1:
         values = {metric: torch.cat(gathered(value, workers), 1) for metric, value in values.items()}
-    return {metric: value.flatten(0, 1).mean(0) for metric, value in values.items()}
+    return values
+
+
+def means_over_pass(steps: Metrics) -> dict[Metric, Tensor]:
+    """Means over the steps and parts of a pass, of the same bits for any number of workers: multipliers may follow
+    them."""
+    return {metric: value.flatten(0, 1).mean(0) for metric, value in steps.items()}
 
 
 class HeldOut:

@@ -12,6 +12,7 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from recfuse.behaviours import Vocabulary
+from recfuse.fusion.effects import Modifiers
 from recfuse.fusion.networks import (
     ActionValues,
     Critics,
@@ -23,6 +24,10 @@ from recfuse.fusion.networks import (
 from recfuse.fusion.policies import FixedGaussian
 
 N = TypeVar("N", bound=nn.Module)
+# The first numbers of a state that effects may depend on; the memory of their regression grows with the square.
+_MODIFIERS = 64
+# A number of the state counts as no further from its mean, in standard deviations: effects are linear in it.
+_FAR = 3.0
 
 
 class FusionPolicyModule(TorchRLModule):
@@ -37,8 +42,13 @@ class FusionPolicyModule(TorchRLModule):
         critics: one per behaviour, in the vocabulary's order; or one of their mixture.
         action_values: values of state and action.
         behaviour: the estimate of the logged policy; None where the log has its density.
+        trace_policy: the policy that V-trace corrects to; None where critics learn from one step.
         multipliers: [|S|], those that dual ascent has found so far; they travel with the parameters.
         vector_mean, vector_std: [M], the distribution of a searched vector.
+        page_effects, trial_effects, judge_effects: [U, M, 1 + |S|], relative effects of a page's columns, by all
+            users and by either half of them; trial_vector: [M], the vector of the first half.
+        attention_decay: of a page's places; lambda_total: Λ of the closed form, as it was chosen.
+        publishes_vector: the policy is not better than the vector.
     """
 
     policy: GaussianPolicies
@@ -46,9 +56,17 @@ class FusionPolicyModule(TorchRLModule):
     critics: Critics
     action_values: ActionValues
     behaviour: GaussianPolicies | None
+    trace_policy: GaussianPolicies | None
     multipliers: Tensor
     vector_mean: Tensor
     vector_std: Tensor
+    page_effects: Tensor
+    trial_effects: Tensor
+    judge_effects: Tensor
+    trial_vector: Tensor
+    attention_decay: Tensor
+    lambda_total: Tensor
+    publishes_vector: Tensor
 
     def setup(self) -> None:
         """Builds the networks; the same seed gives the same parameters in every worker."""
@@ -65,11 +83,31 @@ class FusionPolicyModule(TorchRLModule):
         if config["action_values"]:
             self.action_values = ActionValues(config["action_values"], network, normalisation, seed, config["value"])
         self.behaviour = _constant_copy(self.policy) if config["behaviour"] else None
+        self.trace_policy = _constant_copy(self.policy) if config["trace_policy"] else None
         for name in config["targets"]:
             setattr(self, f"target_{name}", _constant_copy(getattr(self, name)))
         self.register_buffer("multipliers", torch.zeros(len(vocabulary.short_term)))
         self.register_buffer("vector_mean", self.policy.action_mean.clone())
         self.register_buffer("vector_std", self.policy.action_std.clone())
+        self._register_replay(vocabulary)
+
+    def _register_replay(self, vocabulary: Vocabulary) -> None:
+        """What replay finds: relative effects of a page's columns, of all users and of either half, and vectors."""
+        # What candidates say in the state is in the columns already, and would be counted twice.
+        self.modifiers = Modifiers(max(1, len(vocabulary.scenes)), min(vocabulary.context_size, _MODIFIERS))
+        shape = (self.modifiers.width, vocabulary.action_size, 1 + len(vocabulary.short_term))
+        for name in ("page_effects", "trial_effects", "judge_effects"):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("trial_vector", self.policy.action_mean.clone())
+        self.register_buffer("attention_decay", torch.ones(()))
+        self.register_buffer("lambda_total", torch.ones(()))
+        self.register_buffer("publishes_vector", torch.zeros((), dtype=torch.bool))
+
+    def modifiers_of(self, state: Tensor, scene: Tensor) -> Tensor:
+        """[n, U], what the effects of requests with these states [n, S] and scenes int64[n] depend on."""
+        count = self.modifiers.numbers
+        numbers = (state[:, :count] - self.policy.state_mean[:count]) / self.policy.state_std[:count]
+        return self.modifiers.of(scene, numbers.clamp(-_FAR, _FAR))
 
     def _forward(self, batch: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """RLlib's interface to the policy that serves: parameters of its Gaussian, mean and log σ side by side."""
@@ -77,8 +115,9 @@ class FusionPolicyModule(TorchRLModule):
         return {Columns.ACTION_DIST_INPUTS: torch.cat([mu[:, 0], log_sigma[:, 0]], dim=-1)}
 
     def served(self) -> GaussianPolicies | FixedGaussian:
-        """What serves: the long-term policy; or the searched vector, with the spread of the logged actions."""
-        if not self.model_config["is_vector"]:
+        """What serves: the long-term policy; or the searched vector, with the spread of the logged actions, also where
+        replay does not find the policy better than it."""
+        if not self.model_config["is_vector"] and not bool(self.publishes_vector):
             return self.policy
         return FixedGaussian(self.vector_mean.cpu().numpy(), self.policy.action_std.cpu().numpy())
 
@@ -100,6 +139,11 @@ class FusionPolicyModule(TorchRLModule):
         """Copies the policy, which by then imitates the logged one, into the estimate of the logged policy."""
         if self.behaviour is not None:
             _copy_parameters(self.behaviour, self.policy)
+
+    def keep_trace_policy(self) -> None:
+        """Copies the policy as it stands into the one that V-trace corrects to."""
+        if self.trace_policy is not None:
+            _copy_parameters(self.trace_policy, self.policy)
 
     def start_targets(self) -> None:
         """Copies every network that has a target network into it."""

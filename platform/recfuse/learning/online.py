@@ -184,7 +184,9 @@ class OnlineActorCritic(FusionAlgorithm):
                 results = self.learner_group.update(
                     training_data=data, phase=phase, iteration=iteration * online.passes + number,
                     fresh=phase == phases[0] and number == 0)
-            entry |= plain_metrics(results[0])
+            metrics = plain_metrics(results[0])
+            self.require_finite(metrics["loss"])
+            entry |= metrics
         self.progress.history.append(entry)
 
     def _roll(self, iteration: int) -> list[Columns]:

@@ -17,19 +17,23 @@ class Rewards:
     Attributes:
         short, long: positions of the behaviours of each kind.
         discount: [c], of the critics.
+        units: [m], the transformed feedback that a reward of 1 stands for.
 
     Args:
         mixture: weight of each behaviour in a mixed reward or advantage.
         is_mixed: critics predict the mixture, and not every behaviour.
+        std: of every behaviour's transformed and scaled feedback; 1 where it is not given.
     """
 
     def __init__(
         self, mixture: Sequence[float], is_mixed: bool, vocabulary: Vocabulary, module: FusionPolicyModule,
-        device: torch.device,
+        device: torch.device, std: Sequence[float] = (),
     ) -> None:
         behaviours = vocabulary.behaviours
         self.short = [index for index, behaviour in enumerate(behaviours) if behaviour.kind == "short_term"]
         self.long = [index for index, behaviour in enumerate(behaviours) if behaviour.kind == "long_term"]
+        scale = torch.tensor([behaviour.scale for behaviour in behaviours], dtype=torch.float64)
+        self.units = scale * torch.tensor(std or [1.0] * len(behaviours), dtype=torch.float64)
         discounts = [behaviour.gamma for behaviour in behaviours]
         if is_mixed:
             discounts = [max(behaviours[index].gamma for index in self.long)]

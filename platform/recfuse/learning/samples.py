@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError, require
 from recfuse.fusion.networks import Normalisation
+from recfuse.learning.candidates import COLUMNS as REPLAY_COLUMNS
+from recfuse.learning.candidates import NEEDED, ReplayShape, ReplayTotals, replay_arrays, shape_of, to_arrow
 from recfuse.learning.moments import Totals
 from recfuse.logs.schema import sample_schema
 from recfuse.logs.source import BROKEN, LogFile, LogSource, open_log
@@ -55,6 +57,9 @@ class SampleSet:
         fingerprint: of every byte of the files, and of the vocabulary.
         has_density: whether every sample whose action was drawn has the density of it.
         not_drawn: how many samples have an action that was not drawn.
+        has_candidates: whether every sample whose action was drawn says what there was to rank, what was shown, and
+            which policy drew it.
+        candidates, page: the most candidates and the longest page of a sample; 0 where none are known.
         files: paths of the Parquet files on the filesystem, in order.
         filesystem: of pyarrow.
     """
@@ -68,6 +73,9 @@ class SampleSet:
     fingerprint: str
     has_density: bool = True
     not_drawn: int = 0
+    has_candidates: bool = False
+    candidates: int = 0
+    page: int = 0
     files: tuple[str, ...] = ()
     filesystem: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)
 
@@ -86,11 +94,12 @@ class SampleSet:
         """
         source = open_log(str(directory), name="samples")
         vocabulary, files = source.vocabulary, tuple(file.path for file in source.files)
-        _check_files(source)
-        total = Totals(vocabulary, action_range)
-        for batch in _batches(source):
+        for_replay = NEEDED if _check_files(source) else ()
+        total, replay = Totals(vocabulary, action_range), ReplayTotals()
+        for batch in _batches(source, for_replay):
             if batch.num_rows:
                 table = pa.Table.from_batches([batch])
+                replay.add(table, drawn_rows(table))
                 total.add(arrays(table), drawn_rows(table))
         require(total.rows > 0, "samples", str(directory), "at least one row")
         require(total.drawn > 0, "samples.explored", f"false in all {total.rows:,} rows",
@@ -99,18 +108,23 @@ class SampleSet:
         moments = total.moments()
         return cls(vocabulary, total.rows, Normalisation(*moments["state"], *moments["action"]), *moments["feedback"],
                    done_mean=total.ends / total.rows, fingerprint=fingerprint_of(source),
-                   has_density=total.lacking == 0, not_drawn=total.rows - total.drawn, files=files,
+                   has_density=total.lacking == 0, not_drawn=total.rows - total.drawn,
+                   has_candidates=replay.lacking == 0, candidates=replay.candidates, page=replay.page, files=files,
                    filesystem=source.table.filesystem)
 
     @classmethod
-    def of(cls, columns: Mapping[str, NDArray[np.float32]], vocabulary: Vocabulary, name: str) -> SampleSet:
-        """Samples in memory, by the names of COLUMNS; `name` tells them from others."""
+    def of(cls, columns: Mapping[str, NDArray[Any]], vocabulary: Vocabulary, name: str) -> SampleSet:
+        """Samples in memory, by the names of COLUMNS, and of `candidates.ARRAYS` where replay is to read them; `name`
+        tells them from others."""
         total = Totals(vocabulary)
         rows = len(columns["done"])
         total.add({column: columns[column] for column in COLUMNS}, columns.get(EXPLORED, np.ones(rows)).astype(bool))
         moments = total.moments()
+        shape = shape_of(columns, vocabulary)
         return cls(vocabulary, rows, Normalisation(*moments["state"], *moments["action"]), *moments["feedback"],
-                   done_mean=float(columns["done"].mean()), fingerprint=name, not_drawn=rows - total.drawn)
+                   done_mean=float(columns["done"].mean()), fingerprint=name, not_drawn=rows - total.drawn,
+                   has_candidates=shape is not None, candidates=shape.candidates if shape else 0,
+                   page=shape.page if shape else 0)
 
     @property
     def mean_values(self) -> tuple[float, ...]:
@@ -119,31 +133,46 @@ class SampleSet:
         return tuple(mean / std / (1.0 - behaviour.gamma * (1.0 - self.done_mean)) for behaviour, mean, std in moments)
 
     @property
+    def replay_shape(self) -> ReplayShape:
+        """How wide the columns of replay are."""
+        return ReplayShape(self.vocabulary.action_size, self.candidates, self.page, self.vocabulary.scenes)
+
+    @property
     def schema(self) -> pa.Schema:
-        """Of what the learner reads."""
+        """Of what the learner reads without replay."""
         return _read_schema(self.vocabulary)
 
-    def dataset(self) -> ray.data.Dataset:
-        """The samples as a Ray dataset, whose rows come in the same order every time."""
-        data = read_parquet(self.files, filesystem=self.filesystem, schema=self.schema)
-        data = data.select_columns(self.schema.names)
+    def dataset(self, replay: bool = False) -> ray.data.Dataset:
+        """The samples as a Ray dataset, whose rows come in the same order every time.
+
+        Args:
+            replay: with the columns of `candidates.COLUMNS`.
+        """
+        schema = _read_schema(self.vocabulary, REPLAY_COLUMNS if replay else ())
+        data = read_parquet(self.files, filesystem=self.filesystem, schema=schema)
+        data = data.select_columns(schema.names)
         data.context.execution_options.preserve_order = True
         data.context.enable_progress_bars = False
         return data
 
-    def columns(self) -> dict[str, NDArray[np.float32]]:
-        """All of it in memory, by the names of COLUMNS, and `explored` (1 or 0) where an action was not drawn."""
-        data = pyarrow.dataset.dataset(list(self.files), schema=self.schema, format="parquet",
-                                       filesystem=self.filesystem)
+    def columns(self, replay: bool = False) -> dict[str, NDArray[Any]]:
+        """All of it in memory, by the names of COLUMNS, and `explored` (1 or 0) where an action was not drawn.
+
+        Args:
+            replay: with `candidates.ARRAYS`.
+        """
+        data = pyarrow.dataset.dataset(
+            list(self.files), schema=_read_schema(self.vocabulary, REPLAY_COLUMNS if replay else ()),
+            format="parquet", filesystem=self.filesystem)
         table = data.to_table()
-        columns = arrays(table)
+        columns = arrays(table) | (replay_arrays(table, self.replay_shape) if replay else {})
         return {**columns, EXPLORED: drawn_rows(table).astype(np.float32)} if self.not_drawn else columns
 
 
 class InMemory:
     """One batch of samples as the learner reads a dataset: what it uses of Ray Data's iterator."""
 
-    def __init__(self, columns: Mapping[str, NDArray[np.float32]]) -> None:
+    def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
         self._columns = columns
         self.rows = len(columns["done"])
 
@@ -157,6 +186,7 @@ class InMemory:
         for start in range(0, self.rows, batch_size):
             part = {name: values[start : start + batch_size] for name, values in self._columns.items()}
             table = {name: _arrow(part[name]) for name in COLUMNS}
+            table |= to_arrow(part)
             if EXPLORED in part:
                 table[EXPLORED] = pa.array(part[EXPLORED].astype(bool))
             yield pa.table(table)
@@ -210,13 +240,13 @@ def fingerprint_of(source: LogSource) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def _read_schema(vocabulary: Vocabulary) -> pa.Schema:
+def _read_schema(vocabulary: Vocabulary, more: tuple[str, ...] = ()) -> pa.Schema:
     schema = sample_schema(vocabulary)
-    return pa.schema([schema.field(name) for name in (*COLUMNS, EXPLORED)])
+    return pa.schema([schema.field(name) for name in (*COLUMNS, EXPLORED, *more)])
 
 
-def _batches(source: LogSource) -> Iterator[pa.RecordBatch]:
-    schema = _read_schema(source.vocabulary)
+def _batches(source: LogSource, more: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    schema = _read_schema(source.vocabulary, more)
     # Checksums of pages are looked at once, here; the learner's own reading trusts them.
     options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
     files, filesystem = [file.path for file in source.files], source.table.filesystem
@@ -247,8 +277,9 @@ def _broken_file(source: LogSource, columns: list[str]) -> str:
     return source.location.uri
 
 
-def _check_files(source: LogSource) -> None:
-    """Raises InvalidFieldError where a file is unreadable, or lacks a column or has another type of it."""
+def _check_files(source: LogSource) -> bool:
+    """Whether a file has what replay needs; raises InvalidFieldError where one is unreadable, or lacks another column
+    or has another type of one."""
     expected = sample_schema(source.vocabulary)
 
     def footer(file: LogFile) -> pa.Schema | str:
@@ -273,9 +304,11 @@ def _check_files(source: LogSource) -> None:
             require(schema.names.count(column) == 1, f"samples.{column}", schema.names, f"a column of this name{where}")
             given, allowed = schema.field(column).type, expected.field(column).type
             require(given == allowed, f"samples.{column}", str(given), f"{allowed}{where}")
-        if EXPLORED in schema.names:
-            given = schema.field(EXPLORED).type
-            require(given == pa.bool_(), f"samples.{EXPLORED}", str(given), f"bool{where}")
+        for column in (EXPLORED, *NEEDED, "predictions"):
+            if column in schema.names:
+                given, allowed = schema.field(column).type, expected.field(column).type
+                require(given == allowed, f"samples.{column}", str(given), f"{allowed}{where}")
+    return any(set(REPLAY_COLUMNS) <= set(schema.names) for schema in schemas if isinstance(schema, pa.Schema))
 
 
 def _first_line(error: BaseException) -> str:

@@ -31,6 +31,7 @@ class Networks:
         auxiliaries: names of the auxiliary policies.
         action_values: how many networks of the value of actions, and value: about what it is at first.
         targets: names of the networks that have a target network.
+        trace_policy: the policy that V-trace corrects to is kept as it was when the critics were last fitted.
         is_vector: one vector is searched for all requests, in place of the policy.
     """
 
@@ -40,6 +41,7 @@ class Networks:
     action_values: int = 0
     value: float = 0.0
     targets: tuple[str, ...] = ()
+    trace_policy: bool = False
     is_vector: bool = False
 
 
@@ -86,7 +88,7 @@ class LearningSettings(Config):
     window_rows: int = Field(262_144, description="Samples are shuffled within windows of so many consecutive rows; "
                              "of very wide states, within 1 GiB of them.", ge=1)
     memory_mib: int = Field(
-        512, description="Samples up to this size, in MiB, stay in each learner's memory; larger ones are streamed.",
+        1536, description="Samples up to this size, in MiB, stay in each learner's memory; larger ones are streamed.",
         ge=0)
     threads: int = Field(
         1, description="Each learner computes with so many threads; where cores are shared, one is fastest.", ge=1)
@@ -146,8 +148,16 @@ class LearningSettings(Config):
         """The phase of this name; there must be one."""
         return next(phase for phase in self.phases if phase.name == name)
 
-    def resolved(self, has_density: bool) -> Self:
+    @property
+    def reads_replay(self) -> bool:
+        """Whether phases read what there was to rank."""
+        return False
+
+    def resolved(self, has_density: bool, has_candidates: bool = False) -> Self:
         """The settings with `density` decided, for samples of which each has its density, or not.
+
+        Args:
+            has_candidates: every sample says what there was to rank.
 
         Raises:
             InvalidFieldError: `density` is `logged`, and the samples lack it.

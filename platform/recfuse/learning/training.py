@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import json
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,17 +15,22 @@ from typing import Any, Self
 import ray.exceptions
 from pydantic import Field
 
+from recfuse.behaviours import Vocabulary
+from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import Config, InvalidFieldError
 from recfuse.fusion.advantages import plan
 from recfuse.fusion.inference import export_policy
 from recfuse.learning import registry
 from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
+from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.resume import RunIdentity, identity_of, write_atomically
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 from recfuse.runtime.outputs import Output, claim
+from recfuse.stats.ranking import POOLED
+from recfuse.stats.slopes import read_slopes
 
 logger = logging.getLogger("recfuse")
 JOB = "train_fusion"
@@ -41,6 +48,9 @@ class TrainFusionConfig(Config):
     output: str = Field(
         "runs/fusion", description="This directory gets the bundle, the metrics, the history and the checkpoint, from "
         "which a rerun goes on.", min_length=1)
+    scorer: str = Field(
+        "", description="This scorer's bundle, or the newest in this directory, gives the slopes of realised on "
+        "predicted; empty takes those of the log alone.")
     learning: LearningSettings = Field(
         default_factory=registry.settings, description="Algorithm, networks, rates and stopping rules are these.")
 
@@ -76,7 +86,8 @@ def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
 def _train(config: TrainFusionConfig, claimed: Output) -> TrainFusionResult:
     output = claimed.local_directory
     samples = SampleSet.open(config.samples, config.learning.network.action_range)
-    config = config.replace(learning=config.learning.resolved(samples.has_density))
+    config = config.replace(learning=_with_slopes(
+        config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer, samples.vocabulary))
     logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s (run %s)", f"{samples.rows:,}",
                 samples.vocabulary.state_size, samples.vocabulary.action_size,
                 ", ".join(samples.vocabulary.behaviour_names), _identity(config, samples))
@@ -91,8 +102,34 @@ def _train(config: TrainFusionConfig, claimed: Output) -> TrainFusionResult:
                                data_fingerprint=samples.fingerprint, metrics=metrics)
     write_atomically(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
     write_atomically(output / METRICS, json.dumps(metrics, indent=1))
+    for line in verdicts(metrics):
+        logger.info("train_fusion: %s", line)
     logger.info("train_fusion: wrote %s", bundle)
     return TrainFusionResult(bundle, metrics, output / HISTORY, run.resumed_at)
+
+
+def verdicts(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What replay on other users decided, in a sentence; nothing where it was not asked."""
+    gate = metrics.get("gate")
+    if gate is None:
+        return []
+    found = f"{gate['gain']:+.2%} ± {1.96 * gate['gain_error']:.2%}"
+    published = "the vector is published" if gate["publishes_vector"] else "the policy is published"
+    return [f"replay on other users finds the policy {found} over one vector for everybody, of what a request brings: "
+            f"{published}"]
+
+
+def _with_slopes(settings: LearningSettings, scorer: str, vocabulary: Vocabulary) -> LearningSettings:
+    """The settings with the slopes of a scorer's predictions, where they learn from replay."""
+    if not scorer or not isinstance(settings, ReplayAlgorithmConfig) or not settings.reads_replay:
+        return settings
+    manifest = read_bundle(newest_bundle(scorer, "scenes"), "scenes").manifest
+    pooled = {task: scenes[POOLED] for task, scenes in read_slopes(manifest.get("slopes", {})).items()
+              if POOLED in scenes}
+    known = {behaviour.name: (pooled[behaviour.name].slope, pooled[behaviour.name].error)
+             for behaviour in vocabulary.short_term if behaviour.name in pooled}
+    usable = {name: pair for name, pair in known.items() if all(map(math.isfinite, pair)) and pair[1] > 0}
+    return settings.replace(replay=settings.replay.replace(slopes={**usable, **settings.replay.slopes}))
 
 
 def _notes(settings: LearningSettings, samples: SampleSet) -> list[str]:
@@ -184,7 +221,9 @@ def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
 
 
 def _run_identity(config: TrainFusionConfig, samples: SampleSet) -> RunIdentity:
-    return identity_of(JOB, config.learning.resolved(samples.has_density).to_dict(), samples=samples.fingerprint)
+    learning = _with_slopes(config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer,
+                            samples.vocabulary)
+    return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint)
 
 
 def _run(algorithm: FusionAlgorithm, checkpoint: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,12 @@ from torch import Tensor
 
 from recfuse.behaviours import Behaviour
 from recfuse.learning.allocation import return_freed_memory
+from recfuse.learning.candidates import ReplayShape, replay_arrays
 from recfuse.learning.moments import rewards
 from recfuse.learning.samples import InMemory, arrays, drawn_rows
+
+# Columns of replay may take so many bytes of a window, as long as it holds so many rows.
+_REPLAY_BYTES, _LEAST_ROWS = 256 << 20, 8_192
 
 
 class Rows(Protocol):
@@ -34,7 +38,7 @@ class Rows(Protocol):
 
 class Windows:
     """All samples in windows, each a dict of tensors on the learner's device: the columns of samples, and `explored`,
-    whether the action was drawn.
+    whether the action was drawn; for replay also those of `candidates.ARRAYS`.
 
     Samples within the memory limit are read once and kept; larger ones are streamed in every pass, while Ray Data
     reads ahead.
@@ -48,6 +52,7 @@ class Windows:
         memory_bytes: the limit.
         device: where the tensors go.
         drawn: how many samples have an action that was drawn; None for all.
+        replay: how wide the columns of replay are, where these are read too.
     """
 
     def __init__(
@@ -60,10 +65,13 @@ class Windows:
         memory_bytes: int,
         device: torch.device,
         drawn: int | None = None,
+        replay: ReplayShape | None = None,
     ) -> None:
         self._iterator, self._behaviours, self._device = iterator, behaviours, device
         self._reward_std = np.asarray(reward_std, np.float32)
-        self.rows, self._window_rows, self._memory_bytes = rows, window_rows, memory_bytes
+        self.rows, self._memory_bytes, self._replay = rows, memory_bytes, replay
+        self._window_rows = window_rows if replay is None else min(
+            window_rows, max(_LEAST_ROWS, _REPLAY_BYTES // replay.row_bytes))
         self.drawn_rows = rows if drawn is None else drawn
         self._kept: list[dict[str, Tensor]] | None = None
 
@@ -95,7 +103,9 @@ class Windows:
     def _read(self) -> Iterator[dict[str, Tensor]]:
         batches = self._iterator.iter_batches(batch_size=self._window_rows, batch_format="pyarrow", prefetch_batches=1)
         for table in batches:
-            columns = arrays(table)
+            columns: dict[str, NDArray[Any]] = {**arrays(table)}
+            if self._replay is not None:
+                columns |= replay_arrays(table, self._replay)
             columns["feedback"] = rewards(columns["feedback"], self._behaviours) / self._reward_std
             # A copy: Arrow's memory is read-only, and shared with the object store.
             window = {name: torch.from_numpy(np.array(values)).to(self._device) for name, values in columns.items()}

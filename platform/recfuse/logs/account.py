@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from recfuse.config import InvalidFieldError
 
+# Share of quarantined rows beyond which a job ends with an error, where its config says nothing else.
+QUARANTINE_LIMIT = 0.05
+
 
 @dataclass(frozen=True)
 class Account:

@@ -14,12 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recfuse.config import InvalidFieldError
+from recfuse.logs.schema import CANDIDATES
 
 # Columns of text: identities, and the two that the vocabulary may list.
 IDENTITIES = ("session_id", "request_id", "user_id", "model_version", "scorer_version", "vocabulary_hash")
 WORDS = ("stage", "scene")
 NUMBER_LISTS = ("state", "mu", "sigma", "action")
 FLAGS = ("last", "explored")
+# What says nothing without the candidates: logs may have columns of these names that are something else.
+_OF_CANDIDATES = ("candidates_total", "shown")
 _types = pa.types
 
 
@@ -54,26 +57,35 @@ def plain_columns(table: pa.Table, behaviours: tuple[str, ...], known: tuple[str
         count = table.column_names.count(name)
         if count > 1:
             raise InvalidFieldError(name, f"{count} columns of this name", "one")
-        if count == 0:
+        if count == 0 or (name in _OF_CANDIDATES and "candidates" not in table.column_names):
             continue
         column = _decoded(table[name])
-        if name in IDENTITIES or name in WORDS:
-            columns[name] = _text(column, name)
-        elif name == "ts":
+        if name == "ts":
             columns[name], note = _time(column)
             notes += note
-        elif name in NUMBER_LISTS:
-            columns[name] = _number_list(column, name)
-        elif name == "action_logp":
-            columns[name] = _number(column, name, pa.float64())
-        elif name in FLAGS:
-            columns[name] = _flag(column, name)
         elif name == "feedback":
             columns[name], note = _feedback(column, behaviours)
             notes += note
-        elif name == "position":
-            columns[name] = _position(column)
+        elif (converted := _converted(column, name)) is not None:
+            columns[name] = converted
     return Plain(pa.table(columns) if columns else table.select([]), tuple(notes))
+
+
+def _converted(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray | None:
+    """A column of which there is nothing to note; None for one that no job reads."""
+    if name in IDENTITIES or name in WORDS:
+        return _text(column, name)
+    if name in NUMBER_LISTS:
+        return _number_list(column, name)
+    if name == "action_logp":
+        return _number(column, name, pa.float64())
+    if name in FLAGS:
+        return _flag(column, name)
+    if name in ("position", "candidates_total"):
+        return _integer(column, name)
+    if name == "candidates":
+        return _candidates(column)
+    return _lists(column, name, _integer) if name == "shown" else None
 
 
 def without_views(table: pa.Table) -> pa.Table:
@@ -175,9 +187,9 @@ def _time(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[str]]:
 
 def _number_list(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     kind = column.type
-    nested = (_types.is_list(kind) or _types.is_large_list(kind) or _types.is_fixed_size_list(kind)
-              or _types.is_list_view(kind) or _types.is_large_list_view(kind))
-    if not nested or not is_number(kind.value_type):
+    if _types.is_null(kind):
+        return pc.cast(column, pa.list_(pa.float32()))
+    if not _is_nested(kind) or not is_number(kind.value_type):
         raise InvalidFieldError(name, str(kind), "a list of numbers")
     if _types.is_list_view(kind) or _types.is_large_list_view(kind):
         column = pa.chunked_array([_without_views(chunk) for chunk in column.chunks], pa.large_list(kind.value_type))
@@ -186,11 +198,20 @@ def _number_list(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return column
 
 
+def _is_nested(kind: pa.DataType) -> bool:
+    return bool(_types.is_list(kind) or _types.is_large_list(kind) or _types.is_fixed_size_list(kind)
+                or _types.is_list_view(kind) or _types.is_large_list_view(kind))
+
+
 def _without_views(chunk: pa.Array) -> pa.Array:
     """pyarrow's cast of list views loses rows that lie behind a slice; their flattened values are right."""
-    lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
-    ends = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
-    return pa.LargeListArray.from_arrays(ends, chunk.flatten(), mask=pc.is_null(chunk))
+    return pa.LargeListArray.from_arrays(_ends(chunk), chunk.flatten(), mask=pc.is_null(chunk))
+
+
+def _ends(lists: pa.Array) -> pa.Array:
+    """Offsets of the flattened values."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
 
 def _number(column: pa.ChunkedArray, name: str, to: pa.DataType) -> pa.ChunkedArray:
@@ -199,16 +220,57 @@ def _number(column: pa.ChunkedArray, name: str, to: pa.DataType) -> pa.ChunkedAr
     return pc.cast(column, to, safe=False)
 
 
-def _position(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _integer(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if not (_types.is_integer(column.type) or _types.is_null(column.type)):
-        raise InvalidFieldError("position", str(column.type), "an integer")
+        raise InvalidFieldError(name, str(column.type), "an integer")
     return pc.cast(column, pa.int64())
+
+
+def _candidates(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A struct of `item_ids`, `predictions` in half or single precision, and `seen`; the first and last may lack."""
+    kind, parts = column.type, {"item_ids": _text, "predictions": _floats, "seen": _flag}
+    if _types.is_null(kind):
+        return pc.cast(column, CANDIDATES)
+    if not _types.is_struct(kind) or [field.name for field in kind].count("predictions") != 1:
+        raise InvalidFieldError("candidates", str(kind), f"a struct of {', '.join(parts)}")
+    fields = []
+    for name, convert in parts.items():
+        known = kind.get_field_index(name) >= 0
+        given = pc.struct_field(column, name) if known else pa.chunked_array([pa.nulls(len(column))])
+        fields.append(_joined(_lists(given, f"candidates.{name}", convert)))
+    return pa.chunked_array([pa.StructArray.from_arrays(fields, list(parts), mask=_joined(pc.is_null(column)))])
+
+
+def _lists(column: pa.ChunkedArray, name: str, convert: Callable[[pa.ChunkedArray, str], pa.ChunkedArray]
+           ) -> pa.ChunkedArray:
+    """Large lists of converted elements."""
+    column = _decoded(column)
+    if _types.is_null(column.type):
+        column = pc.cast(column, pa.large_list(pa.null()))
+    if not _is_nested(column.type):
+        raise InvalidFieldError(name, str(column.type), "a list")
+    whole = _joined(column)
+    ends = _ends(whole)
+    elements = _joined(convert(_decoded(pa.chunked_array([whole.flatten()])), name))
+    return pa.chunked_array([pa.LargeListArray.from_arrays(ends, elements, mask=pc.is_null(whole))])
+
+
+def _floats(elements: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    return elements if _types.is_float16(elements.type) else _number(elements, name, pa.float32())
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _flag(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     kind = column.type
-    if _types.is_integer(kind):
-        return pc.not_equal(column, 0)
+    if is_number(kind):
+        values = pc.unique(pc.cast(column, pa.float64(), safe=False).drop_null()).to_pylist()
+        other = next((value for value in values if value not in (0.0, 1.0)), None)
+        if other is not None:
+            raise InvalidFieldError(name, f"{other:g} among its numbers", "bool, or 0 and 1")
+        return pc.not_equal(column, pa.scalar(0, kind))
     if not (_types.is_boolean(kind) or _types.is_null(kind)):
         raise InvalidFieldError(name, str(kind), "bool")
     return pc.cast(column, pa.bool_())
@@ -236,6 +298,7 @@ def _feedback(column: pa.ChunkedArray, behaviours: tuple[str, ...]) -> tuple[pa.
 
 
 def _of_map(column: pa.ChunkedArray, behaviours: tuple[str, ...]) -> tuple[pa.ChunkedArray, list[str]]:
+    column = _with_plain_keys(column)
     kind = column.type
     named = _types.is_string(kind.key_type) or _types.is_large_string(kind.key_type)
     if not named or not (is_number(kind.item_type) or _types.is_boolean(kind.item_type)):
@@ -247,6 +310,14 @@ def _of_map(column: pa.ChunkedArray, behaviours: tuple[str, ...]) -> tuple[pa.Ch
     return _struct(fields, behaviours, pc.is_null(column)), _unknown(keys - set(behaviours))
 
 
+def _with_plain_keys(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A map whose keys are no codes of a dictionary, and no views."""
+    plain = _decoded(pa.chunked_array([chunk.keys for chunk in column.chunks], column.type.key_type)).type
+    if plain == column.type.key_type:
+        return column
+    return pc.cast(column, pa.map_(plain, column.type.item_type))
+
+
 def _float(values: pa.ChunkedArray) -> pa.ChunkedArray:
     if _types.is_decimal(values.type):
         values = pc.cast(values, pa.float64(), safe=False)
@@ -254,9 +325,8 @@ def _float(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _struct(fields: list[pa.ChunkedArray], names: tuple[str, ...], missing: pa.ChunkedArray) -> pa.ChunkedArray:
-    arrays = [pa.concat_arrays(field.chunks) if field.num_chunks else pa.array([], pa.float32()) for field in fields]
-    mask = pa.concat_arrays(missing.chunks) if missing.num_chunks else pa.array([], pa.bool_())
-    return pa.chunked_array([pa.StructArray.from_arrays(arrays, list(names), mask=mask)])
+    arrays = [_joined(field) for field in fields]
+    return pa.chunked_array([pa.StructArray.from_arrays(arrays, list(names), mask=_joined(missing))])
 
 
 def _unknown(names: set[str]) -> list[str]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from recfuse.logs.candidates import without_item_ids
 from recfuse.logs.files import DirectoryWriter
 from recfuse.logs.reading import ReadingConfig, read_checked, read_sample_piece, sample_pieces
 from recfuse.logs.sessions import keep_first, to_samples
@@ -59,7 +60,7 @@ class Exchange:
         self._quarantine(f"piece-{piece.number:06d}", checked.quarantine)
         if checked.notes:
             self.writer.write_text(f"{NOTES}/piece-{piece.number:06d}.json", json.dumps(checked.notes))
-        return self._partitioned(checked.rows, "request_id")
+        return self._partitioned(without_item_ids(checked.rows), "request_id")
 
     def deduplicate(self, group: pa.Table) -> pa.Table:
         """The first row of every request of a partition, by partition of their users."""
@@ -118,8 +119,8 @@ def run(exchange: Exchange, pieces: list[Piece]) -> None:
             pass
 
 
-def map_samples(source: LogSource, function: Callable[[pa.Table], pa.Table], name: str) -> Iterator[pa.Table]:
-    """What the function makes of every row group of samples, computed on the initialised Ray, in no order.
+def map_samples(source: LogSource, function: Callable[[Piece, pa.Table], pa.Table], name: str) -> Iterator[pa.Table]:
+    """What the function makes of every row group of samples and its rows, computed on the initialised Ray, in no order.
 
     Args:
         name: the config field that holds the samples' path, for errors.
@@ -128,7 +129,7 @@ def map_samples(source: LogSource, function: Callable[[pa.Table], pa.Table], nam
 
     def apply(batch: pa.Table) -> pa.Table:
         [piece] = [Piece(**row) for row in batch.to_pylist()]
-        return function(read_sample_piece(source, piece, name))
+        return function(piece, read_sample_piece(source, piece, name))
 
     ray_compat.no_progress_bars()
     dataset = ray.data.from_items([asdict(piece) for piece in listing],

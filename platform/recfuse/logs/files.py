@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,17 @@ def list_files(filesystem: pafs.FileSystem, directory: str, prefix: str = "") ->
 
 def visible_files(location: Location) -> list[pafs.FileInfo]:
     """Files beneath a directory in the order of their paths; names that begin with `_` or `.` are left out, as writers
-    call what is none of the data."""
+    call what is none of the data. A file that links lead to again is taken once, by the shortest of its paths."""
     selector = pafs.FileSelector(location.root, recursive=True)
     infos = (info for info in location.filesystem.get_file_info(selector) if info.is_file)
-    return sorted((info for info in infos
-                   if not any(part.startswith(("_", ".")) for part in location.relative(info.path).split("/"))),
-                  key=lambda info: info.path)
+    visible = [info for info in infos
+               if not any(part.startswith(("_", ".")) for part in location.relative(info.path).split("/"))]
+    if isinstance(location.filesystem, pafs.LocalFileSystem):
+        by_place: dict[str, pafs.FileInfo] = {}
+        for info in sorted(visible, key=lambda info: (info.path.count("/"), info.path)):
+            by_place.setdefault(os.path.realpath(info.path), info)
+        visible = list(by_place.values())
+    return sorted(visible, key=lambda info: info.path)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -45,6 +51,8 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     byte is seen where the file is read.
     """
     texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    texts += [f"{field.name}.{part.name}.list.element" for field in schema if pa.types.is_struct(field.type)
+              for part in field.type if pa.types.is_list(part.type) and pa.types.is_string(part.type.value_type)]
     return {"compression": "zstd", "use_dictionary": texts, "write_page_checksum": True}
 
 

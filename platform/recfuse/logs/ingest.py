@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import require
+from recfuse.config import require, without_secrets
 from recfuse.logs.account import Account
 from recfuse.logs.exchange import NOTES, PART, QUARANTINE, Exchange, run
 from recfuse.logs.files import TEMPORARY, DirectoryWriter, list_files
@@ -71,8 +71,23 @@ class IngestResult:
     resumed: bool = False
 
 
-def prepare(config: IngestConfig) -> LogSource:
-    """Opens the log and looks at the output, without Ray: what is refused is refused at once.
+@dataclass(frozen=True)
+class Prepared:
+    """A log that is open, and an output that is this job's alone."""
+
+    config: IngestConfig
+    source: LogSource
+    output: Output
+
+    def write(self) -> IngestResult:
+        """The ingest on the initialised Ray, whatever is kept; finished samples of the same input are taken up."""
+        key = _input_key(self.source, self.config)
+        return _finished(self.output, self.config.output, key) or _ingest(self.source, self.config, self.output, key)
+
+
+@contextmanager
+def prepared(config: IngestConfig) -> Iterator[Prepared]:
+    """Opens the log and claims the output, without Ray: what is refused is refused at once.
 
     Raises:
         InvalidFieldError: the log or the output is none, or another job is writing to the output.
@@ -81,35 +96,22 @@ def prepare(config: IngestConfig) -> LogSource:
     require(source.kind == "session_log", "logs", config.logs, "session logs; these are samples")
     inside = f"{locate(config.output, 'output').root}/".startswith(f"{source.location.root}/")
     require(not inside, "output", config.output, "a directory that is not in the log")
-    with _claimed(config) as output:
+    with claim(config.output, "ingest", patterns=_WRITTEN, known=(ACCOUNT_FILE,)) as output:
         if _finished(output, config.output, _input_key(source, config)) is None:
             output.require_own()
-    return source
+        yield Prepared(config, source, output)
 
 
 def ingest(config: IngestConfig) -> IngestResult:
     """Runs on the initialised Ray; returns the account.
 
     Raises:
-        InvalidFieldError: as `prepare`; or, after all is written, no row was kept or too many were quarantined.
+        InvalidFieldError: as `prepared`; or, after all is written, no row was kept or too many were quarantined.
     """
-    result = write_samples(config, prepare(config))
+    with prepared(config) as work:
+        result = work.write()
     result.account.require(config.quarantine_limit, "logs")
     return result
-
-
-def write_samples(config: IngestConfig, source: LogSource) -> IngestResult:
-    """`ingest` of a log that `prepare` opened, whatever was kept of it."""
-    with _claimed(config) as output:
-        key = _input_key(source, config)
-        result = _finished(output, config.output, key)
-        if result is None:
-            result = _ingest(source, config, output, key)
-    return result
-
-
-def _claimed(config: IngestConfig) -> AbstractContextManager[Output]:
-    return claim(config.output, "ingest", patterns=_WRITTEN, known=(ACCOUNT_FILE,))
 
 
 def _ingest(source: LogSource, config: IngestConfig, output: Output, key: str) -> IngestResult:
@@ -140,8 +142,11 @@ def _finished(output: Output, name: str, key: str) -> IngestResult | None:
     if not output.finished or output.location.kind(ACCOUNT_FILE) != pafs.FileType.File:
         return None
     with output.location.filesystem.open_input_stream(output.location.below(ACCOUNT_FILE).root) as stream:
-        saved = json.loads(stream.read())
-    if saved.get("input_key") != key:
+        try:
+            saved = json.loads(stream.read())
+        except ValueError:  # somebody changed it, and the samples are made anew
+            return None
+    if not isinstance(saved, dict) or saved.get("input_key") != key:
         return None
     logger.info("ingest: the samples of this input are there already")
     return IngestResult(name, Account(**saved["account"]), saved["sessions"], saved["fingerprint"], resumed=True)
@@ -160,7 +165,7 @@ def _close(filesystem: pafs.FileSystem, root: str, vocabulary: Vocabulary, listi
                       ties=counts["ties"], notes=notes)
     _write(filesystem, f"{root}/{VOCABULARY_FILE}", yaml.safe_dump(vocabulary.to_dict(), sort_keys=False))
     _write(filesystem, f"{root}/{ACCOUNT_FILE}", json.dumps(
-        {"input_key": key, "logs": config.logs, "account": asdict(account), "sessions": sessions,
+        {"input_key": key, "logs": without_secrets(config.logs), "account": asdict(account), "sessions": sessions,
          "fingerprint": fingerprint}, indent=1))
     logger.info("ingest: %s; %d sessions", account, sessions)
     return IngestResult(config.output, account, sessions, fingerprint)

@@ -6,18 +6,20 @@ Ingest reads the same pieces with the same functions as Ray Data tasks; samples 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import Field
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import Config, InvalidFieldError, require
-from recfuse.logs.account import Account
+from recfuse.logs.account import QUARANTINE_LIMIT, Account
+from recfuse.logs.candidates import without_candidates
 from recfuse.logs.schema import ACCOUNT_FILE, sample_schema, session_log_schema
 from recfuse.logs.sessions import Cut, SessionRule, Sessions, cut_sessions, keep_first, without_cut_requests
 from recfuse.logs.source import BROKEN, LogSource, Piece, log_end, open_log, pieces, read_piece
@@ -25,6 +27,8 @@ from recfuse.logs.validation import DUPLICATE, QUARANTINE_SCHEMA, Checked, check
 
 # What samples of an earlier version lack.
 _LATER_COLUMNS = ("request_id", "ts", "stage", "scene", "explored", "truncated")
+# Of samples, what replay alone reads.
+_REPLAY_COLUMNS = ("mu", "sigma", "predictions", "open", "shown")
 
 
 class ReadingConfig(Config):
@@ -42,8 +46,8 @@ class ReadingConfig(Config):
         "leave_out", description="The last request of a session that the end of the log cuts is left out, or it "
                                  "bootstraps from its own state.")
     quarantine_limit: float = Field(
-        0.05, description="A job ends with an error after it has written where a larger share of rows is quarantined.",
-        ge=0, le=1)
+        QUARANTINE_LIMIT, ge=0, le=1, description="A job ends with an error after it has written where a larger share "
+                                                  "of rows is quarantined.")
 
     def rule(self, end: int | None) -> SessionRule:
         """What cuts sessions, of a log that ends at this time (microseconds since 1970)."""
@@ -81,11 +85,24 @@ def read_checked(source: LogSource, piece: Piece, config: ReadingConfig, vocabul
         why = (str(error).splitlines() or [type(error).__name__])[0]
         return Checked(session_log_schema(vocabulary).empty_table(),
                        quarantine_rows(table, name, "row group", "readable Parquet", value=why))
-    return check(table, vocabulary, name, config.density == "required", config.order_column)
+    checked = check(table, vocabulary, name, config.density == "required", config.order_column)
+    contradicted = _contradicted(table, source.files[piece.file].partition, session_log_schema(vocabulary).names)
+    return replace(checked, notes=(*checked.notes, *contradicted))
+
+
+def _contradicted(table: pa.Table, partition: Mapping[str, str | None], known: list[str]) -> list[str]:
+    """Notes on columns of the file that have other values than the name of its directory says."""
+    notes = []
+    for name, value in partition.items():
+        if name in known and table.column_names.count(name) == 1:
+            texts = pc.unique(table[name]).to_pylist()
+            if any((None if text is None else str(text)) != value for text in texts):
+                notes.append(f"{name}: some files have other values than their directories {name}=…; theirs count")
+    return notes
 
 
 def read_log(path: str, config: ReadingConfig | None = None, name: str = "logs") -> LogRows:
-    """Reads session logs, a Delta table or samples whole.
+    """Reads session logs, a Delta table or samples whole; candidates are checked, and then left out.
 
     Args:
         path: directory or URI.
@@ -124,20 +141,21 @@ def sample_pieces(source: LogSource, name: str = "samples") -> list[Piece]:
 
 
 def read_sample_piece(source: LogSource, piece: Piece, name: str = "samples") -> pa.Table:
-    """The rows of a piece, `sample_schema`; columns that samples of an earlier version lack are null.
+    """The rows of a piece, `sample_schema`; columns that samples of an earlier version lack are null, and those that
+    replay alone reads are not read here.
 
     Raises:
         InvalidFieldError: it cannot be read, or a column is missing, has another type or a null.
     """
     file, schema = source.table.relative(source.files[piece.file].path), sample_schema(source.vocabulary)
     try:
-        table = read_piece(source, piece)
+        table = read_piece(source, piece, _REPLAY_COLUMNS)
     except BROKEN as error:
         raise InvalidFieldError(name, file, f"readable samples ({_first_line(error)})") from None
     columns = []
     for field in schema:
         known = field.name in table.column_names
-        optional = field.name in _LATER_COLUMNS
+        optional = field.name in _LATER_COLUMNS + _REPLAY_COLUMNS
         require(known or optional, f"{name} {file}", f"no column {field.name}", f"a column {field.name}")
         try:
             column = table[field.name].cast(field.type) if known else pa.nulls(table.num_rows, field.type)
@@ -161,11 +179,16 @@ def read_samples(source: LogSource, name: str = "samples", rows: int | None = No
         yield table
 
 
+def session_ends(rows: pa.Table) -> NDArray[np.bool_]:
+    """bool[n], which rows of samples end their session: `done` and `truncated` ones."""
+    ends: NDArray[np.bool_] = (rows["done"].to_numpy() > .5) | pc.fill_null(rows["truncated"], False).to_numpy()
+    return ends
+
+
 def sessions_of_samples(rows: pa.Table) -> Sessions:
-    """The sessions that the rows of samples, in their order, are in: `done` or `truncated` ends each."""
-    done = rows["done"].to_numpy() > .5
+    """The sessions that the rows of samples, in their order, are in."""
     truncated = pc.fill_null(rows["truncated"], False).to_numpy()
-    end = done | truncated
+    end = session_ends(rows)
     number = np.concatenate([[0], np.cumsum(end)[:-1]]).astype(np.int64) if len(end) else np.zeros(0, np.int64)
     end[-1:] = True
     return Sessions(rows, number, end, truncated, 0)
@@ -190,7 +213,7 @@ def reasons(quarantine: pa.Table) -> dict[str, int]:
 
 def _read_session_log(source: LogSource, config: ReadingConfig) -> LogRows:
     listing, unreadable = pieces(source)
-    parts = [read_checked(source, piece, config, source.vocabulary) for piece in listing]
+    parts = [_without_candidates(read_checked(source, piece, config, source.vocabulary)) for piece in listing]
     empty = session_log_schema(source.vocabulary).empty_table()
     rows, others = keep_first(pa.concat_tables([empty, *(part.rows for part in parts)]))
     duplicates = quarantine_rows(others, "after reading", *DUPLICATE)
@@ -204,6 +227,10 @@ def _read_session_log(source: LogSource, config: ReadingConfig) -> LogRows:
         truncated=int(cut.truncated.sum()), not_drawn=_not_drawn(sessions.rows), ties=cut.ties,
         notes=_together(part.notes for part in parts))
     return LogRows(source, sessions, quarantine, account, "of the log itself")
+
+
+def _without_candidates(checked: Checked) -> Checked:
+    return replace(checked, rows=without_candidates(checked.rows))
 
 
 def _read_samples(source: LogSource, name: str) -> LogRows:

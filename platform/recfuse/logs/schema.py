@@ -10,6 +10,13 @@ from recfuse.behaviours import Vocabulary
 
 VOCABULARY_FILE = "vocabulary.yaml"
 ACCOUNT_FILE = "account.json"
+# Half precision holds a prediction to three digits in two bytes. Whoever logs candidates ranks by the rounded numbers,
+# so that the log's own numbers give the ranking that was shown.
+CANDIDATES = pa.struct([
+    pa.field("item_ids", pa.list_(pa.string())),
+    pa.field("predictions", pa.list_(pa.float16())),
+    pa.field("seen", pa.list_(pa.bool_())),
+])
 
 
 def session_log_schema(vocabulary: Vocabulary) -> pa.Schema:
@@ -18,6 +25,11 @@ def session_log_schema(vocabulary: Vocabulary) -> pa.Schema:
     `explored` says whether the action was drawn from N(mu, sigma²); null where nobody knows. `last` ends a session.
     `position` orders requests with equal `ts`; null where the log has nothing of the kind. `scorer_version` names the
     scorer that predicted, `vocabulary_hash` is `Vocabulary.meaning` of the model that decided; null where not told.
+
+    `candidates` is what there was to rank, N items: their ids; `predictions`, M·N numbers, one fusion parameter after
+    the other; `seen`, which of them the session had shown already and were not to be shown again (null: none).
+    `candidates_total` is how many there were before the log kept N of them. `shown` are the positions among the
+    candidates that were shown, best place first. All three are null where the log keeps no candidates.
     """
     state = pa.list_(pa.float32(), vocabulary.state_size)
     action = pa.list_(pa.float32(), vocabulary.action_size)
@@ -41,6 +53,9 @@ def session_log_schema(vocabulary: Vocabulary) -> pa.Schema:
         pa.field("feedback", feedback),
         pa.field("last", pa.bool_()),
         pa.field("position", pa.int64()),
+        pa.field("candidates", CANDIDATES),
+        pa.field("candidates_total", pa.int32()),
+        pa.field("shown", pa.list_(pa.int16())),
     ])
 
 
@@ -52,6 +67,10 @@ def sample_schema(vocabulary: Vocabulary) -> pa.Schema:
     of a session which the end of the log cuts; exactly one of them ends every session. `explored` is false where the
     action was not drawn from the policy. `user_id` is carried for splits by user and intervals over users,
     `request_id` tells whether a request was learned from, `ts`, `stage` and `scene` are for splits by them.
+
+    `mu` and `sigma` of the policy that drew the action, `predictions` (M·N numbers, one fusion parameter after the
+    other), `open` (which of the N candidates could be shown) and `shown` (positions, best place first) are for replay
+    (maths 5); null where the log keeps no candidates.
     """
     state = pa.list_(pa.float32(), vocabulary.state_size)
     action = pa.list_(pa.float32(), vocabulary.action_size)
@@ -69,6 +88,11 @@ def sample_schema(vocabulary: Vocabulary) -> pa.Schema:
         pa.field("next_state", state),
         pa.field("done", pa.float32()),
         pa.field("truncated", pa.bool_()),
+        pa.field("mu", action),
+        pa.field("sigma", action),
+        pa.field("predictions", pa.list_(pa.float16())),
+        pa.field("open", pa.list_(pa.bool_())),
+        pa.field("shown", pa.list_(pa.int16())),
     ])
 
 

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
-from recfuse.logs.schema import sample_schema
+from recfuse.logs.candidates import replay_columns
+from recfuse.logs.schema import complete, sample_schema
 
 Cut = Literal["leave_out", "bootstrap"]
 _OTHER_KEYS = ("session_id", "stage", "scene", "model_version", "explored", "last", "position")
@@ -172,7 +173,7 @@ def to_samples(rows: pa.Table, vocabulary: Vocabulary, rule: SessionRule) -> Sam
         next_state[truncated] = state[truncated]
     feedback = np.stack([pc.struct_field(rows["feedback"].combine_chunks(), name).to_numpy(zero_copy_only=False)
                          for name in vocabulary.behaviour_names], axis=1)
-    table = pa.table({
+    table = complete({
         **{name: rows[name] for name in ("user_id", "request_id", "ts", "stage", "scene", "state", "action")},
         "action_logp": pc.cast(rows["action_logp"], pa.float32(), safe=False),
         "explored": rows["explored"],
@@ -180,7 +181,8 @@ def to_samples(rows: pa.Table, vocabulary: Vocabulary, rule: SessionRule) -> Sam
         "next_state": _fixed(next_state),
         "done": pa.array((end & ~truncated).astype(np.float32)),
         "truncated": pa.array(closes),
-    }, schema=sample_schema(vocabulary))
+        **replay_columns(rows, vocabulary),
+    }, sample_schema(vocabulary))
     return Samples(table.filter(pa.array(keep)), int((~keep).sum()), int(truncated.sum()), sessions.ties)
 
 

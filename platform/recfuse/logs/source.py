@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -171,8 +171,7 @@ def read_vocabulary(path: str, file: str = "", name: str = "vocabulary") -> Voca
     Raises:
         InvalidFieldError: there is none, or it is bad; the message names the file.
     """
-    location = locate(file or f"{path.rstrip('/')}/{VOCABULARY_FILE}", name)
-    return _parsed(location, name)
+    return _parsed(locate(file, name) if file else locate(path, name).below(VOCABULARY_FILE), name)
 
 
 def pieces(source: LogSource) -> tuple[list[Piece], dict[str, str]]:
@@ -235,16 +234,21 @@ def kept_rows(source: LogSource, piece: Piece) -> NDArray[np.bool_] | None:
     return None if kept is None else kept[piece.first : piece.first + piece.rows]
 
 
-def read_piece(source: LogSource, piece: Piece) -> pa.Table:
+def read_piece(source: LogSource, piece: Piece, without: Collection[str] = ()) -> pa.Table:
     """The piece's rows as they lie in the file, with the columns that the directory's name gives; checksums of pages
     are looked at where the writer left some.
+
+    Args:
+        without: columns that are not read.
 
     Raises:
         One of BROKEN: the row group cannot be read.
     """
     file = source.files[piece.file]
     parquet = pq.ParquetFile(file.path, filesystem=source.table.filesystem, page_checksum_verification=True)
-    table = parquet.read_row_group(piece.row_group)
+    names = parquet.schema_arrow.names
+    wanted = [name for name in names if name not in without] if set(names) & set(without) else None
+    table = parquet.read_row_group(piece.row_group, wanted)
     if table.num_rows != piece.rows:
         raise ValueError(f"{table.num_rows} rows where the footer says {piece.rows}")
     for name, value in file.partition.items():
@@ -269,7 +273,7 @@ def _delta_files(table: Location, name: str, path: str) -> tuple[LogFile, ...]:
     from deltalake.exceptions import DeltaError
 
     try:
-        delta = DeltaTable(table.delta_uri)
+        delta = DeltaTable(table.delta_uri, storage_options=table.delta_options)
         features = set(delta.protocol().reader_features or ())
         mode = delta.metadata().configuration.get("delta.columnMapping.mode", "none")
         if mode != "none":

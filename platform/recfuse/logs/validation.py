@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
+from recfuse.logs.candidates import check_candidates, no_candidates
 from recfuse.logs.columns import plain_columns, without_views
-from recfuse.logs.densities import Densities, contradictions, likeness
+from recfuse.logs.densities import Densities, contradictions, likeness, notes
+from recfuse.logs.precision import Precision
 from recfuse.logs.schema import session_log_schema
 
 # A quarantined row as it came, beside what was wrong with it.
@@ -53,10 +55,10 @@ def check(table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bo
         order_column: column of integers that orders requests with equal `ts`; empty takes `position` where it exists.
     """
     raw = table = without_views(table)
-    if order_column and order_column != "position":
-        table = _renamed(table, order_column)
     schema = session_log_schema(vocabulary)
     try:
+        if order_column and order_column != "position":
+            table = _renamed(table, order_column)
         plain = plain_columns(table, vocabulary.behaviour_names, tuple(schema.names))
         _require_columns(plain.table.schema, vocabulary, need_density)
     except InvalidFieldError as error:
@@ -69,7 +71,13 @@ def check(table: pa.Table, vocabulary: Vocabulary, source: str, need_density: bo
 
 
 def _renamed(table: pa.Table, order_column: str) -> pa.Table:
-    """The column that orders requests under the name of the schema."""
+    """The column that orders requests under the name of the schema.
+
+    Raises:
+        InvalidFieldError: there is no such column.
+    """
+    if order_column not in table.column_names:
+        raise InvalidFieldError(order_column, "missing column", "the column of integers that order_column names")
     if "position" in table.column_names:
         table = table.drop_columns("position")
     return table.rename_columns(["position" if name == order_column else name for name in table.column_names])
@@ -135,6 +143,7 @@ class _Checker:
         self._reason = np.full(table.num_rows, -1, np.int32)  # index into self._reasons; −1 = fine
         self._reasons: list[tuple[str, str]] = []
         self._columns: dict[str, pa.Array] = {}
+        self._notes: tuple[str, ...] = ()  # on how exactly numbers were logged
 
     def run(self, notes: tuple[str, ...]) -> Checked:
         self._strings()
@@ -143,10 +152,11 @@ class _Checker:
         self._density(matrices["action"], matrices["mu"], matrices["sigma"])
         self._feedback()
         self._optional()
+        self._candidates(matrices["action"], matrices["mu"])
         good = self._reason < 0
         rows = pa.table([self._columns[name] for name in self._schema.names], schema=self._schema)
         return Checked(rows.filter(pa.array(good)),
-                       pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *self._bad()]), notes)
+                       pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *self._bad()]), notes + self._notes)
 
     def _bad(self) -> Iterator[pa.Table]:
         for index, (field, allowed) in enumerate(self._reasons):
@@ -232,7 +242,9 @@ class _Checker:
         drawn = np.ones(rows, bool)
         if mu is not None and sigma is not None and action is not None:
             known = Densities.of(action, mu, sigma, self._vocabulary.action_range)
-            wrong = contradictions(logged, known)
+            precision = Precision.of(logged)
+            self._notes = known.notes + tuple(notes("action_logp", precision))
+            wrong = contradictions(logged, known, precision)
             self._refuse(wrong, "action_logp", "log N(action; mu, sigma²), within .001" +
                          likeness(logged[wrong], known.log_density[wrong], self._vocabulary.action_size))
             logged = np.where(given, logged, known.log_density)
@@ -269,6 +281,20 @@ class _Checker:
         of_another = pc.not_equal(self._columns["vocabulary_hash"], self._vocabulary.meaning)
         self._refuse(_numpy(pc.fill_null(of_another, False)), "vocabulary_hash",
                      f"{self._vocabulary.meaning}, that of the log's vocabulary")
+
+    def _candidates(self, action: np.ndarray | None, mu: np.ndarray | None) -> None:
+        """What there was to rank, and that the action ranks it to what was shown."""
+        rows, candidates = self._table.num_rows, self._raw("candidates")
+        if candidates is None or action is None or candidates.null_count == rows:
+            self._columns |= no_candidates(rows)
+            return
+        total, shown = self._raw("candidates_total"), self._raw("shown")
+        total = pa.nulls(rows, pa.int64()) if total is None else total
+        shown = pa.nulls(rows, pa.large_list(pa.int64())) if shown is None else shown
+        checked = check_candidates(candidates, total, shown, self._vocabulary, action, mu, self._reason < 0)
+        for fault in checked.faults:
+            self._refuse(*fault)
+        self._columns |= checked.columns
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

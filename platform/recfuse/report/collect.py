@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from recfuse.config import require
 from recfuse.evaluation.files import METRICS, read_json, read_json_lines
 from recfuse.report.config import ReportConfig
 from recfuse.report.data import ReportData
@@ -15,7 +17,7 @@ def collect(config: ReportConfig) -> ReportData:
     """The metrics of every job's output; those of the evaluation itself lie where the report will.
 
     Raises:
-        InvalidFieldError: a file is no JSON.
+        InvalidFieldError: a file is no JSON, or that of the latencies has none.
     """
     simulation = read_json(Path(config.simulation) / METRICS) or {}
     evaluation = read_json(Path(config.output) / METRICS) or {}
@@ -36,4 +38,13 @@ def collect(config: ReportConfig) -> ReportData:
         ab_test=read_json(Path(config.ab_test) / METRICS), off_policy=off_policy,
         scorer=(read_json(Path(config.scenes) / METRICS) or {}).get("by_pair", ()),
         response=simulation.get("response"), calibration=simulation.get("calibration", ()),
-        serving=read_json(Path(config.serving)), weights=evaluation.get("weights"), subject=subject)
+        serving=_latencies(Path(config.serving)), weights=evaluation.get("weights"), subject=subject)
+
+
+def _latencies(path: Path) -> Any:
+    """Times of requests as a JSON file has them; None where there is no file."""
+    content = read_json(path)
+    times = content.get("latency_ms", []) if isinstance(content, dict) else None
+    good = isinstance(times, list) and all(type(time) in (int, float) for time in times)
+    require(content is None or good, "serving", str(path), "a JSON object whose latency_ms is a list of numbers")
+    return content

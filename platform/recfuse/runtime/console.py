@@ -5,8 +5,12 @@ The library itself prints nothing; it logs. `start` sends those lines to the ter
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -24,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recfuse.config import Config, InputError, InvalidFieldError, load, read
+from recfuse.runtime.interrupts import keep_interrupts
 
 T = TypeVar("T")
 logger = logging.getLogger("recfuse")
@@ -36,13 +41,14 @@ def start(
     """Parses `--config FILE` (YAML) and overrides over it, prints the result, and turns on progress lines.
 
     A bad field ends the process with exit code 2 and one line that names it; bad input that the job finds later, with
-    exit code 1 and such a line instead of a traceback.
+    exit code 1 and such a line instead of a traceback. Ctrl-C ends the process wherever it arrives.
 
     Args:
         choose: makes the config that the arguments override from the class, the file's plain values, the arguments and
             the file's name; where they decide which fields there are.
     """
     log_to_terminal()
+    keep_interrupts()
     _show_bad_input_in_a_line()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -82,10 +88,47 @@ def _parse(
     file, rest = _take_config(arguments)
     if choose is not None:
         default = choose(config_class, {} if file is None else read(file), rest, Path(file or "").name)
-        return tyro.cli(config_class, args=rest, description=description, default=default)
+        return _parsed(config_class, rest, description, default)
     if file is None:
-        return tyro.cli(config_class, args=rest, description=description)
-    return tyro.cli(config_class, args=rest, description=description, default=load(config_class, file))
+        return _parsed(config_class, rest, description)
+    return _parsed(config_class, rest, description, load(config_class, file))
+
+
+def _parsed(config_class: type[T], arguments: list[str], description: str | None, *default: T) -> T:
+    """What the arguments say. The parser draws a frame around what is wrong with them; its first words become a line.
+
+    Raises:
+        SystemExit: as the parser does, for errors and for `--help`.
+    """
+    frame, width = io.StringIO(), os.environ.get("COLUMNS")
+    keywords: dict[str, Any] = {"default": default[0]} if default else {}
+    try:
+        with contextlib.redirect_stderr(frame):
+            if not {"-h", "--help"} & set(arguments):
+                os.environ["COLUMNS"] = "10000"  # In so wide a frame no value is broken.
+            return tyro.cli(config_class, args=arguments, description=description, **keywords)
+    except SystemExit as end:
+        words = _first_words(frame.getvalue())
+        if end.code and words:
+            words = re.sub(r"^Error parsing ([A-Za-z]+: )?", "", words)
+            print(f"error: {words}; --help tells all options", file=sys.stderr)
+        else:
+            sys.stderr.write(frame.getvalue())
+        raise
+    finally:
+        if width is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = width
+
+
+def _first_words(frame: str) -> str:
+    """What a frame says between its title and its first rule, be it drawn with lines or with hyphens."""
+    def is_rule(line: str) -> bool:
+        return set(line) <= set("─-")
+
+    lines = [line.strip("╭╮╰╯│ ") for line in frame.splitlines()[1:]]
+    return " ".join(itertools.takewhile(lambda line: not is_rule(line), itertools.dropwhile(is_rule, lines)))
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from recfuse.config import InvalidFieldError
 
+_SAFE = ":/@+,;=~!$&'()*[]"
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
@@ -20,7 +21,7 @@ class Location:
     """A place on a filesystem.
 
     Attributes:
-        uri: as other libraries take it: an absolute path, or a URI with its scheme.
+        uri: an absolute path, or a URI with its scheme and options, as `locate` takes it.
         filesystem: of pyarrow.
         root: the place within the filesystem, without a slash at the end.
     """
@@ -31,8 +32,31 @@ class Location:
 
     @property
     def delta_uri(self) -> str:
-        """As deltalake takes it, which reads a local path as a URI too and would decode `%20` in a name."""
-        return self.uri if "://" in self.uri else Path(self.uri).as_uri()
+        """As deltalake takes it, which reads a local path as a URI too and would decode `%20` in a name; without the
+        options, which are `delta_options`."""
+        scheme = _SCHEME.match(self.uri)
+        return f"{scheme[1]}://{quote(self.root, safe=_SAFE)}" if scheme else Path(self.uri).as_uri()
+
+    @property
+    def delta_options(self) -> dict[str, str]:
+        """What a URI says of its server beside the place, as deltalake takes it: endpoint, region, name and password.
+        What it does not say comes from the environment."""
+        place, _, query = _split(self.uri)
+        scheme, _, rest = place.partition("://")
+        if scheme != "s3":
+            return {}
+        said, options = dict(parse_qsl(query)), {}
+        if endpoint := said.get("endpoint_override"):
+            protocol = said.get("scheme", "https")
+            options["AWS_ENDPOINT_URL"] = endpoint if "://" in endpoint else f"{protocol}://{endpoint}"
+            options["AWS_ALLOW_HTTP"] = str(options["AWS_ENDPOINT_URL"].startswith("http://")).lower()
+        if region := said.get("region"):
+            options["AWS_REGION"] = region
+        account, at, _ = rest.split("/", 1)[0].rpartition("@")
+        if at:
+            name, _, password = account.partition(":")
+            options |= {"AWS_ACCESS_KEY_ID": unquote(name), "AWS_SECRET_ACCESS_KEY": unquote(password)}
+        return options
 
     def kind(self, below: str = "") -> pafs.FileType:
         """What lies there: a file, a directory, or nothing.
@@ -44,16 +68,20 @@ class Location:
             return self.filesystem.get_file_info(f"{self.root}/{below}" if below else self.root).type
         except (pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InvalidFieldError("path", _shown(self.uri), f"a place that can be reached ({reason})") from None
+            raise InvalidFieldError("path", self.uri, f"a place that can be reached ({reason})") from None
 
     def below(self, name: str) -> Location:
         """The place of this name beneath it."""
-        return Location(f"{self.uri}/{name}", self.filesystem, f"{self.root}/{name}")
+        place, question, options = _split(self.uri)
+        shown = name if _SCHEME.match(self.uri) is None else name.replace("%", "%25").replace("?", "%3F")
+        return Location(f"{place}/{shown}{question}{options}", self.filesystem, f"{self.root}/{name}")
 
     @property
     def above(self) -> Location:
         """The directory that it lies in."""
-        return Location(self.uri.rsplit("/", 1)[0] or "/", self.filesystem, self.root.rsplit("/", 1)[0])
+        place, question, options = _split(self.uri)
+        return Location((place.rsplit("/", 1)[0] or "/") + question + options, self.filesystem,
+                        self.root.rsplit("/", 1)[0])
 
     def relative(self, path: str) -> str:
         """A path of the filesystem as seen from here."""
@@ -82,17 +110,17 @@ def locate(path: str | Path, field: str = "path") -> Location:
         place = unquote(text[len("file://"):]) if scheme else text
         absolute = str(Path(place).expanduser().absolute())
         return Location(absolute, pafs.LocalFileSystem(), absolute.rstrip("/") or "/")
-    name, question, options = text.partition("?")
+    name, question, options = _split(text)
     # Reserved characters of a name must be escaped, or pyarrow cuts the path there.
-    escaped = quote(name, safe=":/%@+,;=~!$&'()*[]")
+    escaped = quote(name, safe=f"%{_SAFE}")
     try:
         filesystem, root = pafs.FileSystem.from_uri(escaped + question + options)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidFieldError(field, _shown(text), f"a path, or a URI that pyarrow knows ({reason})") from None
-    return Location(text.rstrip("/"), filesystem, root.rstrip("/"))
+        raise InvalidFieldError(field, text, f"a path, or a URI that pyarrow knows ({reason})") from None
+    return Location(name.rstrip("/") + question + options, filesystem, root.rstrip("/"))
 
 
-def _shown(uri: str) -> str:
-    """A URI as messages show it: without the name and password that it may carry."""
-    return re.sub(r"://[^/@]*@", "://…@", uri)
+def _split(uri: str) -> tuple[str, str, str]:
+    """A URI before its options, `?`, and them; of a path all is the first."""
+    return uri.partition("?") if _SCHEME.match(uri) else (uri, "", "")

@@ -95,6 +95,30 @@ class Output:
         if not self._marker:
             self._write({"job": self.job, "state": "joined"})
 
+    def require_replaceable(self, name: str) -> None:
+        """Refuses a file of a joined directory that the job did not write.
+
+        Raises:
+            InvalidFieldError: names it; or another job has claimed the directory.
+        """
+        self.require_unclaimed()
+        if name not in self._marker.get("files", []) and self.location.kind(name) != pafs.FileType.NotFound:
+            raise InvalidFieldError(self.name, f"{self.location.uri}/{name}",
+                                    f"a directory without a {name} that {self.job} did not write")
+
+    def replace(self, name: str, text: str) -> None:
+        """Writes one file of a joined directory, in one step, and says in the marker that it is the job's.
+
+        Raises:
+            InvalidFieldError: as `require_replaceable`.
+        """
+        self.require_replaceable(name)
+        filesystem, target = self.location.filesystem, self.location.below(name).root
+        with filesystem.open_output_stream(f"{target}.writing") as stream:
+            stream.write(text.encode())
+        self._write({"job": self.job, "state": "joined", "files": sorted({*self._marker.get("files", []), name})})
+        filesystem.move(f"{target}.writing", target)
+
     def require_unclaimed(self) -> None:
         """Raises InvalidFieldError where another job has claimed the directory."""
         if self._marker and self._marker.get("job") != self.job:
@@ -125,7 +149,11 @@ class Output:
     def _read(self) -> None:
         if self.location.kind(MARKER) == pafs.FileType.File:
             with self.location.filesystem.open_input_stream(self.location.below(MARKER).root) as stream:
-                self._marker = json.loads(stream.read())
+                self._marker = _parsed(stream.read())
+            if not self._marker:
+                raise InvalidFieldError(self.name, f"{self.location.uri}/{MARKER}",
+                                        "the marker of a job, in JSON; where it is broken, whose the files are is not "
+                                        "known")
 
     def _write(self, marker: dict[str, Any]) -> None:
         filesystem, target = self.location.filesystem, self.location.below(MARKER).root
@@ -133,6 +161,18 @@ class Output:
             stream.write(json.dumps(marker).encode())
         filesystem.move(f"{target}.writing", target)
         self._marker = marker
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """A marker; empty where the bytes are none."""
+    try:
+        marker = json.loads(content)
+    except ValueError:
+        return {}
+    if not isinstance(marker, dict) or not isinstance(marker.get("job"), str):
+        return {}
+    files = marker.get("files", None if marker.get("state") == "finished" else [])
+    return marker if isinstance(files, list) and all(isinstance(file, str) for file in files) else {}
 
 
 @contextmanager
@@ -148,7 +188,8 @@ def claim(path: str, job: str, name: str = "output", patterns: Iterable[str] = (
         known: files whose presence proves that an earlier version of the job, which had no marker, wrote it all.
 
     Raises:
-        InvalidFieldError: another process is writing to it, or it is a file.
+        InvalidFieldError: another process is writing to it, it cannot be written to, its marker is broken, or it is a
+            file.
     """
     location = locate(path, name)
     if location.kind() == pafs.FileType.File:
@@ -171,12 +212,15 @@ def locked(location: Location, name: str, path: str) -> Iterator[None]:
     that is not local there is none.
 
     Raises:
-        InvalidFieldError: another process holds it.
+        InvalidFieldError: another process holds it, or it cannot be written to.
     """
     if not isinstance(location.filesystem, pafs.LocalFileSystem):
         yield
         return
-    descriptor = os.open(Path(location.root) / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(Path(location.root) / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InvalidFieldError(name, path, f"a directory that can be written to ({error.strerror}: {LOCK})") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recfuse.config import require
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 from recfuse.scenes.columns import align
+from recfuse.scenes.depth import DEPTH, with_depth
 from recfuse.scenes.encoder import Encoded, FeatureEncoder
 from recfuse.scenes.histories import row_histories
 from recfuse.scenes.registry import Pair, Registry
@@ -60,7 +61,12 @@ class EncodedRows:
 
 
 def scene_rows(exposures: Exposures, registry: Registry) -> Exposures:
-    """The rows of registered scenes; each task's labels must be there and be 0 or 1."""
+    """The rows of registered scenes; each task's labels must be there and be 0 or 1.
+
+    The label `depth` is counted where the source has none (recfuse.scenes.depth).
+    """
+    if DEPTH in registry.task_names:
+        exposures = with_depth(exposures)
     inside = registry.scene_index(exposures.rows["scene"].to_numpy(zero_copy_only=False)) >= 0
     kept = exposures.filter(inside)
     require(kept.rows.num_rows > 0, "scenes", registry.scene_names, "scenes that the rows hold")
@@ -138,11 +144,14 @@ class TimeSplit:
         training: bool[N], rows before the test day, of the scorer's share (`row_share` ≥ RESPONSE_SHARE; the others are
             the response model's).
         test: bool[N], rows of the test day.
+        unseen: bool[N], rows up to the end of the test day that no scorer saw: those of the test day, and those of the
+            response model's share before it.
         test_day: yyyymmdd.
     """
 
     training: NDArray[np.bool_]
     test: NDArray[np.bool_]
+    unseen: NDArray[np.bool_]
     test_day: int
 
 
@@ -163,7 +172,7 @@ def split_by_time(exposures: Exposures, share: float = RESPONSE_SHARE, test_day:
     require(test_day in known[1:], "test_day", test_day, f"a day of the rows with a day before it: {known[1:]}")
     training = (days < test_day) & (row_share(exposures) >= share)
     require(bool(training.any()), "day", int(training.sum()), f"training rows before {test_day}")
-    return TimeSplit(training, days == test_day, test_day)
+    return TimeSplit(training, days == test_day, ~training & (days <= test_day), test_day)
 
 
 def fingerprint(exposures: Exposures) -> str:

@@ -26,16 +26,17 @@ from recfuse.stats.ranking import (
     metric_intervals,
     number_metrics,
 )
+from recfuse.stats.slopes import Slope, fit_slope
 
 ENOUGH_POSITIVES = 30
 
 
 @dataclass(frozen=True)
 class TestDay:
-    """Rows of the test day with the histories that their users had then.
+    """Rows to judge a scorer by, those of the test day for one, with the histories that their users had then.
 
     Attributes:
-        exposures: rows of the day alone.
+        exposures: these rows alone.
         histories: int64[N, L].
         scenes: [N].
     """
@@ -48,9 +49,14 @@ class TestDay:
 
     @classmethod
     def of(cls, exposures: Exposures, split: TimeSplit, history_length: int) -> TestDay:
-        """The test day of a split; histories are looked up in all rows before each of its rows."""
-        histories = row_histories(exposures, history_length)[split.test]
-        day = exposures.filter(split.test)
+        """The test day of a split."""
+        return cls.of_rows(exposures, split.test, history_length)
+
+    @classmethod
+    def of_rows(cls, exposures: Exposures, chosen: NDArray[np.bool_], history_length: int) -> TestDay:
+        """The chosen rows, bool[N]; histories are looked up in all rows before each of them."""
+        histories = row_histories(exposures, history_length)[chosen]
+        day = exposures.filter(chosen)
         return cls(day, histories, day.rows["scene"].to_numpy(zero_copy_only=False))
 
     def predict(self, scorer: SceneScorer, corrected: bool = True) -> dict[str, NDArray[np.float32]]:
@@ -63,13 +69,33 @@ class TestDay:
         if not scorer.numbers:
             return []
         scores, figures = self._scores(scorer), []
-        for task, cut in scorer.numbers.items():
-            observed = np.minimum(self.exposures.column(task).astype(np.float64), cut)
+        for task in scorer.numbers:
+            observed = self._realised(scorer, task)
             for scene in (scene for scene, tasks in scorer.tasks.items() if task in tasks):
                 inside = self.scenes == scene
                 if inside.any():
                     figures.append(number_metrics(scene, task, observed[inside], scores[task][inside]))
         return figures
+
+    def slopes(self, scorer: SceneScorer) -> dict[str, dict[str, Slope]]:
+        """Task → scene → slope of realised on predicted within a user's rows; over all scenes under POOLED.
+
+        Errors are over users. Scenes come in the order of the scorer's.
+        """
+        scores, users, result = self._scores(scorer), self.exposures.column("user_id"), dict[str, dict[str, Slope]]()
+        scene = np.unique(self.scenes, return_inverse=True)[1].reshape(-1)
+        group = np.stack([users, scene], 1)
+        for task, predicted in scores.items():
+            realised = self._realised(scorer, task)
+            known = ~np.isnan(predicted)
+            parts = {name: known & (self.scenes == name) for name, tasks in scorer.tasks.items() if task in tasks}
+            result[task] = {name: fit_slope(realised[part], predicted[part], group[part], users[part])
+                            for name, part in {**parts, POOLED: known}.items()}
+        return result
+
+    def _realised(self, scorer: SceneScorer, task: str) -> NDArray[np.float64]:
+        """What a prediction of the task is of, float64[N]: the label, or the number with its cut."""
+        return np.minimum(self.exposures.column(task).astype(np.float64), scorer.numbers.get(task, np.inf))
 
     def _scores(self, scorer: SceneScorer, corrected: bool = True) -> dict[str, NDArray[np.float32]]:
         day = self.exposures
@@ -178,6 +204,8 @@ def to_json(figures: Any) -> Any:
         return values | ({"verdict": figures.verdict} if isinstance(figures, Transfer) else {})
     if isinstance(figures, list | tuple):
         return [to_json(figure) for figure in figures]
+    if isinstance(figures, dict):
+        return {name: to_json(figure) for name, figure in figures.items()}
     if isinstance(figures, float) and figures != figures:
         return None
     return figures

@@ -98,11 +98,15 @@ class SceneScorer:
         return cls(model, registry, encoder, torch.ones(len(registry.pairs)))
 
     def export(self, root: str | Path, *, training: Mapping[str, Any], data_fingerprint: str,
-               metrics: Mapping[str, Any]) -> Path:
-        """Writes a bundle of kind `scenes` and returns its directory."""
+               metrics: Mapping[str, Any], slopes: Mapping[str, Any] | None = None) -> Path:
+        """Writes a bundle of kind `scenes` and returns its directory.
+
+        Args:
+            slopes: task → scene → JSON values of the slope of realised on predicted; absent where none were measured.
+        """
         parts = ScorerParts(self._model, self._registry, self._encoder, self._positive_weight, self._shift)
         return write_parts(parts, root, {"training": dict(training), "data_fingerprint": data_fingerprint,
-                                         "metrics": dict(metrics)})
+                                         "metrics": dict(metrics), "slopes": dict(slopes or {})})
 
     def only(self, scene: str) -> SceneScorer:
         """The scorer of one scene: shared experts, that scene's gates and towers (property S3)."""

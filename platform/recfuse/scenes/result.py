@@ -9,6 +9,7 @@ from typing import Any
 
 from recfuse.scenes.evaluation import to_json
 from recfuse.stats.ranking import POOLED, NumberMetrics, RankingMetrics
+from recfuse.stats.slopes import Slope
 
 # Title, columns, and lines as text.
 Table = tuple[str, list[str], list[tuple[str, ...]]]
@@ -24,6 +25,7 @@ class TrainScenesResult:
     Attributes:
         metrics: of every (scene, task) with 0/1 labels, then pooled; numbers: of those that are numbers.
         details: JSON values of recfuse.scenes.evaluation.Details; empty where they were not asked for.
+        slopes: task → scene, or POOLED → slope of realised on predicted, on rows that training did not see.
     """
 
     bundle: Path
@@ -32,6 +34,7 @@ class TrainScenesResult:
     reused: bool
     details: dict[str, Any] = field(default_factory=dict)
     numbers: tuple[NumberMetrics, ...] = ()
+    slopes: dict[str, dict[str, Slope]] = field(default_factory=dict)
 
     def pooled(self, task: str) -> RankingMetrics:
         """The metrics of a task over all scenes."""
@@ -46,6 +49,8 @@ class TrainScenesResult:
                      *(_number(to_json(getattr(m, name))) for name in _FIGURES)) for m in self.metrics])]
         if self.numbers:
             tables.append(_table_of_numbers(self.numbers))
+        if self.slopes:
+            tables.append(_table_of_slopes(self.slopes))
         if self.details:
             tables += [*_tables_of_intervals(self.metrics, self.details), *_tables_of_scenes(self.details)]
         return tables
@@ -57,6 +62,13 @@ def _table_of_numbers(numbers: Sequence[NumberMetrics]) -> Table:
             [(m.scene, m.task, f"{m.rows:,}", *(_number(to_json(value)) for value in (
                 m.mean, m.predicted_over_observed, m.mean_absolute_error, m.root_mean_squared_error,
                 m.rank_correlation))) for m in numbers])
+
+
+def _table_of_slopes(slopes: Mapping[str, Mapping[str, Slope]]) -> Table:
+    return ("Slopes of realised on predicted, within a user's rows that training did not see",
+            ["task", "scene", "rows", "slope", "error"],
+            [(task, scene, f"{slope.rows:,}", *(_number(to_json(value)) for value in (slope.slope, slope.error)))
+             for task, scenes in slopes.items() for scene, slope in scenes.items()])
 
 
 def _tables_of_intervals(metrics: Sequence[RankingMetrics], details: Mapping[str, Any]) -> list[Table]:

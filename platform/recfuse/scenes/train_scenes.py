@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import Config, require
+from recfuse.logs.account import QUARANTINE_LIMIT
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures
 from recfuse.logs.orders import Orphan
 from recfuse.runtime.cluster import cluster
@@ -27,6 +28,7 @@ from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import Problem, prepare
 from recfuse.stats.ranking import NumberMetrics, RankingMetrics
+from recfuse.stats.slopes import read_slopes
 
 METRICS = "metrics.json"
 
@@ -39,6 +41,8 @@ class TrainScenesConfig(Config):
     layout: Layout = Field("kuairand", description="The directory's files have this layout.")
     orphan: Orphan = Field("quarantine", description=(
         "The row of an order without its click is left out (`quarantine`), or gets the click (`repair`)."))
+    quarantine_limit: float = Field(QUARANTINE_LIMIT, ge=0, le=1, repr=False, description=(
+        "The job ends with an error after it has written where a larger share of the exposures is quarantined."))
     output: str = Field("runs/scenes", description=(
         "The directory gets `bundles/`, `metrics.json` and the checkpoints."))
     registry: Registry | None = Field(None, description=(
@@ -114,13 +118,14 @@ class _Run:
         day = TestDay.of(self.exposures, split, scorer.history_length)
         metrics, extra = day.metrics(day.predict(scorer)), self._details(scorer, day)
         numbers = day.number_metrics(scorer)
-        clean = to_json(metrics)
-        bundle = scorer.export(output / "bundles", training=config.training.to_dict(), data_fingerprint=data,
-                               metrics={"test_day": split.test_day, "by_pair": clean})
+        slopes = TestDay.of_rows(self.exposures, split.unseen, scorer.history_length).slopes(scorer)
+        clean = {"by_pair": to_json(metrics), "numbers": to_json(numbers), "slopes": to_json(slopes)}
+        bundle = scorer.export(
+            output / "bundles", training=config.training.to_dict(), data_fingerprint=data,
+            metrics={"test_day": split.test_day, "by_pair": clean["by_pair"]}, slopes=clean["slopes"])
         (output / METRICS).write_text(json.dumps(
-            {"run": self.name, "bundle": bundle.name, "by_pair": clean, "numbers": to_json(numbers), "details": extra},
-            indent=1))
-        return TrainScenesResult(bundle, tuple(metrics), split.test_day, False, extra, tuple(numbers))
+            {"run": self.name, "bundle": bundle.name, **clean, "details": extra}, indent=1))
+        return TrainScenesResult(bundle, tuple(metrics), split.test_day, False, extra, tuple(numbers), slopes)
 
     def _details(self, scorer: SceneScorer, day: TestDay) -> dict[str, Any]:
         """The details that the config asks for, as JSON values."""
@@ -142,16 +147,27 @@ class _Run:
 
 
 def _finished(config: TrainScenesConfig, run: str, split: TimeSplit) -> TrainScenesResult | None:
-    """The result of an earlier run of the same config on the same data, if its bundle still verifies."""
+    """The result of an earlier run of the same config on the same data, if its bundle still verifies.
+
+    Raises:
+        InvalidFieldError: the file of the metrics is something else, which is not to be written over.
+    """
     path = Path(config.output) / METRICS
-    saved = json.loads(path.read_text()) if path.is_file() else {}
+    require(not path.parent.is_file(), "output", config.output, "a directory")
+    try:
+        saved: Any = json.loads(path.read_bytes()) if path.exists() else {"run": None}
+    except (OSError, ValueError):
+        saved = None
+    require(isinstance(saved, dict) and "run" in saved, "output", str(path),
+            "no file of this name, or one that this job wrote")
     bundle = Path(config.output) / "bundles" / saved.get("bundle", "")
-    if saved.get("run") != run or not bundle.is_dir():
+    if saved.get("run") != run or "slopes" not in saved or not bundle.is_dir():
         return None
     read_bundle(bundle, "scenes")
     metrics = tuple(RankingMetrics(**_values(row)) for row in saved["by_pair"])
     numbers = tuple(NumberMetrics(**_values(row)) for row in saved.get("numbers", []))
-    return TrainScenesResult(bundle, metrics, split.test_day, True, saved.get("details", {}), numbers)
+    return TrainScenesResult(bundle, metrics, split.test_day, True, saved.get("details", {}), numbers,
+                             read_slopes(saved["slopes"]))
 
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:

@@ -43,10 +43,10 @@ def read_arm(text: str, simulation: Path, world: World) -> Arm:
     if _WEIGHTS.fullmatch(path):
         return Arm(name or path, fixed_weights(path, world))
     actor = FusionActor.from_bundle(read_bundle(newest_bundle(path, "fusion"), "fusion"))
-    given, wanted = ((vocabulary.state_features, vocabulary.fusion_parameters)
+    given, wanted = ((vocabulary.state_features, vocabulary.candidate_features, vocabulary.fusion_parameters)
                      for vocabulary in (actor.vocabulary, world.vocabulary))
-    require(given == wanted, f"policies[{name or path}]", given[1],
-            f"a policy with the world's state features and fusion parameters {wanted[1]}")
+    require(given == wanted, f"policies[{name or path}]", given[2],
+            f"a policy with the world's state features, candidate features and fusion parameters {wanted[2]}")
     return Arm(name or actor.version, actor)
 
 

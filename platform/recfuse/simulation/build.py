@@ -11,13 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
-from recfuse.config import require
+from recfuse.config import InvalidFieldError, require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import Exposures
 from recfuse.simulation.calibration import TOLERANCE, Calibration, calibrate, finish, measure
-from recfuse.simulation.response import HEADS, ResponseModel
+from recfuse.simulation.candidates import with_candidate_features
+from recfuse.simulation.response import DURATION_EDGES, HEADS, OUTCOMES, ResponseModel
+from recfuse.simulation.response_stack import Stack, empty_stack
+from recfuse.simulation.slopes import GROUP_OF_OUTPUT, draw_slopes
 from recfuse.simulation.user_features import user_features
 from recfuse.simulation.world import SESSION_FEATURES, World, WorldConfig
+from recfuse.state.candidates import as_logged
 
 logger = logging.getLogger("recfuse")
 
@@ -44,6 +48,7 @@ def build_world(
     logged: FixedGaussian,
     config: WorldConfig,
     *,
+    stack: Stack | None = None,
     behaviours: tuple[Behaviour, ...] = BEHAVIOURS,
     offset: float = 1e-3,
 ) -> tuple[World, Calibration]:
@@ -52,38 +57,48 @@ def build_world(
     Args:
         predict: the scorer's calibrated predictions.
         logged: the declared behaviour policy.
+        stack: what the predictions are worth; where None, nothing.
     """
-    world = _uncalibrated(exposures, response, predict, fusion_parameters, config, behaviours, offset)
+    stack = stack or empty_stack(np.zeros((1, 0), np.float32), np.zeros(1), len(response.scenes))
+    world = _uncalibrated(exposures, response, stack, predict, fusion_parameters, config, behaviours, offset)
     targets = measure(exposures, response.scenes)
     world, calibration = finish(calibrate(world, logged, targets), logged, targets)
+    if config.candidate_features:
+        world = with_candidate_features(world, logged)
     logger.info("world: %s users in %s entries, %s predictions; %d of %d measures within %.0f%% of the log",
                 f"{world.users:,}", f"{len(world.entry_user):,}", f"{world.item.size:,}",
                 len(calibration.rows) - len(calibration.off), len(calibration.rows), 100 * TOLERANCE)
     return world, calibration
 
 
-def _uncalibrated(exposures: Exposures, response: ResponseModel, predict: Predict, fusion_parameters: tuple[str, ...],
-                  config: WorldConfig, behaviours: tuple[Behaviour, ...], offset: float) -> World:
+def _uncalibrated(exposures: Exposures, response: ResponseModel, stack: Stack, predict: Predict,
+                  fusion_parameters: tuple[str, ...], config: WorldConfig, behaviours: tuple[Behaviour, ...],
+                  offset: float) -> World:
     """The world before its logits, watch times, hazards of leaving and normalisation are fitted to the exposures."""
     rng = np.random.default_rng([config.seed, 0xB0])
     entries = _draw_entries(exposures, response.scenes, config.users, rng)
     user_ids = response.user_ids[entries.users]
     pools = _retrieve(exposures, response, user_ids, entries, config, rng)
-    logits = _logits(response, entries.users[entries.user], entries.scene, pools)
-    terms = np.log(_predictions(predict, response, user_ids, entries, pools, fusion_parameters) + np.float32(offset))
-    terms = terms.reshape(*pools.shape, -1).transpose(0, 2, 1)
-    features, encoded = user_features(exposures, user_ids)
-    state = (StateFeature(name="scene", categories=response.scenes), *encoded, *_SESSION_FEATURES)
+    predictions = _predictions(predict, response, user_ids, entries, pools, fusion_parameters)
+    columns, encoded = user_features(exposures, user_ids)
+    slopes = draw_slopes(config.meaning_spread, columns, encoded, np.random.default_rng([config.seed, 0xB1]))
+    outputs = _outputs(response, stack, entries, pools, predictions, slopes.slope)
+    predictions = predictions.reshape(*pools.shape, -1).transpose(0, 2, 1)
+    predictions = np.concatenate([predictions, predictions[..., :config.candidates]], 2)
+    features = {**columns, **slopes.columns}
+    state = (StateFeature(name="scene", categories=response.scenes), *encoded, *slopes.features, *_SESSION_FEATURES)
     vocabulary = Vocabulary(
         behaviours=behaviours, fusion_parameters=fusion_parameters, state_features=state, formula="log_sum",
         state_size=sum(feature.width for feature in state), offset=offset, scenes=response.scenes)
     scenes = len(response.scenes)
     return World(
         config=config, vocabulary=vocabulary, scenes=response.scenes,
-        terms=np.concatenate([terms, terms[..., :config.candidates]], 2).astype(np.float32), logits=logits,
+        terms=np.log(predictions + np.float32(offset)), predictions=predictions.astype(np.float16),
+        logits=outputs[..., :len(HEADS)].copy(), watch_level=outputs[..., len(HEADS):].copy(),
         item=pools.astype(np.int32), duration_bin=response.duration_bin[pools].astype(np.int8),
         entry_user=entries.user, entry_scene=entries.scene, entry_share=entries.share, user_ids=user_ids,
-        item_ids=response.item_ids, outcome=response.outcome, watch_time=response.watch_time, leave=np.zeros(scenes),
+        item_ids=response.item_ids, outcome=response.outcome, watch_time=response.watch_time,
+        watch_spread=stack.spread, leave=np.zeros(scenes),
         page_mean=np.ones(len(entries.user)), page_std=np.ones(scenes), features=features,
         start=_next_midnight(exposures))
 
@@ -98,7 +113,10 @@ def _predictions(predict: Predict, response: ResponseModel, user_ids: np.ndarray
             f"{(pools.size, len(fusion_parameters))}")
     require(bool(np.isfinite(predictions).all() and (predictions >= 0).all()), "predictions",
             float(np.nanmin(predictions)), "finite numbers ≥ 0")
-    return predictions
+    rounded = as_logged(predictions)
+    if rounded is None:
+        raise InvalidFieldError("predictions", float(predictions.max()), "numbers that half precision holds")
+    return rounded
 
 
 def _next_midnight(exposures: Exposures) -> int:
@@ -151,8 +169,9 @@ def _scene_index(exposures: Exposures, scenes: tuple[str, ...]) -> np.ndarray:
 
 def _retrieve(exposures: Exposures, response: ResponseModel, user_ids: np.ndarray, entries: _Entries,
               config: WorldConfig, rng: np.random.Generator) -> np.ndarray:
-    """A pool per entry, int64[E, P], positions in the catalogue: drawn by popularity in all scenes and in this one,
-    and by how often the item's `retrieval` value occurs in the user's history."""
+    """A pool per entry, int64[E, P], positions in the catalogue: drawn by popularity in all scenes and in this one, by
+    how often the item's `retrieval` value occurs in the user's history, and by the durations that the user was shown in
+    the scene, so that a pool differs within itself as much as what one user was shown does."""
     items = len(response.item_ids)
     require(config.pool <= items, "pool", config.pool, f"at most the catalogue's {items} items")
     item = np.searchsorted(response.item_ids, exposures.column("item_id"))
@@ -161,14 +180,34 @@ def _retrieve(exposures: Exposures, response: ResponseModel, user_ids: np.ndarra
     weight = np.stack([np.log(counts + 3.0 * np.bincount(item[scene == index], minlength=items))
                        for index in range(len(response.scenes))])
     liked, value = _history_values(exposures, response, user_ids, config.retrieval)
+    durations = _duration_lift(exposures, response, user_ids, entries, item, scene)
     pools = np.empty((len(entries.user), config.pool), np.int64)
     for start in range(0, len(pools), 256):
         part = slice(start, start + 256)
-        score = weight[entries.scene[part]] * .75 + np.log1p(liked[entries.user[part]])[:, value]
+        score = weight[entries.scene[part]] + .5 * np.log1p(liked[entries.user[part]])[:, value]
+        score += durations[part][:, response.duration_bin]
         score += rng.gumbel(size=score.shape)
         chosen = np.argpartition(-score, config.pool - 1, axis=1)[:, :config.pool]
         pools[part] = rng.permuted(chosen, axis=1)
     return pools
+
+
+def _duration_lift(exposures: Exposures, response: ResponseModel, user_ids: np.ndarray, entries: _Entries,
+                   item: np.ndarray, scene: np.ndarray) -> np.ndarray:
+    """float64[E, durations]: log of how much more often an entry's user was shown a range of durations in its scene
+    than all were, drawn to no difference by one exposure."""
+    scenes, ranges = len(response.scenes), len(DURATION_EDGES) + 1
+    shown = response.duration_bin[item]
+    user = exposures.column("user_id")
+    place = np.searchsorted(user_ids, user).clip(max=len(user_ids) - 1)
+    inside = (user_ids[place] == user) & (scene >= 0)
+    counts = np.zeros((len(user_ids), scenes, ranges))
+    np.add.at(counts, (place[inside], scene[inside], shown[inside]), 1.0)
+    share = np.stack([np.bincount(shown[scene == index], minlength=ranges) for index in range(scenes)]) + 1.0
+    share = (share / share.sum(1, keepdims=True))[entries.scene]
+    of_entry = counts[entries.user, entries.scene]
+    lift: np.ndarray = np.log((of_entry + share) / (of_entry.sum(1, keepdims=True) + 1) / share)
+    return lift
 
 
 def _history_values(exposures: Exposures, response: ResponseModel, user_ids: np.ndarray,
@@ -191,12 +230,19 @@ def _history_values(exposures: Exposures, response: ResponseModel, user_ids: np.
     return liked, value
 
 
-def _logits(response: ResponseModel, users: np.ndarray, scenes: np.ndarray, pools: np.ndarray) -> np.ndarray:
-    """float32[E, P, heads]"""
-    result = np.empty((*pools.shape, len(HEADS)), np.float32)
-    size = pools.shape[1]
+def _outputs(response: ResponseModel, stack: Stack, entries: _Entries, pools: np.ndarray,
+             predictions: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """float32[E, P, heads + outcomes]: the logits and watch levels of every item of every pool; slope: [U, groups]."""
+    result = np.empty((*pools.shape, len(HEADS) + len(OUTCOMES)), np.float32)
+    users, size = entries.users[entries.user], pools.shape[1]
+    of_pools = predictions.reshape(*pools.shape, -1)
     for start in range(0, len(pools), 512):
         part = slice(start, start + 512)
-        flat = response.logits(np.repeat(users[part], size), pools[part].ravel(), np.repeat(scenes[part], size))
-        result[part] = flat.reshape(-1, size, len(HEADS))
+        item, scene = pools[part].ravel(), np.repeat(entries.scene[part], size)
+        of_model = response.outputs(np.repeat(users[part], size), item, scene) * stack.own + stack.base[scene]
+        given = stack.inputs(of_pools[part].reshape(len(item), -1)[:, :len(stack.probability)], response.duration[item])
+        of_pool = given.reshape(-1, size, given.shape[1]).mean(1)
+        means = np.repeat(slope[entries.user[part]][:, GROUP_OF_OUTPUT], size, axis=0)
+        of_scorer = stack.scorer_term(given, np.repeat(of_pool, size, axis=0), means)
+        result[part] = (of_model + of_scorer).reshape(-1, size, result.shape[2])
     return result

@@ -1,11 +1,12 @@
 """The response model: how a user answers an item in a scene; `response_fit` fits it to exposures.
 
 It is a logistic factorisation, another kind of model than the scorer, fitted on other rows (`row_share` below
-RESPONSE_SHARE) with another seed, so that a policy is never graded by the predictions that it fuses.
+RESPONSE_SHARE) with another seed. `response_stack` adds what the scorer's predictions are worth on those rows.
 
 An exposure is answered in three steps, so that what is drawn is consistent: the *outcome* (no click; a click; a click
 and a long view), then every interaction given the outcome, then the watch time, resampled from real rows of the same
-scene, outcome and range of durations.
+scene, outcome and range of durations. At which quantile of these it lies is a matter of the user and the item (the
+*level*, in log-odds of the quantile) and of chance.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class ResponseModel:
     Attributes:
         scenes: S names, the order of the scene index.
         user_ids: int64[U], item_ids: int64[I], both ascending; the position is the index used below.
-        users, items, scene: float32[U | I | S, factors + heads]: factors, then one bias per head.
-        mixing: float32[heads, factors]: how much each factor counts in each head.
+        users, items, scene: float32[U | I | S, factors + outputs]: factors, then one bias per output; the outputs are
+            the heads, then the watch level by outcome.
+        mixing: float32[outputs, factors]: how much each factor counts in each output.
         outcome: float32[3, interactions]: log-odds that the outcome adds to an interaction.
         watch_time: float32[S, 3, durations, WATCH_QUANTILES]: real watch times in seconds, ascending.
-        duration_bin: int64[I].
+        duration_bin: int64[I]; duration: float64[I], seconds.
     """
 
     scenes: tuple[str, ...]
@@ -46,15 +48,20 @@ class ResponseModel:
     outcome: np.ndarray
     watch_time: np.ndarray
     duration_bin: np.ndarray
+    duration: np.ndarray
 
     def logits(self, user: np.ndarray, item: np.ndarray, scene: np.ndarray) -> np.ndarray:
         """float32[N, heads] of index arrays `[N]`: click; long view given a click; interactions given no click."""
+        return self.outputs(user, item, scene)[:, :len(HEADS)]
+
+    def outputs(self, user: np.ndarray, item: np.ndarray, scene: np.ndarray) -> np.ndarray:
+        """float32[N, outputs]: the heads' logits, then the watch level after every outcome."""
         factors = self.mixing.shape[1]
         left = self.users[user] + self.scene[scene]
         right = self.items[item]
         taste = (left[:, :factors] * right[:, :factors]) @ self.mixing.T
-        logits: np.ndarray = taste + left[:, factors:] + right[:, factors:]
-        return logits
+        result: np.ndarray = taste + left[:, factors:] + right[:, factors:]
+        return result
 
     def marginals(self, logits: np.ndarray) -> np.ndarray:
         """P(behaviour) in the order of HEADS, float32[..., heads], of logits `[..., heads]`."""
@@ -75,6 +82,7 @@ def marginals(logits: np.ndarray, outcome: np.ndarray) -> np.ndarray:
     result: np.ndarray = np.concatenate([
         click[..., None], (click * given)[..., None], (shares[..., None] * interactions).sum(-2)], -1)
     return result
+
 
 def shrunk_rates(labels: np.ndarray, scene: np.ndarray, scenes: int, shrinkage: float) -> np.ndarray:
     """float64[S, heads]: positives over rows, drawn to the pooled rate by `shrinkage` rows; click and long view not.

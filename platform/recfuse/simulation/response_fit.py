@@ -20,10 +20,12 @@ from recfuse.simulation.response import (
     shrunk_rates,
     solve_shift,
 )
-from recfuse.simulation.response_network import ResponseConfig, ResponseNetwork, Rows, train
+from recfuse.simulation.response_network import ResponseConfig, ResponseNetwork, Rows, train, watch_levels
+from recfuse.simulation.response_stack import Held, Stack, empty_stack, fit_stack, group_means
 from recfuse.stats.ranking import auc, metric_intervals
 
 logger = logging.getLogger("recfuse")
+_FOLDS = 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class ResponseFit:
     """A fit and what it is worth.
 
     Attributes:
+        stack: what a scorer's predictions add; of no scorer where none were given.
         auc: behaviour → AUC of its marginal probability on all rows of the last day, none of which was fitted to; NaN
             where a class is absent. interval: its 95% interval, a bootstrap over users. positives: on the last day.
         rates: behaviour → (mean predicted, observed) on the rows of the fit.
@@ -38,6 +41,7 @@ class ResponseFit:
     """
 
     model: ResponseModel
+    stack: Stack
     auc: dict[str, float]
     interval: dict[str, tuple[float, float]]
     positives: dict[str, int]
@@ -46,12 +50,15 @@ class ResponseFit:
     test_rows: int
 
 
-def fit_response(exposures: Exposures, scenes: tuple[str, ...], config: ResponseConfig | None = None) -> ResponseFit:
+def fit_response(exposures: Exposures, scenes: tuple[str, ...], config: ResponseConfig | None = None,
+                 predictions: np.ndarray | None = None) -> ResponseFit:
     """Fits the response model on `row_share` < RESPONSE_SHARE before the last day; measures it on the last day.
 
     Args:
         exposures: with every user and item of the rows in `users` and `items`.
         scenes: those to model; rows of others are left out.
+        predictions: float32[N, M], a scorer's for every row, of a scorer fitted on other rows; what they are worth is
+            part of the fit then.
 
     Raises:
         InvalidFieldError: a scene without rows, or too few rows to fit.
@@ -65,23 +72,68 @@ def fit_response(exposures: Exposures, scenes: tuple[str, ...], config: Response
     rows = Rows.read(exposures.filter(fitted), scenes)
     require(len(rows.user) >= 100, "exposures", len(rows.user), "at least 100 rows with row_share below "
             f"{RESPONSE_SHARE} before the last day, in scenes {', '.join(scenes)}")
-    network = train(exposures, rows, len(scenes), config)
+    tested = modelled & (day == day.max())
+    test = Rows.read(exposures.filter(tested), scenes)
+    level = watch_levels(rows, _duration_bins(exposures)[rows.item])
+    network = train(exposures, rows, level, len(scenes), config)
     model = _calibrate(_export(network, exposures, rows, scenes), rows, config.shrinkage)
-    return _measured(model, rows, Rows.read(exposures.filter(modelled & (day == day.max())), scenes))
+    if predictions is None:
+        predictions = np.zeros((len(known), 0), np.float32)
+    of_rows = Rows.read(exposures.filter(modelled), scenes)
+    duration = _durations(exposures)[of_rows.item]
+    stack = empty_stack(predictions[modelled], duration, len(scenes))
+    columns = stack.inputs(predictions[modelled], duration)
+    around = group_means(columns, of_rows.user, of_rows.scene)
+    given = [(columns[mask[modelled]], around[mask[modelled]]) for mask in (fitted, tested)]
+    if predictions.shape[1]:
+        stack = _stack(exposures, rows, level, given[0], stack, model, config)
+    return _measured(model, stack, *((some, _stacked(model, stack, some, *inputs))
+                                     for some, inputs in zip((rows, test), given, strict=True)))
 
 
-def _measured(model: ResponseModel, rows: Rows, test: Rows) -> ResponseFit:
-    """The model with its rates on the rows of the fit and its AUC on those of the test."""
-    predicted = model.marginals(model.logits(test.user, test.item, test.scene))
+def _stack(exposures: Exposures, rows: Rows, level: np.ndarray, given: tuple[np.ndarray, np.ndarray], empty: Stack,
+           model: ResponseModel, config: ResponseConfig) -> Stack:
+    """What the predictions for the rows of the fit, as inputs and their means, are worth beside the response model."""
+    scenes = len(model.scenes)
+    fold = np.random.default_rng([config.seed, 0xF0]).integers(0, _FOLDS, len(rows.user))
+    own = np.zeros((len(rows.user), model.mixing.shape[0]), np.float32)
+    for index in range(_FOLDS):
+        inside = fold == index
+        fitted = rows.take(~inside)
+        network = _forget_unseen(train(exposures, fitted, level[~inside], scenes, config), fitted)
+        with torch.no_grad():
+            part = rows.take(inside)
+            own[inside] = network(*(torch.from_numpy(a) for a in (part.user, part.item, part.scene))).cpu().numpy()
+    stack = fit_stack(Held(own, *given, rows.scene, rows.outcome, rows.labels, level.astype(np.float64),
+                           model.outcome), empty)
+    target = shrunk_rates(rows.labels, rows.scene, scenes, config.shrinkage)
+    logits, base = _stacked(model, stack, rows, *given), stack.base.copy()
+    for index in range(scenes):
+        base[index, :len(HEADS)] += solve_shift(logits[rows.scene == index], model.outcome, target[index])
+    return dataclasses.replace(stack, base=base)
+
+
+def _stacked(model: ResponseModel, stack: Stack, rows: Rows, columns: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """float32[N, heads]: logits of rows with these inputs [N, M + 1] of a scorer."""
+    outputs = model.outputs(rows.user, rows.item, rows.scene) * stack.own + stack.base[rows.scene]
+    logits: np.ndarray = (outputs + stack.scorer_term(columns, around))[:, :len(HEADS)]
+    return logits
+
+
+def _measured(model: ResponseModel, stack: Stack, fit: tuple[Rows, np.ndarray],
+              tested: tuple[Rows, np.ndarray]) -> ResponseFit:
+    """The model with its rates on the rows of the fit and its AUC on those of the test, from their logits."""
+    (rows, fitted), (test, logits) = fit, tested
+    predicted = model.marginals(logits)
     labels = {name: test.label(name).astype(np.float64) for name in HEADS}
     areas = {name: _auc(labels[name], predicted[:, index]) for index, name in enumerate(HEADS)}
     intervals = {name: metric_intervals(labels[name], predicted[:, index], test.user, draws=100).auc
                  for index, name in enumerate(HEADS)}
-    on_fit = model.marginals(model.logits(rows.user, rows.item, rows.scene)).mean(0)
+    on_fit = model.marginals(fitted).mean(0)
     rates = {name: (float(on_fit[index]), float(rows.label(name).mean())) for index, name in enumerate(HEADS)}
     logger.info("response model: %s rows; AUC on the last day: %s", f"{len(rows.user):,}",
                 ", ".join(f"{name} {area:.3f}" for name, area in areas.items()))
-    return ResponseFit(model=model, auc=areas, interval=intervals, rates=rates, rows=len(rows.user),
+    return ResponseFit(model=model, stack=stack, auc=areas, interval=intervals, rates=rates, rows=len(rows.user),
                        test_rows=len(test.user), positives={name: int(label.sum()) for name, label in labels.items()})
 
 
@@ -89,17 +141,33 @@ def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(auc(labels, scores)) if 0 < labels.sum() < len(labels) else float("nan")
 
 
+def _durations(exposures: Exposures) -> np.ndarray:
+    """float64[I], seconds, in ascending ids; NaN where unknown."""
+    durations: np.ndarray = exposures.items.sort_by("item_id")["duration"].to_numpy().astype(np.float64)
+    return durations
+
+
+def _duration_bins(exposures: Exposures) -> np.ndarray:
+    """int64[I]: every item's range of durations."""
+    return np.searchsorted(DURATION_EDGES, np.nan_to_num(_durations(exposures)), side="right").astype(np.int64)
+
+
 @torch.no_grad()
-def _export(network: ResponseNetwork, exposures: Exposures, rows: Rows, scenes: tuple[str, ...]) -> ResponseModel:
-    """The network's embeddings of every user, item and scene as plain arrays."""
-    # An id that no row of the fit has says nothing; its initial values are noise.
+def _forget_unseen(network: ResponseNetwork, rows: Rows) -> ResponseNetwork:
+    """An id that no row of the fit has says nothing; its initial values are noise."""
     for table, seen, count in ((network.user, rows.user, len(network.user_codes)),
                                (network.item, rows.item, len(network.item_codes))):
         unseen = np.setdiff1d(np.arange(count), seen)
         table.weight[torch.from_numpy(unseen)] = 0.0
+    return network
+
+
+@torch.no_grad()
+def _export(network: ResponseNetwork, exposures: Exposures, rows: Rows, scenes: tuple[str, ...]) -> ResponseModel:
+    """The network's embeddings of every user, item and scene as plain arrays."""
+    network = _forget_unseen(network, rows)
     users = torch.cat([network.left(part) for part in torch.arange(len(network.user_codes)).split(8_192)])
-    duration = exposures.items.sort_by("item_id")["duration"].to_numpy()
-    bins = np.searchsorted(DURATION_EDGES, np.nan_to_num(duration), side="right")
+    bins = _duration_bins(exposures)
     return ResponseModel(
         scenes=scenes,
         user_ids=np.sort(exposures.users["user_id"].to_numpy()),
@@ -110,7 +178,8 @@ def _export(network: ResponseNetwork, exposures: Exposures, rows: Rows, scenes: 
         mixing=network.mixing.cpu().numpy().copy(),
         outcome=network.outcome.cpu().numpy().copy(),
         watch_time=_watch_times(rows, bins[rows.item], len(scenes)),
-        duration_bin=bins.astype(np.int64),
+        duration_bin=bins,
+        duration=_durations(exposures),
     )
 
 
@@ -140,5 +209,6 @@ def _calibrate(model: ResponseModel, rows: Rows, shrinkage: float, rounds: int =
     scene = model.scene.copy()
     logits = model.logits(rows.user, rows.item, rows.scene)
     for index in range(len(model.scenes)):
-        scene[index, factors:] += solve_shift(logits[rows.scene == index], model.outcome, target[index], rounds)
+        shift = solve_shift(logits[rows.scene == index], model.outcome, target[index], rounds)
+        scene[index, factors:factors + len(HEADS)] += shift
     return dataclasses.replace(model, scene=scene.astype(np.float32))

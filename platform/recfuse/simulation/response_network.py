@@ -79,6 +79,31 @@ class Rows:
         return np.stack([self.label(name) for name in HEADS], 1).astype(np.float64)
 
 
+    def take(self, index: np.ndarray) -> Rows:
+        """The rows at these positions, or in this mask."""
+        return Rows(**{name: column[index] for name, column in self.__dict__.items()})
+
+
+def watch_levels(rows: Rows, duration_bin: np.ndarray) -> np.ndarray:
+    """float32[N]: log-odds of a watch time's mid-rank among the rows of its scene, outcome and range of durations.
+
+    Args:
+        duration_bin: int64[N].
+    """
+    cell = (rows.scene * len(OUTCOMES) + rows.outcome) * (int(duration_bin.max(initial=0)) + 1) + duration_bin
+    order = np.lexsort((rows.watch_time, cell))
+    first, size = (np.searchsorted(cell[order], cell[order], side=side) for side in ("left", "right"))
+    size = size - first
+    # Ties share the middle of their ranks.
+    tied = np.concatenate([[True], (np.diff(cell[order]) != 0) | (np.diff(rows.watch_time[order]) != 0)])
+    group = np.cumsum(tied) - 1
+    middle = (np.bincount(group, np.arange(len(cell)) - first) / np.bincount(group))[group]
+    share = (middle + .5) / size
+    level = np.empty(len(cell), np.float32)
+    level[order] = np.log(share) - np.log1p(-share)
+    return level
+
+
 def _positions(table: pa.ChunkedArray, ids: np.ndarray, field: str) -> np.ndarray:
     """The position of every id among the ascending ids of a table.
 
@@ -127,7 +152,8 @@ class ResponseNetwork(nn.Module):
     def __init__(self, users: np.ndarray, items: np.ndarray, history: tuple[np.ndarray, np.ndarray], scenes: int,
                  config: ResponseConfig) -> None:
         super().__init__()
-        width = config.factors + len(HEADS)
+        outputs = len(HEADS) + len(OUTCOMES)
+        width = config.factors + outputs
         self.factors = config.factors
         self.user_codes, self.item_codes = torch.from_numpy(users), torch.from_numpy(items)
         self.history, self.lengths = torch.from_numpy(history[0]), torch.from_numpy(history[1])
@@ -135,7 +161,7 @@ class ResponseNetwork(nn.Module):
         self.item = nn.Embedding(int(items.max()) + 1, width)
         self.past = nn.Embedding(len(items) + 1, width, padding_idx=len(items))
         self.scene = nn.Embedding(scenes, width)
-        self.mixing = nn.Parameter(torch.full((len(HEADS), config.factors), 1.0))
+        self.mixing = nn.Parameter(torch.full((outputs, config.factors), 1.0))
         self.outcome = nn.Parameter(torch.zeros(len(OUTCOMES), len(INTERACTIONS)))
         for table in (self.user, self.item, self.past, self.scene):
             nn.init.normal_(table.weight, std=.05)
@@ -143,16 +169,16 @@ class ResponseNetwork(nn.Module):
                 table.weight[:, config.factors:] = 0.0
 
     def left(self, user: Tensor) -> Tensor:
-        """[B, factors + heads]"""
+        """[B, factors + outputs]"""
         past = self.past(self.history[user]).sum(1) / (1.0 + self.lengths[user].unsqueeze(1)).sqrt()
         return self.user(self.user_codes[user]).sum(1) + past
 
     def right(self, item: Tensor) -> Tensor:
-        """[B, factors + heads]"""
+        """[B, factors + outputs]"""
         return self.item(self.item_codes[item]).sum(1)
 
     def forward(self, user: Tensor, item: Tensor, scene: Tensor) -> Tensor:
-        """Logits [B, heads]."""
+        """Logits of the heads, then watch levels by outcome, [B, outputs]."""
         left, right = self.left(user) + self.scene(scene), self.right(item)
         f = self.factors
         return (left[:, :f] * right[:, :f]) @ self.mixing.T + left[:, f:] + right[:, f:]
@@ -189,11 +215,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train(exposures: Exposures, rows: Rows, scenes: int, config: ResponseConfig) -> ResponseNetwork:
+def train(exposures: Exposures, rows: Rows, level: np.ndarray, scenes: int,
+          config: ResponseConfig) -> ResponseNetwork:
     """Fits a network to the rows; the same config gives the same network.
 
     Args:
         exposures: whose users, items and histories the network embeds.
+        level: float32[N], where the rows' watch times lie among those of their kind (`watch_levels`).
         scenes: how many there are.
     """
     with _one_thread(), torch.random.fork_rng(devices=[]):
@@ -202,7 +230,8 @@ def train(exposures: Exposures, rows: Rows, scenes: int, config: ResponseConfig)
         network = ResponseNetwork(users, items, _history(exposures, len(users)), scenes, config)
         _start_at_rates(network, rows)
         optimiser = _optimiser(network, config)
-        tensors = [torch.from_numpy(a) for a in (rows.user, rows.item, rows.scene, rows.outcome, rows.interactions)]
+        tensors = [torch.from_numpy(a) for a in (rows.user, rows.item, rows.scene, rows.outcome, rows.interactions,
+                                                  level)]
         generator = torch.Generator().manual_seed(config.seed)
         for _ in range(config.epochs):
             for batch in torch.randperm(len(rows.user), generator=generator).split(config.batch_size):
@@ -217,7 +246,8 @@ def _start_at_rates(network: ResponseNetwork, rows: Rows) -> None:
     """Sets the scenes' biases to the log-odds of the rows' rates."""
     base = np.array([rows.label(name).mean() for name in HEADS]).clip(1e-6, 1 - 1e-6)
     base[1] = np.clip(base[1] / base[0], 1e-6, 1 - 1e-6)
-    network.scene.weight[:, network.factors:] = torch.from_numpy(np.log(base / (1 - base))).float()
+    heads = slice(network.factors, network.factors + len(HEADS))
+    network.scene.weight[:, heads] = torch.from_numpy(np.log(base / (1 - base))).float()
 
 
 def _optimiser(network: ResponseNetwork, config: ResponseConfig) -> torch.optim.Optimizer:
@@ -228,11 +258,14 @@ def _optimiser(network: ResponseNetwork, config: ResponseConfig) -> torch.optim.
 
 
 def _loss(network: ResponseNetwork, user: Tensor, item: Tensor, scene: Tensor, outcome: Tensor,
-          interactions: Tensor) -> Tensor:
-    """Click on all rows, long view on clicked rows, interactions given the outcome; sums of cross-entropies."""
+          interactions: Tensor, level: Tensor) -> Tensor:
+    """Click on all rows, long view on clicked rows, interactions and watch level given the outcome: cross-entropies,
+    and a squared error in units of a logistic deviate's variance."""
     logits = network(user, item, scene)
     clicked = (outcome > 0).float()
     click = functional.binary_cross_entropy_with_logits(logits[:, 0], clicked)
     given = functional.binary_cross_entropy_with_logits(logits[:, 1], (outcome == 2).float(), weight=clicked)
-    rest = functional.binary_cross_entropy_with_logits(logits[:, 2:] + network.outcome[outcome], interactions)
-    return click + given + rest * len(INTERACTIONS)
+    heads = len(HEADS)
+    rest = functional.binary_cross_entropy_with_logits(logits[:, 2:heads] + network.outcome[outcome], interactions)
+    predicted = logits[:, heads:].gather(1, outcome[:, None])[:, 0]
+    return click + given + rest * len(INTERACTIONS) + (predicted - level).square().mean() * 3 / torch.pi**2

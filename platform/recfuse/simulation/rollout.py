@@ -27,6 +27,8 @@ class Requests:
         entry: position in the world's entries; clock: days since the world's start.
         state: float32[N, S]; mu, sigma, action: float32[N, M]; action_logp: float64.
         feedback: float32[N, len(FEEDBACK)]; last: bool, the session ended here.
+        offset: where in the entry's pool the candidates began; seen: bool[N, candidates], those that were not to be
+            shown again; shown: int16[N, page], places among the candidates, best first.
     """
 
     user: np.ndarray
@@ -42,6 +44,9 @@ class Requests:
     action_logp: np.ndarray
     feedback: np.ndarray
     last: np.ndarray
+    offset: np.ndarray
+    seen: np.ndarray
+    shown: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,8 @@ def rollout(world: World, policy: Policy, *, seed: int, persons: np.ndarray | No
             "user": before.user, "person": before.person, "number": before.number, "request": before.request,
             "entry": before.entry, "clock": before.clock, "state": step.state, "mu": decision.mu,
             "sigma": decision.sigma, "action": decision.action, "action_logp": decision.action_logp,
-            "feedback": step.page.feedback, "last": step.last})
+            "feedback": step.page.feedback, "last": step.last, "offset": step.page.offset, "seen": step.page.seen,
+            "shown": step.page.places.astype(np.int16)})
     return Requests(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from recfuse.simulation.response import INTERACTIONS, marginals, sigmoid
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import World
+from recfuse.state.candidates import CandidateEncoder
 from recfuse.state.encoder import StateEncoder
 
 DAY = 86_400.0
@@ -62,6 +63,8 @@ class Page:
         outcome: int64[B, page], in the order of OUTCOMES; watch_time: float32[B, page], seconds; 0 where not looked.
         left: bool[B], the user left by choice; cut: bool[B], the session reached its greatest length.
         satisfaction: float64[B], raw: before standardisation; mood: float64[B], the user's after it.
+        offset: int64[B], where in the pool the candidates began; seen: bool[B, candidates], those that were not to be
+            shown again; places: int64[B, page], of what was shown among the candidates.
     """
 
     feedback: np.ndarray
@@ -73,6 +76,9 @@ class Page:
     cut: np.ndarray
     satisfaction: np.ndarray
     mood: np.ndarray
+    offset: np.ndarray
+    seen: np.ndarray
+    places: np.ndarray
 
 
 class SessionEngine:
@@ -86,11 +92,13 @@ class SessionEngine:
         self.world, self.seed = world, seed
         self.config = world.config
         self._encoder = StateEncoder(world.vocabulary)
+        self._candidates = CandidateEncoder(world.vocabulary) if world.vocabulary.candidate_features else None
         self._first = world.first_entry
         pool, candidates = self.config.pool, self.config.candidates
         # [E, P, M, candidates]: a window of candidates is a slice of the terms, without a copy.
-        windows = np.lib.stride_tricks.sliding_window_view(world.terms, candidates, axis=2)[:, :, :pool]
-        self._windows = windows.transpose(0, 2, 1, 3)
+        self._windows, self._predictions = (
+            np.lib.stride_tricks.sliding_window_view(of_pool, candidates, axis=2)[:, :, :pool].transpose(0, 2, 1, 3)
+            for of_pool in (world.terms, world.predictions))
         self._places = np.arange(self.config.page)
         # What each interaction adds to satisfaction.
         self._value = np.array([self.config.hate_value if name == "hate" else self.config.interaction_value
@@ -138,7 +146,36 @@ class SessionEngine:
 
     def observe(self, sessions: Sessions) -> np.ndarray:
         """States, float32[B, S]."""
-        return self._encoder.encode(self.context(sessions), rows=len(sessions.user))
+        states = self._encoder.encode(self.context(sessions), rows=len(sessions.user))
+        if self._candidates is None:
+            return states
+        offset, seen = self._offered(sessions)
+        encoded = self._candidates.encode(self.predictions(sessions.entry, offset), seen)
+        return np.concatenate([states, encoded], 1)
+
+    def predictions(self, entry: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        """float16[B, M, candidates], of the candidates that begin at these places of the pools."""
+        result: np.ndarray = self._predictions[entry, offset]
+        return result
+
+    def scores(self, entry: np.ndarray, offset: np.ndarray, seen: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """float32[B, candidates], fused by `action` [B, M] (maths 2); −∞ where a candidate was seen."""
+        scores: np.ndarray = np.matmul(action[:, None, :].astype(np.float32), self._windows[entry, offset])[:, 0]
+        scores[seen] = -np.inf
+        return scores
+
+    def _offered(self, sessions: Sessions) -> tuple[np.ndarray, np.ndarray]:
+        """Where in the pool the next request's candidates begin, and which of them are not to be shown again."""
+        config = self.config
+        offset = (uniform(_luck(sessions), _OFFSET) * config.pool).astype(np.int64)
+        seen = np.take_along_axis(sessions.seen, self._places_in_pool(offset), 1)
+        # Candidates that would not fill a page are all offered anew.
+        seen[(~seen).sum(1) < config.page] = False
+        return offset, seen
+
+    def _places_in_pool(self, offset: np.ndarray) -> np.ndarray:
+        places: np.ndarray = (offset[:, None] + np.arange(self.config.candidates)) % self.config.pool
+        return places
 
     def expected_satisfaction(self, sessions: Sessions, action: np.ndarray) -> np.ndarray:
         """float64[B]: the mean raw satisfaction with the page that `action` [B, M] ranks, by the response model."""
@@ -151,22 +188,19 @@ class SessionEngine:
 
     def rank(self, sessions: Sessions, action: np.ndarray) -> np.ndarray:
         """The page of every session, int64[B, page] positions in the pool, fused by `action` [B, M] (maths 2)."""
-        config = self.config
-        base = _luck(sessions)
-        offset = (uniform(base, _OFFSET) * config.pool).astype(np.int64)
-        terms = self._windows[sessions.entry, offset]
-        scores = np.matmul(action[:, None, :].astype(np.float32), terms)[:, 0]
-        window = (offset[:, None] + np.arange(config.candidates)) % config.pool
-        seen = np.take_along_axis(sessions.seen, window, 1)
-        scores[seen] = -np.inf
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :config.page]
-        shown: np.ndarray = np.take_along_axis(window, best, 1)
-        return shown
+        return self._rank(sessions, action)[0]
+
+    def _rank(self, sessions: Sessions, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What is shown, by its places in the pool; and of the candidates offset, seen, and places of what is shown."""
+        offset, seen = self._offered(sessions)
+        scores = self.scores(sessions.entry, offset, seen, action)
+        places = np.argsort(-scores, axis=1, kind="stable")[:, :self.config.page]
+        return (offset[:, None] + places) % self.config.pool, offset, seen, places
 
     def step(self, sessions: Sessions, action: np.ndarray) -> Page:
         """Ranks by `action` [B, M], draws the response and moves the sessions on by one request."""
         base = _luck(sessions)
-        shown = self.rank(sessions, action)
+        shown, offset, seen, places = self._rank(sessions, action)
         looked, outcome, interacted, watch = self._respond(sessions, base, shown)
         feedback = np.concatenate([
             watch.sum(1, keepdims=True), (outcome > 0).sum(1, keepdims=True), (outcome > 1).sum(1, keepdims=True),
@@ -188,7 +222,8 @@ class SessionEngine:
         effect = self.config.stay_effect if self.config.responsive else 0.0
         left = uniform(base, _LEAVE) < sigmoid(self.world.leave[scene] - effect * sessions.mood)
         cut = ~left & (sessions.request >= self.config.max_requests)
-        return Page(feedback, shown, looked, outcome, watch, left, cut, satisfaction, sessions.mood.copy())
+        return Page(feedback, shown, looked, outcome, watch, left, cut, satisfaction, sessions.mood.copy(), offset,
+                    seen, places)
 
     def _choose_entry(self, user: np.ndarray, u: np.ndarray) -> np.ndarray:
         entry, last = self._first[user].copy(), self._first[user + 1] - 1
@@ -213,7 +248,7 @@ class SessionEngine:
         chance = sigmoid(logits[..., 2:] + world.outcome[outcome])
         kinds = np.arange(len(INTERACTIONS))
         interacted = (uniform(draw[..., None], _INTERACT, kinds) < chance) & looked[..., None]
-        quantile = (uniform(draw, _WATCH) * world.watch_time.shape[-1]).astype(np.int64)
+        quantile = world.quantile(entry, shown, outcome, uniform(draw, _WATCH))
         scene = world.entry_scene[entry]
         watch = world.watch_time[scene, outcome, world.duration_bin[entry, shown], quantile] * looked
         return looked, outcome, interacted, watch

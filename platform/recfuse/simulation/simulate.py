@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from pydantic import Field
 
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import Config
+from recfuse.logs.account import QUARANTINE_LIMIT, Account
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer
 from recfuse.simulation.build import build_world
 from recfuse.simulation.calibration import TOLERANCE, Calibration, within_tolerance
+from recfuse.simulation.fidelity import Effect, fidelity, verdict
 from recfuse.simulation.output import HOLDOUT, LOGS, WORLD, behaviour_policy, claimed
 from recfuse.simulation.persons import held_out, persons_of
 from recfuse.simulation.predictions import Scorer, predictor, task_names
@@ -29,8 +32,10 @@ from recfuse.simulation.world import World, WorldConfig
 PUBLISHED_AUC = {"click": ".673", "long_view": ".712", "like": ".81", "comment": ".81", "forward": ".79",
                  "follow": ".79", "hate": ".75"}
 
-# Hand-tuned, as an operator would: that people open an item and stay counts most, what they do with it a third of that.
-HAND_TUNED = {"click": 1.0, "long_view": 1.0, "like": 0.3, "comment": 0.3, "forward": 0.3, "follow": 0.3}
+# Hand-tuned, as an operator would: that people open an item, stay, and how long, counts most, what they do with it a
+# third of that.
+HAND_TUNED = {"click": 1.0, "long_view": 1.0, "watch_time": 1.0,
+              "like": 0.3, "comment": 0.3, "forward": 0.3, "follow": 0.3}
 
 
 class SimulateConfig(Config):
@@ -38,6 +43,8 @@ class SimulateConfig(Config):
 
     logs: str = Field(
         "embedded", description="A directory with KuaiRand files is read; `embedded` and `shop` are generators.")
+    quarantine_limit: float = Field(QUARANTINE_LIMIT, ge=0, le=1, repr=False, description=(
+        "The job ends with an error after it has written where a larger share of the exposures is quarantined."))
     scorer: str = Field(
         "runs/scenes/bundles", description="This is a bundle of kind `scenes`, or a directory that holds one.")
     output: str = Field(
@@ -57,6 +64,8 @@ class SimulateConfig(Config):
     holdout_persons: int = Field(
         2_000, description="A second log, for evaluation, holds so many people, of held-out users where there are any; "
         "0 for none.", ge=0)
+    candidates: bool = Field(
+        True, description="The logs say what each request had to rank and what was shown, as replay needs it.")
     seed: int = Field(1, description="The seed of the logs.", ge=0)
 
 
@@ -67,7 +76,7 @@ class SimulateResult:
     Attributes:
         logs, holdout, world: directories; holdout is None where none was asked for.
         requests: rows of the logs.
-        metrics: response AUC, rates, calibration; as in `metrics.json`.
+        metrics: response AUC, rates, calibration, fidelity; as in `metrics.json`.
         reused: an earlier run of the same config had built the world already.
     """
 
@@ -77,6 +86,15 @@ class SimulateResult:
     requests: int
     metrics: dict[str, Any]
     reused: bool
+
+    def require(self, limit: float) -> None:
+        """Refuses exposures of which more than the limit was quarantined when the world was built.
+
+        Raises:
+            InvalidFieldError: with the commonest reason.
+        """
+        if "account" in self.metrics:  # not in those of an earlier version
+            Account(**self.metrics["account"]).require(limit, "logs")
 
     @property
     def response_rows(self) -> list[tuple[str, ...]]:
@@ -95,6 +113,29 @@ class SimulateResult:
         return [(scene, name, f"{simulated:.5g}", f"{real:.5g}", f"{simulated / real:.3f}" if real else "–",
                  "yes" if within_tolerance(name, simulated, real) else "NO")
                 for scene, name, simulated, real in self.metrics["calibration"]]
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """What rankings change in the world and in the log."""
+        nan = float("nan")
+        return tuple(Effect(*names, *(nan if value is None else value for value in values))
+                     for *names, simulated, real, low, high in self.metrics["fidelity"]
+                     for values in [(simulated, real, low, high)])
+
+    @property
+    def fidelity_rows(self) -> list[tuple[str, ...]]:
+        """scene, ranking, and per measure what it changes in the world, in the log and there between which ends."""
+        rows: dict[tuple[str, str], list[str]] = {}
+        for effect in self.effects:
+            cell = (f"{effect.simulated:+.1%} | {effect.real:+.1%} [{100 * effect.low:+.1f}, {100 * effect.high:+.1f}]"
+                    + ("  OFF" if effect.off else "") if effect.known else "–")
+            rows.setdefault((effect.scene, effect.ranking), []).append(cell)
+        return [(*names, *cells) for names, cells in rows.items()]
+
+    @property
+    def fidelity_verdict(self) -> str:
+        """How many effects of rankings are as in the log, in a sentence."""
+        return verdict(self.effects)
 
     @property
     def verdict(self) -> str:
@@ -137,8 +178,9 @@ def simulate(config: SimulateConfig) -> SimulateResult:
 def _build(config: SimulateConfig, scorer: Scorer, run: str) -> tuple[World, dict[str, Any]]:
     """Makes the world, and what its fit and calibration are worth; nothing is written yet."""
     exposures = read_source(config.logs).exposures
-    world, fit, calibration = make_world(config, scorer, exposures)
-    return world, {"run": run, "exposures": str(exposures.account), **_report(config, fit, calibration)}
+    made = make_world(config, scorer, exposures)
+    return made.world, {"run": run, "exposures": str(exposures.account), "account": asdict(exposures.account),
+                        **_report(config, made)}
 
 
 def _write(config: SimulateConfig, world: World, run: str, metrics: dict[str, Any], reused: bool) -> SimulateResult:
@@ -147,27 +189,41 @@ def _write(config: SimulateConfig, world: World, run: str, metrics: dict[str, An
     policy = behaviour_policy(config.behaviour_mu, config.behaviour_sigma, world.vocabulary.fusion_parameters)
     out = held_out(world, config.held_out_users)
     rows = write_logs(world, policy, output / LOGS, persons=persons_of(~out, config.persons), seed=config.seed,
-                      model_version=version)
+                      model_version=version, candidates=config.candidates)
     holdout = output / HOLDOUT if config.holdout_persons else None
     if holdout:
         write_logs(world, policy, holdout, persons=persons_of(out if out.any() else ~out, config.holdout_persons),
-                   seed=config.seed + 1_000_003, model_version=version)
+                   seed=config.seed + 1_000_003, model_version=version, candidates=config.candidates)
     return SimulateResult(output / LOGS, holdout, output / WORLD, rows, metrics, reused)
 
 
-def make_world(config: SimulateConfig, scorer: Scorer,
-               exposures: Exposures) -> tuple[World, ResponseFit, Calibration]:
-    """Fits the response model and builds the world."""
+@dataclass(frozen=True)
+class Made:
+    """A world, and what it is worth."""
+
+    world: World
+    fit: ResponseFit
+    calibration: Calibration
+    effects: tuple[Effect, ...]
+
+
+def make_world(config: SimulateConfig, scorer: Scorer, exposures: Exposures) -> Made:
+    """Fits the response model, builds the world and holds what ranking changes in it against the exposures."""
     scenes, parameters = tuple(scorer.tasks), task_names(scorer)
-    fit = fit_response(exposures, scenes, config.response)
+    exposures = exposures.filter(np.isin(exposures.column("scene"), scenes))
+    scores = scorer.score_exposures(exposures)
+    predictions = np.nan_to_num(np.stack([scores[task] for task in parameters], 1), nan=0.0)
+    fit = fit_response(exposures, scenes, config.response, predictions)
     logged = behaviour_policy(config.behaviour_mu, config.behaviour_sigma, parameters)
     world, calibration = build_world(exposures, fit.model, predictor(scorer, exposures, scenes), parameters, logged,
-                                     config.world)
-    return world, fit, calibration
+                                     config.world, stack=fit.stack)
+    terms = np.log(predictions + np.float32(world.vocabulary.offset))
+    return Made(world, fit, calibration, fidelity(world, exposures, terms, logged.mu.astype(np.float64)))
 
 
-def _report(config: SimulateConfig, fit: ResponseFit, calibration: Calibration) -> dict[str, Any]:
+def _report(config: SimulateConfig, made: Made) -> dict[str, Any]:
     """JSON values; there is no NaN in JSON."""
+    fit = made.fit
     return {
         "response": {"rows": fit.rows, "test_rows": fit.test_rows,
                      "auc": {name: None if np.isnan(area) else area for name, area in fit.auc.items()},
@@ -175,7 +231,9 @@ def _report(config: SimulateConfig, fit: ResponseFit, calibration: Calibration) 
                      "interval": {name: [None if np.isnan(end) else end for end in ends]
                                   for name, ends in fit.interval.items()},
                      "rates": {name: list(pair) for name, pair in fit.rates.items()}},
-        "calibration": [list(row) for row in calibration.rows],
+        "calibration": [list(row) for row in made.calibration.rows],
+        "fidelity": [[None if isinstance(value, float) and np.isnan(value) else value
+                      for value in dataclasses.astuple(effect)] for effect in made.effects],
         "behaviour_policy": {"mu": config.behaviour_mu, "sigma": config.behaviour_sigma},
         "world": config.world.to_dict(), "held_out_users": config.held_out_users,
     }

@@ -18,10 +18,12 @@ from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import Config, InvalidFieldError, from_mapping, require
-from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES
+from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES, sigmoid
 
 # What a page's response is counted in; a vocabulary's behaviours are some of these.
 FEEDBACK = ("watch_time", "click", "long_view", *INTERACTIONS)
+# Of the files below; a world of another one does not mean the same.
+FORMAT = 3
 VOCABULARY_FILE, ARRAYS_FILE, WORLD_FILE = "vocabulary.yaml", "world.npz", "world.json"
 # Features of a session as it goes; all but the hour through log(1 + x).
 SESSION_FEATURES = ("hour", "requests_so_far", "watch_so_far", "interactions_so_far", "last_watch_time", "last_clicks")
@@ -35,7 +37,8 @@ class WorldConfig(Config):
 
     The effects of mood are declared, since the thinned public log cannot say them: there, what was shown hardly moves
     whether another exposure follows, and no interaction moves it beyond its interval
-    (`python -m benchmarks.staying`).
+    (`python -m benchmarks.staying`). The spread of what predictions mean is estimated from the public log
+    (`python -m benchmarks.meaning`); its interval is wide.
     """
 
     users: int = Field(
@@ -60,9 +63,15 @@ class WorldConfig(Config):
     responsive: bool = Field(
         True, description="Where false, both effects of mood are off, and what is shown has no consequences beyond its "
         "page.")
+    meaning_spread: float = Field(
+        0.3, description="How much a prediction means (the slope of answers on it) differs by person with this "
+        "standard deviation around 1; 0 for none.", ge=0, le=3)
     return_days: float = Field(4.0, description="At neutral mood a user returns after so many days on average.", gt=0)
     horizon_days: float = Field(11.0, description="A simulation lasts so many days.", gt=0)
     max_requests: int = Field(60, description="A session is cut after so many requests.", ge=1)
+    candidate_features: bool = Field(
+        True, description="States also say what there is to rank: means, spreads and correlations of the candidates' "
+        "predictions.")
     retrieval: str = Field(
         "tag", description="Values of this item feature in a user's history raise an item's chance of retrieval.")
     seed: int = Field(11, description="The seed of users and pools.", ge=0)
@@ -81,7 +90,11 @@ class World:
     Attributes:
         terms: float32[E, M, P + candidates]: what a fusion parameter multiplies, log(prediction + offset) or the
             prediction; the pool's beginning is repeated at its end, so that a window of candidates is one slice.
+        predictions: float16[E, M, P + candidates], what `terms` are of: as a log keeps them.
         logits: float32[E, P, H] of the response model, calibrated to this world.
+        watch_level: float32[E, P, 3]: after every outcome, the log-odds of the quantile at which the watch time of an
+            item lies among those of its scene, outcome and range of durations, but for chance; watch_spread:
+            float32[3], how much of it is chance.
         item: int32[E, P], positions in `item_ids`; duration_bin: int8[E, P].
         entry_user, entry_scene: int64[E]; the entries of a user are neighbours, those of user u from `first_entry[u]`.
         entry_share: float64[E], cumulated within a user: which of the user's entries a session is.
@@ -98,7 +111,9 @@ class World:
     vocabulary: Vocabulary
     scenes: tuple[str, ...]
     terms: np.ndarray
+    predictions: np.ndarray
     logits: np.ndarray
+    watch_level: np.ndarray
     item: np.ndarray
     duration_bin: np.ndarray
     entry_user: np.ndarray
@@ -108,6 +123,7 @@ class World:
     item_ids: np.ndarray
     outcome: np.ndarray
     watch_time: np.ndarray
+    watch_spread: np.ndarray
     leave: np.ndarray
     page_mean: np.ndarray
     page_std: np.ndarray
@@ -120,8 +136,12 @@ class World:
         require(padded == pool + self.config.candidates, "terms", self.terms.shape, f"[E, M, {pool} + candidates]")
         require(parameters == self.vocabulary.action_size, "terms", self.terms.shape,
                 f"{self.vocabulary.action_size} fusion parameters")
+        require(self.predictions.shape == self.terms.shape, "predictions", self.predictions.shape,
+                f"{self.terms.shape}, as terms")
         require(self.logits.shape == (entries, pool, len(HEADS)), "logits", self.logits.shape,
                 f"{(entries, pool, len(HEADS))}")
+        require(self.watch_level.shape == (entries, pool, len(OUTCOMES)), "watch_level", self.watch_level.shape,
+                f"{(entries, pool, len(OUTCOMES))}")
         require(self.outcome.shape == (len(OUTCOMES), len(INTERACTIONS)), "outcome", self.outcome.shape,
                 f"{(len(OUTCOMES), len(INTERACTIONS))}")
         unknown = set(self.vocabulary.behaviour_names) - set(FEEDBACK)
@@ -136,6 +156,14 @@ class World:
         """int64[U + 1]: where each user's entries begin."""
         return np.searchsorted(self.entry_user, np.arange(self.users + 1))
 
+    def quantile(self, entry: np.ndarray, place: np.ndarray, outcome: np.ndarray, chance: np.ndarray) -> np.ndarray:
+        """int64[...]: column of `watch_time` of items of pools after an outcome, given uniform numbers `chance`."""
+        chance = chance.clip(1e-9, 1 - 1e-9)
+        level = self.watch_level[entry, place, outcome] + self.watch_spread[outcome] * np.log(chance / (1 - chance))
+        columns = self.watch_time.shape[-1]
+        result: np.ndarray = (sigmoid(level) * columns).astype(np.int64).clip(max=columns - 1)
+        return result
+
     def replace(self, **changes: Any) -> World:
         """A copy with other values."""
         return dataclasses.replace(self, **changes)
@@ -147,7 +175,7 @@ class World:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"feature_{name}": column for name, column in self.features.items()}
         np.savez(directory / ARRAYS_FILE, **arrays)
-        plain = {"config": self.config.to_dict(), "scenes": self.scenes, "start": self.start}
+        plain = {"format": FORMAT, "config": self.config.to_dict(), "scenes": self.scenes, "start": self.start}
         (directory / WORLD_FILE).write_text(json.dumps(plain, indent=1))
         self.vocabulary.save(directory / VOCABULARY_FILE)
 
@@ -165,8 +193,12 @@ class World:
             plain = json.loads((directory / WORLD_FILE).read_text())
             with np.load(directory / ARRAYS_FILE, allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in arrays.files}
+            require(plain.get("format") == FORMAT, "world", str(directory),
+                    f"a world of format {FORMAT}; older ones are built anew by the job simulate")
             known = {name: values.pop(name) for name in _ARRAYS}
             config, scenes, start = plain["config"], tuple(plain["scenes"]), int(plain["start"])
+        except InvalidFieldError:
+            raise
         except (ValueError, KeyError, OSError) as error:
             raise InvalidFieldError("world", str(directory), f"a world that `simulate` wrote ({error})") from None
         features = {name.removeprefix("feature_"): column for name, column in values.items()}
@@ -174,8 +206,9 @@ class World:
                    vocabulary=Vocabulary.load(directory / VOCABULARY_FILE), **known)
 
 
-_ARRAYS = ("terms", "logits", "item", "duration_bin", "entry_user", "entry_scene", "entry_share", "user_ids",
-           "item_ids", "outcome", "watch_time", "leave", "page_mean", "page_std")
+_ARRAYS = ("terms", "predictions", "logits", "watch_level", "watch_spread", "item", "duration_bin", "entry_user",
+           "entry_scene", "entry_share", "user_ids", "item_ids", "outcome", "watch_time", "leave", "page_mean",
+           "page_std")
 
 
 def contexts_of(directory: str | Path) -> tuple[Mapping[str, np.ndarray], np.ndarray]:

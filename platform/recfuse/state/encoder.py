@@ -33,7 +33,8 @@ class StateEncoder:
         features = vocabulary.state_features
         require(len(features) > 0, "state_features", features, "at least one state feature to encode contexts with")
         self.features = features
-        self.state_size = vocabulary.state_size
+        # What candidates say comes after it (recfuse.state.candidates).
+        self.state_size = vocabulary.context_size
         self.names = tuple(feature.name for feature in features)
         self._index = {feature.name: {category: i for i, category in enumerate(feature.categories)}
                        for feature in features if feature.categories}
@@ -61,7 +62,7 @@ class StateEncoder:
             rows: B; needed only where `contexts` may hold no state feature at all.
 
         Returns:
-            float32[B, S].
+            float32[B, S]; where the vocabulary has candidate features, the first columns of the states alone.
 
         Raises:
             InvalidFieldError: columns of different lengths, or a value that its feature does not take.

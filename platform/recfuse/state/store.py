@@ -16,6 +16,7 @@ import orjson
 from recfuse.config import InvalidFieldError, require
 
 # Values are JSON text, so that nothing is ever unpickled and any tool can read the file.
+_COLUMNS = ("user_id", "features", "history")
 _SCHEMA = "CREATE TABLE IF NOT EXISTS users (user_id TEXT PRIMARY KEY, features TEXT NOT NULL, history TEXT NOT NULL)"
 _PUT = "INSERT OR REPLACE INTO users VALUES (?, ?, ?)"
 _BATCH = 500  # below SQLite's limit on the variables of one statement
@@ -55,7 +56,7 @@ class UserStateStore:
         history_size: how many of a user's latest items are kept.
 
     Raises:
-        InvalidFieldError: the file is no SQLite database.
+        InvalidFieldError: the file is no SQLite database, or one of something else, which is left as it is.
     """
 
     def __init__(self, path: str | Path, history_size: int = 50) -> None:
@@ -63,10 +64,12 @@ class UserStateStore:
         self._history_size = history_size
         self._lock = threading.Lock()
         path = Path(path)
+        require(not path.is_dir(), "users", str(path), "a SQLite file, or none")
         path.parent.mkdir(parents=True, exist_ok=True)
         # Autocommit: transactions are opened where they are meant. The lock makes one connection safe for threads.
         self._connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
         try:
+            self._require_own(path)
             self._connection.execute("PRAGMA journal_mode = WAL")
             # A lost last second of history is no harm: the decision log is the durable record, and this follows it.
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -74,6 +77,18 @@ class UserStateStore:
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise InvalidFieldError("users", str(path), f"a SQLite file ({error})") from None
+        except InvalidFieldError:
+            self._connection.close()
+            raise
+
+    def _require_own(self, path: Path) -> None:
+        """Refuses a database that has tables, and not that of user states alone."""
+        tables = [f"{kind} {name}" for kind, name in self._connection.execute(
+            "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'")]
+        columns = [row[1] for row in self._connection.execute("PRAGMA table_info(users)")]
+        own = tables in ([], ["table users"]) and columns in ([], list(_COLUMNS))
+        require(own, "users", f"{path} with {', '.join(tables)}",
+                f"a file of user states alone (a table users of {', '.join(_COLUMNS)}), or none")
 
     @property
     def degraded(self) -> bool:

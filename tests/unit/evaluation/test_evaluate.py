@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import random_logs
 from deltalake import write_deltalake
+from session_logs import for_delta
 
+from jobs.evaluate import main
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.evaluation.evaluate import evaluate
@@ -20,7 +22,7 @@ from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs import exchange
 from recfuse.logs import ingest as ingest_module
-from recfuse.logs.reading import read_samples
+from recfuse.logs.reading import ReadingConfig, read_sample_piece, sample_pieces
 from recfuse.logs.schema import VOCABULARY_FILE, complete, session_log_schema
 from recfuse.logs.sessions import SessionRule, to_samples
 from recfuse.logs.validation import check
@@ -137,7 +139,7 @@ def test_a_directory_that_serving_wrote_is_read_through_its_delta_log(tmp_path, 
     served = tmp_path / "served"
     served.mkdir()
     VOCABULARY.save(served / VOCABULARY_FILE)
-    rows = table()
+    rows = for_delta(table())
     for start in range(0, 600, 100):
         write_deltalake(served / "sessions", rows.slice(start, 100), mode="append")
     write_deltalake(served / "sessions", rows.slice(0, 400), mode="overwrite")
@@ -276,7 +278,75 @@ def without_ray(monkeypatch):
     """What runs on Ray runs here, in the same steps."""
     monkeypatch.setattr(ingest_module, "ingest", random_logs.ingest_here)
     monkeypatch.setattr(exchange, "map_samples", lambda source, function, name: (
-        function(part) for part in read_samples(source, name)))
+        function(piece, read_sample_piece(source, piece, name)) for piece in sample_pieces(source, name)))
+
+
+def same_answers(found, expected, count=2):
+    for one, other in zip(found.estimates[:count], expected.estimates[:count], strict=True):
+        assert (one.estimator, one.requests, one.users) == (other.estimator, other.requests, other.users)
+        for name in ("estimate", "logged", "effective_sample_size", "mean_ratio", "capped_share"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("changes", [{"after": True}, {"new_users": True}, {"after": True, "new_users": True}],
+                         ids=["after", "new_users", "both"])
+@pytest.mark.parametrize("rows_of_group", [7, 1000], ids=["sessions cut by row groups", "one row group"])
+def test_streaming_counts_the_same_sessions_and_users(tmp_path, config, without_ray, changes, rows_of_group):
+    """From the second request of user 50 on, and without the users that the samples have."""
+    others = columns(users=70, seed=1)
+    others["request_id"] = [f"other {name}" for name in others["request_id"]]
+    known = write_samples(tmp_path / "known", complete(others, session_log_schema(VOCABULARY)))
+    directory = tmp_path / "samples"
+    pieces = to_samples(check(table(undrawn=210), VOCABULARY, "log").rows, VOCABULARY, SessionRule()).table
+    write(directory)
+    pq.write_table(pieces, directory / "0.parquet", row_group_size=rows_of_group)
+    if "after" in changes:
+        changes = {**changes, "after": (START + datetime.timedelta(seconds=50 * 10_000 + 60)).isoformat()}
+    for held_out in (str(directory), write(tmp_path / "log", table(undrawn=210))):
+        plain = evaluate(config(held_out, mu=.3, samples=known, **changes))
+        streamed = evaluate(config(held_out, mu=.3, samples=known, streaming=True, **changes))
+        same_answers(streamed, plain)
+        assert str(streamed.separation) == str(plain.separation)
+        assert streamed.reading.straddling == plain.reading.straddling == int("after" in changes)
+        assert set(streamed.notes) <= set(plain.notes)
+        assert plain.off_policy.users == (98 if "new_users" not in changes else 80)
+
+
+def test_streaming_refuses_what_leaves_nothing(tmp_path, config, without_ray):
+    log = write(tmp_path / "log", table())
+    with pytest.raises(InvalidFieldError, match=r"after: got '2030-01-01'.*has yet to begin"):
+        evaluate(config(log, streaming=True, after="2030-01-01", output=str(tmp_path / "a")))
+    with pytest.raises(InvalidFieldError, match="new_users: got True; allowed: samples in"):
+        evaluate(config(log, streaming=True, new_users=True, output=str(tmp_path / "b")))
+    others = columns(seed=1)
+    others["request_id"] = [f"other {name}" for name in others["request_id"]]
+    everybody = write_samples(tmp_path / "all", complete(others, session_log_schema(VOCABULARY)))
+    with pytest.raises(InvalidFieldError, match="holdout: got '150 users, all in the samples'"):
+        evaluate(config(log, streaming=True, new_users=True, samples=everybody, output=str(tmp_path / "c")))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_requests_without_density_have_no_ratio(tmp_path, config, without_ray, streaming):
+    """What needs none of them goes on: of a few such requests, and where there is nothing else."""
+    others = write_samples(tmp_path / "others", table(prefix="v", seed=1))
+    optional = {"reading": ReadingConfig(density="optional"), "samples": others, "streaming": streaming}
+    for count in (98, 600):
+        raw = columns()
+        for name in ("mu", "sigma", "action_logp"):
+            raw[name] = [None] * count + list(raw[name])[count:]
+        log = write(tmp_path / f"log {count}", complete(raw, session_log_schema(VOCABULARY)))
+        result = evaluate(config(log, output=str(tmp_path / f"out {count}"), **optional))
+        assert any(note.startswith(f"{count} of 600 held-out requests are left out of ratios, since the log has no")
+                   for note in result.notes)
+        answers = by_name(result)
+        for name in ("DM", "FQE"):
+            assert not answers[name].refused
+            assert answers[name].requests == 600
+        if count == 98:
+            assert (answers["NCIS"].requests, answers["PDIS"].requests) == (502, 500)
+        else:
+            for name in set(answers) - {"DM", "FQE"}:
+                assert answers[name].refused.startswith("none of 600 actions that were drawn has a density")
 
 
 def test_streaming_reads_the_same(tmp_path, config, without_ray):
@@ -293,10 +363,7 @@ def test_streaming_reads_the_same(tmp_path, config, without_ray):
         assert asdict(result.reading.account) | {"notes": ()} == asdict(plain.reading.account)
         assert str(result.separation) == str(plain.separation)
         assert result.notes[0] == plain.notes[0]
-        for one, other in zip(result.estimates[:2], plain.estimates[:2], strict=True):
-            assert (one.estimator, one.requests, one.users) == (other.estimator, other.requests, other.users)
-            for name in ("estimate", "logged", "effective_sample_size", "mean_ratio", "capped_share"):
-                np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, err_msg=name)
+        same_answers(result, plain)
     first = streamed.reading.log
     assert 146 <= len(first.state) <= 150
     assert (np.bincount(first.session) >= 3).all(), "the first sessions are whole"
@@ -304,3 +371,24 @@ def test_streaming_reads_the_same(tmp_path, config, without_ray):
     with pytest.raises(InvalidFieldError, match="rows that are in"):
         evaluate(config(write(tmp_path / "same", table()), samples=leaked, streaming=True,
                         output=str(tmp_path / "elsewhere")))
+
+
+def test_samples_that_are_named_and_not_there_are_an_error(tmp_path, config):
+    """The report is written all the same; it says what could not be checked."""
+    named = config(write(tmp_path / "log", table()), samples=str(tmp_path / "smaples"))
+    with pytest.raises(InvalidFieldError, match=r"samples: got .*smaples'; allowed: a directory of samples that"):
+        main(named)
+    assert "smaples" in (tmp_path / "report" / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize("content", ['{"latency_ms": "fast"}', "[1, 2]", '{"latency_ms": [1, "2"]}'])
+def test_a_file_that_holds_no_latencies_is_named(tmp_path, config, content):
+    (tmp_path / "serving.json").write_text(content)
+    with pytest.raises(InvalidFieldError, match=r"serving: got .*; allowed: a JSON object whose latency_ms is a list"):
+        main(config(write(tmp_path / "log", table()), serving=str(tmp_path / "serving.json")))
+
+
+def test_a_file_as_output_is_named_before_anything_is_read(tmp_path, config):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InvalidFieldError, match=r"output: got .*file'; allowed: a directory"):
+        main(config(str(tmp_path / "nowhere"), output=str(tmp_path / "file")))

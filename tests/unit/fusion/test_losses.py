@@ -18,6 +18,7 @@ from recfuse.fusion.losses import (
     constrained_policy_loss,
     critic_loss,
     effective_sample_share,
+    state_weights,
     target_exponent,
     target_weights,
 )
@@ -292,3 +293,30 @@ B = torch.zeros(4)
 def test_bad_values_are_named(call, message):
     with pytest.raises(InvalidFieldError, match=message):
         call()
+
+
+def test_weights_of_a_state_are_the_geometric_mean_of_its_policies():
+    """Maths R6: with A ≡ 0 and many vectors, the weighted moments are those of Π_j π_j^(λ_j/Λ), a Gaussian whose
+    precision is the weighted mean of the precisions (one action, by hand)."""
+    generator = torch.Generator().manual_seed(0)
+    action = torch.randn(1, 400_000, generator=generator, dtype=torch.float64)
+    logged = torch.distributions.Normal(0.0, 1.0)
+    policies = [torch.distributions.Normal(0.8, 0.9), torch.distributions.Normal(-0.4, 0.7)]
+    lambdas = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    ratios = torch.stack([policy.log_prob(action) - logged.log_prob(action) for policy in policies], 2)
+    weights = state_weights(ratios, torch.zeros_like(action), lambdas)
+    precision = 0.75 / 0.9**2 + 0.25 / 0.7**2
+    mean = (0.75 * 0.8 / 0.9**2 + 0.25 * -0.4 / 0.7**2) / precision
+    assert float(weights.sum()) == pytest.approx(1.0)
+    assert float((weights * action).sum()) == pytest.approx(mean, abs=0.01)
+    assert float((weights * (action - mean).square()).sum()) == pytest.approx(1 / precision, rel=0.02)
+
+
+def test_weights_of_a_state_do_not_see_other_states():
+    """A constant in a state, which one vector a state would have to drop, cancels."""
+    generator = torch.Generator().manual_seed(1)
+    ratios, advantage = torch.randn(3, 5, 2, generator=generator), torch.randn(3, 5, generator=generator)
+    shifted = advantage + torch.tensor([[0.0], [7.0], [-3.0]])
+    lambdas = torch.tensor([0.2, 0.3])
+    assert torch.allclose(state_weights(ratios, advantage, lambdas),
+                          state_weights(ratios, shifted, lambdas), atol=1e-6)

@@ -243,6 +243,29 @@ def test_v_trace_learns_what_a_session_brings(tmp_path):
     torch.testing.assert_close(value, torch.tensor([1.875, 1.75, 1.5, 1.0]), atol=0.08, rtol=0)
 
 
+@pytest.mark.parametrize(("algorithm", "last"), [("two_stage", "stage_two"), ("actor_critic", "policy")])
+def test_v_trace_goes_on_to_the_last_bit_after_its_policy_has_moved(tmp_path, algorithm, last):
+    """Within the last phase the policy is no longer the one that the critics' traces were corrected to."""
+    columns = toy.bandit(1500)
+    columns["done"] = (np.arange(1500) % 4 == 3).astype(np.float32)
+    columns["next_state"] = np.roll(columns["state"], -1, 0)
+    samples = toy.write(tmp_path, columns, files=1)
+    settings = settings_of(algorithm, targets="v_trace")
+    phases = [(phase.name, 0) for phase in settings.phases] + [(last, 1), (last, 2), (last, 3)]
+    data = TrainingData(data_iterators=[Reader(samples)])
+    whole, resumed = build(samples, settings), build(samples, settings)
+    for number, (phase, iteration) in enumerate(phases):
+        whole.update(data, phase=phase, iteration=iteration)
+        if number == len(phases) - 3:
+            resumed.restore(whole.snapshot())
+        if number > len(phases) - 3:
+            resumed.update(data, phase=phase, iteration=iteration)
+    expected, found = whole.snapshot(), resumed.snapshot()
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
 def test_target_networks_follow_at_their_rate(samples):
     settings = SETTINGS.replace(target_rate=0.1, minibatch_size=1024, critics=StoppingRule(iterations=1))
     learner = build(samples, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from recfuse.learning.metrics import HeldOut, Metric, Per, join_steps, means_over_pass
+from recfuse.learning.metrics import HeldOut, Metric, Per, join_steps, means_over_pass, steps_of_pass
 
 TOTAL, EACH = Metric("total"), Metric("each", Per.SHORT_TERM)
 
@@ -19,7 +19,7 @@ def test_steps_of_one_minibatch_are_strung_together_by_behaviour_and_else_added(
 
 def test_a_pass_is_the_mean_over_its_steps_and_parts():
     seen = [{EACH: torch.tensor([float(number), 2.0 * number])} for number in range(4)]
-    assert means_over_pass(seen, parts=2, workers=1)[EACH].tolist() == [1.5, 3.0]
+    assert means_over_pass(steps_of_pass(seen, parts=2, workers=1))[EACH].tolist() == [1.5, 3.0]
 
 
 def test_names_come_from_what_the_entries_belong_to():

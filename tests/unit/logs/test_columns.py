@@ -119,3 +119,29 @@ def test_a_column_that_cannot_carry_the_log_is_refused_in_a_line(columns, messag
     with pytest.raises(InvalidFieldError) as caught:
         read(**columns)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [pa.array([0, 1, None], pa.int8()), pa.array([0.0, 1.0, None]),
+                                    pa.array([False, True, None])])
+def test_flags_are_bools_or_zero_and_one(values):
+    assert read(last=values).table["last"].to_pylist() == [False, True, None]
+
+
+@pytest.mark.parametrize("values", [pa.array([0, 2]), pa.array([.5, 1.0]), pa.array([float("nan"), 1.0])])
+def test_numbers_that_are_no_flags_are_refused(values):
+    with pytest.raises(InvalidFieldError, match=r"last: got .* among its numbers'; allowed: bool, or 0 and 1"):
+        read(last=values)
+
+
+def test_a_list_column_of_nulls_alone_has_their_type():
+    """So pandas writes a column in which every value is absent."""
+    read_mu = read(mu=pa.nulls(2)).table["mu"]
+    assert read_mu.type == pa.list_(pa.float32())
+    assert read_mu.to_pylist() == [None, None]
+
+
+def test_a_map_with_dictionary_keys_is_read():
+    keys = pa.array(["watch_time", "like"] * 2).dictionary_encode()
+    column = pa.MapArray.from_arrays(pa.array([0, 2, 4], pa.int32()), keys, pa.array([1.0, 0.0, 2.0, 1.0]))
+    assert read(feedback=column).table["feedback"].to_pylist() == [
+        {"watch_time": 1.0, "like": 0.0}, {"watch_time": 2.0, "like": 1.0}]

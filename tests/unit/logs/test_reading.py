@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import session_logs
 from session_logs import row, table, vocabulary
@@ -66,3 +67,13 @@ def test_what_was_assumed_is_said_once(tmp_path):
     plain = rows.set_column(rows.column_names.index("ts"), "ts", rows["ts"].cast(pa.timestamp("s")))
     logs = session_logs.write(tmp_path / "logs", plain.slice(0, 2), plain.slice(2), of=vocabulary())
     assert read_log(str(logs)).account.notes == ("ts: times without a zone, taken as UTC",)
+
+
+def test_a_column_that_contradicts_its_directory_counts_and_is_noted(tmp_path):
+    logs = session_logs.write(tmp_path / "logs")
+    for scene, number in (("feed", 1), ("cart", 2)):
+        (logs / f"scene={scene}").mkdir()
+        pq.write_table(table([row(number, scene="feed")]), logs / f"scene={scene}" / "p.parquet")
+    log = read_log(str(logs), WHOLE)
+    assert log.sessions.rows["scene"].to_pylist() == ["feed", "feed"]
+    assert log.account.notes == ("scene: some files have other values than their directories scene=…; theirs count",)

@@ -238,3 +238,10 @@ def test_squashed_actions_are_checked_in_their_range():
     assert result.rows["explored"].to_pylist() == [True, False]
     plain = check(table(rows[:1]), vocabulary(), "log")
     assert plain.quarantine["field"].to_pylist() == ["action_logp"]
+
+
+def test_a_file_without_the_column_that_orders_requests_is_quarantined():
+    result = check(table(GOOD), vocabulary(), "log", order_column="rank")
+    assert result.rows.num_rows == 0
+    assert set(result.quarantine["field"].to_pylist()) == {"rank"}
+    assert "order_column names" in result.quarantine["allowed"][0].as_py()

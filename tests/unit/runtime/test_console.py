@@ -154,3 +154,17 @@ def test_elsewhere_there_are_lines_alone(tmp_path, environment):
     assert "\x1b" not in text
     assert "\u2501" not in text
     assert len(text.splitlines()) == 5
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["--rate", "-1"], "error: rate: got -1.0; allowed: a number in [0, 1]"),
+    (["--rate", "fast"], "error: --rate: could not convert string to float: 'fast'"),
+    (["--rate", "x" * 300], f"error: --rate: could not convert string to float: '{'x' * 300}'"),
+    (["--rat", "2"], "error: Unrecognized options: --rat, 2")])
+def test_arguments_that_are_wrong_are_said_in_a_line(capsys, monkeypatch, arguments, line):
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(SystemExit) as end:
+        start(Config, arguments)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"{line}; --help tells all options\n"
+    assert os.environ["COLUMNS"] == "40"

@@ -125,3 +125,43 @@ def test_a_job_that_adds_to_a_directory_joins_it(tmp_path):
     with claim(str(tmp_path), "ingest") as output, pytest.raises(InvalidFieldError, match="what train_fusion wrote"):
         output.begin()
     assert names(tmp_path) == ["mine.txt"]
+
+
+def test_one_file_of_a_directory_is_replaced_where_the_job_wrote_it(tmp_path):
+    write(tmp_path, "sub/of_another.txt")
+    for text in ("first", "second"):
+        with claim(str(tmp_path), "demo") as output:
+            output.require_replaceable("serving.json")
+            output.replace("serving.json", text)
+        assert (tmp_path / "serving.json").read_text() == text
+    assert names(tmp_path) == ["serving.json", "sub/of_another.txt"]
+    with claim(str(tmp_path), "ingest") as output, pytest.raises(InvalidFieldError, match="was written by demo"):
+        output.replace("serving.json", "third")
+
+
+def test_one_file_that_the_job_did_not_write_is_kept(tmp_path):
+    write(tmp_path, "serving.json")
+    with claim(str(tmp_path), "demo") as output:
+        for refuse in (output.require_replaceable, lambda name: output.replace(name, "new")):
+            with pytest.raises(InvalidFieldError, match=r"serving.json.*that demo did not write"):
+                refuse("serving.json")
+    assert (tmp_path / "serving.json").read_text() == "content"
+    assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize("content", [b"{oops", b"", b"[]", b"null", b"\xff\xfe\x00", b'{"job": 1}',
+                                     b'{"job": "ingest", "state": "finished"}'])
+def test_a_broken_marker_is_named_and_nothing_is_removed(tmp_path, content):
+    write(tmp_path, "part-0.parquet")
+    (tmp_path / MARKER).write_bytes(content)
+    with pytest.raises(InvalidFieldError, match=r"output: got .*recfuse-output.json'; allowed: the marker of a job"), \
+            claim(str(tmp_path), "ingest"):
+        pass
+    assert names(tmp_path) == ["part-0.parquet"]
+
+
+def test_a_directory_in_place_of_the_lock_is_named(tmp_path):
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(InvalidFieldError, match=r"can be written to \(Is a directory: .recfuse-lock\)"), \
+            claim(str(tmp_path), "ingest"):
+        pass

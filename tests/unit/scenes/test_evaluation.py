@@ -22,6 +22,7 @@ from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import prepare
 from recfuse.simulation.exposures import generate
 from recfuse.stats.ranking import AucDifference
+from recfuse.stats.slopes import fit_slope
 
 REGISTRY = Registry(scenes=(Scene(name="1", tasks=("click", "long_view")), Scene(name="4", tasks=("click",))))
 MODEL = ModelConfig(embedding_size=4, history_length=3, experts=2, expert_layers=(8,), tower_layers=())
@@ -78,6 +79,27 @@ def test_predictions_of_the_day_are_those_of_all_rows(data: tuple[Exposures, Tim
     whole = scorer.score_exposures(exposures)
     for task, values in day.predict(scorer).items():
         np.testing.assert_allclose(values, whole[task][split.test], atol=1e-6)
+
+
+def test_slopes_are_of_rows_that_training_did_not_see(data: tuple[Exposures, TimeSplit], scorer: SceneScorer) -> None:
+    exposures, split = data
+    assert not (split.unseen & split.training).any()
+    assert (split.unseen | split.training).all()
+    assert (split.test <= split.unseen).all()
+    found = TestDay.of_rows(exposures, split.unseen, scorer.history_length).slopes(scorer)
+    assert {task: tuple(scenes) for task, scenes in found.items()} == {
+        "click": ("1", "4", "all"), "long_view": ("1", "all")}
+    inside = split.unseen & (exposures.rows["scene"].to_numpy(zero_copy_only=False) == "4")
+    users, label = exposures.column("user_id")[inside], exposures.column("click")[inside]
+    assert found["click"]["4"] == fit_slope(label, scorer.score_exposures(exposures)["click"][inside], users)
+    assert found["click"]["all"].rows == found["click"]["1"].rows + found["click"]["4"].rows
+    assert found["click"]["all"].error < found["click"]["4"].error
+
+
+def test_days_after_the_test_day_stay_out(data: tuple[Exposures, TimeSplit]) -> None:
+    exposures, split = data
+    earlier = split_by_time(exposures, test_day=int(np.unique(exposures.column("day"))[-2]))
+    assert not (earlier.unseen & split.test).any()
 
 
 def test_weights_raise_what_is_not_corrected(data: tuple[Exposures, TimeSplit], scorer: SceneScorer) -> None:

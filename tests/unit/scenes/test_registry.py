@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from recfuse.config import InvalidFieldError
+from recfuse.config import InvalidFieldError, from_mapping
 from recfuse.scenes.registry import KUAIRAND, Pair, Registry, Scene
+from recfuse.simulation.simulate import HAND_TUNED
 
 
 def registry() -> Registry:
@@ -38,9 +41,18 @@ def test_optional_pairs_with_few_positives_are_dropped_and_logged(caplog: pytest
     assert registry().supported(counts, 4).pairs == registry().pairs
 
 
-def test_the_demo_has_click_and_long_view_everywhere() -> None:
+def test_the_demo_predicts_click_long_view_and_seconds_everywhere() -> None:
     for scene in ("0", "1", "2", "4", "6"):
-        assert KUAIRAND.tasks_of(scene)[:2] == ("click", "long_view")
+        assert KUAIRAND.tasks_of(scene)[:3] == ("click", "long_view", "watch_time")
+    assert KUAIRAND.numbers == {"watch_time": 180.0}
+
+
+def test_the_job_s_config_and_the_hand_tuned_weights_name_the_same_tasks() -> None:
+    declared = yaml.safe_load(Path("jobs/config/train_scenes.yaml").read_text())["registry"]
+    assert from_mapping(Registry, declared, "registry") == KUAIRAND
+    assert tuple(HAND_TUNED) == KUAIRAND.task_names
+    simulated = yaml.safe_load(Path("jobs/config/simulate.yaml").read_text())
+    assert simulated["behaviour_mu"] == HAND_TUNED
 
 
 @pytest.mark.parametrize(("make", "message"), [

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
+from recfuse.behaviours import Behaviour, CandidateFeatures, StateFeature, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
 from recfuse.fusion.inference import FusionActor, export_policy
@@ -32,6 +32,7 @@ from serving.replicas import described
 from serving.scenes import ScenesService
 
 TASKS = ("click", "long_view")
+CANDIDATE_WIDTH = CandidateFeatures.width_of(len(TASKS))
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +137,21 @@ def models(tmp_path: Path, vocabulary: Vocabulary) -> Path:
         users.put_many([("7", UserState(features={"age": 50}, history=(1, 2)))])
     write_pointer(root, Pointer(fusion=bundle.name, catalogue="catalogue.parquet", users="users.sqlite"))
     return root
+
+
+def serve_policy(models: Path, bundle: Path) -> None:
+    """Points the models directory to another policy."""
+    pointer = read_pointer(models)
+    write_pointer(models, Pointer(fusion=bundle.name, catalogue=pointer.catalogue, users=pointer.users))
+
+
+@pytest.fixture
+def wide(models: Path, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary with candidate features, of the policy that `models` then points to."""
+    features = CandidateFeatures(page=3, mean=(0.5,) * CANDIDATE_WIDTH, std=(2.0,) * CANDIDATE_WIDTH)
+    changed = vocabulary.replace(state_size=vocabulary.state_size + CANDIDATE_WIDTH, candidate_features=features)
+    serve_policy(models, write_policy(models, changed, seed=1))
+    return changed
 
 
 @pytest.fixture

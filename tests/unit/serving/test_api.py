@@ -41,8 +41,9 @@ def with_(body: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return dict(changed)
 
 
-def test_fusion_ranks_by_the_declared_formula(application: Any) -> None:
+def test_fusion_ranks_by_the_declared_formula(start: Callable[..., Any]) -> None:
     """log_sum by hand: Σ a_k log(p_k + 0.001) with the action of the answer."""
+    application = start(log_candidates=False)
     answer = application.post(FUSION, with_(FUSION_BODY, explore=False)).json()
     decision = application.actor.act(np.array([[0.5, 1, 0, 0]], np.float32), explore=False)
     np.testing.assert_allclose(answer["mu"], decision.mu[0], atol=1e-6)

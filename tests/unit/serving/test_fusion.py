@@ -42,7 +42,8 @@ def models(formula: Formula) -> FixedModel[FusionModel]:
 
 
 def rank(tmp_path: Path, play: list[float], formula: Formula = "linear", **fields: Any) -> dict[str, Any]:
-    config = ServingConfig(decision_log=str(tmp_path), explore=False)
+    """In full precision, as predictions are fused where the log does not keep them."""
+    config = ServingConfig(decision_log=str(tmp_path), explore=False, log_candidates=False)
     log = DecisionLog(tmp_path)
     n = len(play)
     body = {"user_id": "u", "state": [0.0], **fields, "candidates": {
@@ -67,12 +68,12 @@ def test_the_columns_fuse_and_rank_as_the_tensors_do(count: int, seed: int, form
     columns = rng.random((3, count)).round(1)  # ties
     action = rng.normal(size=3).astype(np.float32)
     vocabulary = FixedActor(formula).vocabulary
-    scores = fuse_columns(columns, action, vocabulary)
+    _, scores = fuse_columns(columns, action, vocabulary)
     expected = ranking.fuse(torch.from_numpy(columns.T.copy()), torch.from_numpy(action.astype(np.float64)), formula,
                             vocabulary.offset)
     np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-12, atol=1e-12)
     for order in ("descending", "ascending"):
-        np.testing.assert_array_equal(best_first(scores, order, None), ranking.rank(torch.from_numpy(scores), order))
+        np.testing.assert_array_equal(best_first(scores, order), ranking.rank(torch.from_numpy(scores), order))
 
 
 def test_ties_keep_the_candidates_order(tmp_path: Path) -> None:

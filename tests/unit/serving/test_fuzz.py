@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from .test_api import FEEDBACK, FEEDBACK_BODY, FUSION, FUSION_BODY, RECOMMEND, RECOMMEND_BODY, SCENES, SCENES_BODY
 
-BODIES = {FUSION: {**FUSION_BODY, "context": {"age": 3}, "seed": 1, "top_n": 1, "explore": True},
+BODIES = {FUSION: {**FUSION_BODY, "context": {"age": 3}, "seed": 1, "top_n": 1, "explore": True,
+                   "candidates": {**FUSION_BODY["candidates"], "seen": [False, True, False]}},
           SCENES: {**SCENES_BODY, "weights": {"click": 1.0}, "top_n": 2},
           RECOMMEND: {**RECOMMEND_BODY, "context": {"age": 3}, "explain": True},
           FEEDBACK: {**FEEDBACK_BODY, "user_id": 9, "items": [1], "features": {"age": 3}}}
@@ -28,8 +29,10 @@ FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 
 
 @pytest.fixture
-def send(start: Callable[..., Any], tmp_path: Path) -> Any:
-    application = start(max_body_bytes=200_000, max_candidates=500, fsync=False)
+def send(start: Callable[..., Any], wide: Any, tmp_path: Path) -> Any:
+    """To a model that reads the candidates, with a log that keeps two of them."""
+    application = start(max_body_bytes=200_000, max_candidates=500, fsync=False, log_candidates_best=1,
+                        log_candidates_random=1)
 
     def post(path: str, content: bytes) -> httpx.Response:
         response: httpx.Response = application.post(path, content)
@@ -78,6 +81,15 @@ def test_fields_that_nobody_declared(send: Any, path: str, extra: dict[str, Any]
         return
     inner = body[where[0]] if where else body
     send(path, text(replaced(body, where, {**inner, **extra})))
+
+
+@FUZZ
+@given(seen=VALUES | st.lists(st.booleans(), min_size=3, max_size=3), count=st.integers(1, 4), order=st.sampled_from(
+    ["ascending", "descending"]), columns=st.lists(st.floats(), min_size=8, max_size=8))
+def test_any_seen_with_any_numbers(send: Any, seen: Any, count: int, order: str, columns: list[float]) -> None:
+    candidates = {"item_id": list(range(count)), "seen": seen,
+                  "predictions": {"click": columns[:count], "long_view": columns[4:4 + count]}}
+    send(FUSION, text({**FUSION_BODY, "order": order, "candidates": candidates}))
 
 
 @FUZZ

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,3 +69,26 @@ def test_a_bad_bundle_moves_no_pointer(tmp_path: Path, bundles: list[Path]) -> N
     with pytest.raises(InvalidFieldError, match="each id once"):
         publish(models, catalogue=pa.table({"item_id": [1, 1]}))
     assert read_pointer(models) == before
+
+
+@pytest.mark.parametrize("statement", [
+    "CREATE TABLE customers (name TEXT)", "CREATE TABLE users (id INTEGER, mail TEXT)",
+    "CREATE VIEW users AS SELECT 1 AS user_id, 2 AS features, 3 AS history"])
+def test_a_database_of_somebody_else_is_refused_untouched(
+    tmp_path: Path, bundles: list[Path], statement: str
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    with contextlib.closing(sqlite3.connect(models / "users.sqlite")) as database:
+        database.execute(statement)
+    before = (models / "users.sqlite").read_bytes()
+    with pytest.raises(InvalidFieldError, match=r"users: got .*users.sqlite with (table|view) .*a file of user states"):
+        publish(models, fusion=bundles[0], users={"7": UserState()})
+    assert (models / "users.sqlite").read_bytes() == before
+    assert [path.name for path in models.iterdir()] == ["users.sqlite"]
+
+
+def test_a_directory_in_place_of_the_users_is_named(tmp_path: Path) -> None:
+    (tmp_path / "users.sqlite").mkdir()
+    with pytest.raises(InvalidFieldError, match=r"users: got .*users.sqlite'; allowed: a SQLite file, or none"):
+        publish(tmp_path, users={"7": UserState()})

@@ -10,7 +10,7 @@ from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import RESPONSE_SHARE, row_share
 from recfuse.simulation.response import HEADS, INTERACTIONS, marginals, sigmoid, solve_shift
 from recfuse.simulation.response_fit import fit_response
-from recfuse.simulation.response_network import ResponseConfig
+from recfuse.simulation.response_network import ResponseConfig, Rows, watch_levels
 from tests.unit.simulation import worlds
 
 
@@ -97,6 +97,14 @@ def test_watch_times_are_real_ones_and_grow_with_the_outcome():
     assert model.watch_time.max() <= worlds.exposures()[0].column("watch_time").max()
     means = model.watch_time[model.scenes.index("1")].mean((1, 2))
     assert means[0] < means[1] < means[2]
+
+
+def test_watch_levels_by_hand():
+    """Ranks within a cell, ties in the middle: of 1, 1, 3, 4 s the mid-ranks are 1/4, 1/4, 5/8, 7/8."""
+    rows = Rows(user=np.zeros(5, int), item=np.zeros(5, int), scene=np.array([0, 0, 0, 0, 1]),
+                outcome=np.full(5, 1), interactions=np.zeros((5, 5), np.float32), watch_time=np.array([3., 1, 4, 1, 9]))
+    share = 1 / (1 + np.exp(-watch_levels(rows, np.zeros(5, int))))
+    np.testing.assert_allclose(share, [5 / 8, 1 / 4, 7 / 8, 1 / 4, 1 / 2], atol=1e-6)
 
 
 def test_a_shift_reaches_its_target():

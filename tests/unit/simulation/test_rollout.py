@@ -52,7 +52,7 @@ def test_states_are_normalised(requests):
         elif feature.name.endswith("so_far"):
             assert abs(block.mean()) < .6, feature.name
             assert .5 < block.std() < 1.7, feature.name
-    assert start == world.vocabulary.state_size
+    assert start == world.vocabulary.context_size
 
 
 def test_the_same_seed_gives_the_same_log(requests):

@@ -76,6 +76,37 @@ def test_bad_worlds_are_refused(tmp_path):
         World.load(tmp_path)
 
 
+def test_a_world_of_an_older_version_is_refused(tmp_path):
+    worlds.world().save(tmp_path)
+    plain = json.loads((tmp_path / "world.json").read_text())
+    del plain["format"]
+    (tmp_path / "world.json").write_text(json.dumps(plain))
+    with pytest.raises(InvalidFieldError, match=r"world: got .*; allowed: a world of format 3.*simulate") as refusal:
+        World.load(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_watch_times_are_real_ones_of_their_kind_and_follow_the_level():
+    """At level 0 and with all left to chance every quantile is as likely; a higher level watches longer; whatever the
+    level, it is a watch time of the same scene, outcome and range of durations."""
+    world = worlds.world()
+    chance = (np.arange(2_560) + .5) / 2_560
+    zeros = np.zeros(len(chance), int)
+    plain = world.replace(watch_level=np.zeros_like(world.watch_level), watch_spread=np.ones(3, np.float32))
+    counts = np.bincount(plain.quantile(zeros, zeros, zeros, chance), minlength=256)
+    np.testing.assert_allclose(counts, 10, atol=2)
+    table, means = world.watch_time[0, 2, 4], []
+    for level in (-5.0, 0.0, 5.0):
+        moved = plain.replace(watch_level=np.full_like(world.watch_level, level))
+        quantile = moved.quantile(zeros, zeros, np.full(len(chance), 2), chance)
+        assert quantile.min() >= 0
+        assert quantile.max() < 256
+        means.append(table[quantile].mean())
+    assert means[0] < means[1] < means[2]
+    edge = plain.quantile(zeros[:2], zeros[:2], zeros[:2], np.array([0.0, 1 - 2.0**-53]))
+    np.testing.assert_array_equal(edge, [0, 255])
+
+
 @pytest.mark.parametrize(("values", "message"), [
     ({"candidates": 200}, "candidates: got 200; allowed: at most pool = 100"),
     ({"page": 60}, "page: got 60; allowed: at most candidates = 50"),

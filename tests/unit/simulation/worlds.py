@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.logs.exposures import Exposures
+from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 from recfuse.simulation.build import build_world
 from recfuse.simulation.calibration import Calibration
 from recfuse.simulation.exposures import SCENES, Truth, generate_with_truth
@@ -60,6 +61,44 @@ def world_and_calibration(responsive: bool = True) -> tuple[World, Calibration]:
     scorer = NoisyScorer(fit)
     config = WorldConfig(users=150, pool=40, candidates=20, page=4, responsive=responsive)
     return build_world(source, fit.model, predictor(scorer, source, fit.model.scenes), TASKS, LOGGED, config)
+
+
+@functools.cache
+def scorer() -> NoisyScorer:
+    """A scorer fitted to the rows that the response model is not fitted to."""
+    source = exposures()[0]
+    others = source.filter(row_share(source) >= RESPONSE_SHARE)
+    with mock.patch("recfuse.simulation.response_fit.RESPONSE_SHARE", 1.0):
+        return NoisyScorer(fit_response(others, tuple(SCENES), ResponseConfig(epochs=3)), noise=0.0)
+
+
+@functools.cache
+def predictions() -> NDArray[np.float32]:
+    """float32[N, tasks]: the scorer's, of every exposure."""
+    scores = scorer().score_exposures(exposures()[0])
+    return np.nan_to_num(np.stack([scores[task] for task in TASKS], 1))
+
+
+@functools.cache
+def stacked() -> ResponseFit:
+    """A fit that knows what the scorer's predictions are worth."""
+    return fit_response(exposures()[0], tuple(SCENES), ResponseConfig(epochs=1), predictions())
+
+
+@functools.cache
+def fit_alone() -> ResponseFit:
+    """The same fit of no scorer."""
+    return fit_response(exposures()[0], tuple(SCENES), ResponseConfig(epochs=1))
+
+
+@functools.cache
+def stacked_world(meaning_spread: float = 0.0) -> World:
+    from recfuse.simulation.predictions import predictor
+
+    source, fit = exposures()[0], stacked()
+    predict = predictor(scorer(), source, fit.model.scenes)
+    config = WorldConfig(users=150, pool=40, candidates=20, page=4, meaning_spread=meaning_spread)
+    return build_world(source, fit.model, predict, TASKS, LOGGED, config, stack=fit.stack)[0]
 
 
 def world(responsive: bool = True) -> World:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pyarrow.parquet as pq
+import pytest
 
+from recfuse.config import InvalidFieldError
 from tune.ledger import EARLIER, FAILED, FINISHED, JSONL, PARQUET, Ledger
 
 SWEEP = "s1"
@@ -83,3 +85,11 @@ def test_what_has_changed_is_said(tmp_path, caplog):
         Ledger(tmp_path, "s2").set_aside({"learning": {"rate": 2.0, "seed": 0}, "samples": "b"})
     assert "1 trials of another sweep are kept in" in caplog.text
     assert "learning.rate 1.0 → 2.0; samples a → b" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["no JSON\n", "[1]\n", '{"no": "key"}\n'])
+def test_a_file_of_something_else_is_named_and_kept(tmp_path, content):
+    (tmp_path / JSONL).write_text(content)
+    with pytest.raises(InvalidFieldError, match=r"output: got .*; allowed: trials as JSON lines"):
+        Ledger(tmp_path, SWEEP)
+    assert (tmp_path / JSONL).read_text() == content

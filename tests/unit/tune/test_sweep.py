@@ -54,6 +54,13 @@ def test_absent_samples_are_made_as_the_demo_makes_them(tmp_path, monkeypatch):
     assert ours == theirs
 
 
+def test_the_demo_refuses_a_foreign_file_before_it_starts(tmp_path):
+    (tmp_path / "serving.json").write_text("mine")
+    with pytest.raises(InvalidFieldError, match=r"output: got .*serving.json'; allowed: .*demo did not write"):
+        demo.main(demo.DemoConfig(output=str(tmp_path)))
+    assert (tmp_path / "serving.json").read_text() == "mine"
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_configs_that_come_with_it_are_good(file):
     config = load(SweepConfig, file)

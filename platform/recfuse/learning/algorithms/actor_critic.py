@@ -13,6 +13,7 @@ from recfuse.behaviours import Vocabulary
 from recfuse.config import require
 from recfuse.fusion import losses
 from recfuse.fusion.advantages import COLUMNS
+from recfuse.learning import replay_policy
 from recfuse.learning.advantages import ADVANTAGE_SENTENCE, COLUMNS_SENTENCE, AdvantageKind, mixed_advantages
 from recfuse.learning.context import Context
 from recfuse.learning.critics import CRITIC_LOSS, CRITICS, CriticConfig, critic_loss, move_targets, trace_targets
@@ -20,8 +21,10 @@ from recfuse.learning.density import estimated_density
 from recfuse.learning.gradients import Batch
 from recfuse.learning.imitation import CLONING, entropy_of_policy
 from recfuse.learning.metrics import ESS_SHARE, Metric, Metrics, Per
+from recfuse.learning.page_effects import Objective
 from recfuse.learning.phases import Phase, PhaseLoss, Prepared
 from recfuse.learning.registry import register
+from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.settings import AlgorithmName, StoppingRule, named
 
 CLIPPED_SHARE, GAIN = Metric("clipped_share"), Metric("gain")
@@ -71,14 +74,28 @@ class ActorCriticConfig(CriticConfig):
 
 
 @register
-class InteractionOnlyConfig(ActorCriticConfig):
-    """`actor_critic` on Σ_j w_j A_j, the weighted sum of the short-term behaviours' advantages alone."""
+class InteractionOnlyConfig(ReplayAlgorithmConfig, ActorCriticConfig):
+    """`actor_critic` on Σ_j w_j A_j, the weighted sum of the short-term behaviours' advantages alone. Where the log
+    keeps its candidates, it climbs their relative effects along what a vector would have shown (maths 5)."""
 
     needs_short_term = True
 
     algorithm: AlgorithmName = named("interaction_only")
     weights: Weights = Field(
         {}, description="Short-term behaviours' advantages of unit variance have these weights; 1 by default.")
+
+    @property
+    def fits(self) -> tuple[Phase, ...]:
+        """See `ActorCriticConfig`; on replay the vector that is best, then the policy that climbs from it."""
+        if self.reads_replay:
+            return (CRITICS, replay_policy.REPLAY, replay_policy.STAGE_TWO)
+        return super().fits
+
+    def replay_objective(self, vocabulary: Vocabulary) -> Objective:
+        """The relative effects of the short-term behaviours, of which the weights have the sum 1; no floors."""
+        weights = torch.tensor([0.0, *(self.weights.get(behaviour.name, 1.0) for behaviour in vocabulary.short_term)],
+                               dtype=torch.float64)
+        return Objective(weights / weights.sum(), torch.full_like(weights, float("-inf")))
 
     def scalarisation(self, vocabulary: Vocabulary) -> tuple[float, ...]:
         """The given weights of the short-term behaviours."""
@@ -109,6 +126,7 @@ def prepare_advantages(context: Context[ActorCriticConfig]) -> Prepared:
 
 def prepare_advantages_and_targets(context: Context[ActorCriticConfig]) -> Prepared:
     """The same, and what critics that go on learning are fitted to."""
+    context.module.keep_trace_policy()
     prepared, targets = prepare_advantages(context), trace_targets(context)
     assert prepared.judged is not None
     return Prepared({**prepared.learned, **targets}, {**prepared.judged, **targets}, prepared.metrics)

@@ -15,16 +15,18 @@ from recfuse.behaviours import Vocabulary
 from recfuse.fusion import losses
 from recfuse.fusion.advantages import COLUMNS
 from recfuse.fusion.networks import gaussian_entropy, gaussian_kl
-from recfuse.learning.advantages import ADVANTAGE_SENTENCE, COLUMNS_SENTENCE, AdvantageKind, advantages
+from recfuse.learning import closed_form, replay_policy
+from recfuse.learning.advantages import COLUMNS_SENTENCE, advantages
 from recfuse.learning.columns import chunks, fill, to_unit_variance
 from recfuse.learning.context import Context
-from recfuse.learning.critics import CRITICS, CriticConfig
+from recfuse.learning.critics import CRITICS
 from recfuse.learning.density import estimated_density, logged_density
 from recfuse.learning.gradients import Batch
 from recfuse.learning.imitation import CLONING, entropy_of_policy, weighted_imitation_loss
 from recfuse.learning.metrics import Metric, Metrics, Per
 from recfuse.learning.phases import Phase, PhaseLoss, Prepared, Step
 from recfuse.learning.registry import register
+from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.settings import AlgorithmName, Networks, StoppingRule, named, require_short_term
 from recfuse.learning.weights import ESS_FLOOR_SENTENCE, WEIGHT_CAP_SENTENCE, weights_of
 
@@ -39,11 +41,15 @@ INTERMEDIATE = "intermediate"
 
 
 @register
-class TwoStageConfig(CriticConfig):
+class TwoStageConfig(ReplayAlgorithmConfig):
     """Stage one fits a policy per short-term behaviour j by −mean(ρ A_j log π_j), ρ = min(ρ̄, π_j / π_b); stage two the
     long-term policy by −mean(w exp(A / Λ) log π), w = Π_j (π_j / π_b)^(λ_j / Λ), Λ = Σ λ_j: the optimum of the
     long-term advantage A under one constraint per short-term policy (maths 1; Cai et al., "Two-Stage Constrained
-    Actor-Critic for Short Video Recommendation", WWW 2023)."""
+    Actor-Critic for Short Video Recommendation", WWW 2023).
+
+    Where the log keeps its candidates, both stages climb what a vector would have shown (maths 5): stage one each
+    behaviour's own effect, stage two the long-term effect under a floor per behaviour; the policy is served where
+    replay on other users finds it better than one vector for everybody."""
 
     needs_density = True
     needs_short_term = True
@@ -52,7 +58,9 @@ class TwoStageConfig(CriticConfig):
     auxiliary: Literal["per_behaviour", "sequential"] = Field(
         "per_behaviour", description="Each short-term behaviour has a policy, or every short-term critic updates one "
         "policy in turn on each minibatch, in the vocabulary's order.")
-    advantage: AdvantageKind = Field("regressed", description=ADVANTAGE_SENTENCE)
+    extraction: Literal["floors", "closed_form"] = Field(
+        "floors", description="On replay, stage two climbs under floors, or imitates vectors weighted by the closed "
+        "form of its constraints.")
     regression_columns: int = Field(COLUMNS, description=COLUMNS_SENTENCE, ge=2)
     multipliers: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Short-term behaviours have these λ, over those of the vocabulary; a larger one holds the "
@@ -74,6 +82,11 @@ class TwoStageConfig(CriticConfig):
     @property
     def fits(self) -> tuple[Phase, ...]:
         """Critics, the cloned policy, then the two stages."""
+        if self.reads_replay:
+            first = (CRITICS, CLONING, replay_policy.REPLAY, replay_policy.STAGE_ONE)
+            if self.extraction == "closed_form":
+                return (*first, closed_form.CHOOSE_TOTAL, closed_form.CLOSED_FORM)
+            return (*first, replay_policy.TRIAL, replay_policy.GATE, replay_policy.STAGE_TWO)
         return (CRITICS, CLONING, SEQUENTIAL_STAGE_ONE if self.auxiliary == "sequential" else STAGE_ONE, STAGE_TWO)
 
     def networks(self, vocabulary: Vocabulary, values: tuple[float, ...]) -> Networks:

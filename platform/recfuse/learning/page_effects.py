@@ -1,0 +1,143 @@
+"""Relative effects of a page on every objective, and the one vector that is best by them (maths 5.3, 5.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recfuse.behaviours import Vocabulary
+from recfuse.fusion.effects import EffectModel
+from recfuse.fusion.replay import page_features
+from recfuse.learning.cem import propose, refit
+from recfuse.learning.replay import Layout, Measured, ReplayRows
+from recfuse.stats.slopes import Slope, shrink
+
+# A vector below a floor loses this times what it lacks.
+_SHORTFALL = 10.0
+# A behaviour that hardly occurs has no relative effect that a log could tell.
+_NEVER = 1e-9
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Per short-term behaviour the slope of realised on predicted: of the log, its error, and after shrinking."""
+
+    log: tuple[float, ...]
+    error: tuple[float, ...]
+    used: tuple[float, ...]
+
+
+def relative_effects(measured: Measured, vocabulary: Vocabulary, units: Tensor, prior: Sequence[tuple[float, float]],
+                     folds: Sequence[int] | None = None,
+                     like: EffectModel | None = None) -> tuple[Tensor, Slopes]:
+    """B of the long-term objective and of every short-term behaviour, relative to what the logged policy brings.
+
+    A unit of an effect is the whole of what a request brings on average: .03 is three per cent more.
+
+    Args:
+        measured: of the log.
+        units: [m], what a reward of 1 is in feedback.
+        prior: per short-term behaviour mean and standard deviation of its slope.
+        folds: of users, that say so; all where None.
+        like: a model whose penalties are taken.
+
+    Returns:
+        float64[U, C, 1 + |S|], and the slopes.
+    """
+    layout = Layout.of(vocabulary)
+    model, reward = measured.sums.fit(folds, like), measured.reward
+    found = model.coefficients
+    alphas = [vocabulary.behaviours[place].weight for place in layout.long]
+    long_term = torch.stack([alpha / sum(alphas) * found[:, :, k] / _scale(reward[place])
+                             for k, (place, alpha) in enumerate(zip(layout.long, alphas, strict=True))]).sum(0)
+    stay = found[:, :, len(layout.long)]
+    slopes = _slopes(measured, layout, units, prior, folds)
+    effects = [long_term]
+    for k, place in enumerate(layout.short):
+        immediate = found[:, :, len(layout.long) + 1 + k]
+        if place in layout.own:
+            immediate = torch.zeros_like(stay)
+            immediate[0, layout.own[place]] = slopes.used[k] / float(units[place])
+        seldom = abs(float(reward[place])) < _NEVER
+        effects.append(torch.zeros_like(stay) if seldom else immediate / _scale(reward[place]) + stay)
+    return torch.stack(effects, 2), slopes
+
+
+def _slopes(measured: Measured, layout: Layout, units: Tensor, prior: Sequence[tuple[float, float]],
+            folds: Sequence[int] | None) -> Slopes:
+    """Slopes of behaviours on their own predictions, in units of feedback; NaN of those that have none."""
+    rows = []
+    for k, place in enumerate(layout.short):
+        if place not in layout.own:
+            rows.append((float("nan"),) * 3)
+            continue
+        target, unit = len(layout.long) + 1 + k, float(units[place])
+        slope, error = (number * unit for number in measured.sums.slope(layout.own[place], target, folds))
+        rows.append((slope, error, shrink(Slope(slope, error, 0), *prior[k]).slope))
+    return Slopes(*(tuple(column) for column in zip(*rows, strict=True))) if rows else Slopes((), (), ())
+
+
+def _scale(reward: Tensor) -> float:
+    return max(abs(float(reward)), _NEVER)
+
+
+def mean_effects(rows: ReplayRows, features: Tensor, effects: Tensor) -> Tensor:
+    """Mean relative effects of vectors over requests, float64[K, k].
+
+    Args:
+        features: [n, K, C], of the pages that the vectors show; effects: [U, C, k].
+    """
+    centred = features - rows.expected.unsqueeze(1)
+    sums = (rows.modifiers.T @ centred.flatten(1)).double().cpu().unflatten(1, centred.shape[1:])
+    return torch.einsum("ukc,ucj->kj", sums, effects) / max(len(rows), 1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """max E₀·w₀ + Σ w_j E_j under floors E_j ≥ φ_j.
+
+    Attributes:
+        weights: float64[k]; floors: float64[k], −∞ for none.
+    """
+
+    weights: Tensor
+    floors: Tensor
+
+    def score(self, effects: Tensor) -> Tensor:
+        """[K] of mean effects [K, k]: what lacks to a floor costs many times its worth."""
+        lacking = (self.floors - effects).clamp(min=0.0).sum(1)
+        return effects @ self.weights - _SHORTFALL * lacking
+
+
+@dataclass(frozen=True)
+class VectorSearch:
+    """How the one vector is searched (maths 5.7): populations by the cross-entropy method on the log's replay."""
+
+    population: int = 40
+    iterations: int = 12
+    elite_share: float = 0.2
+    spread: float = 1.0
+    smoothing: float = 0.3
+
+
+def best_vector(rows: ReplayRows, effects: Tensor, objective: Objective, attention: Tensor, search: VectorSearch,
+                rng: np.random.Generator) -> NDArray[np.float64]:
+    """The vector [M] that is best on these requests, of the length of the logged policy's mean.
+
+    The length of a vector changes no ranking, but how far exploration around it turns it.
+    """
+    logged = rows.mu.double().mean(0).cpu().numpy()
+    first = search.spread * rows.sigma.double().mean(0).cpu().numpy()
+    mean, spread = logged, first
+    for _ in range(search.iterations):
+        vectors = propose(mean, spread, search.population, rng)
+        features = page_features(rows.candidates, torch.from_numpy(vectors).to(rows.state), attention)
+        scores = objective.score(mean_effects(rows, features, effects)).cpu().numpy()
+        mean, spread, _ = refit(vectors, scores, spread, 0.02 * first, search.elite_share, search.smoothing)
+    length, given = float(np.linalg.norm(mean)), float(np.linalg.norm(logged))
+    return mean * (given / length) if length > 0 and given > 0 else mean

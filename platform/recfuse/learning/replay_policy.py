@@ -1,0 +1,307 @@
+"""Policies learned on replay, as phases: effects and the one vector, a policy per behaviour, the long-term policy under
+floors, and whether it is better than the vector (maths 5.5 to 5.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recfuse.fusion.attention import Attention
+from recfuse.fusion.effects import FOLDS, EffectModel, coefficients_of, jackknife_error
+from recfuse.fusion.networks import gaussian_kl
+from recfuse.fusion.replay import attention_of, page_features, relaxed_features
+from recfuse.learning.context import Context
+from recfuse.learning.gradients import Batch
+from recfuse.learning.metrics import Metric, Metrics, Per
+from recfuse.learning.module import FusionPolicyModule
+from recfuse.learning.page_effects import VectorSearch, best_vector, mean_effects, relative_effects
+from recfuse.learning.phases import Phase, PhaseLoss, Step
+from recfuse.learning.replay import (
+    COLUMNS,
+    Measured,
+    ReplayRows,
+    candidates_of,
+    estimate_attention,
+    fold_of,
+    gather,
+    measure,
+)
+from recfuse.learning.replay_settings import ReplaySettings, slope_priors
+from recfuse.learning.stopping import StoppingRule
+
+LOSS = Metric("loss")
+EFFECT = Metric("effect")
+BEHAVIOUR_EFFECT = Metric("effect", Per.SHORT_TERM)
+VECTOR_EFFECT, VECTOR_BEHAVIOUR_EFFECT = Metric("vector_effect"), Metric("vector_effect", Per.SHORT_TERM)
+MULTIPLIER, KL = Metric("multiplier", Per.SHORT_TERM), Metric("kl")
+AUXILIARY_KL, AUXILIARY_EFFECT = Metric("kl", Per.AUXILIARY), Metric("effect", Per.AUXILIARY)
+SLOPE, SLOPE_USED = Metric("slope", Per.SHORT_TERM), Metric("slope_used", Per.SHORT_TERM)
+EXPLAINED, DECAY = Metric("replay_explained"), Metric("attention")
+GAIN, GAIN_ERROR, PUBLISHES_VECTOR = Metric("gain"), Metric("gain_error"), Metric("publishes_vector")
+# Folds of users whose replay dual ascent looks at, and whose samples no policy climbs on; an even number of folds of
+# either half of the users.
+_WATCHED = tuple(range(0, FOLDS, 5))
+# A policy is served where it is better by so many standard errors: one-sided, 2.5%.
+_SIGNIFICANT = 1.96
+
+
+def measured(context: Context[Any]) -> Measured:
+    """What the log says of its pages, computed once."""
+    settings: ReplaySettings = context.settings.replay
+
+    def compute() -> Measured:
+        return measure(context, settings.draws, estimate_attention(context))
+
+    return context.memory.once("measured", ("critics",), compute)
+
+
+def replay_rows(context: Context[Any]) -> ReplayRows:
+    """The requests that vectors and multipliers are judged on, computed once."""
+    settings: ReplaySettings = context.settings.replay
+    decay = Attention(float(context.module.attention_decay), 0.0)
+    return context.memory.once("replay_rows", ("attention",),
+                               lambda: gather(context, settings.requests, settings.draws, decay))
+
+
+def _effects(context: Context[Any], folds: list[int] | None = None,
+             like: EffectModel | None = None) -> tuple[Tensor, Any]:
+    vocabulary = context.vocabulary
+    prior = slope_priors(context.settings.replay, vocabulary)
+    return relative_effects(measured(context), vocabulary, context.rewards.units, prior, folds, like)
+
+
+def half(odd: int) -> list[int]:
+    """The even or the odd folds of users."""
+    return list(range(odd, FOLDS, 2))
+
+
+@torch.no_grad()
+def fit_effects(context: Context[Any], rng: np.random.Generator, iteration: int) -> Metrics:
+    """Regresses the effects, on all users and on either half of them, and searches the one vector by each."""
+    module, settings = context.module, context.settings
+    found = measured(context)
+    module.attention_decay.fill_(found.attention.decay)
+    context.memory.forget(("attention",))
+    rows = replay_rows(context)
+    attention = page_attention(context, rows.state)
+    effects, slopes = _effects(context)
+    module.page_effects.copy_(effects)
+    module.trial_effects.copy_(_effects(context, half(0))[0])
+    module.judge_effects.copy_(_effects(context, half(1))[0])
+    objective, search = settings.replay_objective(context.vocabulary), VectorSearch()
+    vector = best_vector(rows, effects, objective, attention, search, rng)
+    module.vector_mean.copy_(torch.from_numpy(vector))
+    even = rows[rows.fold % 2 == 0]
+    trial = best_vector(even, module.trial_effects.cpu().double(), objective, attention, search, rng)
+    module.trial_vector.copy_(torch.from_numpy(trial))
+    shown = page_features(rows.candidates, module.vector_mean.to(rows.state).unsqueeze(0), attention)
+    value = mean_effects(rows, shown, effects)[0]
+    return {LOSS: -objective.score(value.unsqueeze(0))[0], VECTOR_EFFECT: value[0], VECTOR_BEHAVIOUR_EFFECT: value[1:],
+            SLOPE: torch.tensor(slopes.log), SLOPE_USED: torch.tensor(slopes.used),
+            EXPLAINED: found.sums.fit().explained_variance[0], DECAY: module.attention_decay.detach().clone()}
+
+
+def page_attention(context: Context[Any], like: Tensor) -> Tensor:
+    """[L], of the places of a page."""
+    _, window = next(iter(context.windows))
+    return attention_of(float(context.module.attention_decay), window["shown"].shape[1], like)
+
+
+def draw_noise(context: Context[Any], rng: np.random.Generator, rows: int) -> Batch:
+    """`noise` [n, M] of the actions that policies are climbed with."""
+    return {"noise": torch.from_numpy(rng.standard_normal((rows, context.vocabulary.action_size)).astype(np.float32))}
+
+
+def climb_loss(context: Context[Any], batch: Batch, effects: Tensor, learned: Tensor) -> PhaseLoss:
+    """−E A under the multipliers along the relaxed page, and the divergence from the logged policy (maths 5.6).
+
+    Args:
+        effects: [U, C, 1 + |S|]; learned: bool[n], rows that are climbed on.
+    """
+    settings, module = context.settings.replay, context.module
+    mu, log_sigma = (moment[:, 0] for moment in module.policy(batch["state"]))
+    action = mu + log_sigma.exp().detach() * batch["noise"]
+    value = _values(context, batch, action.unsqueeze(1), effects)[:, 0]
+    weights = _weights(context, value)
+    divergence = gaussian_kl(mu, log_sigma, batch["mu"], batch["sigma"].log())
+    share = learned.float() / learned.float().sum().clamp(min=1.0)
+    gain = (value @ weights * share).sum()
+    return PhaseLoss(settings.kl_weight * (divergence * share).sum() - gain, {KL: divergence.mean().detach()})
+
+
+def _weights(context: Context[Any], like: Tensor) -> Tensor:
+    """[1 + |S|], with the multipliers as they stand."""
+    weights = context.settings.replay_objective(context.vocabulary).weights.to(like)
+    return torch.cat([weights[:1], weights[1:] + context.module.multipliers.to(like)])
+
+
+def _values(context: Context[Any], batch: Batch, actions: Tensor, effects: Tensor) -> Tensor:
+    """Effects [n, K, 1 + |S|] of the relaxed pages of actions [n, K, M], but for what the logged policy brings."""
+    attention = attention_of(float(context.module.attention_decay), batch["shown"].shape[1], batch["state"])
+    features = relaxed_features(candidates_of(batch, context.vocabulary), actions, attention,
+                                context.settings.replay.temperature)
+    return torch.bmm(features, coefficients_of(effects, context.module.modifiers_of(batch["state"], batch["scene"])))
+
+
+def _watched(fold: Tensor) -> Tensor:
+    return torch.isin(fold, torch.tensor(_WATCHED, device=fold.device))
+
+
+def stage_two_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
+    """On all users but those that dual ascent looks at."""
+    return climb_loss(context, batch, context.module.page_effects, ~_watched(fold_of(batch["user"])))
+
+
+def trial_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
+    """The same on half of the users, whom the other half judges."""
+    fold = fold_of(batch["user"])
+    return climb_loss(context, batch, context.module.trial_effects, ~_watched(fold) & (fold % 2 == 0))
+
+
+def auxiliary_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
+    """Stage one: every policy climbs its behaviour's own effect along the relaxed page (maths 5.5)."""
+    settings, module = context.settings.replay, context.module
+    mu, log_sigma = module.auxiliaries(batch["state"])
+    actions = mu + log_sigma.exp().detach() * batch["noise"].unsqueeze(1)
+    value = _values(context, batch, actions, module.page_effects)
+    divergence = gaussian_kl(mu, log_sigma, batch["mu"].unsqueeze(1), batch["sigma"].log().unsqueeze(1))
+    loss = (settings.kl_weight * divergence - _own(value)).mean(0)
+    return PhaseLoss(loss.sum(), {AUXILIARY_KL: divergence.detach().mean(0)})
+
+
+def _own(value: Tensor) -> Tensor:
+    """[n, k], of effects [n, k, 1 + |S|]: every policy's behaviour; all behaviours' mean where they share a policy."""
+    short = value[:, :, 1:]
+    return short.diagonal(dim1=1, dim2=2) if short.shape[1] == short.shape[2] else short.mean(2)
+
+
+@torch.no_grad()
+def judge_policy(context: Context[Any], batch: Batch, effects: Tensor | None = None) -> PhaseLoss:
+    """−E A of the pages that the policy's mean shows, under the multipliers as they stand."""
+    mu, _ = context.module.policy(batch["state"])
+    value = _shown_values(context, batch, mu, context.module.page_effects if effects is None else effects)[:, 0]
+    return PhaseLoss(-(value @ _weights(context, value)).mean())
+
+
+def judge_trial(context: Context[Any], batch: Batch) -> PhaseLoss:
+    """The same by the effects of half of the users."""
+    return judge_policy(context, batch, context.module.trial_effects)
+
+
+@torch.no_grad()
+def judge_auxiliaries(context: Context[Any], batch: Batch) -> PhaseLoss:
+    """−E A_j of the pages that the auxiliary policies' means show, summed over them."""
+    mu, _ = context.module.auxiliaries(batch["state"])
+    return PhaseLoss(-_own(_shown_values(context, batch, mu, context.module.page_effects)).mean(0).sum())
+
+
+def _shown_values(context: Context[Any], batch: Batch, actions: Tensor, effects: Tensor) -> Tensor:
+    """Effects [n, K, 1 + |S|] of the pages that actions [n, K, M] show, but for what the logged policy brings."""
+    attention = attention_of(float(context.module.attention_decay), batch["shown"].shape[1], batch["state"])
+    features = page_features(candidates_of(batch, context.vocabulary), actions, attention)
+    return torch.bmm(features, coefficients_of(effects, context.module.modifiers_of(batch["state"], batch["scene"])))
+
+
+@torch.no_grad()
+def served_effects(context: Context[Any], rows: ReplayRows, effects: Tensor) -> Tensor:
+    """Mean relative effects of the policy's mean on these requests, float64[1 + |S|], by the pages that it shows."""
+    return mean_effects(rows, _served_features(context, rows), effects.cpu().double())[0]
+
+
+def _served_features(context: Context[Any], rows: ReplayRows) -> Tensor:
+    mu, _ = context.module.policy(rows.state)
+    return page_features(rows.candidates, mu, page_attention(context, rows.state))
+
+
+def ascend(rows: Callable[[ReplayRows], Tensor],
+           effects: Callable[[FusionPolicyModule], Tensor]) -> Callable[[Context[Any], Metrics], Metrics]:
+    """After a pass every multiplier moves by its behaviour's shortfall on users that no step has climbed on."""
+
+    def finish(context: Context[Any], _: Metrics) -> Metrics:
+        settings, module = context.settings.replay, context.module
+        every = replay_rows(context)
+        value = served_effects(context, every[rows(every)], effects(module))
+        floors = context.settings.replay_objective(context.vocabulary).floors[1:]
+        used = module.multipliers.clone()
+        shortfall = torch.where(torch.isfinite(floors), floors - value[1:], float("-inf"))
+        module.multipliers += (settings.dual_step * shortfall).to(module.multipliers)
+        module.multipliers.clamp_(0.0, settings.multiplier_max)
+        return {EFFECT: value[0], BEHAVIOUR_EFFECT: value[1:], MULTIPLIER: used}
+
+    return finish
+
+
+@torch.no_grad()
+def gate(context: Context[Any], rng: np.random.Generator, iteration: int) -> Metrics:
+    """Whether the policy of one half of the users is better than their one vector, by the other half's replay and the
+    other half's effects."""
+    module, rows = context.module, replay_rows(context)
+    other = rows[rows.fold % 2 == 1]
+    attention = page_attention(context, rows.state)
+    policy = _served_features(context, other)
+    vector = page_features(other.candidates, module.trial_vector.to(other.state).unsqueeze(0), attention)
+    weights = _weights(context, torch.zeros(1, dtype=torch.float64)).cpu()
+
+    def gain(effects: Tensor) -> Tensor:
+        return (mean_effects(other, policy, effects) - mean_effects(other, vector, effects))[0] @ weights
+
+    judged = half(1)
+    model = measured(context).sums.fit(judged)
+    left = torch.stack([gain(_effects(context, [fold for fold in judged if fold != out], model)[0])
+                        for out in judged])
+    difference, error = gain(module.judge_effects.cpu().double()), jackknife_error(left)
+    better = bool(difference > max(_SIGNIFICANT * float(error), context.settings.replay.least_gain))
+    module.publishes_vector.fill_(not better)
+    module.multipliers.zero_()
+    return {LOSS: -difference, GAIN: difference, GAIN_ERROR: error,
+            PUBLISHES_VECTOR: torch.tensor(float(not better))}
+
+
+def start_trial(module: FusionPolicyModule) -> None:
+    """The policy starts at the vector of half of the users."""
+    module.multipliers.zero_()
+    module.policy.start_at(module.trial_vector)
+
+
+def start_policy(module: FusionPolicyModule) -> None:
+    """The policy starts at the vector."""
+    module.policy.start_at(module.vector_mean)
+
+
+def with_some_steps(phase: Phase) -> Phase:
+    """The phase with so many steps a pass as the settings say, spread evenly over its minibatches."""
+
+    def steps(context: Context[Any], batch: Batch, number: int) -> Iterator[Step]:
+        settings = context.settings
+        stride = max(1, context.rows // (settings.minibatch_size * settings.replay.steps))
+        if number % stride == 0:
+            yield from phase.steps_of(context, batch, number)
+
+    return replace(phase, steps=steps)
+
+
+def passes(settings: Any) -> StoppingRule:
+    """All of them, because multipliers move the objective."""
+    return StoppingRule(iterations=settings.replay.passes)
+
+
+_ONCE = StoppingRule(iterations=1)
+REPLAY: Phase = Phase(name="replay", seed=10, rule=lambda _: _ONCE, search=fit_effects)
+STAGE_ONE: Phase = with_some_steps(Phase(
+    name="stage_one", seed=11, rule=passes, columns=COLUMNS, networks=("auxiliaries",),
+    loss=auxiliary_loss, begin=lambda module: module.start_auxiliaries_at_policy(), draw=draw_noise,
+    judge=judge_auxiliaries))
+TRIAL: Phase = with_some_steps(Phase(
+    name="trial", seed=12, rule=passes, columns=COLUMNS, networks=("policy",),
+    loss=trial_loss, begin=start_trial, draw=draw_noise, judge=judge_trial,
+    finish=ascend(lambda rows: _watched(rows.fold) & (rows.fold % 2 == 0), lambda module: module.trial_effects)))
+GATE: Phase = Phase(name="gate", seed=13, rule=lambda _: _ONCE, search=gate)
+STAGE_TWO: Phase = with_some_steps(Phase(
+    name="stage_two", seed=14, rule=passes, columns=COLUMNS, networks=("policy",),
+    loss=stage_two_loss, begin=start_policy, draw=draw_noise, judge=judge_policy,
+    finish=ascend(lambda rows: _watched(rows.fold), lambda module: module.page_effects)))
