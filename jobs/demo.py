@@ -34,6 +34,7 @@ class DemoConfig(Config):
     logs: str = Field(
         "", description="A directory with KuaiRand files is read; empty takes the embedded simulator's exposures.")
     output: str = Field("runs/demo", description="Everything that is made lies beneath this directory.")
+    persons: int = Field(18_000, description="The simulated logs hold so many people.", ge=1)
     requests: int = Field(200, description="So many HTTP requests are timed at each endpoint.", ge=1)
 
 
@@ -46,7 +47,7 @@ def main(config: DemoConfig) -> Path:
             scenes = train_scenes.main(train_scenes.TrainScenesConfig(logs=logs, output=f"{out}/scenes"))
         with step("2/8 fit the response model, simulate sessions, write session logs"):
             world = simulate.main(simulate.SimulateConfig(
-                logs=logs, scorer=str(scenes.bundle), output=f"{out}/simulation"))
+                logs=logs, scorer=str(scenes.bundle), output=f"{out}/simulation", persons=config.persons))
         with step("3/8 ingest the session logs"):
             samples = ingest.main(ingest.IngestConfig(logs=str(world.logs), output=f"{out}/samples"))
         with step("4/8 train the two-stage fusion policy"):
