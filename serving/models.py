@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,15 +37,15 @@ class FixedModel(Generic[M]):
         self.arms = Arms(model)
 
 
-class _Follower:
+class _Follower(ABC):
     """Looks at a pointer again and again, in a thread of its own, until it is closed."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
 
+    @abstractmethod
     def refresh(self) -> bool:
         """Takes what the pointer names; False where something was refused."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Stops following the pointer."""

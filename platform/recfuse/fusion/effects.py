@@ -22,7 +22,7 @@ from recfuse.config import require
 _OFF = 1e9
 # Penalties of the common coefficients, of what a scene has of its own, and of what depends on the state; in units of
 # the rows' number.
-PENALTIES = (*itertools.product((1e-4, 1e-2), (1e-2, 1.0, _OFF), (0.03, 0.3, 3.0, 30.0, _OFF)), (_OFF, _OFF, _OFF))
+PENALTIES = (*itertools.product((1e-3,), (1e-2, 1.0, _OFF), (0.03, 0.3, 3.0, 30.0, _OFF)), (_OFF, _OFF, _OFF))
 FOLDS = 20
 # Folds are joined to so many for the choice of the penalties.
 _GROUPS = 5

@@ -19,17 +19,16 @@ from recfuse.fusion.networks import gaussian_kl, log_density
 from recfuse.fusion.replay import page_features
 from recfuse.learning.context import Context
 from recfuse.learning.gradients import Batch
-from recfuse.learning.metrics import Metric, Metrics
+from recfuse.learning.metrics import LOSS, Metric, Metrics
 from recfuse.learning.phases import Phase, PhaseLoss
-from recfuse.learning.replay import COLUMNS, ReplayRows, candidates_of
+from recfuse.learning.replay import COLUMNS, ReplayRows
 from recfuse.learning.replay_policy import (
     KL,
-    LOSS,
     judge_policy,
-    page_attention,
     passes,
     replay_rows,
     start_policy,
+    values_of,
     with_some_steps,
 )
 from recfuse.learning.stopping import StoppingRule
@@ -76,9 +75,9 @@ def choose_total(context: Context[Any], rng: np.random.Generator, iteration: int
     other = rows[rows.fold % 2 == 1]
     noise = torch.from_numpy(rng.standard_normal((len(other), VECTORS, other.mu.shape[1])).astype(np.float32))
     actions = _draw(other.mu, other.sigma, noise.to(other.mu))
-    features = page_features(other.candidates, actions, page_attention(context, other.state))
-    effect = _standardised(_effect(other, features, module.trial_effects)[:, :, 0])
-    judged = _effect(other, features - other.expected.unsqueeze(1), module.judge_effects)
+    features = page_features(other.candidates, actions, other.attention)
+    effect = _standardised(_effect(other, features, module.half_effects[0])[:, :, 0])
+    judged = _effect(other, features - other.expected.unsqueeze(1), module.half_effects[1])
     objective = context.settings.replay_objective(context.vocabulary)
     scores = []
     for total in GRID:
@@ -106,11 +105,8 @@ def closed_form_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
     """−Σ_k w_k log π(a_k|s), in the mean over the states."""
     actions = _draw(batch["mu"], batch["sigma"], batch["noise"])
     with torch.no_grad():
-        attention = page_attention(context, batch["state"])
-        features = page_features(candidates_of(batch, context.vocabulary), actions, attention)
-        modifiers = context.module.modifiers_of(batch["state"], batch["scene"])
-        coefficients = coefficients_of(context.module.page_effects, modifiers)
-        effect = _standardised(torch.bmm(features, coefficients)[:, :, 0])
+        values = values_of(context, batch, actions, context.module.page_effects, page_features)
+        effect = _standardised(values[:, :, 0])
     weights = _weights(context, batch["state"], batch["mu"], batch["sigma"], actions, effect,
                        lambdas_of(context, effect))
     mu, log_sigma = context.module.policy(batch["state"])

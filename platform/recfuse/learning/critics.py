@@ -117,13 +117,17 @@ def trace_targets(context: Context[CriticConfig]) -> dict[str, Tensor]:
     return {"target": context.memory.once("trace", ("critics",), lambda: _trace(context))[1]}
 
 
-def _one_step(context: Context[CriticConfig]) -> Iterator[tuple[int, Tensor]]:
+def one_step_advantages(context: Context[Any], chunk: Batch) -> Tensor:
+    """A of every critic, [n, c], in the units of its rewards (maths 1.3)."""
     rewards = context.rewards
+    value = context.module.critics(chunk["state"])
+    following = rewards.next_values(chunk["next_state"], value)
+    return losses.advantage(value, following, rewards.of(chunk["feedback"]), chunk["done"], rewards.discount)
+
+
+def _one_step(context: Context[CriticConfig]) -> Iterator[tuple[int, Tensor]]:
     for position, chunk in chunks(context.windows):
-        value = context.module.critics(chunk["state"])
-        following = rewards.next_values(chunk["next_state"], value)
-        yield position, losses.advantage(value, following, rewards.of(chunk["feedback"]), chunk["done"],
-                                         rewards.discount)
+        yield position, one_step_advantages(context, chunk)
 
 
 def _trace(context: Context[CriticConfig]) -> tuple[Tensor, Tensor]:

@@ -45,8 +45,9 @@ class FusionPolicyModule(TorchRLModule):
         trace_policy: the policy that V-trace corrects to; None where critics learn from one step.
         multipliers: [|S|], those that dual ascent has found so far; they travel with the parameters.
         vector_mean, vector_std: [M], the distribution of a searched vector.
-        page_effects, trial_effects, judge_effects: [U, M, 1 + |S|], relative effects of a page's columns, by all
-            users and by either half of them; trial_vector: [M], the vector of the first half.
+        page_effects: [U, M, 1 + |S|], relative effects of a page's columns, by all users; half_effects: [2, U, M,
+            1 + |S|] and half_vectors: [2, M], by either half of them.
+        trial_gains: [2, 2], what the policy of either half gains over its vector by the other half, and the error.
         attention_decay: of a page's places; lambda_total: Λ of the closed form, as it was chosen.
         publishes_vector: the policy is not better than the vector.
     """
@@ -61,9 +62,9 @@ class FusionPolicyModule(TorchRLModule):
     vector_mean: Tensor
     vector_std: Tensor
     page_effects: Tensor
-    trial_effects: Tensor
-    judge_effects: Tensor
-    trial_vector: Tensor
+    half_effects: Tensor
+    half_vectors: Tensor
+    trial_gains: Tensor
     attention_decay: Tensor
     lambda_total: Tensor
     publishes_vector: Tensor
@@ -96,9 +97,10 @@ class FusionPolicyModule(TorchRLModule):
         # What candidates say in the state is in the columns already, and would be counted twice.
         self.modifiers = Modifiers(max(1, len(vocabulary.scenes)), min(vocabulary.context_size, _MODIFIERS))
         shape = (self.modifiers.width, vocabulary.action_size, 1 + len(vocabulary.short_term))
-        for name in ("page_effects", "trial_effects", "judge_effects"):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("trial_vector", self.policy.action_mean.clone())
+        self.register_buffer("page_effects", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("half_effects", torch.zeros(2, *shape, dtype=torch.float64))
+        self.register_buffer("half_vectors", self.policy.action_mean.repeat(2, 1))
+        self.register_buffer("trial_gains", torch.zeros(2, 2, dtype=torch.float64))
         self.register_buffer("attention_decay", torch.ones(()))
         self.register_buffer("lambda_total", torch.ones(()))
         self.register_buffer("publishes_vector", torch.zeros((), dtype=torch.bool))

@@ -13,7 +13,7 @@ from torch import Tensor
 from recfuse.behaviours import Vocabulary
 from recfuse.fusion.effects import EffectModel
 from recfuse.fusion.replay import page_features
-from recfuse.learning.cem import propose, refit
+from recfuse.learning.cem import cem
 from recfuse.learning.replay import Layout, Measured, ReplayRows
 from recfuse.stats.slopes import Slope, shrink
 
@@ -32,9 +32,22 @@ class Slopes:
     used: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class RelativeEffects:
+    """Attributes:
+        coefficients: float64[U, C, 1 + |S|], of a page's columns on every objective.
+        slopes: of the short-term behaviours.
+        model: that was fitted.
+    """
+
+    coefficients: Tensor
+    slopes: Slopes
+    model: EffectModel
+
+
 def relative_effects(measured: Measured, vocabulary: Vocabulary, units: Tensor, prior: Sequence[tuple[float, float]],
                      folds: Sequence[int] | None = None,
-                     like: EffectModel | None = None) -> tuple[Tensor, Slopes]:
+                     like: EffectModel | None = None) -> RelativeEffects:
     """B of the long-term objective and of every short-term behaviour, relative to what the logged policy brings.
 
     A unit of an effect is the whole of what a request brings on average: .03 is three per cent more.
@@ -45,9 +58,6 @@ def relative_effects(measured: Measured, vocabulary: Vocabulary, units: Tensor, 
         prior: per short-term behaviour mean and standard deviation of its slope.
         folds: of users, that say so; all where None.
         like: a model whose penalties are taken.
-
-    Returns:
-        float64[U, C, 1 + |S|], and the slopes.
     """
     layout = Layout.of(vocabulary)
     model, reward = measured.sums.fit(folds, like), measured.reward
@@ -65,7 +75,7 @@ def relative_effects(measured: Measured, vocabulary: Vocabulary, units: Tensor, 
             immediate[0, layout.own[place]] = slopes.used[k] / float(units[place])
         seldom = abs(float(reward[place])) < _NEVER
         effects.append(torch.zeros_like(stay) if seldom else immediate / _scale(reward[place]) + stay)
-    return torch.stack(effects, 2), slopes
+    return RelativeEffects(torch.stack(effects, 2), slopes, model)
 
 
 def _slopes(measured: Measured, layout: Layout, units: Tensor, prior: Sequence[tuple[float, float]],
@@ -114,30 +124,21 @@ class Objective:
         return effects @ self.weights - _SHORTFALL * lacking
 
 
-@dataclass(frozen=True)
-class VectorSearch:
-    """How the one vector is searched (maths 5.7): populations by the cross-entropy method on the log's replay."""
-
-    population: int = 40
-    iterations: int = 12
-    elite_share: float = 0.2
-    spread: float = 1.0
-    smoothing: float = 0.3
-
-
-def best_vector(rows: ReplayRows, effects: Tensor, objective: Objective, attention: Tensor, search: VectorSearch,
-                rng: np.random.Generator) -> NDArray[np.float64]:
-    """The vector [M] that is best on these requests, of the length of the logged policy's mean.
+def best_vector(rows: ReplayRows, effects: Tensor, objective: Objective, seed: int) -> NDArray[np.float64]:
+    """The vector [M] that is best on these requests, of the length of the logged policy's mean (maths 5.7).
 
     The length of a vector changes no ranking, but how far exploration around it turns it.
     """
-    logged = rows.mu.double().mean(0).cpu().numpy()
-    first = search.spread * rows.sigma.double().mean(0).cpu().numpy()
-    mean, spread = logged, first
-    for _ in range(search.iterations):
-        vectors = propose(mean, spread, search.population, rng)
-        features = page_features(rows.candidates, torch.from_numpy(vectors).to(rows.state), attention)
-        scores = objective.score(mean_effects(rows, features, effects)).cpu().numpy()
-        mean, spread, _ = refit(vectors, scores, spread, 0.02 * first, search.elite_share, search.smoothing)
-    length, given = float(np.linalg.norm(mean)), float(np.linalg.norm(logged))
-    return mean * (given / length) if length > 0 and given > 0 else mean
+
+    def scores(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        shown = page_features(rows.candidates, torch.from_numpy(vectors).to(rows.state), rows.attention)
+        values: NDArray[np.float64] = objective.score(mean_effects(rows, shown, effects)).cpu().numpy()
+        return values
+
+    logged, spread = (moment.double().mean(0).cpu().numpy() for moment in (rows.mu, rows.sigma))
+    # A log that hardly explored says little, but the search must still be able to turn the vector.
+    spread = np.maximum(spread, 0.5 * np.sqrt(np.mean(logged**2)))
+    vector = cem(scores, logged, spread, population=40, elite_share=0.2, iterations=16, std_floor=0.02, smoothing=0.3,
+                 seed=seed).vector
+    length, given = float(np.linalg.norm(vector)), float(np.linalg.norm(logged))
+    return vector * (given / length) if length > 0 and given > 0 else vector

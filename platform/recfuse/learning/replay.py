@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from recfuse.behaviours import Vocabulary
-from recfuse.fusion import losses
 from recfuse.fusion.attention import Attention, AttentionSums
 from recfuse.fusion.effects import FOLDS, EffectSums
 from recfuse.fusion.replay import Candidates, antithetic_noise, expected_features, features_of_shown
 from recfuse.learning.columns import chunks, fill
 from recfuse.learning.context import Context
+from recfuse.learning.critics import one_step_advantages
 
 COLUMNS = ("state", "predictions", "open", "shown", "mu", "sigma", "scene", "user")
 # Requests still to come count with this discount, so that one long session is not most of the log.
@@ -75,6 +75,7 @@ class ReplayRows:
         state: [n, S]; candidates: of them; mu, sigma: [n, M], of the logged policy; fold: int64[n].
         modifiers: [n, U], what effects depend on.
         expected: [n, C], E f under the logged policy.
+        attention: [L], of the places of a page.
     """
 
     state: Tensor
@@ -84,13 +85,14 @@ class ReplayRows:
     modifiers: Tensor
     fold: Tensor
     expected: Tensor
+    attention: Tensor
 
     def __len__(self) -> int:
         return len(self.state)
 
     def __getitem__(self, rows: Tensor) -> ReplayRows:
         return ReplayRows(self.state[rows], self.candidates[rows], self.mu[rows], self.sigma[rows],
-                          self.modifiers[rows], self.fold[rows], self.expected[rows])
+                          self.modifiers[rows], self.fold[rows], self.expected[rows], self.attention)
 
 
 def candidates_of(batch: dict[str, Tensor], vocabulary: Vocabulary) -> Candidates:
@@ -112,17 +114,15 @@ def estimate_attention(context: Context[Any]) -> Attention:
     """The decay of attention over the places of a page, by the behaviours with a column of their own."""
     layout = Layout.of(context.vocabulary)
     behaviours, columns = list(layout.own), list(layout.own.values())
-    page = _page(context)
-    if not behaviours or page < 2:
-        return AttentionSums.zeros(1, 1).estimate()
-    sums = AttentionSums.zeros(len(behaviours), page)
-    for _, chunk in chunks(context.windows):
+    sums: AttentionSums | None = None
+    for _, chunk in chunks(context.windows) if behaviours else ():
         places = chunk["shown"].long()
+        sums = sums or AttentionSums.zeros(len(behaviours), places.shape[1])
         predictions = chunk["predictions"][:, columns].float()
         shown = torch.gather(predictions, 2, places.clamp(min=0).unsqueeze(1).expand(-1, len(columns), -1))
         shown = torch.where(places.unsqueeze(1) >= 0, shown, 0.0)
         sums.add(shown, chunk["feedback"][:, behaviours], fold_of(chunk["user"]))
-    return sums.estimate()
+    return (sums or AttentionSums.zeros(1, 1)).estimate()
 
 
 def measure(context: Context[Any], draws: int, attention: Attention) -> Measured:
@@ -130,27 +130,18 @@ def measure(context: Context[Any], draws: int, attention: Attention) -> Measured
     layout, vocabulary = Layout.of(context.vocabulary), context.vocabulary
     sums = EffectSums.zeros(context.module.modifiers, vocabulary.action_size, layout.targets)
     noise = noise_of(vocabulary, draws, context.settings.seed).to(context.device)
-    weights = attention.of(_page(context), noise)
     stay = residual_stay(context)
     reward = torch.zeros(len(vocabulary.behaviours), dtype=torch.float64)
     for position, chunk in chunks(context.windows):
-        candidates = candidates_of(chunk, vocabulary)
+        candidates, weights = candidates_of(chunk, vocabulary), attention.of(chunk["shown"].shape[1], noise)
         expected = expected_features(candidates, chunk["mu"], chunk["sigma"], noise, weights)
         features = features_of_shown(candidates, chunk["shown"].long(), weights) - expected
-        targets = torch.cat([_long_term(context, chunk, layout), stay[position : position + len(expected)],
+        long_term = one_step_advantages(context, chunk)[:, list(layout.long)]
+        targets = torch.cat([long_term, stay[position : position + len(expected)],
                              chunk["feedback"][:, list(layout.short)]], 1)
         sums.add(features, context.module.modifiers_of(chunk["state"], chunk["scene"]), targets, fold_of(chunk["user"]))
         reward += chunk["feedback"].double().sum(0).cpu()
     return Measured(sums, attention, reward / context.rows, float(stay.mean()))
-
-
-def _long_term(context: Context[Any], chunk: dict[str, Tensor], layout: Layout) -> Tensor:
-    """Advantages of the long-term behaviours, [n, l], in the units of their rewards (maths 1.3)."""
-    rewards = context.rewards
-    value = context.module.critics(chunk["state"])
-    following = rewards.next_values(chunk["next_state"], value)
-    advantage = losses.advantage(value, following, rewards.of(chunk["feedback"]), chunk["done"], rewards.discount)
-    return advantage[:, list(layout.long)]
 
 
 def residual_stay(context: Context[Any]) -> Tensor:
@@ -209,10 +200,4 @@ def gather(context: Context[Any], count: int, draws: int, attention: Attention) 
     expected = expected_features(candidates, batch["mu"], batch["sigma"], noise, weights)
     modifiers = context.module.modifiers_of(batch["state"], batch["scene"])
     return ReplayRows(batch["state"], candidates, batch["mu"], batch["sigma"], modifiers, fold_of(batch["user"]),
-                      expected)
-
-
-def _page(context: Context[Any]) -> int:
-    """Places of a page in the samples."""
-    _, window = next(iter(context.windows))
-    return int(window["shown"].shape[1])
+                      expected, weights)

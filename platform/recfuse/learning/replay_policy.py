@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,12 @@ from torch import Tensor
 from recfuse.fusion.attention import Attention
 from recfuse.fusion.effects import FOLDS, EffectModel, coefficients_of, jackknife_error
 from recfuse.fusion.networks import gaussian_kl
-from recfuse.fusion.replay import attention_of, page_features, relaxed_features
+from recfuse.fusion.replay import Candidates, attention_of, page_features, relaxed_features
 from recfuse.learning.context import Context
 from recfuse.learning.gradients import Batch
-from recfuse.learning.metrics import Metric, Metrics, Per
+from recfuse.learning.metrics import LOSS, Metric, Metrics, Per
 from recfuse.learning.module import FusionPolicyModule
-from recfuse.learning.page_effects import VectorSearch, best_vector, mean_effects, relative_effects
+from recfuse.learning.page_effects import RelativeEffects, best_vector, mean_effects, relative_effects
 from recfuse.learning.phases import Phase, PhaseLoss, Step
 from recfuse.learning.replay import (
     COLUMNS,
@@ -34,20 +36,18 @@ from recfuse.learning.replay import (
 from recfuse.learning.replay_settings import ReplaySettings, slope_priors
 from recfuse.learning.stopping import StoppingRule
 
-LOSS = Metric("loss")
 EFFECT = Metric("effect")
 BEHAVIOUR_EFFECT = Metric("effect", Per.SHORT_TERM)
 VECTOR_EFFECT, VECTOR_BEHAVIOUR_EFFECT = Metric("vector_effect"), Metric("vector_effect", Per.SHORT_TERM)
 MULTIPLIER, KL = Metric("multiplier", Per.SHORT_TERM), Metric("kl")
-AUXILIARY_KL, AUXILIARY_EFFECT = Metric("kl", Per.AUXILIARY), Metric("effect", Per.AUXILIARY)
+AUXILIARY_KL = Metric("kl", Per.AUXILIARY)
 SLOPE, SLOPE_USED = Metric("slope", Per.SHORT_TERM), Metric("slope_used", Per.SHORT_TERM)
 EXPLAINED, DECAY = Metric("replay_explained"), Metric("attention")
-GAIN, GAIN_ERROR, PUBLISHES_VECTOR = Metric("gain"), Metric("gain_error"), Metric("publishes_vector")
+GAIN, GAIN_ERROR, GAIN_LOWER = Metric("gain"), Metric("gain_error"), Metric("gain_lower")
+PUBLISHES_VECTOR = Metric("publishes_vector")
 # Folds of users whose replay dual ascent looks at, and whose samples no policy climbs on; an even number of folds of
 # either half of the users.
 _WATCHED = tuple(range(0, FOLDS, 5))
-# A policy is served where it is better by so many standard errors: one-sided, 2.5%.
-_SIGNIFICANT = 1.96
 
 
 def measured(context: Context[Any]) -> Measured:
@@ -69,7 +69,7 @@ def replay_rows(context: Context[Any]) -> ReplayRows:
 
 
 def _effects(context: Context[Any], folds: list[int] | None = None,
-             like: EffectModel | None = None) -> tuple[Tensor, Any]:
+             like: EffectModel | None = None) -> RelativeEffects:
     vocabulary = context.vocabulary
     prior = slope_priors(context.settings.replay, vocabulary)
     return relative_effects(measured(context), vocabulary, context.rewards.units, prior, folds, like)
@@ -87,29 +87,24 @@ def fit_effects(context: Context[Any], rng: np.random.Generator, iteration: int)
     found = measured(context)
     module.attention_decay.fill_(found.attention.decay)
     context.memory.forget(("attention",))
-    rows = replay_rows(context)
-    attention = page_attention(context, rows.state)
-    effects, slopes = _effects(context)
-    module.page_effects.copy_(effects)
-    module.trial_effects.copy_(_effects(context, half(0))[0])
-    module.judge_effects.copy_(_effects(context, half(1))[0])
-    objective, search = settings.replay_objective(context.vocabulary), VectorSearch()
-    vector = best_vector(rows, effects, objective, attention, search, rng)
-    module.vector_mean.copy_(torch.from_numpy(vector))
-    even = rows[rows.fold % 2 == 0]
-    trial = best_vector(even, module.trial_effects.cpu().double(), objective, attention, search, rng)
-    module.trial_vector.copy_(torch.from_numpy(trial))
-    shown = page_features(rows.candidates, module.vector_mean.to(rows.state).unsqueeze(0), attention)
-    value = mean_effects(rows, shown, effects)[0]
-    return {LOSS: -objective.score(value.unsqueeze(0))[0], VECTOR_EFFECT: value[0], VECTOR_BEHAVIOUR_EFFECT: value[1:],
-            SLOPE: torch.tensor(slopes.log), SLOPE_USED: torch.tensor(slopes.used),
-            EXPLAINED: found.sums.fit().explained_variance[0], DECAY: module.attention_decay.detach().clone()}
+    rows, seed = replay_rows(context), int(rng.integers(1 << 31))
+    whole, objective = _effects(context), settings.replay_objective(context.vocabulary)
+    module.page_effects.copy_(whole.coefficients)
+    module.vector_mean.copy_(torch.from_numpy(best_vector(rows, whole.coefficients, objective, seed)))
+    for side in (0, 1):
+        effects = _effects(context, half(side)).coefficients
+        module.half_effects[side].copy_(effects)
+        module.half_vectors[side].copy_(torch.from_numpy(
+            best_vector(rows[rows.fold % 2 == side], effects, objective, seed)))
+    value = mean_effects(rows, _shown_by(rows, module.vector_mean), whole.coefficients)
+    return {LOSS: -objective.score(value)[0], VECTOR_EFFECT: value[0, 0], VECTOR_BEHAVIOUR_EFFECT: value[0, 1:],
+            SLOPE: torch.tensor(whole.slopes.log), SLOPE_USED: torch.tensor(whole.slopes.used),
+            EXPLAINED: whole.model.explained_variance[0], DECAY: module.attention_decay.detach().clone()}
 
 
-def page_attention(context: Context[Any], like: Tensor) -> Tensor:
-    """[L], of the places of a page."""
-    _, window = next(iter(context.windows))
-    return attention_of(float(context.module.attention_decay), window["shown"].shape[1], like)
+def _shown_by(rows: ReplayRows, vector: Tensor) -> Tensor:
+    """[n, 1, C], of the pages that one vector shows."""
+    return page_features(rows.candidates, vector.to(rows.state).unsqueeze(0), rows.attention)
 
 
 def draw_noise(context: Context[Any], rng: np.random.Generator, rows: int) -> Batch:
@@ -126,7 +121,7 @@ def climb_loss(context: Context[Any], batch: Batch, effects: Tensor, learned: Te
     settings, module = context.settings.replay, context.module
     mu, log_sigma = (moment[:, 0] for moment in module.policy(batch["state"]))
     action = mu + log_sigma.exp().detach() * batch["noise"]
-    value = _values(context, batch, action.unsqueeze(1), effects)[:, 0]
+    value = values_of(context, batch, action.unsqueeze(1), effects, relaxed(settings))[:, 0]
     weights = _weights(context, value)
     divergence = gaussian_kl(mu, log_sigma, batch["mu"], batch["sigma"].log())
     share = learned.float() / learned.float().sum().clamp(min=1.0)
@@ -140,11 +135,19 @@ def _weights(context: Context[Any], like: Tensor) -> Tensor:
     return torch.cat([weights[:1], weights[1:] + context.module.multipliers.to(like)])
 
 
-def _values(context: Context[Any], batch: Batch, actions: Tensor, effects: Tensor) -> Tensor:
-    """Effects [n, K, 1 + |S|] of the relaxed pages of actions [n, K, M], but for what the logged policy brings."""
+# Features [n, K, C] of the pages of actions [n, K, M], of which the places have some attention [L].
+Pages = Callable[[Candidates, Tensor, Tensor], Tensor]
+
+
+def relaxed(settings: ReplaySettings) -> Pages:
+    """Relaxed pages, along which actions have a gradient."""
+    return partial(relaxed_features, temperature=settings.temperature)
+
+
+def values_of(context: Context[Any], batch: Batch, actions: Tensor, effects: Tensor, pages: Pages) -> Tensor:
+    """Effects [n, K, 1 + |S|] of the pages of actions [n, K, M], but for what the logged policy brings."""
     attention = attention_of(float(context.module.attention_decay), batch["shown"].shape[1], batch["state"])
-    features = relaxed_features(candidates_of(batch, context.vocabulary), actions, attention,
-                                context.settings.replay.temperature)
+    features = pages(candidates_of(batch, context.vocabulary), actions, attention)
     return torch.bmm(features, coefficients_of(effects, context.module.modifiers_of(batch["state"], batch["scene"])))
 
 
@@ -157,10 +160,10 @@ def stage_two_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
     return climb_loss(context, batch, context.module.page_effects, ~_watched(fold_of(batch["user"])))
 
 
-def trial_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
+def trial_loss(context: Context[Any], batch: Batch, side: int) -> PhaseLoss:
     """The same on half of the users, whom the other half judges."""
     fold = fold_of(batch["user"])
-    return climb_loss(context, batch, context.module.trial_effects, ~_watched(fold) & (fold % 2 == 0))
+    return climb_loss(context, batch, context.module.half_effects[side], ~_watched(fold) & (fold % 2 == side))
 
 
 def auxiliary_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
@@ -168,7 +171,7 @@ def auxiliary_loss(context: Context[Any], batch: Batch) -> PhaseLoss:
     settings, module = context.settings.replay, context.module
     mu, log_sigma = module.auxiliaries(batch["state"])
     actions = mu + log_sigma.exp().detach() * batch["noise"].unsqueeze(1)
-    value = _values(context, batch, actions, module.page_effects)
+    value = values_of(context, batch, actions, module.page_effects, relaxed(settings))
     divergence = gaussian_kl(mu, log_sigma, batch["mu"].unsqueeze(1), batch["sigma"].log().unsqueeze(1))
     loss = (settings.kl_weight * divergence - _own(value)).mean(0)
     return PhaseLoss(loss.sum(), {AUXILIARY_KL: divergence.detach().mean(0)})
@@ -184,27 +187,22 @@ def _own(value: Tensor) -> Tensor:
 def judge_policy(context: Context[Any], batch: Batch, effects: Tensor | None = None) -> PhaseLoss:
     """−E A of the pages that the policy's mean shows, under the multipliers as they stand."""
     mu, _ = context.module.policy(batch["state"])
-    value = _shown_values(context, batch, mu, context.module.page_effects if effects is None else effects)[:, 0]
+    effects = context.module.page_effects if effects is None else effects
+    value = values_of(context, batch, mu, effects, page_features)[:, 0]
     return PhaseLoss(-(value @ _weights(context, value)).mean())
 
 
-def judge_trial(context: Context[Any], batch: Batch) -> PhaseLoss:
+def judge_trial(context: Context[Any], batch: Batch, side: int) -> PhaseLoss:
     """The same by the effects of half of the users."""
-    return judge_policy(context, batch, context.module.trial_effects)
+    return judge_policy(context, batch, context.module.half_effects[side])
 
 
 @torch.no_grad()
 def judge_auxiliaries(context: Context[Any], batch: Batch) -> PhaseLoss:
     """−E A_j of the pages that the auxiliary policies' means show, summed over them."""
     mu, _ = context.module.auxiliaries(batch["state"])
-    return PhaseLoss(-_own(_shown_values(context, batch, mu, context.module.page_effects)).mean(0).sum())
-
-
-def _shown_values(context: Context[Any], batch: Batch, actions: Tensor, effects: Tensor) -> Tensor:
-    """Effects [n, K, 1 + |S|] of the pages that actions [n, K, M] show, but for what the logged policy brings."""
-    attention = attention_of(float(context.module.attention_decay), batch["shown"].shape[1], batch["state"])
-    features = page_features(candidates_of(batch, context.vocabulary), actions, attention)
-    return torch.bmm(features, coefficients_of(effects, context.module.modifiers_of(batch["state"], batch["scene"])))
+    value = values_of(context, batch, mu, context.module.page_effects, page_features)
+    return PhaseLoss(-_own(value).mean(0).sum())
 
 
 @torch.no_grad()
@@ -215,7 +213,7 @@ def served_effects(context: Context[Any], rows: ReplayRows, effects: Tensor) -> 
 
 def _served_features(context: Context[Any], rows: ReplayRows) -> Tensor:
     mu, _ = context.module.policy(rows.state)
-    return page_features(rows.candidates, mu, page_attention(context, rows.state))
+    return page_features(rows.candidates, mu, rows.attention)
 
 
 def ascend(rows: Callable[[ReplayRows], Tensor],
@@ -237,39 +235,45 @@ def ascend(rows: Callable[[ReplayRows], Tensor],
 
 
 @torch.no_grad()
-def gate(context: Context[Any], rng: np.random.Generator, iteration: int) -> Metrics:
-    """Whether the policy of one half of the users is better than their one vector, by the other half's replay and the
-    other half's effects."""
-    module, rows = context.module, replay_rows(context)
-    other = rows[rows.fold % 2 == 1]
-    attention = page_attention(context, rows.state)
-    policy = _served_features(context, other)
-    vector = page_features(other.candidates, module.trial_vector.to(other.state).unsqueeze(0), attention)
+def judge_by_others(context: Context[Any], side: int) -> None:
+    """What the policy of one half of the users gains over their one vector, by the replay and the effects of the other
+    half; and its error."""
+    module, judges = context.module, half(1 - side)
+    rows = replay_rows(context)
+    others = rows[rows.fold % 2 == 1 - side]
+    policy, vector = _served_features(context, others), _shown_by(others, module.half_vectors[side])
     weights = _weights(context, torch.zeros(1, dtype=torch.float64)).cpu()
 
     def gain(effects: Tensor) -> Tensor:
-        return (mean_effects(other, policy, effects) - mean_effects(other, vector, effects))[0] @ weights
+        return (mean_effects(others, policy, effects) - mean_effects(others, vector, effects))[0] @ weights
 
-    judged = half(1)
-    model = measured(context).sums.fit(judged)
-    left = torch.stack([gain(_effects(context, [fold for fold in judged if fold != out], model)[0])
-                        for out in judged])
-    difference, error = gain(module.judge_effects.cpu().double()), jackknife_error(left)
-    better = bool(difference > max(_SIGNIFICANT * float(error), context.settings.replay.least_gain))
-    module.publishes_vector.fill_(not better)
-    module.multipliers.zero_()
-    return {LOSS: -difference, GAIN: difference, GAIN_ERROR: error,
-            PUBLISHES_VECTOR: torch.tensor(float(not better))}
+    model = measured(context).sums.fit(judges)
+    left = torch.stack([gain(_effects(context, [fold for fold in judges if fold != out], model).coefficients)
+                        for out in judges])
+    gained = gain(module.half_effects[1 - side].cpu().double())
+    module.trial_gains[side].copy_(torch.stack([gained, jackknife_error(left)]))
 
 
-def start_trial(module: FusionPolicyModule) -> None:
+def gate(context: Context[Any], rng: np.random.Generator, iteration: int) -> Metrics:
+    """Whether the policies of either half of the users are better than their vectors, by the respective other half."""
+    module, settings = context.module, context.settings.replay
+    gains, errors = module.trial_gains.unbind(1)
+    gain, error = gains.mean(), errors.norm() / 2
+    lower = gain - NormalDist().inv_cdf(settings.confidence) * error
+    module.publishes_vector.fill_(not bool((lower > 0) & (gain >= settings.least_gain)))
+    return {LOSS: -gain, GAIN: gain, GAIN_ERROR: error, GAIN_LOWER: lower,
+            PUBLISHES_VECTOR: module.publishes_vector.double()}
+
+
+def start_trial(module: FusionPolicyModule, side: int) -> None:
     """The policy starts at the vector of half of the users."""
     module.multipliers.zero_()
-    module.policy.start_at(module.trial_vector)
+    module.policy.start_at(module.half_vectors[side])
 
 
 def start_policy(module: FusionPolicyModule) -> None:
     """The policy starts at the vector."""
+    module.multipliers.zero_()
     module.policy.start_at(module.vector_mean)
 
 
@@ -296,10 +300,19 @@ STAGE_ONE: Phase = with_some_steps(Phase(
     name="stage_one", seed=11, rule=passes, columns=COLUMNS, networks=("auxiliaries",),
     loss=auxiliary_loss, begin=lambda module: module.start_auxiliaries_at_policy(), draw=draw_noise,
     judge=judge_auxiliaries))
-TRIAL: Phase = with_some_steps(Phase(
-    name="trial", seed=12, rule=passes, columns=COLUMNS, networks=("policy",),
-    loss=trial_loss, begin=start_trial, draw=draw_noise, judge=judge_trial,
-    finish=ascend(lambda rows: _watched(rows.fold) & (rows.fold % 2 == 0), lambda module: module.trial_effects)))
+
+
+def _trial(side: int, seed: int) -> Phase:
+    """A policy of half of the users alone, which the other half judges when it is fitted."""
+    return with_some_steps(Phase(
+        name=f"trial_{side + 1}", seed=seed, rule=passes, columns=COLUMNS, networks=("policy",),
+        loss=partial(trial_loss, side=side), begin=partial(start_trial, side=side), draw=draw_noise,
+        judge=partial(judge_trial, side=side), leave=partial(judge_by_others, side=side),
+        finish=ascend(lambda rows: _watched(rows.fold) & (rows.fold % 2 == side),
+                      lambda module: module.half_effects[side])))
+
+
+TRIALS = (_trial(0, 12), _trial(1, 17))
 GATE: Phase = Phase(name="gate", seed=13, rule=lambda _: _ONCE, search=gate)
 STAGE_TWO: Phase = with_some_steps(Phase(
     name="stage_two", seed=14, rule=passes, columns=COLUMNS, networks=("policy",),

@@ -28,8 +28,11 @@ class ReplaySettings(Config):
                          "than this; 0 allows no loss.", ge=-1)
     floors: dict[str, float] = Field({}, description="Short-term behaviours have these floors in place of `floor`.")
     least_gain: float = Field(
-        0.002, description="The policy is served where replay on other users finds it better than the vector, "
-        "significantly and by this share of what a request brings; else the vector is.", ge=0)
+        0.002, description="The policy is served where replay on other users finds it better than the vector by this "
+        "share of what a request brings; else the vector is.", ge=0)
+    confidence: float = Field(
+        0.95, description="The policy is served where it is better than the vector with this one-sided confidence.",
+        gt=0.5, lt=1)
     slopes: dict[str, tuple[float, Annotated[float, Field(gt=0)]]] = Field(
         {}, description="Behaviours have these slopes of realised on predicted, with their errors, on exposures that "
         "the scorer never saw; the log adds what it says.")

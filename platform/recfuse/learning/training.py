@@ -113,10 +113,9 @@ def verdicts(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     gate = metrics.get("gate")
     if gate is None:
         return []
-    found = f"{gate['gain']:+.2%} ± {1.96 * gate['gain_error']:.2%}"
     published = "the vector is published" if gate["publishes_vector"] else "the policy is published"
-    return [f"replay on other users finds the policy {found} over one vector for everybody, of what a request brings: "
-            f"{published}"]
+    return [f"replay on other users finds the policy {gate['gain']:+.2%} over one vector for everybody, of what a "
+            f"request brings, and above {gate['gain_lower']:+.2%} with the wanted confidence: {published}"]
 
 
 def _with_slopes(settings: LearningSettings, scorer: str, vocabulary: Vocabulary) -> LearningSettings:

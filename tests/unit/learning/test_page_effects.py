@@ -8,7 +8,7 @@ from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.fusion.attention import Attention
 from recfuse.fusion.effects import FOLDS, EffectSums, Modifiers
 from recfuse.fusion.replay import Candidates, antithetic_noise, attention_of, expected_features, page_features
-from recfuse.learning.page_effects import Objective, VectorSearch, best_vector, mean_effects, relative_effects
+from recfuse.learning.page_effects import Objective, best_vector, mean_effects, relative_effects
 from recfuse.learning.replay import Measured, ReplayRows
 
 PAGE, WIDTH = 3, 20
@@ -22,7 +22,8 @@ def opposed(rows: int = 1500, sigma: float = 0.05, seed: int = 3) -> ReplayRows:
     mu, deviation = torch.ones(rows, 2), torch.full((rows, 2), sigma)
     attention = attention_of(0.85, PAGE, columns)
     expected = expected_features(candidates, mu, deviation, antithetic_noise(32, 2, generator), attention)
-    return ReplayRows(torch.zeros(rows, 1), candidates, mu, deviation, one(rows), torch.arange(rows) % FOLDS, expected)
+    return ReplayRows(torch.zeros(rows, 1), candidates, mu, deviation, one(rows), torch.arange(rows) % FOLDS, expected,
+                      attention)
 
 
 def one(rows: int) -> torch.Tensor:
@@ -46,8 +47,7 @@ def test_a_floor_ends_at_its_boundary(floor):
     rows, attention = opposed(), attention_of(0.85, PAGE, torch.zeros(1))
     effects = whole(torch.eye(2, dtype=torch.float64))  # relative effects of the two columns
     objective = Objective(torch.tensor([1.0, 0.0]).double(), torch.tensor([float("-inf"), floor]).double())
-    vector = best_vector(rows, effects, objective, attention, VectorSearch(iterations=25, spread=10.0),
-                         np.random.default_rng(0))
+    vector = best_vector(rows, effects, objective, seed=0)
     degrees = np.arange(0.0, 91.0, 0.5)
     circle = torch.from_numpy(np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], 1)).float()
     value = mean_effects(rows, page_features(rows.candidates, circle, attention), effects)
@@ -59,10 +59,9 @@ def test_a_floor_ends_at_its_boundary(floor):
 
 
 def test_without_floors_the_vector_weighs_what_counts():
-    rows, attention = opposed(), attention_of(0.85, PAGE, torch.zeros(1))
+    rows = opposed()
     objective = Objective(torch.tensor([1.0, 0.0]).double(), torch.full((2,), float("-inf")).double())
-    vector = best_vector(rows, whole(torch.eye(2, dtype=torch.float64)), objective, attention,
-                         VectorSearch(iterations=25, spread=10.0), np.random.default_rng(0))
+    vector = best_vector(rows, whole(torch.eye(2, dtype=torch.float64)), objective, seed=0)
     assert angle(vector) == pytest.approx(0.0, abs=8.0)
 
 
@@ -83,12 +82,12 @@ def test_relative_effects_are_those_of_the_rows():
     sums = EffectSums.zeros(Modifiers(1, 0), 2, 4)
     sums.add(features, one(8000), targets + noise, torch.arange(8000) % FOLDS)
     reward = torch.tensor([10.0, 0.2, 0.05]).double()
-    effects, slopes = relative_effects(Measured(sums, Attention(0.85, 0.0), reward, 3.0), vocabulary(),
-                                       torch.tensor([2.0, 1.0, 1.0]), [(0.5, 0.5)] * 2)
+    found = relative_effects(Measured(sums, Attention(0.85, 0.0), reward, 3.0), vocabulary(),
+                             torch.tensor([2.0, 1.0, 1.0]), [(0.5, 0.5)] * 2)
     expected = torch.tensor([[0.15, 0.5, 0.1 / 0.05 + 0.5], [0.0, 0.4 / 0.2, 0.0]]).double()
-    assert effects.sum(0) == pytest.approx(expected, abs=0.03)
-    assert slopes.log[0] == pytest.approx(0.4, abs=0.01)
-    assert slopes.used[0] == pytest.approx(0.4, abs=0.01)
+    assert found.coefficients.sum(0) == pytest.approx(expected, abs=0.03)
+    assert found.slopes.log[0] == pytest.approx(0.4, abs=0.01)
+    assert found.slopes.used[0] == pytest.approx(0.4, abs=0.01)
 
 
 def test_few_positives_leave_the_slope_near_its_prior():
@@ -97,10 +96,10 @@ def test_few_positives_leave_the_slope_near_its_prior():
     targets = torch.zeros(200, 4)
     targets[7, 2] = 1.0
     sums.add(features * 1e-4, one(200), targets, torch.arange(200) % FOLDS)
-    _, slopes = relative_effects(Measured(sums, Attention(0.85, 0.0), torch.tensor([1.0, 0.005, 0.0]).double(), 3.0),
-                                 vocabulary(), torch.ones(3), [(0.5, 0.5)] * 2)
-    assert slopes.error[0] > 10
-    assert slopes.used[0] == pytest.approx(0.5, abs=0.05)
+    found = relative_effects(Measured(sums, Attention(0.85, 0.0), torch.tensor([1.0, 0.005, 0.0]).double(), 3.0),
+                             vocabulary(), torch.ones(3), [(0.5, 0.5)] * 2)
+    assert found.slopes.error[0] > 10
+    assert found.slopes.used[0] == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_behaviour_that_never_occurs_has_no_effect():
@@ -108,7 +107,7 @@ def test_a_behaviour_that_never_occurs_has_no_effect():
     features = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
     targets = torch.cat([features[:, :1], torch.zeros(400, 3)], 1)
     sums.add(features, one(400), targets, torch.arange(400) % FOLDS)
-    effects, _ = relative_effects(Measured(sums, Attention(0.85, 0.0), torch.zeros(3).double(), 3.0), vocabulary(),
-                                  torch.ones(3), [(0.5, 0.5)] * 2)
-    assert torch.isfinite(effects).all()
-    assert effects[:, :, 1:].abs().max() == 0
+    found = relative_effects(Measured(sums, Attention(0.85, 0.0), torch.zeros(3).double(), 3.0), vocabulary(),
+                             torch.ones(3), [(0.5, 0.5)] * 2)
+    assert torch.isfinite(found.coefficients).all()
+    assert found.coefficients[:, :, 1:].abs().max() == 0

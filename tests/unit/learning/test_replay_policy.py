@@ -69,9 +69,10 @@ def test_the_vector_is_published_where_people_are_alike(alike):
 
 
 def test_what_was_decided_is_said():
-    gate = {"gain": 0.0088, "gain_error": 0.0037, "publishes_vector": 0.0}
-    assert verdicts({"gate": gate}) == ["replay on other users finds the policy +0.88% ± 0.73% over one vector for "
-                                        "everybody, of what a request brings: the policy is published"]
+    gate = {"gain": 0.0088, "gain_lower": 0.0028, "publishes_vector": 0.0}
+    assert verdicts({"gate": gate}) == [
+        "replay on other users finds the policy +0.88% over one vector for everybody, of what a request brings, and "
+        "above +0.28% with the wanted confidence: the policy is published"]
     assert verdicts({"gate": {**gate, "publishes_vector": 1.0}})[0].endswith("the vector is published")
     assert verdicts({"critics": {}}) == []
 
@@ -126,8 +127,8 @@ def test_one_vector_alone(alike):
 def test_a_restored_learner_continues_to_the_last_bit(different):
     settings = settings_of()
     whole, first, second = (build(different, settings) for _ in range(3))
-    order = [("critics", 1), ("cloning", 1), ("replay", 1), ("stage_one", 1), ("trial", 2), ("gate", 1),
-             ("stage_two", 1)]
+    order = [("critics", 1), ("cloning", 1), ("replay", 1), ("stage_one", 1), ("trial_1", 2), ("trial_2", 1),
+             ("gate", 1), ("stage_two", 1)]
     for phase, passes in order:
         fit(whole, different, phase, passes)
     for phase, passes in order[:3]:

@@ -170,7 +170,7 @@ def test_seeds_of_phases_are_what_they_were():
                        "extraction": 7, "actor": 8, "search": 9}
     replayed = [TwoStageConfig().resolved(True, True), TwoStageConfig(extraction="closed_form").resolved(True, True)]
     assert [[(phase.name, phase.seed) for phase in settings.phases[2:]] for settings in replayed] == [
-        [("replay", 10), ("stage_one", 11), ("trial", 12), ("gate", 13), ("stage_two", 14)],
+        [("replay", 10), ("stage_one", 11), ("trial_1", 12), ("trial_2", 17), ("gate", 13), ("stage_two", 14)],
         [("replay", 10), ("stage_one", 11), ("multipliers", 15), ("stage_two", 16)]]
 
 

@@ -86,7 +86,7 @@ class TwoStageConfig(ReplayAlgorithmConfig):
             first = (CRITICS, CLONING, replay_policy.REPLAY, replay_policy.STAGE_ONE)
             if self.extraction == "closed_form":
                 return (*first, closed_form.CHOOSE_TOTAL, closed_form.CLOSED_FORM)
-            return (*first, replay_policy.TRIAL, replay_policy.GATE, replay_policy.STAGE_TWO)
+            return (*first, *replay_policy.TRIALS, replay_policy.GATE, replay_policy.STAGE_TWO)
         return (CRITICS, CLONING, SEQUENTIAL_STAGE_ONE if self.auxiliary == "sequential" else STAGE_ONE, STAGE_TWO)
 
     def networks(self, vocabulary: Vocabulary, values: tuple[float, ...]) -> Networks:
