@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -99,11 +100,6 @@ class LearningSettings(Config):
     seed: int = Field(0, description="Initial parameters and the order of samples follow from this number.", ge=0,
                       lt=2**31)
 
-    def __init__(self, **values: Any) -> None:
-        if type(self) is LearningSettings:
-            raise TypeError("LearningSettings has no algorithm; take a subclass, or recfuse.learning.registry.settings")
-        super().__init__(**values)
-
     @model_validator(mode="wrap")
     @classmethod
     def _choose(cls, value: Any, validate: Any) -> Any:
@@ -131,9 +127,9 @@ class LearningSettings(Config):
         return name
 
     @property
+    @abstractmethod
     def fits(self) -> tuple[Phase, ...]:
         """The phases of the algorithm where the log has the density of its actions."""
-        raise NotImplementedError(f"{type(self).__name__} gives its phases by `fits`")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
