@@ -7,10 +7,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recfuse.logs.exposures import Exposures
+from recfuse.logs.sessions import SessionRule
 
 DEPTH = "depth"
 # A longer pause ends a session, as everywhere where a log names none.
-PAUSE_MINUTES = 30.0
+PAUSE_MINUTES = SessionRule().gap_seconds / 60
 
 
 def browsing_depth(users: NDArray[np.int64], ts: NDArray[np.int64],
