@@ -31,7 +31,9 @@ serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
 sweep: .venv/.installed ## discounts and λ over the demo's samples (made where absent): frontier, report; a rerun repeats no trial
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tune.sweep --config tune/config/fusion.yaml --demo "$(OUT)" $(SWEEP_ARGS)
 
-test: check unit integration
+test: check
+	@# Integration tests wait for processes most of their time, in which unit tests compute.
+	@$(MAKE) --no-print-directory -j 2 unit integration
 
 check: .venv/.installed
 	@$(BIN)/ruff check .
