@@ -6,6 +6,11 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet --only-binary :all
 # Where session logs or exposures lie; empty takes the embedded simulator.
 LOGS ?=
 OUT ?= runs/demo
+# PORTABLE=1 runs the same instructions on every x86 processor since 2013, so that figures agree; it is slower.
+PORTABLE ?=
+SAME_INSTRUCTIONS := OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+	OPENBLAS_CORETYPE=Haswell ARROW_USER_SIMD_LEVEL=AVX2 \
+	NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 
 .PHONY: demo test check unit integration serve sweep install clean
 
@@ -20,7 +25,8 @@ install: .venv/.installed
 	@touch $@
 
 demo: .venv/.installed ## the main job: logs → samples → scorer → policy → evaluation → bundles → ranked answers over HTTP
-	@$(BIN)/python -m jobs.demo --output "$(OUT)" $(if $(LOGS),--logs "$(LOGS)")
+	@env $(if $(PORTABLE),$(SAME_INSTRUCTIONS)) $(BIN)/python -m jobs.demo --output "$(OUT)" $(if $(LOGS),--logs "$(LOGS)") \
+		$(if $(PORTABLE),--portable)
 
 serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
 	@# A Ray of its own, on loopback (see recfuse.runtime.ray_compat.on_loopback), unless RAY_ADDRESS names another: without an address

@@ -1,8 +1,8 @@
 """How much personal fusion weights can gain in a simulated world over one vector for everybody.
 
 CEM searches one vector for all users; then, started there, one vector per user, each judged on that user's own lives.
-Both search inside the simulator. The test is on lives that neither search saw. A policy that reads a state, and learns
-from logs, cannot be expected to gain more over CEM than this.
+Both search inside the simulator. The test is on lives that neither search saw, and no vector explores. A policy that
+reads a state, and learns from logs, cannot be expected to gain more over CEM than this.
 
 And what there is to gain in interactions: CEM searches one vector for each of `measures`, which is then compared with
 the one for watch time.

@@ -1,8 +1,8 @@
 """Fusion policies beside each other in the simulator: fresh seeds of world, logs, learner and test.
 
 Prints, per policy and behaviour, the relative difference per user to the logged policy as mean and range over the
-seeds, and how often its 95% interval lay above and below zero. `logged_mean` is the logged policy without exploration:
-what a learned policy gains beyond it is what it has learned.
+seeds, and how often its 95% interval lay above and below zero. CEM and the learned policies play their means, without
+exploration, and so does `logged_mean`: what a learned policy gains beyond it is what it has learned.
 
     python -m benchmarks.policies --logs DIR --scorer BUNDLE --seeds 3
     python -m benchmarks.policies --world.stay-effect 0       # what is shown has no consequences beyond its page
@@ -62,7 +62,7 @@ def repetition(config: PoliciesConfig, seed: int) -> AbResult:
         trained = train_fusion(TrainFusionConfig(samples=samples, output=f"{out}/{advantage}", learning=settings))
         policies.append(f"two_stage_{advantage}={trained.bundle}")
     return run_ab_test(AbTestConfig(
-        simulation=f"{out}/simulation", output=f"{out}/ab_test", persons=config.persons, seed=seed,
+        simulation=f"{out}/simulation", output=f"{out}/ab_test", persons=config.persons, seed=seed, explore=False,
         policies=("logged", "logged_mean", "cem", *policies), cem=CemConfig(seed=seed))).result
 
 

@@ -1,9 +1,9 @@
 """The loop closed several times: the learned policy serves and explores, its own logs train the next one.
 
 Every round simulates new persons under the policy of the round before, with exploration on, and learns from these logs
-alone; the test is on users whom no log held. CEM searches the same simulator twice: with its own budget of simulated
-lives, and with no more of them than the rounds took together. Prints, per seed and over the seeds, the relative
-difference per user to the logged policy.
+alone. The test is on users whom no log held; there every arm but `logged` plays its mean. CEM searches the same
+simulator twice: with its own budget of simulated lives, and with no more of them than the rounds took together. Prints,
+per seed and over the seeds, the relative difference per user to the logged policy.
 
     python -m benchmarks.rounds --logs DIR --scorer BUNDLE --seeds 3 --rounds 3
 """
@@ -84,7 +84,7 @@ def repetition(config: RoundsConfig, seed: int) -> AbResult:
     small = cem_bundle(world, out / "simulation", same_budget(config).replace(seed=seed), out / "cem_same")
     return run_ab_test(AbTestConfig(
         simulation=f"{out}/simulation", output=f"{out}/ab_test", persons=config.test_persons, seed=seed,
-        users="held_out", cem=CemConfig(seed=seed),
+        users="held_out", explore=False, cem=CemConfig(seed=seed),
         policies=("logged", "logged_mean", "cem", f"cem_same={small}", *policies))).result
 
 

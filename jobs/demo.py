@@ -21,11 +21,15 @@ from recfuse.config import Config
 from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
 from recfuse.runtime.outputs import Output, claim
+from recfuse.scenes.training.config import TrainingConfig
+from recfuse.simulation.arms import CEM, LOGGED_MEAN
+from recfuse.simulation.verdict import verdict
 from serving.config import ServingConfig
 from serving.local import Latency, example_request, measure, running
 
 SCENE = "1"  # the largest page of the logs
 SERVING = "serving.json"
+LEARNED = "two_stage"
 
 
 class DemoConfig(Config):
@@ -36,6 +40,8 @@ class DemoConfig(Config):
     output: str = Field("runs/demo", description="Everything that is made lies beneath this directory.")
     persons: int = Field(18_000, description="The simulated logs hold so many people.", ge=1)
     requests: int = Field(200, description="So many HTTP requests are timed at each endpoint.", ge=1)
+    portable: bool = Field(False, description="Nothing is rounded to bfloat16 by itself, so that processors with and "
+                           "without it agree; `make demo PORTABLE=1` also asks for the same instructions.")
 
 
 def main(config: DemoConfig) -> Path:
@@ -44,7 +50,9 @@ def main(config: DemoConfig) -> Path:
     begin = time.monotonic()
     with claimed(config.output) as output, cluster():
         with step("1/8 train the multi-scene scorer"):
-            scenes = train_scenes.main(train_scenes.TrainScenesConfig(logs=logs, output=f"{out}/scenes"))
+            scenes = train_scenes.main(train_scenes.TrainScenesConfig(
+                logs=logs, output=f"{out}/scenes",
+                training=TrainingConfig(bfloat16=False if config.portable else None)))
         with step("2/8 fit the response model, simulate sessions, write session logs"):
             world = simulate.main(simulate.SimulateConfig(
                 logs=logs, scorer=str(scenes.bundle), output=f"{out}/simulation", persons=config.persons))
@@ -54,9 +62,11 @@ def main(config: DemoConfig) -> Path:
             fusion = train_fusion.main(train_fusion.TrainFusionConfig(
                 samples=samples.samples, scorer=str(scenes.bundle), output=f"{out}/fusion"))
         with step("5/8 A/B test in the simulator"):
-            tested = ab_test.main(ab_test.AbTestConfig(
-                simulation=f"{out}/simulation", output=f"{out}/ab_test", users="held_out",
-                policies=("logged", "logged_mean", "cem", f"two_stage={fusion.bundle}")))
+            # As served: all of them explore, and what merely not exploring brings has its own row.
+            comparison = ab_test.AbTestConfig(
+                simulation=f"{out}/simulation", output=f"{out}/ab_test", users="held_out", explore=True,
+                policies=("logged", LOGGED_MEAN, CEM, f"{LEARNED}={fusion.bundle}"))
+            tested = ab_test.main(comparison)
         with step("6/8 publish the bundles"):
             export.main(export.ExportConfig(
                 logs=logs, fusion=str(fusion.bundle), scenes=str(scenes.bundle), world=str(world.world),
@@ -69,8 +79,8 @@ def main(config: DemoConfig) -> Path:
             evaluated = evaluate.main(evaluate.ReportConfig(
                 fusion=f"{out}/fusion", holdout=str(world.holdout), samples=samples.samples,
                 scenes=f"{out}/scenes", simulation=f"{out}/simulation", ab_test=f"{out}/ab_test",
-                serving=f"{out}/{SERVING}", output=f"{out}/report"))
-    close(config, scenes, tested, latencies, evaluated.page, time.monotonic() - begin)
+                serving=f"{out}/{SERVING}", output=f"{out}/report", truth_persons=max(config.persons, 2)))
+    close(config, scenes, tested, comparison.cem.lives, latencies, evaluated.page, time.monotonic() - begin)
     return evaluated.page
 
 
@@ -111,14 +121,21 @@ def close(
     config: DemoConfig,
     scenes: train_scenes.TrainScenesResult,
     tested: ab_test.AbTestResult,
+    lives: int,
     latencies: list[Latency],
     report: Path,
     seconds: float,
 ) -> None:
-    """Prints the closing tables and the path of the report."""
+    """Prints the closing tables, what the A/B test says in words, and the path of the report.
+
+    Args:
+        lives: that CEM searched.
+    """
     base, *others = tested.result.arms
-    table("In the simulator, on users whom no log held: difference per user to the logged policy, 95% intervals",
+    table("In the simulator, on users whom no log held: difference per user to the logged policy, 95% intervals; "
+          f"all but {LOGGED_MEAN} explore, as when serving",
           ["behaviour", f"{base.name} (mean)", *(arm.name for arm in others)], tested.result.rows())
+    print("\n".join(verdict(tested.result, LEARNED, CEM, lives)))
     table(f"Scorer on the last day ({scenes.test_day})", ["scene", "task", "rows", "AUC"],
           [(metric.scene, metric.task, f"{metric.rows:,}", f"{metric.auc:.4f}") for metric in scenes.metrics])
     table(f"Serving, {config.requests} requests at each endpoint, one connection", ["endpoint", "p50 ms", "p95 ms"],

@@ -22,12 +22,16 @@ def main(config: ReportConfig) -> ReportResult:
 def show(config: ReportConfig, result: ReportResult) -> None:
     """Prints the closing tables and the path of the report."""
     evaluation = result.evaluation
-    first = evaluation.off_policy
-    refused = f"; no estimate: {first.refused}" if first.refused else ""
-    table(f"{first.estimator} on {first.requests:,} held-out requests{refused}",
-          [f"behaviour, per {first.per}", "log", "estimate", f"{config.level:.0%} interval", "ESS"], evaluation.rows())
-    table(f"Every estimator, difference to the log; ratios of a session go over {evaluation.horizon} of its requests",
-          ["estimator", "per", "ESS", *evaluation.behaviours], evaluation.estimator_rows())
+    for block in evaluation.blocks:
+        logged = ", ".join(f"{name} {value:.5g}" for name, value in zip(block.behaviours, block.logged, strict=True))
+        title = f"{block.question.name}: {block.question.words}"
+        if block.answers:
+            table(f"{title}\nChange from the log (per {block.question.unit}: {logged}), {config.level:.0%} interval",
+                  ["estimator", "window", "ESS", *block.behaviours], block.rows())
+        else:
+            print(f"\n{title}")
+        for line in block.lines():
+            print(line)
     for line in evaluation.lines():
         print(line)
     print(f"report: {result.page}")

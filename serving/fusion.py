@@ -330,9 +330,14 @@ def _check_columns(candidates: PredictedCandidates, limit: int) -> None:
         if len(column) != count:
             raise RefusedError(422, f"candidates.predictions.{name}", f"{len(column)} numbers",
                                f"{count} numbers, one for each item_id")
-    if candidates.seen is not None and len(candidates.seen) != count:
-        raise RefusedError(422, "candidates.seen", f"{len(candidates.seen)} booleans",
-                           f"{count} booleans, one for each item_id")
+    check_seen(candidates.item_id, candidates.seen)
+
+
+def check_seen(item_ids: Sequence[Any], seen: Sequence[bool] | None) -> None:
+    """Refuses flags of another number of candidates."""
+    if seen is not None and len(seen) != len(item_ids):
+        raise RefusedError(422, "candidates.seen", f"{len(seen)} booleans",
+                           f"{len(item_ids)} booleans, one for each item_id")
 
 
 def check_count(item_ids: Sequence[Any], limit: int) -> None:
@@ -379,9 +384,9 @@ def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary
 
 
 def _terms(columns: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """What the action weighs: the predictions, or the logarithms of predictions above −offset."""
+    """What the action weighs: the predictions, after their curves, or the logarithms of predictions above −offset."""
     if vocabulary.formula == "linear":
-        return columns
+        return vocabulary.curved(columns)
     terms: np.ndarray = columns + vocabulary.offset
     if not terms.min() > 0.0:
         row, place = np.argwhere(~(terms > 0.0))[0]

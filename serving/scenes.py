@@ -13,7 +13,7 @@ from recfuse.state.store import UserState, UserStates
 from serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
 from serving.config import ServingConfig
 from serving.formats import Body, RefusedError, Reply, decode, encode
-from serving.fusion import Ranking, absence, check_count
+from serving.fusion import Ranking, absence, check_count, check_seen
 from serving.meters import Meters, NoMeters, Stopwatch
 from serving.models import Models
 from serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User
@@ -123,6 +123,7 @@ class ScenesService:
         watch.lap("recfuse_decode_ms")
         if request.scene not in scorer.tasks:
             raise RefusedError(422, "scene", request.scene, ", ".join(scorer.tasks))
+        check_seen(request.candidates.item_id, request.candidates.seen)
         scores, features, known = self._score(scorer, request.scene, request.user, request.candidates)
         watch.lap("recfuse_scorer_ms")
         context, source = (request.context, "context") if request.context is not None else (features, known)
@@ -130,8 +131,9 @@ class ScenesService:
             user_id=str(request.user.user_id), stage=request.stage, scene=request.scene, session_id=request.session_id,
             state=request.state, context=context, context_source=source, item_ids=request.candidates.item_id,
             predictions=dict(scores.probabilities), explore=request.explore, top_n=request.top_n, order=request.order,
-            seed=request.seed, explain=request.explain, catalogue=True, fill=True, packed=body.answer_packed,
-            scorer_version=scorer.version, extra={"scenes_version": scorer.version, "unknown": dict(scores.unknown)})
+            seed=request.seed, seen=request.candidates.seen, explain=request.explain, catalogue=True, fill=True,
+            packed=body.answer_packed, scorer_version=scorer.version,
+            extra={"scenes_version": scorer.version, "unknown": dict(scores.unknown)})
 
     def _score(self, scorer: Scorer, scene: str, user: User,
                candidates: Candidates) -> tuple[Scores, Mapping[str, Any], str]:

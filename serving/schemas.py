@@ -24,6 +24,7 @@ Order = Literal["descending", "ascending"]
 TopN = Annotated[int, Field(strict=True, ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 TaskFusion = Literal["mean", "power", "rank"]
+_SEEN = "one boolean a candidate: what the session has shown already is not shown again"
 
 
 class _Message(BaseModel):
@@ -35,8 +36,7 @@ class PredictedCandidates(_Message):
 
     item_id: ItemIds = Field(description="the caller's ids, returned as they came")
     predictions: dict[str, Numbers] = Field(description="prediction name → one number a candidate")
-    seen: Flags | None = Field(
-        None, description="one boolean a candidate: what the session has shown already is not shown again")
+    seen: Flags | None = Field(None, description=_SEEN)
 
 
 class FusionRequest(_Message):
@@ -75,6 +75,12 @@ class Candidates(BaseModel):
     item_id: IntegerItemIds
 
 
+class OpenCandidates(Candidates):
+    """The same, and which of them are not to be shown again."""
+
+    seen: Flags | None = Field(None, description=_SEEN)
+
+
 class ScenesRequest(_Message):
     """Ranks candidates within a scene by the operator's task weights."""
 
@@ -91,7 +97,7 @@ class RecommendRequest(_Message):
     user: User
     scene: Id
     stage: Id = "fine"
-    candidates: Candidates
+    candidates: OpenCandidates
     state: Numbers | None = None
     context: dict[str, Value] | None = None
     session_id: Id | None = None

@@ -95,7 +95,7 @@ def subject(config: SweepConfig, study: Study, ledger: Ledger, winner: Point | N
     counts = {status: sum(row["status"] == status for row in ledger.rows) for status in (FINISHED, STOPPED, FAILED)}
     lines = {"trials": ", ".join(f"{count} {status}" for status, count in counts.items() if count),
              "judged by": ("A/B test in the simulator, same luck under every policy" if config.judge == "ab_test" else
-                           "NCIS") if study.relative else "pooled AUC on the test day",
+                           "a session's value, by ratio of rates") if study.relative else "pooled AUC on the test day",
              "floors": ", ".join(f"{name} {value:+g}" for name, value in floors_of(config, study).items()) or "none"}
     if unlearned := silent(ledger.rows, study.guarded):
         lines["nothing learned of"] = f"{', '.join(unlearned)}: {_SILENT}"

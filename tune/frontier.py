@@ -70,9 +70,10 @@ def shortfall(point: Point, floors: Mapping[str, float]) -> float:
 
 
 def cheapest(points: Sequence[Point], objective: str, floors: Mapping[str, float]) -> Point | None:
-    """The point that keeps every floor at the least cost: with the most of the objective. None where none does."""
+    """The point that keeps every floor at the least cost: with the most of the objective for sure, by the lower end of
+    its interval. None where none does."""
     kept = [point for point in points if keeps(point, floors)]
-    return max(kept, key=lambda point: point.worth[objective].estimate, default=None)
+    return max(kept, key=lambda point: point.worth[objective].low, default=None)
 
 
 def closest(points: Sequence[Point], floors: Mapping[str, float]) -> Point | None:

@@ -14,6 +14,7 @@ import numpy as np
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.config import require
+from recfuse.evaluation.answers import EstimateOptions
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.learning import registry
 from recfuse.learning.algorithm import FusionAlgorithmConfig
@@ -22,7 +23,8 @@ from recfuse.learning.settings import LearningSettings
 from recfuse.learning.training import summary
 from recfuse.logs.source import open_log
 from recfuse.runtime import ray_compat
-from recfuse.simulation.output import METRICS, WORLD, logged_policy, run_of
+from recfuse.simulation.arms import read_arm
+from recfuse.simulation.output import METRICS, WORLD, run_of
 from recfuse.simulation.world import World
 from tune.judges import Judge, OffPolicyJudge, SimulatorJudge, flat
 from tune.samples import make_samples
@@ -52,7 +54,8 @@ def fusion_study(config: SweepConfig) -> tuple[FusionStudy, Identity, Judge]:
     split = split_samples(config.samples_directory, output / "split", config.split)
     samples = SampleSet.open(split[LEARN], config.learning.network.action_range)
     vocabulary = samples.vocabulary
-    judges = {group: OffPolicyJudge.of(split[group], vocabulary, config.cap, config.min_ess, config.level)
+    options = EstimateOptions(min_ess=config.min_ess, level=config.level)
+    judges = {group: OffPolicyJudge.of(split[group], vocabulary, config.cap, options, config.explore)
               for group in (JUDGE, LAST)}
     deciding: dict[str, Judge] = {**judges}
     if config.judge == "ab_test":
@@ -68,8 +71,9 @@ def fusion_study(config: SweepConfig) -> tuple[FusionStudy, Identity, Judge]:
     identity = Identity.of(
         learner="fusion", samples={LEARN: samples.fingerprint, **{
             group: fingerprint_of(open_log(str(split[group]), name="samples")) for group in (JUDGE, LAST)}},
-        learning=plain(config.learning), judge=config.judge, base=config.base, persons=config.persons, cap=config.cap,
-        min_ess=config.min_ess, level=config.level, seed=config.seed, split=plain(config.split),
+        learning=plain(config.learning), judge=config.judge, base=config.base, explore=config.explore,
+        persons=config.persons, cap=config.cap, min_ess=config.min_ess, level=config.level,
+        seed=config.seed, split=plain(config.split),
         scheduler=config.search.scheduler,
         simulation=run_of(config.simulation_directory) if config.judge == "ab_test" else "")
     return study, identity, deciding[LAST]
@@ -81,8 +85,8 @@ def _simulator(config: SweepConfig, group: str, persons: int) -> SimulatorJudge:
     require((directory / METRICS).is_file(), "simulation", str(directory),
             "an output of jobs/simulate.py (or judge: off_policy)")
     world = World.load(directory / WORLD)
-    return SimulatorJudge.of(world, logged_policy(directory, world), config.base == "logged", place, config.split,
-                             persons, config.seed + place, config.level)
+    return SimulatorJudge.of(world, read_arm(config.base, directory, world, config.explore), place, config.split,
+                             persons, config.seed + place, config.level, config.explore)
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ class FusionRun:
 
     def _export(self, root: Path) -> Path:
         root.mkdir(parents=True, exist_ok=True)
-        return export_policy(root, self._algorithm.policy(), self._samples.vocabulary,
+        return export_policy(root, self._algorithm.policy(), self._algorithm.vocabulary(),
                              training=self._settings.to_dict(), data_fingerprint=self._samples.fingerprint,
                              metrics=summary(self._algorithm))
 

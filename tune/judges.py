@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,16 @@ from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import require
-from recfuse.evaluation.case import policy_log_prob
+from recfuse.evaluation.answers import EstimateOptions
+from recfuse.evaluation.case import Case
+from recfuse.evaluation.estimator import estimate_all
+from recfuse.evaluation.estimators import RATIO_OF_RATES
 from recfuse.evaluation.held_out import HeldOut, read_held_out
-from recfuse.evaluation.ope import EstimateOptions, ncis
 from recfuse.fusion.inference import FusionActor
-from recfuse.fusion.policies import Policy
+from recfuse.simulation.arms import Arm
 from recfuse.simulation.rollout import live
 from recfuse.simulation.world import FEEDBACK, World
-from recfuse.stats.intervals import paired_difference, relative_change
+from recfuse.stats.intervals import paired_difference
 from tune.split import SplitConfig, groups_of
 
 
@@ -44,30 +47,37 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class OffPolicyJudge:
-    """NCIS on held-out samples (maths 4.1), over the mean in the log; the log's mean is taken as it is.
+    """What a session brings when the policy is followed, by the ratio of rates on held-out samples (maths 4.5),
+    relative to the log by draws of both; its lower end is what floors and the frontier ask of a policy.
 
     Attributes:
-        log: of users that did not train; requests whose action was drawn.
-        cap, min_ess, level: see `recfuse.evaluation.ope.ncis`.
+        log: of users that did not train.
+        vocabulary: of the samples; a policy of another formula has no density of their actions, and no estimate.
+        cap: of the weights, None for the largest that is supported; options: of the intervals.
+        explore: the policy explores; its mean has no ratio, so that nothing is known of it.
     """
 
     log: HeldOut
-    cap: float
-    min_ess: float
-    level: float
+    vocabulary: Vocabulary
+    cap: float | None
+    options: EstimateOptions
+    explore: bool = True
 
     @classmethod
-    def of(cls, samples: Path, vocabulary: Vocabulary, cap: float, min_ess: float, level: float) -> OffPolicyJudge:
+    def of(cls, samples: Path, vocabulary: Vocabulary, cap: float | None, options: EstimateOptions,
+           explore: bool = True) -> OffPolicyJudge:
         """Reads samples."""
-        log = read_held_out(str(samples), vocabulary).log
-        return cls(log.take(log.drawn), cap, min_ess, level)
+        return cls(read_held_out(str(samples), vocabulary).log, vocabulary, cap, options, explore)
 
     def __call__(self, actor: FusionActor) -> Worths:
-        estimate = ncis(policy_log_prob(actor, self.log), self.log.log_prob, self.log.feedback, self.cap,
-                        self.log.user_id, EstimateOptions(min_ess=self.min_ess, level=self.level))
-        change = [relative_change(values, estimate.logged)
-                  for values in (estimate.estimate, estimate.low, estimate.high)]
-        return {name: Worth(*(float(values[index]) for values in change))
+        own, logged = actor.vocabulary, self.vocabulary
+        if (own.formula, own.curves) != (logged.formula, logged.curves):
+            return dict.fromkeys(own.behaviour_names, Worth(math.nan, math.nan, math.nan))
+        case = Case(actor=actor, log=self.log, samples=None, cap=self.cap, session_discount=1.0, options=self.options,
+                    explore=self.explore)
+        answer, = estimate_all(case, [RATIO_OF_RATES])
+        ends = answer.change, answer.change_low, answer.change_high
+        return {name: Worth(*(float(values[index]) for values in ends))
                 for index, name in enumerate(actor.vocabulary.behaviour_names)}
 
 
@@ -79,7 +89,7 @@ class SimulatorJudge:
         world: of the simulation.
         persons: int64[n]; the lives of users that did not train.
         base: float64[n, len(FEEDBACK)], what they did under the base policy.
-        seed: of their luck; level: of the intervals.
+        seed: of their luck; level: of the intervals; explore: the policy samples its actions.
     """
 
     world: World
@@ -87,11 +97,12 @@ class SimulatorJudge:
     base: NDArray[np.float64]
     seed: int
     level: float
+    explore: bool = True
 
     @classmethod
-    def of(cls, world: World, base: Policy, explore: bool, group: int, split: SplitConfig, persons: int, seed: int,
-           level: float) -> SimulatorJudge:
-        """Lives the lives of a group's users under the base policy.
+    def of(cls, world: World, base: Arm, group: int, split: SplitConfig, persons: int, seed: int, level: float,
+           explore: bool = True) -> SimulatorJudge:
+        """Lives the lives of a group's users under the base, which itself says whether it explores.
 
         Raises:
             InvalidFieldError: the group has none of the world's users.
@@ -101,20 +112,20 @@ class SimulatorJudge:
         # A user's first life comes first, then everybody's second one.
         lives = members[None, :] + world.users * np.arange(-(-persons // len(members)))[:, None]
         chosen = lives.reshape(-1)[:persons]
-        return cls(world, chosen, _feedback(world, base, chosen, seed, explore), seed, level)
+        return cls(world, chosen, _feedback(world, base, chosen, seed), seed, level, explore)
 
     def __call__(self, actor: FusionActor) -> Worths:
-        feedback = _feedback(self.world, actor, self.persons, self.seed, explore=False)
+        arm = Arm("judged", actor, self.explore, vocabulary=actor.vocabulary)
+        feedback = _feedback(self.world, arm, self.persons, self.seed)
         change = paired_difference(feedback, self.base, level=self.level, seed=self.seed)
         ends = change.estimate, change.low, change.high
         return {name: Worth(*(float(values[FEEDBACK.index(name)]) for values in ends))
                 for name in actor.vocabulary.behaviour_names}
 
 
-def _feedback(world: World, policy: Policy, persons: NDArray[np.int64], seed: int,
-              explore: bool) -> NDArray[np.float64]:
+def _feedback(world: World, arm: Arm, persons: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     """float64[n, len(FEEDBACK)]: what every person did over the horizon."""
-    feedback: NDArray[np.float64] = live(world, policy, persons, seed=seed, explore=explore,
+    feedback: NDArray[np.float64] = live(arm.in_world(world), arm.policy, persons, seed=seed, explore=arm.explore,
                                          rng=np.random.default_rng([seed, 0x11FE])).feedback
     return feedback
 

@@ -61,14 +61,18 @@ class SweepConfig(Config):
         SplitConfig(), description="Users are dealt out to train, to judge, and to judge the winner alone.")
     judge: Literal["ab_test", "off_policy"] = Field(
         "ab_test", description="A fusion policy is judged in the simulator, persons living under each policy with the "
-        "same luck, or by the log (`off_policy`, NCIS).")
+        "same luck, or by the log (`off_policy`: a session's value).")
     base: Literal["logged", "logged_mean"] = Field(
         "logged", description="The A/B test compares with the logged policy as it logged, or with its mean.")
+    explore: bool = Field(True, description="Policies are judged with their exploration, as serving plays them; "
+                          "otherwise by their means, of which no log says anything.")
     persons: int = Field(6_000, description="So many simulated people judge every trial.", ge=2)
     last_persons: int = Field(15_000, description="So many simulated people judge the winner.", ge=2)
-    cap: float = Field(10.0, description="NCIS cuts importance weights at this value.", gt=0)
+    cap: float | None = Field(
+        None, description="The judge by the log cuts importance weights at this value; absent, at the largest that "
+        "the log supports.", gt=0)
     min_ess: float = Field(
-        MIN_ESS, description="NCIS refuses an effective sample size below this.", ge=0)
+        MIN_ESS, description="The judge by the log refuses an effective sample size below this.", ge=0)
     level: float = Field(LEVEL, description="Intervals cover the truth with this probability.", gt=0, lt=1)
     objective: str = Field(
         "", description="The frontier weighs this against every guarded behaviour; empty takes the first long-term "
@@ -87,6 +91,8 @@ class SweepConfig(Config):
     @model_validator(mode="after")
     def _something_varies(self) -> Self:
         space.check(self.space)
+        require(self.explore or (self.judge == "ab_test" and self.search.scheduler != "asha"), "explore", self.explore,
+                "true, where the log judges or asha stops trials: a mean has no density in a log")
         return self
 
     @property

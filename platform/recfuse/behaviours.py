@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from recfuse.config import NOT_BLANK, Config, InvalidFieldError, from_mapping, require
@@ -105,6 +108,38 @@ class CandidateFeatures(Config):
         return 4 * parameters + parameters * (parameters - 1) // 2 + 2
 
 
+class Curve(Config):
+    """An increasing function of a prediction: straight lines between knots, whose outer ones go on (maths 2.5)."""
+
+    x: tuple[float, ...] = Field(description="The knots, increasing, in units of the prediction.")
+    y: tuple[float, ...] = Field(description="The values at the knots, not decreasing.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Curve:
+        require(len(self.x) >= 2, "x", self.x, "at least two knots")
+        require(len(self.y) == len(self.x), "y", self.y, f"{len(self.x)} numbers, one a knot")
+        require(bool(np.isfinite(self.x).all()) and bool((np.diff(self.x) > 0).all()), "x", self.x,
+                "finite numbers that increase")
+        require(bool(np.isfinite(self.y).all()) and bool((np.diff(self.y) >= 0).all()), "y", self.y,
+                "finite numbers that do not decrease")
+        return self
+
+    def of(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The curve at values of any shape."""
+        x, y = np.array(self.x, np.float64), np.array(self.y, np.float64)
+        left = (np.searchsorted(x, values, side="right") - 1).clip(0, len(x) - 2)
+        slope = np.diff(y) / np.diff(x)
+        result: NDArray[np.float64] = y[left] + slope[left] * (values.astype(np.float64) - x[left])
+        return result
+
+
+def curved(predictions: NDArray[np.floating], curves: Sequence[Curve] | None) -> NDArray[np.float64]:
+    """Predictions [..., M, N] after M curves, float64; themselves where there are none."""
+    if curves is None:
+        return predictions.astype(np.float64, copy=False)
+    return np.stack([curve.of(predictions[..., k, :]) for k, curve in enumerate(curves)], -2)
+
+
 class Vocabulary(Config):
     """What the numbers of a session log mean (design 3.1)."""
 
@@ -118,6 +153,9 @@ class Vocabulary(Config):
         None, description="What a state says of the candidates, in its last columns; nothing where it does not.")
     formula: Formula = Field("linear", description="How parameters and predictions become a score (maths 2).")
     offset: float = Field(1e-3, description="Offset b of the formulas log_sum and power.", gt=0)
+    curves: tuple[Curve, ...] | None = Field(
+        None, description="Predictions pass through these, one a fusion parameter, before the formula `linear`; "
+                          "nothing leaves them as they are.")
     action_range: tuple[float, float] | None = Field(
         None, description="Range (low, high) that actions are squashed into; mu and sigma are of what was squashed.")
     scenes: tuple[str, ...] = Field((), description="Scenes that a log may name; empty allows any.")
@@ -141,6 +179,12 @@ class Vocabulary(Config):
         require(given is None or len(given.mean) in (0, self.candidate_size), "candidate_features.mean",
                 f"{len(given.mean) if given else 0} numbers", f"{self.candidate_size} numbers, or none")
         require(bool(self.stages), "stages", self.stages, f"a subset of {STAGES}")
+        if self.curves is not None:
+            require(self.formula == "linear", "formula", self.formula, "linear, where there are curves")
+            require(len(self.curves) == len(parameters), "curves", f"{len(self.curves)} curves",
+                    f"{len(parameters)} curves, one a fusion parameter")
+            knots = [len(curve.x) for curve in self.curves]
+            require(len(set(knots)) == 1, "curves", f"{knots} knots", "as many knots in every curve")
         if self.action_range is not None:
             low, high = self.action_range
             require(low < high, "action_range", self.action_range, "numbers (low, high) with low < high, or nothing")
@@ -174,23 +218,30 @@ class Vocabulary(Config):
         sends."""
         return self.state_size - self.candidate_size
 
+    def curved(self, predictions: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Predictions [..., M, N] after the curves, float64; themselves where there are none."""
+        return curved(predictions, self.curves)
+
     @cached_property
     def meaning(self) -> str:
         """Names what the numbers of a logged row mean: equal for vocabularies whose rows may stand in one table.
 
-        Which behaviours are told, the order of the fusion parameters, how a state was encoded, and formula and range of
-        actions are part of it; what a learner makes of the rows (discounts, multipliers, scales) is not.
+        Which behaviours are told, the order of the fusion parameters, how a state was encoded, and formula, curves and
+        range of actions are part of it; what a learner makes of the rows (discounts, multipliers, scales) is not.
         """
         parts = [sorted(self.behaviour_names), self.fusion_parameters, self.state_size,
                  [feature.to_dict() for feature in self.state_features], self.formula,
                  None if self.formula == "linear" else self.offset, self.action_range]
         if self.candidate_features is not None:
             parts.append(self.candidate_features.to_dict())
+        if self.curves is not None:
+            parts.append([curve.to_dict() for curve in self.curves])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def differences(self, other: Vocabulary) -> tuple[str, ...]:
         """Fields that give a logged row another meaning under the other vocabulary."""
-        names = ("fusion_parameters", "state_size", "state_features", "candidate_features", "formula", "action_range")
+        names = ("fusion_parameters", "state_size", "state_features", "candidate_features", "formula", "curves",
+                 "action_range")
         fields = ["behaviours"] if set(self.behaviour_names) != set(other.behaviour_names) else []
         fields += [name for name in names if getattr(self, name) != getattr(other, name)]
         if self.formula == other.formula != "linear" and self.offset != other.offset:
@@ -198,9 +249,9 @@ class Vocabulary(Config):
         return tuple(fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; a range or candidate features are left out where there are none, as in older files."""
+        """Plain values; a range, curves or candidate features are left out where there are none, as in older files."""
         plain = super().to_dict()
-        for name in ("action_range", "candidate_features"):
+        for name in ("action_range", "curves", "candidate_features"):
             if plain[name] is None:
                 del plain[name]
         return plain

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jobs import ab_test as job
+from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
-from recfuse.fusion.inference import export_policy
+from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.simulation.ab_test import AbTestConfig
 from recfuse.simulation.cem import CemConfig
@@ -38,10 +40,18 @@ def test_three_policies(simulation, tmp_path, capsys):
     assert "Relative difference to logged per user" in capsys.readouterr().out
 
 
-def test_cem_is_searched_once(simulation, tmp_path, monkeypatch):
+def test_cem_is_searched_once_and_explores_as_far_as_the_logs_did(simulation, tmp_path, monkeypatch):
     first = job.main(config(simulation, tmp_path, "logged", "cem"))
+    policy = FusionActor.from_bundle(read_bundle(first.cem_bundle, "fusion"))
+    decision = policy.act(np.zeros((1, policy.vocabulary.state_size), np.float32), explore=False)
+    assert np.linalg.norm(decision.mu) == pytest.approx(np.sqrt(6)), "the length of six ones"
+    assert decision.sigma == pytest.approx(.5)
     monkeypatch.setattr("recfuse.simulation.cem.search", lambda *arguments: pytest.fail("searched again"))
-    assert job.main(config(simulation, tmp_path, "logged", "cem")).cem_bundle == first.cem_bundle
+    again = job.main(config(simulation, tmp_path, "logged", "cem", "cem:mean"))
+    assert again.cem_bundle == first.cem_bundle
+    explored, mean = again.result.arms[1:]
+    assert (explored.name, mean.name) == ("cem", "cem:mean")
+    assert json.loads(again.metrics.read_text())["explore"] is True
 
 
 def test_a_policy_of_another_world_is_refused(simulation, tmp_path):

@@ -55,12 +55,12 @@ def test_the_algorithm_of_the_page_is_trained_and_exported(page_file, tmp_path, 
 
 
 def test_the_estimator_of_the_page_stands_beside_the_others(page_file, run, tmp_path):  # noqa: F811
-    page_file("page_estimator", "session_ratio")
-    from page_estimator import SESSION_RATIO
+    page_file("page_estimator", "user_ratio")
+    from page_estimator import USER_RATIO
 
     config = test_evaluate.config(run, tmp_path, worlds.LOGGED)
-    answer = evaluate_and_report(config, estimators=(*ESTIMATORS, SESSION_RATIO)).evaluation.estimates[-1]
-    assert answer.estimator == "session ratio"
-    # The policy is the logged one, whose ratios are 1: the estimate is the log's own mean of a session.
+    answer = evaluate_and_report(config, estimators=(*ESTIMATORS, USER_RATIO)).evaluation.estimates[-1]
+    assert answer.estimator == "user ratio"
+    # The policy is the logged one, whose ratios are 1: the estimate is the mean over users of their own means.
     np.testing.assert_allclose(answer.estimate, answer.logged, rtol=1e-5)
     assert (answer.low <= answer.estimate).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,8 @@ def test_the_main_job_runs_to_its_end(finished, output):
     assert left == []
     for line in ("In the simulator, on users", "Scorer on the last day", "Serving, 20 requests", "report: "):
         assert line in done.stdout
+    assert re.search(r"two_stage brings \S+ \[.*\] watch time relative to cem, which searched [\d,]+ ", done.stdout)
+    assert "hand-tuned's (logged)" in done.stdout
     report = (output / "report" / "report.html").read_text()
     assert "Not measured in this run" not in report
     pointer = read_pointer(output / "models")

@@ -152,7 +152,7 @@ def test_a_baseline_is_one_flag_away(few, tmp_path, name):
     once = {field: {"iterations": 1} for field in ("critics", "cloning", "policy", "search")
             if field in registry.find(name).model_fields}
     learning = {**once, "network": {"hidden": [32], "sigma_min": 0.2}, "minibatch_size": 256, "window_rows": 2048}
-    if name == "replay_vector":  # There is no such algorithm without candidates.
+    if name in ("replay_vector", "item_value", "monotone"):  # There is no such algorithm without candidates.
         few = ranked_samples.write(tmp_path / "ranked", users=100)
     file, flags = {"samples": str(few), "output": str(tmp_path / "out"), "learning": learning}, ["--algorithm", name]
     config = tyro.cli(TrainFusionConfig, default=choose_algorithm(TrainFusionConfig, file, flags, ""), args=flags)

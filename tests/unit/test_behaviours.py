@@ -74,7 +74,15 @@ BAD = [
     (dict(formula="product"), "formula", "linear"),
     (dict(offset=0), "offset", "a number > 0"),
     (dict(stages=["polish"]), "stages", "coarse"),
-    (dict(colour="red"), "colour", "one of action_range, behaviours, candidate_features, formula"),
+    (dict(colour="red"), "colour", "one of action_range, behaviours, candidate_features, curves, formula"),
+    (dict(curves=[{"x": [0, 1], "y": [0, 1]}]), "curves", "curves, one a fusion parameter"),
+    (dict(curves=[{"x": [0, 1], "y": [0, 1]}, {"x": [0, 1, 2], "y": [0, 1, 2]}]), "curves",
+     "as many knots in every curve"),
+    (dict(curves=[{"x": [0, 1], "y": [0, 1]}] * 2, formula="log_sum"), "formula", "linear, where there are curves"),
+    (dict(curves=[{"x": [0, 0], "y": [0, 1]}]), "curves.0.x", "finite numbers that increase"),
+    (dict(curves=[{"x": [0, 1], "y": [1, 0]}]), "curves.0.y", "finite numbers that do not decrease"),
+    (dict(curves=[{"x": [0, 1], "y": [1, 2, 3]}]), "curves.0.y", "2 numbers, one a knot"),
+    (dict(curves=[{"x": [0], "y": [1]}]), "curves.0.x", "at least two knots"),
 ]
 
 
@@ -112,6 +120,18 @@ def test_what_gives_a_row_another_meaning(change, field):
     first, other = Vocabulary.from_dict(plain), Vocabulary.from_dict(plain | change)
     assert first.meaning != other.meaning
     assert first.differences(other) == (field,)
+
+
+def test_curves_are_part_of_the_meaning_and_absent_where_there_are_none():
+    line = {"x": [0.0, 1.0], "y": [0.0, 1.0]}
+    plain = {"behaviours": [{"name": "watch_time", "kind": "long_term"}], "fusion_parameters": ["click", "like"],
+             "state_size": 1, "formula": "linear"}
+    without, curved = Vocabulary.from_dict(plain), Vocabulary.from_dict(plain | {"curves": [line, line]})
+    other = Vocabulary.from_dict(plain | {"curves": [line, line | {"y": [0.0, 2.0]}]})
+    assert len({without.meaning, curved.meaning, other.meaning}) == 3
+    assert without.differences(curved) == curved.differences(other) == ("curves",)
+    assert "curves" not in without.to_dict()
+    assert Vocabulary.from_dict(curved.to_dict()) == curved
 
 
 def test_what_only_learners_read_leaves_rows_their_meaning():

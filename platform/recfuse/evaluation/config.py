@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
-from recfuse.evaluation.support import MIN_ESS, EstimateOptions
+from recfuse.evaluation.answers import MIN_ESS, EstimateOptions
 from recfuse.logs.reading import ReadingConfig
 from recfuse.stats.intervals import LEVEL
 
@@ -27,8 +27,10 @@ class EvaluateConfig(Config):
     samples: str = Field("runs/samples", description="What the policy was trained on: critics are fitted to it, and "
                                                      "held-out rows that it holds are an error; empty for none.")
     output: str = Field("runs/report", description="This directory gets metrics.json, and report.html from the job.")
-    cap: float = Field(10.0, gt=0, allow_inf_nan=True, description="An importance weight is cut at this ratio of two "
-                                                                   "densities.")
+    cap: float | None = Field(None, gt=0, allow_inf_nan=True, description=(
+        "An importance weight is cut at this ratio of two densities; absent, at the largest that the log supports."))
+    explore: bool = Field(True, description="The policy is judged with its exploration, as serving plays it; otherwise "
+                                            "its mean action, of which critics alone say something.")
     min_ess: float = Field(MIN_ESS, ge=0, description="Below this effective sample size an estimator gives its reason "
                                                       "instead of a number.")
     session_discount: float = Field(1.0, ge=0, le=1, description="γ of a session's value; 1 is what a session brings "

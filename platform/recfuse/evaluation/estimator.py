@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from recfuse.config import require
+from recfuse.evaluation.answers import OffPolicyEstimate, Vector, nan_vector
 from recfuse.evaluation.case import Case
-from recfuse.evaluation.support import OffPolicyEstimate, nan_vector
 
 logger = logging.getLogger("recfuse")
 
@@ -25,25 +25,50 @@ class Question:
         name: a few words.
         unit: of the value: it is per `request`, per `session`, per `user`.
         words: the question, and what its answer leaves out.
+        logged: the log's own mean of what is asked, float64[m].
+        nobody: why no estimator of a log answers it.
     """
 
     name: str
     unit: str
     words: str
+    logged: Callable[[Case], Vector]
+    nobody: str = "no estimator of the list asks this, or the log lacks what they need"
+
+
+def _per_request(case: Case) -> Vector:
+    rows = case.weighed if case.weighed.any() else np.ones(len(case.log.state), bool)
+    return np.asarray(case.log.feedback[rows], np.float64).mean(0)
+
+
+def _per_session(case: Case) -> Vector:
+    if not case.counted(ratios=False, sessions=True).any():
+        return nan_vector(case.log.feedback.shape[1])
+    sessions = case.whole_sessions
+    return (sessions.discounts() * sessions.feedback).sum(0) / sessions.count
+
+
+def _per_user(case: Case) -> Vector:
+    return np.asarray(case.log.feedback, np.float64).sum(0) / len(case.users.categories)
 
 
 CHANGED_REQUEST = Question(
     "one changed request", "request",
-    "What would a request bring if the policy decided it alone? States come as the logged policy made them.")
+    "What would a request bring if the policy decided it alone? States come as the logged policy made them.",
+    _per_request)
 FOLLOWED_REQUEST = Question(
     "a request when the policy is followed", "request",
-    "What would a request bring if the policy decided all of them? States come as the policy makes them.")
+    "What would a request bring if the policy decided all of them? States come as the policy makes them.",
+    _per_request)
 WHOLE_SESSION = Question(
     "a whole session", "session",
-    "What would a session bring if the policy decided all of its requests? Sessions begin as the logged ones did.")
+    "What would a session bring if the policy decided all of its requests? Sessions begin as the logged ones did.",
+    _per_session)
 USER_OVER_TIME = Question(
     "a user over a time", "user",
-    "What would a user bring over the log's time if the policy decided everything? An A/B test answers the same.")
+    "What would a user bring over the log's time if the policy decided everything? An A/B test answers the same.",
+    _per_user,
+    "no log answers this: people came back as the policy that logged made them, so only an A/B test or a canary does")
 QUESTIONS = (CHANGED_REQUEST, FOLLOWED_REQUEST, WHOLE_SESSION, USER_OVER_TIME)
 
 
@@ -66,7 +91,11 @@ DENSITIES = Requirement("the densities of the logged actions under both policies
 SESSIONS = Requirement("sessions, their requests in the order of time", lambda case: True)
 SAMPLES = Requirement("samples apart from the log, which critics are fitted to", lambda case: case.samples is not None)
 SETTLED_CRITICS = Requirement("critics of sessions whose fit stood still",
-                              lambda case: case.samples is not None and not case.session_critics.refused)
+                              lambda case: case.samples is not None and not case.critics_refused)
+WHOLE_SUPPORT = Requirement("ratios whose products have support over the longest session", lambda case: (
+    not case.explore or not case.in_sessions.any() or case.horizon >= case.sessions.longest))
+FIRST_SUPPORT = Requirement("ratios that have support over the first request of a session",
+                            lambda case: not case.explore or not case.in_sessions.any() or case.horizon > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +119,9 @@ class Estimator:
     def refusal(self, case: Case) -> str:
         """Why the log has not a single request for it; "" where it has some."""
         ratios, sessions = DENSITIES in self.requirements, SESSIONS in self.requirements
+        if ratios and not case.explore:
+            return ("without exploration the policy takes its mean action, which has no density, so that no ratio is "
+                    "known")
         if case.counted(ratios=ratios, sessions=sessions).any():
             return ""
         if ratios and not case.weighed.any():

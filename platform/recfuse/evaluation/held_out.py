@@ -36,6 +36,7 @@ class HeldOut:
         ts: int64[n], microseconds since 1970; None where a request has no time.
         explored: bool[n], whether the action was drawn from the policy; None where all were.
         truncated: bool[n], whether the request's session goes on beyond the end of the log; None where none does.
+        mu, sigma: [n, M], of the Gaussian that the action was drawn from; None where a request has none.
     """
 
     user_id: NDArray[Any]
@@ -48,6 +49,8 @@ class HeldOut:
     ts: NDArray[np.int64] | None = None
     explored: NDArray[np.bool_] | None = None
     truncated: NDArray[np.bool_] | None = None
+    mu: NDArray[np.float32] | None = None
+    sigma: NDArray[np.float32] | None = None
 
     def take(self, mask: NDArray[np.bool_]) -> HeldOut:
         """The requests in the mask bool[n]."""
@@ -79,7 +82,8 @@ class HeldOut:
             log_prob=_array(rows["action_logp"]).astype(np.float64),
             feedback=_feedback(rows["feedback"], vocabulary.behaviour_names), session=sessions.number,
             request_id=_array(rows["request_id"]), ts=microseconds(rows["ts"]),
-            explored=_array(pc.fill_null(rows["explored"], True)).astype(bool), truncated=cut[sessions.number])
+            explored=_array(pc.fill_null(rows["explored"], True)).astype(bool), truncated=cut[sessions.number],
+            mu=_optional(rows, "mu"), sigma=_optional(rows, "sigma"))
 
 
 @dataclass(frozen=True)
@@ -157,10 +161,21 @@ def read_transitions(path: str, vocabulary: Vocabulary, rows: int) -> Transition
 
 
 def check_vocabulary(logged: Vocabulary, vocabulary: Vocabulary, field: str) -> None:
-    """Raises InvalidFieldError: behaviours, parameters or the state are others than the policy's."""
+    """Raises InvalidFieldError: behaviours, parameters, the formula or the state are others than the policy's, so that
+    the policy has no density of the logged actions."""
+    require(logged.formula == vocabulary.formula, f"{field} formula", logged.formula,
+            f"{vocabulary.formula}, as in the policy's vocabulary: a policy of another formula has no density of this "
+            "log's actions, and an A/B test judges it")
+    require(logged.curves == vocabulary.curves, f"{field} curves", _curves(logged),
+            f"{_curves(vocabulary)}, as in the policy's vocabulary: a policy of other curves has no density of this "
+            "log's actions, and an A/B test judges it")
     for name in ("behaviour_names", "fusion_parameters", "state_size"):
         require(getattr(logged, name) == getattr(vocabulary, name), f"{field} {name}", getattr(logged, name),
                 f"{getattr(vocabulary, name)}, as in the policy's vocabulary")
+
+
+def _curves(vocabulary: Vocabulary) -> str:
+    return "none" if vocabulary.curves is None else "curves of its own"
 
 
 def _from_time_on(reading: Reading, sessions: Sessions, after: str) -> Reading:
@@ -192,6 +207,11 @@ def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
     """[n, width] of a column of lists of one width without nulls."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat.reshape(len(column), column.type.list_size), np.float32)
+
+
+def _optional(rows: pa.Table, name: str) -> NDArray[np.float32] | None:
+    """The same; None where the column is not there, or null somewhere."""
+    return None if name not in rows.column_names or rows[name].null_count else _matrix(rows[name])
 
 
 def _feedback(column: pa.ChunkedArray, names: tuple[str, ...]) -> NDArray[Any]:

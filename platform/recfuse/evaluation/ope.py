@@ -5,27 +5,35 @@ States come as they were logged: what the policy would do to later states is the
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from recfuse.config import require
-from recfuse.evaluation.support import (
+from recfuse.evaluation.answers import (
     DEFAULTS,
     MIN_ESS,
     EstimateOptions,
     Evidence,
     OffPolicyEstimate,
-    Ratios,
-    Vector,
+    Part,
     conclude,
-    effective_sample_size,
-    feedback_array,
-    refusal,
+    conclude_all,
+    paired,
     with_fit_error,
 )
-from recfuse.stats.intervals import sum_per_user
+from recfuse.evaluation.support import (
+    Ratios,
+    Vector,
+    bias_bound,
+    effective_sample_size,
+    feedback_array,
+    hidden,
+    refusal,
+)
+from recfuse.stats.intervals import sum_per_user, user_codes
 
 __all__ = ["MIN_ESS", "EstimateOptions", "OffPolicyEstimate", "direct_method", "doubly_robust", "importance_sampling",
            "ncis"]
@@ -78,13 +86,35 @@ def importance_sampling(
         Ionides, "Truncated Importance Sampling", 2008.
     """
     ratios = Ratios.of(log_prob, behaviour_log_prob, cap)
-    rows = len(ratios.log)
-    values = feedback_array(feedback, rows)
-    weight = ratios.scaled if normalise else ratios.weights
-    bottom = weight if normalise else np.ones(rows)
-    per_user = sum_per_user(np.column_stack([weight[:, None] * values, bottom]), user_id)
-    return conclude(_evidence("NCIS" if normalise else "IS", ratios, values, per_user, options.min_ess), per_user,
-                    lambda sums: sums[:, :-1] / sums[:, -1:], options)
+    values = feedback_array(feedback, len(ratios.log))
+    return conclude_all([ratio_part(ratios, values, np.ones(len(values)), user_id, options, normalise=normalise)],
+                        options)[0]
+
+
+def ratio_part(ratios: Ratios, top: Vector, bottom: Vector, user_id: ArrayLike, options: EstimateOptions, *,
+               normalise: bool = True, name: str = "", per: str = "request", window: int | None = None) -> Part:
+    """`Σ ρ_t top_t / Σ ρ_t bottom_t`, and the same of the log without weights; the sum below is that of `bottom_t`
+    alone unless `normalise`.
+
+    Args:
+        ratios: of n requests, or products of several ratios.
+        top: [n, m], finite; bottom: [n], ≥ 0, some of it > 0. What is > 0 counts for the effective sample size.
+        window: how many ratios were multiplied.
+    """
+    width, weight = top.shape[1], ratios.scaled if normalise else ratios.weights
+    sums = sum_per_user(np.column_stack([weight[:, None] * top, (weight if normalise else 1.0) * bottom, top, bottom]),
+                        user_id)
+    counted = bottom > 0
+    evidence = _evidence(
+        name or ("NCIS" if normalise else "IS"), ratios, top, user_id, options, logged=top.sum(0) / bottom.sum(),
+        size=effective_sample_size(weight[counted]), of=int(counted.sum()), per=per, window=window,
+        normalise=normalise, pull=(top, bottom) if normalise else None)
+
+    def value(s: Vector) -> Vector:
+        return s[:, :width] / s[:, width:width + 1]
+
+    return Part(evidence=evidence, sums=sums, statistic=value,
+                change=paired(value, lambda s: s[:, width + 1:-1] / s[:, -1:]))
 
 
 def doubly_robust(
@@ -112,16 +142,28 @@ def doubly_robust(
         Dudík, Langford & Li, "Doubly Robust Policy Evaluation and Learning", ICML 2011.
     """
     ratios = Ratios.of(log_prob, behaviour_log_prob, cap)
-    rows = len(ratios.log)
-    values = feedback_array(feedback, rows)
+    values = feedback_array(feedback, len(ratios.log))
     q, v = _critic(predicted, "predicted", values), _critic(expected, "expected", values)
+    return conclude_all([robust_part(ratios, values, user_id, q, v, options, normalise=normalise)], options)[0]
+
+
+def robust_part(ratios: Ratios, values: Vector, user_id: ArrayLike, predicted: Vector, expected: Vector,
+                options: EstimateOptions, *, normalise: bool) -> Part:
+    """`doubly_robust` before its intervals; values, predicted, expected: [n, m], finite."""
+    rows, width = values.shape
     weight = ratios.scaled if normalise else ratios.weights
-    bottom = weight if normalise else np.ones(rows)
-    width = values.shape[1]
-    per_user = sum_per_user(np.column_stack([v, weight[:, None] * (values - q), np.ones(rows), bottom]), user_id)
-    return conclude(
-        _evidence("SN-DR" if normalise else "DR", ratios, values, per_user, options.min_ess), per_user,
-        lambda sums: sums[:, :width] / sums[:, -2:-1] + sums[:, width:-2] / sums[:, -1:], options)
+    residual, ones = values - predicted, np.ones(rows)
+    sums = sum_per_user(np.column_stack([expected, weight[:, None] * residual, values, ones,
+                                         weight if normalise else ones]), user_id)
+    evidence = _evidence("SN-DR" if normalise else "DR", ratios, residual, user_id, options, logged=values.mean(0),
+                         size=effective_sample_size(weight), of=rows, normalise=normalise,
+                         pull=(residual, ones) if normalise else None)
+
+    def value(s: Vector) -> Vector:
+        return s[:, :width] / s[:, -2:-1] + s[:, width:2 * width] / s[:, -1:]
+
+    return Part(evidence=evidence, sums=sums, statistic=value,
+                change=paired(value, lambda s: s[:, 2 * width:-2] / s[:, -2:-1]))
 
 
 def direct_method(
@@ -131,19 +173,34 @@ def direct_method(
     options: EstimateOptions = DEFAULTS,
     *,
     fit_error: ArrayLike | None = None,
+    predicted: ArrayLike | None = None,
 ) -> OffPolicyEstimate:
     """`mean(v(s_t))` of a critic that was fitted to other rows: no ratios, and as wrong as the critic.
 
     Args:
         fit_error: [U', m], how each user of the critic's samples moved the mean (`LinearCritics.fit_error`), which
             the interval then counts; None where the critic was not fitted.
+        predicted: [n, m], q(s_t, a_t), whose mean is the logged policy's value by the same critic: the change is from
+            it. None for the log's own mean, by which the critic's error of level passes for a change.
         others: as of `doubly_robust`.
     """
     rows = len(np.asarray(user_id))
-    values = feedback_array(feedback, rows)
-    per_user = sum_per_user(np.column_stack([_critic(expected, "expected", values), np.ones(rows)]), user_id)
-    evidence = _evidence("DM", Ratios(np.zeros(rows), math.inf), values, per_user, 0.0)
-    return conclude(evidence, *with_fit_error(per_user, fit_error, values.shape[1]), options)
+    values, ones = feedback_array(feedback, rows), np.ones((rows, 1))
+    width = values.shape[1]
+    by_critic = values if predicted is None else _critic(predicted, "predicted", values)
+    per_user = sum_per_user(np.hstack([_critic(expected, "expected", values), by_critic, values, ones]), user_id)
+    evidence = _evidence("DM", Ratios(np.zeros(rows), math.inf), values, user_id,
+                         EstimateOptions(min_ess=0.0), logged=values.mean(0), size=float(rows), of=rows)
+    evidence = dataclasses.replace(evidence, bias_bound=None)
+    sums, value = with_fit_error(per_user, fit_error, width, lambda s: s[:, :width] / s[:, -1:])
+    columns = per_user.shape[1]
+
+    def change(s: Vector) -> Vector:
+        logged = s[:, 2 * width:3 * width]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (value(s) * s[:, columns - 1:columns] - s[:, width:2 * width]) / np.abs(logged)
+
+    return conclude(evidence, sums, value, options, change)
 
 
 def _critic(values: ArrayLike, field: str, feedback: np.ndarray) -> np.ndarray:
@@ -153,8 +210,40 @@ def _critic(values: ArrayLike, field: str, feedback: np.ndarray) -> np.ndarray:
     return answers
 
 
-def _evidence(estimator: str, ratios: Ratios, values: Vector, per_user: Vector, least: float) -> Evidence:
-    size, mean_ratio = effective_sample_size(ratios.scaled), float(ratios.weights.mean())
-    return Evidence(estimator=estimator, logged=values.mean(0), size=size, requests=len(values), users=len(per_user),
-                    capped_share=ratios.capped_share, mean_ratio=mean_ratio,
-                    refused=refusal(size, least, len(values), len(per_user), mean_ratio))
+def _evidence(estimator: str, ratios: Ratios, pulled: Vector, user_id: ArrayLike, options: EstimateOptions, *,
+              logged: Vector, size: float, of: int, per: str = "request", window: int | None = None,
+              normalise: bool = True, pull: tuple[Vector, Vector] | None = None) -> Evidence:
+    """Of capped ratios.
+
+    Args:
+        pulled: [n, m], what they weigh. size, of: effective sample size, and of how many requests.
+        pull: what a normalised estimate weighs above and below; None where the mean ratio is to be near 1 by itself.
+    """
+    weights = ratios.weights
+    codes, users = user_codes(user_id, len(weights))
+    mean_ratio, present = float(weights.mean()), len(np.unique(codes))
+    return Evidence(
+        estimator=estimator, logged=logged, size=size, requests=len(weights), users=present, per=per,
+        capped_share=ratios.capped_share, mean_ratio=mean_ratio, cap=ratios.cap, window=window,
+        bias_bound=bias_bound(pulled, mean_ratio),
+        hidden=None if pull is None else hidden(ratios.scaled, *pull, _missing(ratios, codes, users)),
+        refused=refusal(size, options.min_ess, of, present, mean_ratio, "requests" if per == "request" else "sessions",
+                        None if normalise else options.ratio_tolerance))
+
+
+def _missing(ratios: Ratios, codes: np.ndarray, users: int) -> float:
+    """The share of the weight that the cap cuts off, no more of it than what the capped mean lacks of 1, and that the
+    log lacks without a cap; chance, two standard errors of a mean over users, counts for the former alone."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, error = _mean(np.exp(ratios.log), codes, users)
+        kept, chance = _mean(ratios.weights, codes, users)
+    if not np.isfinite(kept + chance):
+        return 0.0
+    most = max(1 - kept + 2 * chance, 0.0)
+    return min(mean - kept, most) + max(1 - mean - 2 * error, 0.0) if np.isfinite(mean + error) else most
+
+
+def _mean(weight: Vector, codes: np.ndarray, users: int) -> tuple[float, float]:
+    """Over requests, with its standard error over users."""
+    mean = float(weight.mean())
+    return mean, float(np.sqrt((np.bincount(codes, weight - mean, users)**2).sum())) / len(weight)

@@ -14,27 +14,27 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from recfuse.config import require
-from recfuse.evaluation.sessions import Products, Sessions
-from recfuse.evaluation.stepwise import stepwise_sums
-from recfuse.evaluation.support import (
+from recfuse.evaluation.answers import (
     DEFAULTS,
     MIN_ESS,
-    MIN_MEAN_PRODUCT,
     EstimateOptions,
     Evidence,
     OffPolicyEstimate,
-    Vector,
+    Statistic,
     conclude,
-    refusal,
     with_fit_error,
 )
+from recfuse.evaluation.sessions import Products, Sessions
+from recfuse.evaluation.stepwise import stepwise_sums
+from recfuse.evaluation.support import MIN_MEAN_RATIO, Vector, refusal
+from recfuse.stats.intervals import UserSums
 
 
 def supported_horizon(sessions: Sessions, min_ess: float = MIN_ESS) -> int:
     """The largest number of first requests at each of which the effective number of sessions is at least `min_ess` and
-    the weights' mean at least half way from MIN_MEAN_PRODUCT to 1."""
+    the weights' mean at least half way from MIN_MEAN_RATIO to 1."""
     products = sessions.products
-    unsupported = (products.sizes < min_ess) | (products.mean < (1 + MIN_MEAN_PRODUCT) / 2)
+    unsupported = (products.sizes < min_ess) | (products.mean < (1 + MIN_MEAN_RATIO) / 2)
     return int(np.argmax(unsupported)) if unsupported.any() else len(unsupported)
 
 
@@ -51,8 +51,8 @@ def trajectory_importance_sampling(sessions: Sessions, options: EstimateOptions 
     bottom = weight if normalise else np.ones(some.count)
     sums = _per_user(some, np.column_stack([weight[:, None] * value, bottom]))
     name = "SN-IS (session)" if normalise else "IS (session)"
-    return conclude(_evidence(name, some, _last(some.products), options.min_ess), sums,
-                    lambda s: s[:, :width] / s[:, width:], options)
+    return conclude(_evidence(name, some, _last(some.products), options, normalise=normalise),
+                    *_beside_log(some, sums, lambda s: s[:, :width] / s[:, width:], options))
 
 
 def per_decision(sessions: Sessions, options: EstimateOptions = DEFAULTS, *, normalise: bool = False,
@@ -100,12 +100,12 @@ def sequential_doubly_robust(
     led = discounts * _before(some)[:, None] * v[kept]
     beyond = _beyond(sessions, some.longest, v) * products.final[:, None]
     names = ("PDIS", "SN-PDIS") if predicted is None else ("DR (session)", "SN-DR (session)")
-    evidence = _evidence(names[normalise], some, products, options.min_ess,
-                         whole=None if predicted is None else sessions)
+    whole = some if predicted is None else sessions
+    evidence = _evidence(names[normalise], some, products, options, whole=whole, normalise=normalise)
     if normalise:
-        return conclude(evidence, *stepwise_sums(some, corrected, led, beyond, fit_error), options)
+        return conclude(evidence, *_beside_log(whole, *stepwise_sums(some, corrected, led, beyond, fit_error), options))
     sums = _per_user(some, np.column_stack([_per_session(some, corrected + led) + beyond, np.ones(some.count)]))
-    return conclude(evidence, *with_fit_error(sums, fit_error, q.shape[1]), options)
+    return conclude(evidence, *_beside_log(whole, *with_fit_error(sums, fit_error, q.shape[1]), options))
 
 
 def _critic_values(values: ArrayLike | None, field: str, sessions: Sessions) -> Vector:
@@ -143,7 +143,8 @@ def critic_weights(sessions: Sessions, *, normalise: bool = False, horizon: int 
 
 
 def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, options: EstimateOptions = DEFAULTS, *,
-                      fit_error: ArrayLike | None = None, refused: str = "") -> OffPolicyEstimate:
+                      fit_error: ArrayLike | None = None, refused: str = "",
+                      logged: ArrayLike | None = None) -> OffPolicyEstimate:
     """`mean_i v(s_{i,0})` of critics fitted to other rows.
 
     Args:
@@ -151,17 +152,48 @@ def fitted_q_estimate(sessions: Sessions, expected: ArrayLike, options: Estimate
         fit_error: [U', m], how each user of the critics' samples moved the mean (`LinearCritics.fit_error` at the
             sessions' first states), which the interval then counts; None where the critics were not fitted.
         refused: why these critics carry no estimate (`LinearCritics.refused`), "" where they do.
+        logged: [n, m], v(s_t) of the logged policy by critics of the same samples, from which the change is then
+            measured; None for the log's own mean.
     """
     v, width = np.asarray(expected, np.float64), sessions.feedback.shape[1]
     require(v.shape == sessions.feedback.shape, "expected", v.shape, f"{sessions.feedback.shape}, as feedback")
-    first = sessions.step == 0
-    sums = _per_user(sessions, np.column_stack([_per_session(sessions, np.where(first[:, None], v, 0.0)),
+    first = (sessions.step == 0)[:, None]
+    sums = _per_user(sessions, np.column_stack([_per_session(sessions, np.where(first, v, 0.0)),
                                                 np.ones(sessions.count)]))
     everybody = np.full(1, float(sessions.count))
     evidence = _evidence("FQE", sessions, Products(np.ones(0), np.ones(sessions.count), everybody, everybody,
-                                                   np.zeros(1)), 0.0)
+                                                   np.zeros(1)), EstimateOptions(min_ess=0.0))
+    by_critics = None if logged is None else _per_user(
+        sessions, _per_session(sessions, np.where(first, np.asarray(logged, np.float64), 0.0)))
     return conclude(dataclasses.replace(evidence, refused=evidence.refused or refused),
-                    *with_fit_error(sums, fit_error, width), options)
+                    *_beside_log(sessions, *with_fit_error(sums, fit_error, width), options, by_critics))
+
+
+def _beside_log(sessions: Sessions, sums: Vector | UserSums, statistic: Statistic, options: EstimateOptions,
+                by_critics: Vector | None = None) -> tuple[UserSums, Statistic, EstimateOptions, Statistic]:
+    """What `conclude` takes after its evidence: the sums with those of the log's own mean of a session before them, the
+    statistic of the former, the options, and the relative change.
+
+    Args:
+        by_critics: [U, m], sums of what critics say of the logged policy, from which the change is then measured, in
+            shares of the log's mean.
+    """
+    width, users = sessions.feedback.shape[1], sessions.users
+    value = _per_session(sessions, sessions.discounts() * sessions.feedback)
+    own = _per_user(sessions, np.column_stack([value, np.ones(sessions.count)]))
+    own = np.hstack([own, own[:, :width] if by_critics is None else by_critics])
+    rest = sums.blocks if isinstance(sums, UserSums) else ((slice(0, len(sums)), sums),)
+    total = sums.users if isinstance(sums, UserSums) else len(sums)
+
+    def estimate(s: Vector) -> Vector:
+        return statistic(s[:, 2 * width + 1:])
+
+    def change(s: Vector) -> Vector:
+        logged, number = s[:, :width], s[:, width:width + 1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (estimate(s) * number - s[:, width + 1:2 * width + 1]) / np.abs(logged)
+
+    return UserSums(total, ((slice(0, users), own), *rest)), estimate, options, change
 
 
 def _before(sessions: Sessions) -> Vector:
@@ -186,22 +218,24 @@ def _per_session(sessions: Sessions, values: Vector) -> Vector:
 
 def _per_user(sessions: Sessions, values: Vector) -> Vector:
     """[U, k] sums of [N, k]."""
-    sums: Vector = np.stack([np.bincount(sessions.user, column) for column in values.T], 1).astype(np.float64)
+    sums: Vector = np.stack([np.bincount(sessions.user, column, sessions.users) for column in values.T], 1)
     return sums
 
 
-def _evidence(estimator: str, sessions: Sessions, products: Products, least: float,
-              whole: Sessions | None = None) -> Evidence:
+def _evidence(estimator: str, sessions: Sessions, products: Products, options: EstimateOptions,
+              whole: Sessions | None = None, normalise: bool = True) -> Evidence:
     """What the sessions have, with the weights of each number of requests that counts; `whole` are the sessions that
     the estimate speaks of, where it speaks of more requests than these."""
     sizes, means = products.sizes, products.mean
-    worst, users, mean_ratio = int(np.argmin(sizes)), int(sessions.user.max()) + 1, float(means.min())
-    reason = refusal(sizes[worst], least, sessions.count, users, mean_ratio, "sessions", MIN_MEAN_PRODUCT)
+    worst, users = int(np.argmin(sizes)), len(np.unique(sessions.user))
+    mean_ratio = float(means.min() if normalise else means[np.argmax(np.abs(means - 1))])
+    reason = refusal(sizes[worst], options.min_ess, sessions.count, users, mean_ratio, "sessions",
+                     None if normalise else options.ratio_tolerance)
     if reason and users > 1:
         reason = f"after {worst + 1 if len(sizes) > 1 else sessions.longest} requests, {reason}"
     whole = whole or sessions
     return Evidence(
         estimator=estimator, logged=_per_session(whole, whole.discounts() * whole.feedback).mean(0), size=sizes[worst],
-        requests=len(sessions.feedback), users=users,
+        requests=len(sessions.feedback), users=users, cap=sessions.ratios.cap,
         capped_share=float(products.capped.mean() / sessions.count), mean_ratio=mean_ratio, per="session",
         refused=reason)

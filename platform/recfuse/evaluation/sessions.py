@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from recfuse.config import require
 from recfuse.evaluation.support import Ratios, Vector, feedback_array
+from recfuse.stats.intervals import user_codes
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Sessions:
         feedback: float64[n, m].
         discount: float64[m], γ per behaviour, in [0, 1].
         session: int64[n], 0..N − 1; step: int64[n], the request's place within its session, from 0.
-        user: int64[N], 0..U − 1, of each session.
+        user: int64[N], 0..U − 1, of each session; users: U, some of whom may have none.
     """
 
     ratios: Ratios
@@ -65,6 +66,7 @@ class Sessions:
     session: NDArray[np.int64]
     step: NDArray[np.int64]
     user: NDArray[np.int64]
+    users: int
 
     @classmethod
     def of(cls, log_prob: ArrayLike, behaviour_log_prob: ArrayLike, feedback: ArrayLike, discount: ArrayLike,
@@ -85,23 +87,33 @@ class Sessions:
         values = feedback_array(feedback, rows)
         gamma = np.broadcast_to(np.asarray(discount, np.float64), values.shape[1:]).copy()
         require(bool(((gamma >= 0) & (gamma <= 1)).all()), "discount", gamma.tolist(), "numbers in [0, 1]")
-        codes = []
-        for field, ids in (("session_id", session_id), ("user_id", user_id)):
-            code, _ = pd.factorize(np.asarray(ids))
-            require(len(code) == rows, field, len(code), f"{rows} ids, one a row")
-            require(bool((code >= 0).all()), field, None, "ids other than null")
-            codes.append(code.astype(np.int64))
-        session, user = codes
+        code, _ = pd.factorize(np.asarray(session_id))
+        require(len(code) == rows, "session_id", len(code), f"{rows} ids, one a row")
+        require(bool((code >= 0).all()), "session_id", None, "ids other than null")
+        session = code.astype(np.int64)
+        user, users = user_codes(user_id, rows)
         order = np.argsort(session, kind="stable")
         starts = np.searchsorted(session[order], np.arange(session.max() + 1))
         step = np.empty(rows, np.int64)
         step[order] = np.arange(rows) - starts[session[order]]
-        return cls(ratios, values, gamma, session, step, user[order][starts])
+        return cls(ratios, values, gamma, session, step, user[order][starts], users)
 
     @property
     def count(self) -> int:
         """N"""
         return len(self.user)
+
+    @cached_property
+    def last(self) -> NDArray[np.bool_]:
+        """bool[n]: the session ends with the request."""
+        lengths = np.bincount(self.session, minlength=self.count)
+        return np.asarray(self.step == lengths[self.session] - 1, bool)
+
+    def covered(self, horizon: int) -> Vector:
+        """[m]: the share of the logged feedback, by size, that lies within the first requests of every session."""
+        size = np.abs(self.discounts() * self.feedback)
+        total, within = size.sum(0), size[self.step < horizon].sum(0)
+        return np.divide(within, total, out=np.ones_like(total), where=total > 0)
 
     @property
     def longest(self) -> int:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recfuse.evaluation.answers import fit_errors
 from recfuse.evaluation.sessions import Sessions
-from recfuse.evaluation.support import Vector, fit_errors
+from recfuse.evaluation.support import Vector
 from recfuse.stats.intervals import UserSums
 
 _CELLS = 1 << 20  # of a block of steps, beyond which it holds a single one
@@ -27,7 +28,7 @@ def stepwise_sums(sessions: Sessions, corrected: Vector, led: Vector, beyond: Ve
             Σ w_{t−1}; beyond: [N, m], the values of what follows the last request, over Σ w_{T−1}.
         fit_error: [U', m], what other users add to the estimate; None for nothing.
     """
-    width, users = corrected.shape[1], int(sessions.user.max()) + 1
+    width, users = corrected.shape[1], sessions.users
     blocks, steps = _blocks(*_entries(sessions, corrected, led, beyond), width + 2)
     error = fit_errors(fit_error, width)
     if len(error):

@@ -6,6 +6,7 @@ needs the requests themselves is estimated from the first of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,21 +17,13 @@ from numpy.typing import ArrayLike
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError, require
-from recfuse.evaluation.case import not_drawn, policy_log_prob, without_density
+from recfuse.evaluation.answers import DEFAULTS, EstimateOptions, Evidence, OffPolicyEstimate, conclude, paired
+from recfuse.evaluation.case import PRODUCT_CAP, not_drawn, policy_log_prob, without_density
 from recfuse.evaluation.config import EvaluateConfig
 from recfuse.evaluation.held_out import HeldOut, Reading, check_vocabulary, has_samples, microseconds
 from recfuse.evaluation.selection import Selection
 from recfuse.evaluation.separation import Identities, Separation, require_apart, require_new_users
-from recfuse.evaluation.support import (
-    DEFAULTS,
-    EstimateOptions,
-    Evidence,
-    OffPolicyEstimate,
-    Ratios,
-    conclude,
-    feedback_array,
-    refusal,
-)
+from recfuse.evaluation.support import Ratios, Vector, feedback_array, refusal
 from recfuse.fusion.inference import FusionActor
 from recfuse.logs.account import Account
 from recfuse.logs.reading import (
@@ -176,6 +169,8 @@ def _estimates(source: LogSource, selection: Selection, actor: FusionActor,
     """NCIS and IS of all samples that count; what comes back of a row group is a row a user."""
     from recfuse.logs.exchange import map_samples
 
+    cap = PRODUCT_CAP if config.cap is None else config.cap
+
     def sums_of(piece: Piece, table: pa.Table) -> pa.Table:
         rows = selection.take(piece, table)
         if not rows.num_rows:
@@ -184,9 +179,9 @@ def _estimates(source: LogSource, selection: Selection, actor: FusionActor,
         log = log.take(log.known)
         if not len(log.state):
             return pa.table({})
-        return user_sums(policy_log_prob(actor, log), log.log_prob, log.feedback, config.cap, log.user_id)
+        return user_sums(policy_log_prob(actor, log), log.log_prob, log.feedback, cap, log.user_id)
 
-    return estimates_of_sums(merge(map_samples(source, sums_of, "holdout")), config.options)
+    return estimates_of_sums(merge(map_samples(source, sums_of, "holdout")), config.options, cap)
 
 
 def user_sums(log_prob: ArrayLike, behaviour_log_prob: ArrayLike, feedback: ArrayLike, cap: float,
@@ -217,19 +212,30 @@ def merge(parts: Iterable[pa.Table]) -> pa.Table:
     return total.sort_by("user_id")
 
 
-def estimates_of_sums(sums: pa.Table, options: EstimateOptions = DEFAULTS) -> list[OffPolicyEstimate]:
-    """[NCIS, IS] of merged sums; the same as in memory."""
+def estimates_of_sums(sums: pa.Table, options: EstimateOptions = DEFAULTS,
+                      cap: float = math.inf) -> list[OffPolicyEstimate]:
+    """[NCIS, IS] of merged sums under the cap; the same as in memory, but that what is missing of the weights is judged
+    by the mean ratio alone, and that the draws are none that other estimators' compare with."""
     behaviours = sum(name.startswith("plain_") for name in sums.column_names)
     weight, squared, rows, capped = (sums[name].to_numpy() for name in _COUNTS)
     weighted, plain = (np.stack([sums[f"{kind}_{index}"].to_numpy() for index in range(behaviours)], 1)
                        for kind in ("weighted", "plain"))
     count, size = int(rows.sum()), float(weight.sum()) ** 2 / max(float(squared.sum()), 1e-300)
     mean_ratio = float(weight.sum()) / count
-    reason = refusal(size, options.min_ess, count, len(weight), mean_ratio)
-    return [conclude(Evidence(estimator=name, logged=plain.sum(0) / count, size=size, requests=count, users=len(weight),
-                              capped_share=float(capped.sum()) / count, mean_ratio=mean_ratio, refused=reason),
-                     np.column_stack([weighted, bottom]), lambda s: s[:, :-1] / s[:, -1:], options)
-            for name, bottom in (("NCIS", weight), ("IS", rows))]
+
+    def value(s: Vector) -> Vector:
+        return s[:, :behaviours] / s[:, behaviours:behaviours + 1]
+
+    change = paired(value, lambda s: s[:, behaviours + 1:-1] / s[:, -1:])
+    answers = []
+    for name, bottom, tolerance in (("NCIS", weight, None), ("IS", rows, options.ratio_tolerance)):
+        evidence = Evidence(estimator=name, logged=plain.sum(0) / count, size=size, requests=count, users=len(weight),
+                            capped_share=float(capped.sum()) / count, mean_ratio=mean_ratio, cap=cap,
+                            refused=refusal(size, options.min_ess, count, len(weight), mean_ratio,
+                                            tolerance=tolerance))
+        answers.append(replace(conclude(evidence, np.column_stack([weighted, bottom, plain, rows]), value, options,
+                                        change), drawn=None))
+    return answers
 
 
 def _grouped(table: pa.Table) -> pa.Table:

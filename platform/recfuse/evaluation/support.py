@@ -3,77 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
 
-from recfuse.config import Config, require
-from recfuse.stats.intervals import DRAWS, LEVEL, Interval, UserSums, of_sums
+from recfuse.config import require
+from recfuse.evaluation.answers import Vector
 
-# Below it an estimate says more about a few requests than about the policy.
-MIN_ESS = 100.0
-# Ratios have the mean 1 where the log has everything that the policy does. Below this, most of it is missing or capped.
-MIN_MEAN_RATIO = 0.2
-# Of products of ratios, whose cap would otherwise pass for an effect: what is missing is missing from the estimate.
-MIN_MEAN_PRODUCT = 0.9
-Vector = NDArray[np.float64]
-
-
-class EstimateOptions(Config):
-    """What every estimator is told beside its data."""
-
-    min_ess: float = Field(MIN_ESS, ge=0, description="Below this effective sample size an estimator gives its reason "
-                                                      "instead of a number.")
-    draws: int = Field(DRAWS, ge=1, description="The bootstrap over users draws this many times.")
-    level: float = Field(LEVEL, gt=0, lt=1, description="Intervals hold the truth with this probability.")
-    seed: int = Field(0, description="The seed of the bootstrap.")
-
-
-DEFAULTS = EstimateOptions()
-
-
-@dataclass(frozen=True)
-class OffPolicyEstimate:
-    """What a log says about another policy; float64[m] each, one a behaviour.
-
-    Attributes:
-        estimate, low, high: value per request, or per session, and its bootstrap interval over users; NaN where
-            refused.
-        logged: the same of the logged policy, from the log alone.
-        effective_sample_size: (Σρ)² / Σρ², the same for every behaviour as the weights are; of a sequential estimate,
-            in sessions, at the request where it is smallest.
-        requests, users: rows and distinct users of the log; capped_share: of the weights.
-        mean_ratio: mean of the capped ratios, 1 where the log supports all that the policy does.
-        estimator: its name; per: its unit, `request` or `session`.
-        refused: why no number is given, "" where one is.
-    """
-
-    estimate: Vector
-    low: Vector
-    high: Vector
-    logged: Vector
-    effective_sample_size: Vector
-    requests: int
-    users: int
-    capped_share: float
-    mean_ratio: float = math.nan
-    estimator: str = "NCIS"
-    per: str = "request"
-    refused: str = ""
-
-    @property
-    def interval(self) -> tuple[Vector, Vector]:
-        """(low, high)"""
-        return self.low, self.high
-
-    @property
-    def ess(self) -> Vector:
-        """Short for `effective_sample_size`."""
-        return self.effective_sample_size
+# Ratios, and products of them, have the mean 1 where the log has everything that the policy does. Below this, what is
+# missing or capped would pass for an effect, also where the weights are normalised.
+MIN_MEAN_RATIO = 0.9
+# The share of the weight that the requests of the largest weights have together, whose feedback stands for what is
+# missing.
+_TOP_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -130,87 +74,53 @@ def effective_sample_size(weight: Vector) -> float:
     return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What a log has for an estimate; the fields are those of `OffPolicyEstimate`, `size` its effective sample size."""
-
-    estimator: str
-    logged: Vector
-    size: float
-    requests: int
-    users: int
-    capped_share: float
-    mean_ratio: float
-    per: str = "request"
-    refused: str = ""
-
-
-def conclude(evidence: Evidence, sums: Vector | UserSums, statistic: Callable[[Vector], Vector],
-             options: EstimateOptions) -> OffPolicyEstimate:
-    """A function of sums over users with its interval, or NaN where the evidence is refused.
-
-    Args:
-        sums: [U, k], one row a user.
-        statistic: sums [B, k] → values [B, m], row by row.
-    """
-    width = len(evidence.logged)
-    if evidence.refused:
-        interval = Interval(nan_vector(width), nan_vector(width), nan_vector(width))
-    else:
-        interval = of_sums(sums, statistic, draws=options.draws, level=options.level, seed=options.seed)
-    return OffPolicyEstimate(
-        interval.estimate, interval.low, interval.high, logged=evidence.logged,
-        effective_sample_size=np.full(width, evidence.size), requests=evidence.requests, users=evidence.users,
-        capped_share=evidence.capped_share, mean_ratio=evidence.mean_ratio, estimator=evidence.estimator,
-        per=evidence.per, refused=evidence.refused)
-
-
-def with_fit_error(sums: Vector, fit_error: ArrayLike | None, behaviours: int,
-                   statistic: Callable[[Vector], Vector] | None = None) -> tuple[Vector, Callable[[Vector], Vector]]:
-    """What `conclude` takes, for an estimate of which critics are a part.
-
-    Args:
-        sums: [U, k] of the users that are evaluated.
-        fit_error: [U', m], what the users of the critics' samples add to the estimate (`LinearCritics.fit_error`);
-            None for critics without error. The two sets of users are taken to be different ones.
-        behaviours: m.
-        statistic: sums [B, k] → estimates [B, m]; None for the mean of sums [U, m + 1], of values and of how many.
-
-    Returns:
-        Sums [U + U', k + m], and the statistic with both.
-    """
-    error, width = fit_errors(fit_error, behaviours), sums.shape[1]
-    both = np.zeros((len(sums) + len(error), width + behaviours))
-    both[:len(sums), :width], both[len(sums):, width:] = sums, error
-    of_users = statistic or (lambda s: s[:, :behaviours] / s[:, behaviours:])
-    return both, lambda s: of_users(s[:, :width]) + s[:, width:]
-
-
-def fit_errors(fit_error: ArrayLike | None, behaviours: int) -> Vector:
-    """[U', m] of `with_fit_error`, no rows where None.
-
-    Raises:
-        InvalidFieldError: another shape, or a value that is not finite.
-    """
-    error = np.zeros((0, behaviours)) if fit_error is None else array(fit_error)
-    require(error.ndim == 2 and error.shape[1] == behaviours, "fit_error", error.shape,
-            f"an array [users, {behaviours}]")
-    require(bool(np.isfinite(error).all()), "fit_error", "not finite", "finite numbers")
-    return error
-
-
 def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests",
-            least_ratio: float = MIN_MEAN_RATIO) -> str:
-    """Why a log with these weights carries no estimate; "" where it does."""
+            tolerance: float | None = None) -> str:
+    """Why a log with these weights carries no estimate; "" where it does.
+
+    Args:
+        size: the effective sample size, of which `least` is asked; rows: of how many `unit`.
+        mean_ratio: of the capped ratios.
+        tolerance: by which it may leave 1; None for weights that are normalised, where MIN_MEAN_RATIO is asked.
+    """
     if users < 2:
         return f"{users} user: an interval over users needs at least 2"
     if size < least or size == 0:
         return (f"effective sample size {size:.1f} of {rows:,} {unit} is below {least:g}: the log holds too few "
                 "actions that this policy would take")
-    if mean_ratio < least_ratio:
+    if tolerance is not None and not abs(mean_ratio - 1) <= tolerance:
+        return (f"the mean ratio is {mean_ratio:.3f}, where 1 ± {tolerance:g} is asked of an estimate that is not "
+                "normalised: it is wrong by the difference and more")
+    if tolerance is None and mean_ratio < MIN_MEAN_RATIO:
         return (f"the mean ratio is {mean_ratio:.2f}, where 1 is expected: {1 - mean_ratio:.0%} of what this policy "
                 "does has no counterpart in the log, or is capped")
     return ""
+
+
+def bias_bound(values: Vector, mean_ratio: float) -> Vector:
+    """[m], what capped weights hide at most, of feedback [n, m] between the smallest (0 where all are above it) and the
+    largest of the log: `R (1 − mean ratio)` (maths 8.1)."""
+    reach: Vector = values.max(0).clip(0) - values.min(0).clip(None, 0)
+    return reach * max(1 - mean_ratio, 0.0)
+
+
+def hidden(weight: Vector, top: Vector, bottom: Vector, missing: float) -> Vector:
+    """[m], by how much `Σ w top / Σ w bottom` would move if what is missing of the weight were like the requests of the
+    largest weights.
+
+    Args:
+        weight: [n], up to a common factor; top: [n, m]; bottom: [n].
+        missing: share of the weight, ≥ 0.
+    """
+    if missing <= 0:
+        return np.zeros(top.shape[1])
+    order = np.argsort(-weight, kind="stable")
+    cumulated = np.cumsum(weight[order])
+    most = order[:int(np.searchsorted(cumulated, _TOP_WEIGHT * cumulated[-1])) + 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = weight @ top / (weight @ bottom)
+        large = weight[most] @ top[most] / (weight[most] @ bottom[most])
+        return np.where(np.isfinite(large), missing * np.abs(large - whole), 0.0)
 
 
 def feedback_array(feedback: Any, rows: int) -> Vector:
@@ -237,11 +147,6 @@ def vector(values: Any, field: str) -> Vector:
     numbers = array(values)
     require(numbers.ndim == 1, field, numbers.shape, "an array [n]")
     return numbers
-
-
-def nan_vector(behaviours: int) -> Vector:
-    """float64[m] of NaN: no estimate."""
-    return np.full(behaviours, np.nan)
 
 
 def _first(values: Vector, bad: NDArray[np.bool_]) -> float:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from recfuse.evaluation.answers import MIN_ESS
 from recfuse.evaluation.case import ROWS
 from recfuse.evaluation.held_out import HeldOut
-from recfuse.evaluation.support import MIN_ESS
 from recfuse.fusion.inference import FusionActor
 
 _MOST_FEATURES, _MOST_GROUPS = 3, 8

@@ -15,15 +15,16 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError, write_bundle
 from recfuse.config import require
 from recfuse.fusion.networks import GaussianPolicies, NetworkConfig
-from recfuse.fusion.policies import Decision, FixedGaussian, decide
+from recfuse.fusion.policies import Decision, FixedGaussian, LinearGaussian, decide
 from recfuse.stats.gaussian import Range, gaussian_log_density, squashed_log_density
 
 Array = NDArray[np.float64]
+_LINEAR = ("weights", "bias", "state_mean", "state_std", "sigma")
 
 
 def export_policy(
     root: str | Path,
-    policy: GaussianPolicies | FixedGaussian,
+    policy: GaussianPolicies | FixedGaussian | LinearGaussian,
     vocabulary: Vocabulary,
     *,
     training: Mapping[str, Any],
@@ -33,7 +34,8 @@ def export_policy(
     """Writes a bundle of kind `fusion` below `root` and returns its directory.
 
     Args:
-        policy: the long-term policy (one network), or one Gaussian for all states (CEM).
+        policy: the long-term policy (one network), a Gaussian whose mean is linear in the state (item values), or one
+            Gaussian for all states (CEM).
         training: the config it was trained with, plain values.
         data_fingerprint: names the samples it was trained on.
         metrics: plain values; numbers that are not finite become null.
@@ -45,10 +47,13 @@ def export_policy(
     if isinstance(policy, FixedGaussian):
         actions, network = policy.mu.size, {"type": "fixed"}
         tensors = {"mu": torch.from_numpy(policy.mu), "sigma": torch.from_numpy(policy.sigma)}
+    elif isinstance(policy, LinearGaussian):
+        _require_states(len(policy.state_mean), vocabulary)
+        actions, network = policy.bias.size, {"type": "linear", "reach": policy.reach}
+        tensors = {name: torch.from_numpy(getattr(policy, name)) for name in _LINEAR}
     else:
         require(len(policy.names) == 1, "policy", policy.names, "one policy, the one that serves")
-        states = policy.state_mean.numel()
-        require(states == vocabulary.state_size, "policy", states, f"state size {vocabulary.state_size}")
+        _require_states(policy.state_mean.numel(), vocabulary)
         actions, network = policy.actions, {"type": "gaussian_mlp", **policy.config.to_dict()}
         tensors = dict(policy.state_dict())
         # What is served squashes its actions, so the numbers of its decisions mean something only with the range.
@@ -62,6 +67,10 @@ def export_policy(
         "data_fingerprint": data_fingerprint,
         "metrics": _plain(metrics),
     })
+
+
+def _require_states(size: int, vocabulary: Vocabulary) -> None:
+    require(size == vocabulary.state_size, "policy", size, f"state size {vocabulary.state_size}")
 
 
 class FusionActor:
@@ -80,10 +89,15 @@ class FusionActor:
     def __init__(self, version: str, vocabulary: Vocabulary, network: Mapping[str, Any], tensors: Mapping[str, Array]):
         self.version, self.vocabulary = version, vocabulary
         self._rng = np.random.default_rng()
-        self._fixed = None
+        self._simple: FixedGaussian | LinearGaussian | None = None
         self._range: Range | None = None
         if network["type"] == "fixed":
-            self._fixed = FixedGaussian(tensors["mu"], tensors["sigma"])
+            self._simple = FixedGaussian(tensors["mu"], tensors["sigma"])
+            return
+        if network["type"] == "linear":
+            given = {name: tensors[name] for name in _LINEAR if name != "sigma"}
+            self._simple = LinearGaussian(**given, reach=float(network["reach"]),
+                                          sigma=tensors["sigma"].astype(np.float32))
             return
         options = {key: value for key, value in network.items() if key != "type"}
         self._config = NetworkConfig.from_dict(options)
@@ -115,6 +129,11 @@ class FusionActor:
             raise BundleError(f"{bundle.version}: {error!r}; expected a policy that fits the vocabulary") from None
         return actor
 
+    @property
+    def fixed(self) -> FixedGaussian | None:
+        """The one vector, which reads no state; None where the policy is personal."""
+        return self._simple if isinstance(self._simple, FixedGaussian) else None
+
     def act(
         self,
         state: NDArray[np.float32],
@@ -138,8 +157,6 @@ class FusionActor:
         self._check(state)
         if rng is None:
             rng = self._rng if seed is None else np.random.default_rng(seed)
-        if self._fixed is not None:
-            return self._fixed.act(state, explore, rng)
         mu, sigma = self._moments(state)
         return decide(mu, sigma, explore, rng, self._range)
 
@@ -152,8 +169,6 @@ class FusionActor:
         self._check(state)
         expected = (len(state), self.vocabulary.action_size)
         require(action.shape == expected, "action", action.shape, f"an array {expected}")
-        if self._fixed is not None:
-            return gaussian_log_density(action, self._fixed.mu, self._fixed.sigma)
         mu, sigma = self._moments(state)
         if self._range is None:
             return gaussian_log_density(action, mu, sigma)
@@ -167,6 +182,8 @@ class FusionActor:
             require(False, f"state[{row}, {column}]", float(state[row, column]), "finite numbers")
 
     def _moments(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if self._simple is not None:
+            return self._simple.moments(state)
         x: Array = state.astype(np.float64)
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
             x = _activate(x @ weight + bias, self._config.activation)

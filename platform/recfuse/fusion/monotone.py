@@ -7,11 +7,13 @@ prediction promises: more of it never ranks a candidate lower.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from recfuse.behaviours import Curve
 from recfuse.config import require
 
 _SWEEPS = 2_000
@@ -40,6 +42,19 @@ class MonotoneCurves:
         require(bool(finite), "x and y", "NaN or an infinite value", "finite numbers")
         require(bool((self.x.diff(dim=1) > 0).all()), "x", "knots that do not increase", "increasing knots")
         require(bool((self.y.diff(dim=1) >= 0).all()), "y", "values that decrease", "values that do not decrease")
+
+    @classmethod
+    def of(cls, curves: Sequence[Curve]) -> MonotoneCurves:
+        """Those of a vocabulary, in float64."""
+        return cls(*(torch.tensor([getattr(curve, axis) for curve in curves], dtype=torch.float64) for axis in "xy"))
+
+    def to(self, device: torch.device) -> MonotoneCurves:
+        """The same on a device."""
+        return MonotoneCurves(self.x.to(device), self.y.to(device))
+
+    def plain(self) -> tuple[Curve, ...]:
+        """As a vocabulary has them."""
+        return tuple(Curve(x=tuple(x), y=tuple(y)) for x, y in zip(self.x.tolist(), self.y.tolist(), strict=True))
 
     def __call__(self, predictions: Tensor) -> Tensor:
         """The curves' values of predictions [..., M], likewise [..., M]."""
@@ -77,6 +92,19 @@ def knots_of(predictions: Tensor, knots: int = 8) -> Tensor:
     return (x[:, :1] + steps.cumsum(1)).contiguous()
 
 
+def basis_of(predictions: Tensor, x: Tensor) -> Tensor:
+    """[..., M, Q − 1] of predictions [..., M] and knots x [M, Q]: function q rises from 0 to 1 between knots q and
+    q + 1, and the outer ones go on. A curve is a sum of them, whose coefficients are its rises."""
+    low, high = torch.zeros_like(x[0, 1:]), torch.ones_like(x[0, 1:])
+    low[0], high[-1] = -torch.inf, torch.inf
+    return ((predictions.unsqueeze(-1) - x[:, :-1]) / x.diff(dim=1)).clamp(low, high)
+
+
+def curves_of(x: Tensor, rises: Tensor) -> MonotoneCurves:
+    """The curves of knots [M, Q] and rises [M, Q − 1] ≥ 0, each 0 at its first knot."""
+    return MonotoneCurves(x, torch.cat([torch.zeros_like(rises[:, :1]), rises.cumsum(1)], 1))
+
+
 def fit_curves(predictions: Tensor, target: Tensor, groups: Tensor | None = None, *, x: Tensor | None = None,
                penalty: float = 1e-3) -> MonotoneCurves:
     """The curves whose sum is closest to the target: non-negative least squares on the rise between two knots each.
@@ -96,18 +124,13 @@ def fit_curves(predictions: Tensor, target: Tensor, groups: Tensor | None = None
     require(target.shape == predictions.shape[:1], "target", tuple(target.shape), f"a tensor [{len(predictions)}]")
     x = knots_of(predictions) if x is None else x.double()
     width, size = x.shape
-    # Basis function q of a prediction rises from 0 to 1 between knots q and q + 1; the outer ones go on.
-    share = (predictions.double().T.unsqueeze(2) - x[:, None, :-1]) / x.diff(dim=1)[:, None]
-    low = torch.zeros(size - 1, dtype=torch.float64)
-    high = torch.ones(size - 1, dtype=torch.float64)
-    low[0], high[-1] = -torch.inf, torch.inf
-    basis = share.clamp(low, high).transpose(0, 1).reshape(len(predictions), -1)
+    basis = basis_of(predictions.double(), x).flatten(1)
     code = torch.zeros(len(basis), dtype=torch.int64) if groups is None else groups.unique(return_inverse=True)[1]
     basis, centred = _centred(basis, code), _centred(target.double().unsqueeze(1), code)
     gram, moment = basis.T @ basis, (basis.T @ centred).squeeze(1)
     gram += penalty * torch.diag(gram.diagonal().mean().clamp(min=1e-12).expand(len(gram)))
-    rises = _non_negative(gram, moment).reshape(width, size - 1)
-    return MonotoneCurves(x, torch.cat([torch.zeros(width, 1, dtype=torch.float64), rises.cumsum(1)], 1))
+    rises = non_negative(gram, moment).reshape(width, size - 1)
+    return curves_of(x, rises)
 
 
 def _centred(values: Tensor, code: Tensor) -> Tensor:
@@ -116,7 +139,7 @@ def _centred(values: Tensor, code: Tensor) -> Tensor:
     return values - (total / torch.bincount(code).clamp(min=1).unsqueeze(1))[code]
 
 
-def _non_negative(gram: Tensor, moment: Tensor) -> Tensor:
+def non_negative(gram: Tensor, moment: Tensor) -> Tensor:
     """The w ≥ 0 with the least ½ wᵀGw − mᵀw, by coordinate descent; G is positive definite."""
     w = torch.zeros_like(moment)
     gradient = -moment.clone()

@@ -52,6 +52,51 @@ def decide(
     return Decision(mu, sigma, action, squashed_log_density(action, mu, sigma, bounds))
 
 
+@dataclass(frozen=True)
+class LinearGaussian:
+    """A Gaussian whose mean is linear in the state, and whose deviation is the same everywhere: a value per candidate
+    that is linear in its predictions, with coefficients that depend on who asks (maths 5.9).
+
+    Attributes:
+        weights: float64[S, M]; bias: float64[M]: μ = bias + clip((s − state_mean) / state_std, ±reach) · weights.
+        state_mean, state_std: float64[S]; reach: > 0.
+        sigma: float32[M], > 0.
+
+    Raises:
+        InvalidFieldError: names the field, its value and what is allowed.
+    """
+
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    state_mean: NDArray[np.float64]
+    state_std: NDArray[np.float64]
+    reach: float
+    sigma: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        require(self.weights.ndim == 2, "weights", self.weights.shape, "an array [S, M]")
+        states, actions = self.weights.shape
+        for name, size in (("bias", actions), ("sigma", actions), ("state_mean", states), ("state_std", states)):
+            values = getattr(self, name)
+            require(values.shape == (size,), name, values.shape, f"a vector [{size}]")
+        for name in ("weights", "bias", "state_mean"):
+            require(bool(np.isfinite(getattr(self, name)).all()), name, "NaN or an infinite value", "finite numbers")
+        for name in ("sigma", "state_std"):
+            values = getattr(self, name)
+            require(bool((np.isfinite(values) & (values > 0)).all()), name, values.tolist(), "finite numbers > 0")
+        require(np.isfinite(self.reach) and self.reach > 0, "reach", self.reach, "a finite number > 0")
+
+    def moments(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """μ and σ, float32[B, M] each, of states [B, S]."""
+        numbers = ((state.astype(np.float64) - self.state_mean) / self.state_std).clip(-self.reach, self.reach)
+        mu = (numbers @ self.weights + self.bias).astype(np.float32)
+        return mu, np.tile(self.sigma, (len(state), 1))
+
+    def act(self, state: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:
+        """See `Policy.act`."""
+        return decide(*self.moments(state), explore, rng)
+
+
 class FixedGaussian:
     """The same Gaussian in every state: a declared behaviour policy, or the one vector that CEM found.
 
@@ -72,7 +117,11 @@ class FixedGaussian:
         require(bool((np.isfinite(given) & (given > 0)).all()), "sigma", given.tolist(), "finite numbers > 0")
         self.sigma = np.broadcast_to(given, self.mu.shape).copy()
 
-    def act(self, state: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:
-        """See `Policy.act`; of the state [B, S] only B is used."""
+    def moments(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """μ and σ, float32[B, M] each; of the states [B, S] only B is used."""
         rows = (len(state), 1)
-        return decide(np.tile(self.mu, rows), np.tile(self.sigma, rows), explore, rng)
+        return np.tile(self.mu, rows), np.tile(self.sigma, rows)
+
+    def act(self, state: NDArray[np.float32], explore: bool, rng: np.random.Generator) -> Decision:
+        """See `Policy.act`."""
+        return decide(*self.moments(state), explore, rng)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from recfuse.behaviours import Formula
+from recfuse.behaviours import Curve, Formula
 from recfuse.config import require
+from recfuse.fusion.monotone import MonotoneCurves
 
 Order = Literal["descending", "ascending"]
 
 
 def fuse(
-    predictions: Tensor, weights: Tensor, formula: Formula = "linear", offset: float | Tensor = 1e-3
+    predictions: Tensor, weights: Tensor, formula: Formula = "linear", offset: float | Tensor = 1e-3,
+    curves: Sequence[Curve] | None = None,
 ) -> Tensor:
     """Scores of candidates from their predictions and the fusion parameters.
 
@@ -24,6 +27,7 @@ def fuse(
         formula: `linear` Σ a_k p_k (maths 2.1), `log_sum` Σ a_k log(p_k + b_k) (2.2), `power` Π (p_k + b_k)^{a_k}
             (2.3). The last two order alike; products that leave the float range tie, so rank by `log_sum` there.
         offset: b > 0, one number or [M]; unused by `linear`.
+        curves: M, which predictions pass through before `linear` (2.5).
 
     Returns:
         [..., N].
@@ -39,8 +43,11 @@ def fuse(
     _require_broadcast(predictions, weights)
     _require_all(torch.isfinite(predictions), "predictions", predictions, "finite numbers")
     _require_all(torch.isfinite(weights), "weights", weights, "finite numbers")
+    require(curves is None or (formula == "linear" and len(curves) == parameters), "curves", curves,
+            f"{parameters} curves for the formula linear, or none")
     if formula == "linear":
-        return _weigh(predictions, weights)
+        terms = predictions if curves is None else MonotoneCurves.of(curves)(predictions).to(predictions.dtype)
+        return _weigh(terms, weights)
     b = torch.as_tensor(offset, dtype=predictions.dtype, device=predictions.device)
     require(b.ndim == 0 or b.shape == (parameters,), "offset", tuple(b.shape), f"a number or a tensor [{parameters}]")
     _require_all((b > 0) & torch.isfinite(b), "offset", b, "finite numbers > 0")

@@ -23,9 +23,10 @@ from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
+from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError, require
 from recfuse.fusion.networks import GaussianPolicies
-from recfuse.fusion.policies import FixedGaussian
+from recfuse.fusion.policies import FixedGaussian, LinearGaussian
 from recfuse.learning.divergence import finite_or_raise
 from recfuse.learning.learner import FusionLearner
 from recfuse.learning.module import FusionPolicyModule
@@ -268,11 +269,18 @@ class FusionAlgorithm(Algorithm):
         self.progress.stopped.pop(phase.name)
         return True
 
-    def policy(self) -> GaussianPolicies | FixedGaussian:
+    def policy(self) -> GaussianPolicies | FixedGaussian | LinearGaussian:
         """The policy that serves as it stands, on the CPU."""
+        return self._module().served()
+
+    def vocabulary(self) -> Vocabulary:
+        """By which that policy reads states and ranks."""
+        return self._module().served_vocabulary()
+
+    def _module(self) -> FusionPolicyModule:
         module = self.config.build_module()
         module.set_state(self.learner_group.get_weights()[DEFAULT_MODULE_ID])
-        return module.served()
+        return module
 
 
 def _end_of(phase: Phase) -> str:

@@ -21,6 +21,7 @@ NEEDED = ("open", "shown", "mu", "sigma")
 COLUMNS = (*NEEDED, "predictions", "scene", "user_id")
 # What the learner sees of them.
 ARRAYS = ("predictions", "open", "shown", "mu", "sigma", "scene", "user")
+_NO_NUMBER = np.uint16(0x7C00)
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,40 @@ def replay_arrays(table: pa.Table, shape: ReplayShape) -> dict[str, NDArray[Any]
     wrong = places >= is_open.length[:, None]
     require(not wrong.any(), "samples.shown", places[wrong][:1].tolist(), "positions of the sample's candidates")
     return {
-        "predictions": _predictions(Lists.of(_whole(table["predictions"])), is_open.length, shape),
+        "predictions": _predictions(table["predictions"], is_open.length, shape),
         "open": is_open.padded(every, shape.candidates, False).astype(bool), "shown": places,
         "mu": _matrix(table["mu"], shape.parameters, 0.0), "sigma": _matrix(table["sigma"], shape.parameters, 1.0),
         "scene": _scene(table["scene"], shape.scenes), "user": _user(table)}
 
 
-def _predictions(values: Lists, count: NDArray[np.int64], shape: ReplayShape) -> NDArray[np.float16]:
-    parameters = shape.parameters
+def _predictions(column: pa.ChunkedArray, count: NDArray[np.int64], shape: ReplayShape) -> NDArray[np.float16]:
+    result = np.empty((len(count), shape.parameters, shape.candidates), np.float16)
+    first = 0
+    for chunk in column.chunks:  # each is copied once, straight to its place
+        rows = slice(first, first + len(chunk))
+        _fill(result[rows], Lists.of(chunk), count[rows])
+        first += len(chunk)
+    return result
+
+
+def _fill(result: NDArray[np.float16], values: Lists, count: NDArray[np.int64]) -> None:
+    """Writes the predictions of n samples to [n, M, N]."""
+    _, parameters, width = result.shape
     wrong = values.length != parameters * count
     require(not wrong.any(), "samples.predictions", values.length[wrong][:1].tolist(),
             f"{parameters} numbers for each of {count[wrong][:1].tolist()} candidates")
     half = values.values.astype(np.float16, copy=False)
-    require(bool(np.isfinite(half).all()), "samples.predictions", "nan or infinity", "finite numbers")
-    if (count == shape.candidates).all():
-        return half.reshape(-1, parameters, shape.candidates)
-    result = np.zeros((len(count), parameters, shape.candidates), np.float16)
+    # All ones in the exponent; numpy looks at one half at a time.
+    require(not bool((half.view(np.uint16) & _NO_NUMBER == _NO_NUMBER).any()), "samples.predictions",
+            "nan or infinity", "finite numbers")
+    if (count == width).all():
+        result[:] = half.reshape(result.shape)
+        return
+    result[:] = 0.0
     for some in np.unique(count):
         rows = np.flatnonzero(count == some)
         flat = half[values.start[rows, None] + np.arange(parameters * some)]
         result[rows, :, :some] = flat.reshape(len(rows), parameters, some)
-    return result
 
 
 def _matrix(column: pa.ChunkedArray, width: int, absent: float) -> NDArray[np.float32]:

@@ -77,7 +77,7 @@ def choose_total(context: Context[Any], rng: np.random.Generator, iteration: int
     actions = _draw(other.mu, other.sigma, noise.to(other.mu))
     features = page_features(other.candidates, actions, other.attention)
     effect = _standardised(_effect(other, features, module.half_effects[0])[:, :, 0])
-    judged = _effect(other, features - other.expected.unsqueeze(1), module.half_effects[1])
+    judged = _effect(other, features - other.base.unsqueeze(1), module.half_effects[1])
     objective = context.settings.replay_objective(context.vocabulary)
     scores = []
     for total in GRID:

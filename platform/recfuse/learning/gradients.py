@@ -89,8 +89,8 @@ def take_step(
     gradients = over_workers(total.sum(), workers)
     torch._foreach_div_(gradients, parts * workers)
     used = [parameter for parameter, gradient in zip(parameters, partial, strict=True) if gradient is not None]
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
+    for parameter in parameters:
+        parameter.grad = None
     for parameter, gradient in zip(used, gradients, strict=True):
         parameter.grad = gradient
     norms = [torch.nn.utils.clip_grad_norm_(group, max_norm, foreach=True) for group in groups]

@@ -164,7 +164,7 @@ class FusionLearner(TorchLearner):
         context, settings = self.context, self._settings
         prepared = self._prepare(phase)
         seen: list[Metrics] = []  # of every part of every step
-        steps = 0
+        steps, every = 0, 1 if phase.every is None else phase.every(context)
         explained = phase.fitted.explained if phase.fitted is not None else None
         held_out = HeldOut(explained, len(context.names(explained.per)) if explained is not None else 0, self._device)
         for position, window in context.windows:
@@ -175,11 +175,12 @@ class FusionLearner(TorchLearner):
             drawn = {} if phase.draw is None else phase.draw(context, np.random.default_rng((*seed, 1)), count)
             for places in minibatches(len(learned), settings.minibatch_size, seed, context.rank, context.workers,
                                       settings.parts):
-                batch = self._gather(phase, window, position, learned[places], prepared.columns(False), drawn)
-                taken = [self._step(step, context.parts) for step in phase.steps_of(context, batch, steps)]
-                seen += join_steps(taken)
+                if steps % every == 0:
+                    batch = self._gather(phase, window, position, learned[places], prepared.columns(False), drawn)
+                    taken = [self._step(step, context.parts) for step in phase.steps_of(context, batch, steps)]
+                    seen += join_steps(taken)
                 steps += 1
-            rows = np.flatnonzero(out)
+            rows = np.flatnonzero(out)[::every]
             if position == 0:
                 self._states = window["state"][:_DIAGNOSTIC_ROWS].clone()  # not the window
                 if not settings.holdout:  # a look at what was learned from is better than none

@@ -13,6 +13,8 @@ from recfuse.stats.gaussian import Range, unsquash_array
 _ROUNDING = float(np.finfo(np.float32).eps)
 # A constant reward up to this size stays as it is; a larger one is divided by its size, or its square would overflow.
 _LARGE = 1e6
+# Rows in double that stay in the cache; of a whole batch they would be hundreds of fresh megabytes.
+_CACHED_ROWS = 1024
 
 
 def rewards(feedback: NDArray[np.float32], behaviours: tuple[Behaviour, ...]) -> NDArray[np.float32]:
@@ -42,9 +44,10 @@ class Sums:
             return
         if self._shift is None:
             self._shift = values[0].astype(np.float64)
-        shifted = values - self._shift
-        self._first = self._first + shifted.sum(0)
-        self._second = self._second + np.square(shifted).sum(0)
+        for start in range(0, len(values), _CACHED_ROWS):
+            shifted = values[start : start + _CACHED_ROWS] - self._shift
+            self._first = self._first + shifted.sum(0)
+            self._second = self._second + np.einsum("nk,nk->k", shifted, shifted)
 
     def moments(self, rows: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each column; 1 for the latter where a column is constant."""

@@ -59,22 +59,24 @@ def relative_effects(measured: Measured, vocabulary: Vocabulary, units: Tensor, 
         folds: of users, that say so; all where None.
         like: a model whose penalties are taken.
     """
-    layout = Layout.of(vocabulary)
-    model, reward = measured.sums.fit(folds, like), measured.reward
-    found = model.coefficients
+    layout, reward = Layout.of(vocabulary), measured.reward
+    first = len(layout.long) + 1
+    slopes = _slopes(measured, layout, units, prior, folds)
+    own = {first + k: (layout.own[place], slopes.used[k] / float(units[place]))
+           for k, place in enumerate(layout.short) if place in layout.own}
+    # What a behaviour's own prediction does not tell of it is regressed on all columns, as far as the log supports it.
+    model = measured.sums.less(own).fit(folds, like)
+    found = model.coefficients.clone()
+    for target, (column, slope) in own.items():
+        found[0, column, target] += slope
     alphas = [vocabulary.behaviours[place].weight for place in layout.long]
     long_term = torch.stack([alpha / sum(alphas) * found[:, :, k] / _scale(reward[place])
                              for k, (place, alpha) in enumerate(zip(layout.long, alphas, strict=True))]).sum(0)
     stay = found[:, :, len(layout.long)]
-    slopes = _slopes(measured, layout, units, prior, folds)
     effects = [long_term]
     for k, place in enumerate(layout.short):
-        immediate = found[:, :, len(layout.long) + 1 + k]
-        if place in layout.own:
-            immediate = torch.zeros_like(stay)
-            immediate[0, layout.own[place]] = slopes.used[k] / float(units[place])
         seldom = abs(float(reward[place])) < _NEVER
-        effects.append(torch.zeros_like(stay) if seldom else immediate / _scale(reward[place]) + stay)
+        effects.append(torch.zeros_like(stay) if seldom else found[:, :, first + k] / _scale(reward[place]) + stay)
     return RelativeEffects(torch.stack(effects, 2), slopes, model)
 
 
@@ -97,12 +99,12 @@ def _scale(reward: Tensor) -> float:
 
 
 def mean_effects(rows: ReplayRows, features: Tensor, effects: Tensor) -> Tensor:
-    """Mean relative effects of vectors over requests, float64[K, k].
+    """Mean effects of vectors over requests, relative to the mean of the logged policy, float64[K, k].
 
     Args:
         features: [n, K, C], of the pages that the vectors show; effects: [U, C, k].
     """
-    centred = features - rows.expected.unsqueeze(1)
+    centred = features - rows.base.unsqueeze(1)
     sums = (rows.modifiers.T @ centred.flatten(1)).double().cpu().unflatten(1, centred.shape[1:])
     return torch.einsum("ukc,ucj->kj", sums, effects) / max(len(rows), 1)
 

@@ -106,6 +106,7 @@ class Phase:
         leave: once the next phase begins.
         prepare: before each pass: what networks that stay as they are say about every sample.
         draw: random columns for a window of so many rows, the same for any number of workers.
+        every: one of so many minibatches, and of the samples held out, is looked at; by default each one is.
         steps: of a minibatch and its number in the pass; by default one step on all of it.
         judge: the loss on samples held out, where it is another function.
         fitted: values whose explained variance is reported.
@@ -126,6 +127,7 @@ class Phase:
     leave: Callable[[Context[Any]], None] | None = None
     prepare: Callable[[Context[Any]], Prepared] | None = None
     draw: Callable[[Context[Any], np.random.Generator, int], Batch] | None = None
+    every: Callable[[Context[Any]], int] | None = None
     steps: Callable[[Context[Any], Batch, int], Iterator[Step]] | None = None
     judge: Loss | None = None
     fitted: Fitted | None = None

@@ -11,7 +11,13 @@ from torch import Tensor
 from recfuse.behaviours import Vocabulary
 from recfuse.fusion.attention import Attention, AttentionSums
 from recfuse.fusion.effects import FOLDS, EffectSums
-from recfuse.fusion.replay import Candidates, antithetic_noise, expected_features, features_of_shown
+from recfuse.fusion.replay import (
+    Candidates,
+    antithetic_noise,
+    expected_features,
+    features_of_shown,
+    page_features,
+)
 from recfuse.learning.columns import chunks, fill
 from recfuse.learning.context import Context
 from recfuse.learning.critics import one_step_advantages
@@ -74,7 +80,7 @@ class ReplayRows:
     Attributes:
         state: [n, S]; candidates: of them; mu, sigma: [n, M], of the logged policy; fold: int64[n].
         modifiers: [n, U], what effects depend on.
-        expected: [n, C], E f under the logged policy.
+        base: [n, C], f of the pages that the mean of the logged policy shows: what effects are relative to.
         attention: [L], of the places of a page.
     """
 
@@ -84,7 +90,7 @@ class ReplayRows:
     sigma: Tensor
     modifiers: Tensor
     fold: Tensor
-    expected: Tensor
+    base: Tensor
     attention: Tensor
 
     def __len__(self) -> int:
@@ -92,7 +98,7 @@ class ReplayRows:
 
     def __getitem__(self, rows: Tensor) -> ReplayRows:
         return ReplayRows(self.state[rows], self.candidates[rows], self.mu[rows], self.sigma[rows],
-                          self.modifiers[rows], self.fold[rows], self.expected[rows], self.attention)
+                          self.modifiers[rows], self.fold[rows], self.base[rows], self.attention)
 
 
 def candidates_of(batch: dict[str, Tensor], vocabulary: Vocabulary) -> Candidates:
@@ -185,7 +191,7 @@ def _stay(window: dict[str, Tensor]) -> Tensor:
     return ((1 - STAY_DISCOUNT**following) / (1 - STAY_DISCOUNT)).unsqueeze(1)
 
 
-def gather(context: Context[Any], count: int, draws: int, attention: Attention) -> ReplayRows:
+def gather(context: Context[Any], count: int, attention: Attention) -> ReplayRows:
     """About so many requests, evenly spread over the log."""
     stride = max(1, context.rows // count)
     parts: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
@@ -195,9 +201,8 @@ def gather(context: Context[Any], count: int, draws: int, attention: Attention) 
             parts[name].append(window[name].index_select(0, rows))
     batch = {name: torch.cat(part) for name, part in parts.items()}
     candidates = candidates_of(batch, context.vocabulary)
-    noise = noise_of(context.vocabulary, 2 * draws, context.settings.seed + 1).to(context.device)
-    weights = attention.of(batch["shown"].shape[1], noise)
-    expected = expected_features(candidates, batch["mu"], batch["sigma"], noise, weights)
+    weights = attention.of(batch["shown"].shape[1], batch["mu"])
+    base = page_features(candidates, batch["mu"].unsqueeze(1), weights)[:, 0]
     modifiers = context.module.modifiers_of(batch["state"], batch["scene"])
     return ReplayRows(batch["state"], candidates, batch["mu"], batch["sigma"], modifiers, fold_of(batch["user"]),
-                      expected, weights)
+                      base, weights)

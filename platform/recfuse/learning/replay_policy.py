@@ -4,7 +4,7 @@ floors, and whether it is better than the vector (maths 5.5 to 5.7)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
 from typing import Any
@@ -48,6 +48,8 @@ PUBLISHES_VECTOR = Metric("publishes_vector")
 # Folds of users whose replay dual ascent looks at, and whose samples no policy climbs on; an even number of folds of
 # either half of the users.
 _WATCHED = tuple(range(0, FOLDS, 5))
+# Steps from one move of the multipliers to the next.
+_STEPS_PER_ASCENT = 4
 
 
 def measured(context: Context[Any]) -> Measured:
@@ -65,7 +67,7 @@ def replay_rows(context: Context[Any]) -> ReplayRows:
     settings: ReplaySettings = context.settings.replay
     decay = Attention(float(context.module.attention_decay), 0.0)
     return context.memory.once("replay_rows", ("attention",),
-                               lambda: gather(context, settings.requests, settings.draws, decay))
+                               lambda: gather(context, settings.requests, decay))
 
 
 def _effects(context: Context[Any], folds: list[int] | None = None,
@@ -119,14 +121,17 @@ def climb_loss(context: Context[Any], batch: Batch, effects: Tensor, learned: Te
         effects: [U, C, 1 + |S|]; learned: bool[n], rows that are climbed on.
     """
     settings, module = context.settings.replay, context.module
+    batch = {name: column[learned] for name, column in batch.items()}
     mu, log_sigma = (moment[:, 0] for moment in module.policy(batch["state"]))
-    action = mu + log_sigma.exp().detach() * batch["noise"]
+    action = mu + settings.noise * log_sigma.exp().detach() * batch["noise"]
     value = values_of(context, batch, action.unsqueeze(1), effects, relaxed(settings))[:, 0]
-    weights = _weights(context, value)
     divergence = gaussian_kl(mu, log_sigma, batch["mu"], batch["sigma"].log())
-    share = learned.float() / learned.float().sum().clamp(min=1.0)
-    gain = (value @ weights * share).sum()
-    return PhaseLoss(settings.kl_weight * (divergence * share).sum() - gain, {KL: divergence.mean().detach()})
+    rows = max(1, len(mu))
+    gain, divergence = (value @ _weights(context, value)).sum() / rows, divergence.sum() / rows
+    # A longer vector ranks as before, but exploration turns it less, which the value along sampled actions rewards.
+    length = mu.norm(dim=1) / batch["mu"].norm(dim=1).clamp(min=1e-6)
+    held = settings.length_weight * (length - 1).square().sum() / rows
+    return PhaseLoss(settings.kl_weight * divergence + held - gain, {KL: divergence.detach()})
 
 
 def _weights(context: Context[Any], like: Tensor) -> Tensor:
@@ -216,22 +221,40 @@ def _served_features(context: Context[Any], rows: ReplayRows) -> Tensor:
     return page_features(rows.candidates, mu, rows.attention)
 
 
-def ascend(rows: Callable[[ReplayRows], Tensor],
-           effects: Callable[[FusionPolicyModule], Tensor]) -> Callable[[Context[Any], Metrics], Metrics]:
-    """After a pass every multiplier moves by its behaviour's shortfall on users that no step has climbed on."""
+@dataclass(frozen=True)
+class Ascent:
+    """Multipliers by dual ascent on users that no step climbs on.
 
-    def finish(context: Context[Any], _: Metrics) -> Metrics:
+    Every multiplier is a proportional and an integral part of what its behaviour lacks to its floor: the integral alone
+    swings, since the policy answers only after some steps (Stooke, Achiam and Abbeel, "Responsive Safety in
+    Reinforcement Learning by PID Lagrangian Methods", ICML 2020).
+
+    Attributes:
+        rows: which of the replayed requests look; effects: by which they do.
+    """
+
+    rows: Callable[[ReplayRows], Tensor]
+    effects: Callable[[FusionPolicyModule], Tensor]
+
+    def __call__(self, context: Context[Any]) -> None:
+        """Moves the multipliers."""
         settings, module = context.settings.replay, context.module
-        every = replay_rows(context)
-        value = served_effects(context, every[rows(every)], effects(module))
         floors = context.settings.replay_objective(context.vocabulary).floors[1:]
-        used = module.multipliers.clone()
-        shortfall = torch.where(torch.isfinite(floors), floors - value[1:], float("-inf"))
-        module.multipliers += (settings.dual_step * shortfall).to(module.multipliers)
+        shortfall = (floors - self.seen(context)[1:]).to(module.multipliers)
+        module.shortfalls += settings.dual_step * shortfall
+        module.shortfalls.clamp_(0.0, settings.multiplier_max)
+        module.multipliers.copy_(module.shortfalls + settings.dual_gain * shortfall)
         module.multipliers.clamp_(0.0, settings.multiplier_max)
-        return {EFFECT: value[0], BEHAVIOUR_EFFECT: value[1:], MULTIPLIER: used}
 
-    return finish
+    def seen(self, context: Context[Any]) -> Tensor:
+        """Mean relative effects of the policy as it stands, float64[1 + |S|]."""
+        every = replay_rows(context)
+        return served_effects(context, every[self.rows(every)], self.effects(context.module))
+
+    def report(self, context: Context[Any], _: Metrics) -> Metrics:
+        """After a pass."""
+        value = self.seen(context)
+        return {EFFECT: value[0], BEHAVIOUR_EFFECT: value[1:], MULTIPLIER: context.module.multipliers.clone()}
 
 
 @torch.no_grad()
@@ -247,7 +270,7 @@ def judge_by_others(context: Context[Any], side: int) -> None:
     def gain(effects: Tensor) -> Tensor:
         return (mean_effects(others, policy, effects) - mean_effects(others, vector, effects))[0] @ weights
 
-    model = measured(context).sums.fit(judges)
+    model = _effects(context, judges).model
     left = torch.stack([gain(_effects(context, [fold for fold in judges if fold != out], model).coefficients)
                         for out in judges])
     gained = gain(module.half_effects[1 - side].cpu().double())
@@ -267,26 +290,28 @@ def gate(context: Context[Any], rng: np.random.Generator, iteration: int) -> Met
 
 def start_trial(module: FusionPolicyModule, side: int) -> None:
     """The policy starts at the vector of half of the users."""
-    module.multipliers.zero_()
+    module.start_multipliers()
     module.policy.start_at(module.half_vectors[side])
 
 
 def start_policy(module: FusionPolicyModule) -> None:
     """The policy starts at the vector."""
-    module.multipliers.zero_()
+    module.start_multipliers()
     module.policy.start_at(module.vector_mean)
 
 
 def with_some_steps(phase: Phase) -> Phase:
     """The phase with so many steps a pass as the settings say, spread evenly over its minibatches."""
 
-    def steps(context: Context[Any], batch: Batch, number: int) -> Iterator[Step]:
+    def every(context: Context[Any]) -> int:
         settings = context.settings
-        stride = max(1, context.rows // (settings.minibatch_size * settings.replay.steps))
-        if number % stride == 0:
-            yield from phase.steps_of(context, batch, number)
+        return max(1, context.rows // (settings.minibatch_size * settings.replay.steps))
 
-    return replace(phase, steps=steps)
+    def steps(context: Context[Any], batch: Batch, number: int) -> Iterator[Step]:
+        for step in phase.steps_of(context, batch, number):
+            yield step if number // every(context) % _STEPS_PER_ASCENT == 0 else replace(step, follow=None)
+
+    return replace(phase, every=every, steps=steps)
 
 
 def passes(settings: Any) -> StoppingRule:
@@ -304,17 +329,19 @@ STAGE_ONE: Phase = with_some_steps(Phase(
 
 def _trial(side: int, seed: int) -> Phase:
     """A policy of half of the users alone, which the other half judges when it is fitted."""
+    ascent = Ascent(lambda rows: _watched(rows.fold) & (rows.fold % 2 == side),
+                    lambda module: module.half_effects[side])
     return with_some_steps(Phase(
         name=f"trial_{side + 1}", seed=seed, rule=passes, columns=COLUMNS, networks=("policy",),
         loss=partial(trial_loss, side=side), begin=partial(start_trial, side=side), draw=draw_noise,
         judge=partial(judge_trial, side=side), leave=partial(judge_by_others, side=side),
-        finish=ascend(lambda rows: _watched(rows.fold) & (rows.fold % 2 == side),
-                      lambda module: module.half_effects[side])))
+        follow=ascent, finish=ascent.report))
 
 
 TRIALS = (_trial(0, 12), _trial(1, 17))
 GATE: Phase = Phase(name="gate", seed=13, rule=lambda _: _ONCE, search=gate)
+_ASCENT = Ascent(lambda rows: _watched(rows.fold), lambda module: module.page_effects)
 STAGE_TWO: Phase = with_some_steps(Phase(
     name="stage_two", seed=14, rule=passes, columns=COLUMNS, networks=("policy",),
     loss=stage_two_loss, begin=start_policy, draw=draw_noise, judge=judge_policy,
-    finish=ascend(lambda rows: _watched(rows.fold), lambda module: module.page_effects)))
+    follow=_ASCENT, finish=_ASCENT.report))

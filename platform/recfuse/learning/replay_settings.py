@@ -24,8 +24,8 @@ class ReplaySettings(Config):
                        "even number.", ge=2, multiple_of=2)
     requests: int = Field(5_000, description="Vectors and multipliers are judged on so many requests, spread evenly "
                           "over the log.", ge=100)
-    floor: float = Field(0.0, description="A short-term behaviour changes relative to the logged policy by no less "
-                         "than this; 0 allows no loss.", ge=-1)
+    floor: float = Field(0.0, description="A short-term behaviour changes by no less than this, relative to the "
+                         "logged policy without its exploration; 0 allows no loss.", ge=-1)
     floors: dict[str, float] = Field({}, description="Short-term behaviours have these floors in place of `floor`.")
     least_gain: float = Field(
         0.002, description="The policy is served where replay on other users finds it better than the vector by this "
@@ -40,9 +40,17 @@ class ReplaySettings(Config):
                                "standard deviations of a request's scores.", gt=0)
     kl_weight: float = Field(0.001, description="A nat of divergence from the logged policy costs so much of what a "
                              "request brings.", ge=0)
-    passes: int = Field(6, description="Stage one and stage two take so many passes each.", ge=1)
+    noise: float = Field(0.25, description="Stage two climbs along actions with this share of their exploration, since "
+                         "policies and vectors are compared by their means.", ge=0, le=1)
+    length_weight: float = Field(1.0, description="A vector whose length is not that of the logged one costs this "
+                                 "times the square of the relative difference, so that exploration turns both alike.",
+                                 ge=0)
+    passes: int = Field(4, description="Stage one and stage two take so many passes each.", ge=1)
     steps: int = Field(40, description="A pass takes about so many steps, spread evenly over the samples.", ge=1)
-    dual_step: float = Field(5.0, description="A multiplier rises after each pass by this times the shortfall.", gt=0)
+    dual_step: float = Field(0.5, description="What a multiplier has summed up rises by this times what its behaviour "
+                             "lacks to its floor, every few steps.", gt=0)
+    dual_gain: float = Field(5.0, description="A multiplier is this times what its behaviour lacks, beside what it has "
+                             "summed up.", ge=0)
     multiplier_max: float = Field(10.0, description="Multipliers stay at or below this.", gt=0)
 
 

@@ -20,6 +20,7 @@ from recfuse.learning.stopping import StoppingRule
 AlgorithmName = Annotated[str, tyro.conf.arg(aliases=("--algorithm",))]
 # A window of wide states is cut to about so many bytes.
 _WINDOW_BYTES = 1 << 30
+Serves = Literal["policy", "vector", "item_value", "monotone"]
 DensityKind = Literal["auto", "logged", "estimated"]
 
 
@@ -33,7 +34,9 @@ class Networks:
         action_values: how many networks of the value of actions, and value: about what it is at first.
         targets: names of the networks that have a target network.
         trace_policy: the policy that V-trace corrects to is kept as it was when the critics were last fitted.
-        is_vector: one vector is searched for all requests, in place of the policy.
+        serves: the policy, or what takes its place: one vector that is searched for all requests, a value per
+            candidate, or one vector over monotone curves of the predictions.
+        knots: of every curve.
     """
 
     critics: tuple[str, ...] = ()
@@ -43,7 +46,8 @@ class Networks:
     value: float = 0.0
     targets: tuple[str, ...] = ()
     trace_policy: bool = False
-    is_vector: bool = False
+    serves: Serves = "policy"
+    knots: int = 2
 
 
 def named(name: str) -> Any:

@@ -98,7 +98,7 @@ def _train(config: TrainFusionConfig, claimed: Output) -> TrainFusionResult:
         run.finish()
         algorithm = run.algorithm
         metrics, history = summary(algorithm), algorithm.progress.history
-        bundle = export_policy(output, algorithm.policy(), samples.vocabulary, training=config.learning.to_dict(),
+        bundle = export_policy(output, algorithm.policy(), algorithm.vocabulary(), training=config.learning.to_dict(),
                                data_fingerprint=samples.fingerprint, metrics=metrics)
     write_atomically(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
     write_atomically(output / METRICS, json.dumps(metrics, indent=1))

@@ -107,14 +107,18 @@ class Windows:
             if self._replay is not None:
                 columns |= replay_arrays(table, self._replay)
             columns["feedback"] = rewards(columns["feedback"], self._behaviours) / self._reward_std
-            # A copy: Arrow's memory is read-only, and shared with the object store.
-            window = {name: torch.from_numpy(np.array(values)).to(self._device) for name, values in columns.items()}
+            window = {name: torch.from_numpy(_own(values)).to(self._device) for name, values in columns.items()}
             window["explored"] = torch.from_numpy(drawn_rows(table)).to(self._device)
             del table, columns
             pa.default_memory_pool().release_unused()
             yield window
             del window
             return_freed_memory()
+
+
+def _own(values: NDArray[Any]) -> NDArray[Any]:
+    """A copy where the memory is Arrow's, which is read-only, and shared with the object store."""
+    return np.ascontiguousarray(values) if values.flags.writeable else np.array(values)
 
 
 class DrawnWindows:

@@ -7,7 +7,7 @@ not what it says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recfuse.behaviours import Formula, Vocabulary
+from recfuse.behaviours import Curve, Formula, Vocabulary, curved
 from recfuse.logs.schema import CANDIDATES
 
 COLUMNS = ("candidates", "candidates_total", "shown")
@@ -59,6 +59,9 @@ class Lists:
 
     def padded(self, rows: NDArray[np.int64], width: int, fill: Any) -> NDArray[Any]:
         """[len(rows), width] of these rows; `fill` behind the end of each."""
+        if len(self.values) == len(rows) * width and np.array_equal(rows, np.arange(len(self.length))) and (
+                self.length == width).all():
+            return self.values.reshape(len(rows), width)
         places = np.arange(width)
         there = places < self.length[rows, None]
         if not there.any():
@@ -171,7 +174,8 @@ class _Check:
         rows = np.flatnonzero(good & self._present & ~self._bad)
         wrong = np.zeros(len(good), bool)
         for some, predictions, is_open, shown in self._blocks(rows, self._half):
-            wrong[some] = ~reproduces(predictions, is_open, action[some], shown, formula, offset)
+            wrong[some] = ~reproduces(predictions, is_open, action[some], shown, formula, offset,
+                                      self._vocabulary.curves)
         words = self._likeness(np.flatnonzero(wrong)[:_LOOKED_AT], action, mu) if wrong.any() else ""
         self._refuse(wrong, "shown", f"the page that the action ranks the predictions to, by the formula {formula} in "
                                      f"descending order{words}")
@@ -207,8 +211,10 @@ class _Check:
         }
         for words, (values, vector, by, by_candidate) in guesses.items():
             # To a vector of zeros all pages are equal.
-            fit = sum(int((reproduces(predictions, is_open, vector[some], shown, by, offset) & vector[some].any(1)
-                           ).sum()) for some, predictions, is_open, shown in self._blocks(rows, values, by_candidate))
+            curves = self._vocabulary.curves if by == formula else None
+            fit = sum(int((reproduces(predictions, is_open, vector[some], shown, by, offset, curves)
+                           & vector[some].any(1)).sum())
+                      for some, predictions, is_open, shown in self._blocks(rows, values, by_candidate))
             if fit >= _MOST * len(rows):
                 return f" (the numbers look like {words})"
         return ""
@@ -230,8 +236,8 @@ class _Check:
         return {"candidates": candidates, "candidates_total": total.cast(pa.int32()), "shown": column}
 
 
-def scores_of(predictions: NDArray[Any], action: NDArray[np.float32], formula: Formula,
-              offset: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def scores_of(predictions: NDArray[Any], action: NDArray[np.float32], formula: Formula, offset: float,
+              curves: Sequence[Curve] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scores of candidates (maths 2), float64[n, N], and how far those of a writer in single precision may be off, [n].
 
     `power` orders as `log_sum` does, whose score it is here.
@@ -240,7 +246,7 @@ def scores_of(predictions: NDArray[Any], action: NDArray[np.float32], formula: F
         predictions: [n, M, N]; action: [n, M].
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        terms = _terms(predictions, formula, offset)
+        terms = _terms(predictions, formula, offset, curves)
         weight = action.astype(np.float64)
         scores = np.matmul(weight[:, None], terms)[:, 0]
         # A logarithm near 0 carries the rounding of its argument, which is near 1.
@@ -248,10 +254,11 @@ def scores_of(predictions: NDArray[Any], action: NDArray[np.float32], formula: F
     return scores, (action.shape[1] + 4) * _EPSILON * (np.abs(weight) * size).sum(1)
 
 
-def _terms(predictions: NDArray[Any], formula: Formula, offset: float) -> NDArray[np.float64]:
+def _terms(predictions: NDArray[Any], formula: Formula, offset: float,
+           curves: Sequence[Curve] | None) -> NDArray[np.float64]:
     """What the fusion parameters weigh, float64."""
     if formula == "linear":
-        return predictions.astype(np.float64)
+        return curved(predictions, curves)
     if predictions.dtype == np.float16:  # there are few of them: to look a logarithm up is much faster
         every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
         looked_up: NDArray[np.float64] = np.log(every + offset)[np.ascontiguousarray(predictions).view(np.uint16)]
@@ -260,7 +267,8 @@ def _terms(predictions: NDArray[Any], formula: Formula, offset: float) -> NDArra
 
 
 def reproduces(predictions: NDArray[Any], is_open: NDArray[np.bool_], action: NDArray[np.float32],
-               shown: NDArray[np.int64], formula: Formula, offset: float) -> NDArray[np.bool_]:
+               shown: NDArray[np.int64], formula: Formula, offset: float,
+               curves: Sequence[Curve] | None = None) -> NDArray[np.bool_]:
     """bool[n]: the action ranks the candidates to the page that was shown, but for places whose scores are equal within
     single precision.
 
@@ -268,7 +276,7 @@ def reproduces(predictions: NDArray[Any], is_open: NDArray[np.bool_], action: ND
         predictions: [n, M, N]; is_open: bool[n, N]; action: [n, M].
         shown: [n, L], positions, best place first, −1 behind the end.
     """
-    scores, rounding = scores_of(predictions, action, formula, offset)
+    scores, rounding = scores_of(predictions, action, formula, offset, curves)
     there = shown >= 0
     taken = np.take_along_axis(scores, shown.clip(0), 1)
     rest = is_open.copy()

@@ -30,12 +30,16 @@ def collect(config: ReportConfig) -> ReportData:
         subject["left out"] = "; ".join(evaluation["notes"])
     if off_policy and off_policy.get("separation"):
         subject["kept apart"] = off_policy["separation"]
+    tested = read_json(Path(config.ab_test) / METRICS)
+    if tested and "explore" in tested:
+        subject["A/B policies"] = "explore as when serving, unless they are called a mean" if tested["explore"] else (
+            "take their means; logged alone explores")
     if "exposures" in simulation:
         subject["exposures"] = simulation["exposures"]
     return ReportData(
         account=(read_json(Path(config.samples) / _ACCOUNT) or {}).get("account"),
         history=read_json_lines(Path(config.fusion) / _HISTORY),
-        ab_test=read_json(Path(config.ab_test) / METRICS), off_policy=off_policy,
+        ab_test=tested, off_policy=off_policy,
         scorer=(read_json(Path(config.scenes) / METRICS) or {}).get("by_pair", ()),
         response=simulation.get("response"), calibration=simulation.get("calibration", ()),
         serving=_latencies(Path(config.serving)), weights=evaluation.get("weights"), subject=subject)

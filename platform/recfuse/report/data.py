@@ -20,8 +20,8 @@ class ReportData:
         account: rows_in, kept, quarantined {reason: rows}.
         history: one mapping per training iteration: phase, iteration, loss, explained_variance/BEHAVIOUR, ….
         ab_test: measures, level, arms [{name, users, mean, estimate, low, high}]; the first arm is the base.
-        off_policy: behaviours, estimate, low, high, logged, effective_sample_size, requests, users, refused, of the
-            first estimator; estimators: the same of each, with estimator, per, mean_ratio; horizon.
+        off_policy: behaviours; blocks, one a question (`recfuse.evaluation.blocks.Block.to_dict`); advice: sentences;
+            truths, of a simulated log: {question: {change: [m], error: [m]}}, errors being half intervals.
         scorer: [{scene, task, rows, positives, auc, calibration_error, predicted_over_observed, …}].
         response: {auc: {behaviour: value}, …}, of the simulator's response model.
         calibration: [[scene, measure, simulated, real]].
@@ -50,11 +50,3 @@ def number(value: Any) -> float:
 def numbers(values: Sequence[Any]) -> np.ndarray:
     """float64[n], NaN where JSON has null."""
     return np.array([number(value) for value in values])
-
-
-def changes(answer: Plain, key: str) -> np.ndarray:
-    """float64[m], how far the values of an off-policy estimate lie from those of the log, in percent of their size; NaN
-    relative to 0."""
-    values, logged = numbers(answer[key]), numbers(answer["logged"])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(logged == 0, np.nan, 100 * (values - logged) / np.abs(logged))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recfuse.report.data import ReportData, changes, number, numbers
-from recfuse.report.style import COLOUR_NAMES, COLOURS, GREY, write_in_the_middle
+from recfuse.report.data import Plain, ReportData, number, numbers
+from recfuse.report.questions import answering, blocks, truth_of
+from recfuse.report.style import COLOURS, GREY
 
 PHASES = {"critics": "Critics", "cloning": "Imitation of the logged policy",
           "stage_one": "Stage one: short-term policies", "stage_two": "Stage two: the long-term policy"}
 # Of stage one the held-out loss is of another kind: what judges its stopping.
 _COMPARABLE = ("critics", "cloning", "stage_two")
-_UNITS = ("request", "session")  # of the estimators that are always there
+# Of the panels of a question, in inches: a line, what is around the lines, above them, and below the last panel.
+_LINE, _AROUND, _HEAD, _FOOT = .24, .8, .45, .25
+# What stands for the answers where there is the truth alone.
+_NOBODY: Plain = {"estimator": "no answer", "ranks_only": True, "change": (), "change_low": (), "change_high": ()}
 
 
 def account(data: ReportData) -> Figure | None:
@@ -98,50 +105,63 @@ def ab_test(data: ReportData) -> Figure | None:
 
 
 def off_policy(data: ReportData) -> Figure | None:
-    """The first estimator against the log, behaviour by behaviour."""
-    if data.off_policy is None:
+    """Changes from the log: a row of panels a question, a panel a behaviour, a line an estimator."""
+    asked = blocks(data)
+    if not asked:
         return None
-    first = data.off_policy
-    figure = Figure(figsize=(8, 3))
-    axes = figure.subplots()
-    names = first["behaviours"]
-    if first.get("refused"):
-        write_in_the_middle(axes, f"No estimate: {first['refused']}")
-        axes.set(xlabel="difference to the log per request (%)", yticks=[])
-        return figure
-    middle, low, high = (changes(first, key) for key in ("estimate", "low", "high"))
-    place = np.arange(len(names))[::-1]
-    axes.errorbar(middle, place, xerr=_whiskers(middle, low, high), fmt="o", capsize=3, color=COLOURS[0])
-    axes.set_yticks(place, names)
-    axes.set_ylim(-.6, len(names) - .4)
-    axes.axvline(0, color=GREY, lw=.8)
-    size = number(first["effective_sample_size"][0])
-    axes.set(xlabel="difference to the log per request (%)",
-             title=f"effective sample size {size:,.0f} of {first['requests']:,} requests")
+    # In inches and not by a layout engine, whose sums differ in the last digit from one run to the next.
+    heights = [_AROUND + _LINE * max(len(answering(block)), 1) for block in asked]
+    figure = Figure(figsize=(8, _FOOT + sum(heights)))
+    figure.set_layout_engine("none")
+    top = sum(heights) + _FOOT
+    for block, height in zip(asked, heights, strict=True):
+        figure.text(.01, (top - .05) / (sum(heights) + _FOOT), block["question"], va="top", fontweight="bold")
+        if answering(block) or truth_of(data, block) is not None:
+            _question(figure, data, block, top - _HEAD, height - _AROUND)
+        else:
+            figure.text(.5, (top - height / 2) / (sum(heights) + _FOOT), "nobody answers: " + (
+                "only an A/B test or a canary does" if block["nobody"] else "the log has too little support"),
+                ha="center", color=GREY)
+        top -= height
+    figure.supxlabel("change from the log (%)", fontsize=9, y=.01)
     return figure
 
 
-def estimators(data: ReportData) -> Figure | None:
-    """Every estimator against the log, a panel a behaviour, a colour a unit."""
-    answers = [answer for answer in (data.off_policy or {}).get("estimators", ()) if not answer["refused"]]
-    if not answers:
-        return None
-    behaviours = answers[0]["behaviours"]
-    units = list(dict.fromkeys([*_UNITS, *(answer["per"] for answer in answers)]))
-    figure = Figure(figsize=(8, 1.2 + .24 * len(answers)))
-    panels = np.atleast_1d(figure.subplots(1, len(behaviours), sharey=True))
+def _question(figure: Figure, data: ReportData, block: Plain, top: float, height: float) -> None:
+    """The panels of a question in inches below `top`, the truth a dashed line where it is known."""
+    answers, truth = answering(block), truth_of(data, block)
+    behaviours, whole = data.off_policy["behaviours"] if data.off_policy else [], figure.get_figheight()
+    longest = max(len(answer["estimator"]) for each in blocks(data) for answer in [*answering(each), _NOBODY])
+    left = .02 + .009 * min(longest, 40)
+    width, side = (.99 - left) / len(behaviours), None
+    for column, behaviour in enumerate(behaviours):
+        place = (left + column * width, (top - height) / whole, width - .02, height / whole)
+        axes = figure.add_axes(place, sharey=side)
+        _answers_panel(axes, answers or [_NOBODY], column)
+        if truth is not None:
+            axes.plot([100 * truth[0][column]] * 2, axes.get_ylim(), color="black", lw=1.2, ls="--")
+        axes.set_title(behaviour, fontsize=9)
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(labelleft=side is None, labelsize=8)
+        side = side or axes
+
+
+def _answers_panel(axes: Axes, answers: Sequence[Plain], column: int) -> None:
+    """Answers to one question on one behaviour; those without intervals are hollow."""
     place = np.arange(len(answers))[::-1]
-    for column, (axes, behaviour) in enumerate(zip(panels, behaviours, strict=True)):
-        for answer, height in zip(answers, place, strict=True):
-            middle, low, high = (changes(answer, key)[[column]] for key in ("estimate", "low", "high"))
-            if np.isfinite(middle).all():  # relative to 0 there is no difference
-                axes.errorbar(middle, [height], xerr=_whiskers(middle, low, high), fmt="o", ms=3, capsize=2,
-                              color=COLOURS[units.index(answer["per"])])
-        axes.axvline(0, color=GREY, lw=.8)
-        axes.set_title(behaviour)
-        axes.set_yticks(place, [answer["estimator"] for answer in answers])
-    figure.supxlabel(f"difference to the log (%), {_legend(units, (data.off_policy or {}).get('horizon'))}", fontsize=9)
-    return figure
+    for answer, height in zip(answers, place, strict=True):
+        middle, low, high = (100 * numbers(answer[key])[column:column + 1]
+                             for key in ("change", "change_low", "change_high"))
+        if not np.isfinite(middle).any():  # relative to 0 there is no difference
+            continue
+        if answer["ranks_only"]:
+            axes.plot(middle, [height], "D", ms=4, mfc="white", color=COLOURS[1])
+        else:
+            axes.errorbar(middle, [height], xerr=_whiskers(middle, low, high), fmt="o", ms=4, capsize=2,
+                          color=COLOURS[0])
+    axes.set_yticks(place, [answer["estimator"] for answer in answers])
+    axes.set_ylim(-.6, len(answers) - .4)
+    axes.plot([0, 0], axes.get_ylim(), color=GREY, lw=.8)
 
 
 def _whiskers(middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -149,13 +169,6 @@ def _whiskers(middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarr
     may lie, is drawn at the middle."""
     distances: np.ndarray = np.stack([middle - low, high - middle])
     return np.where(distances < 0, 0.0, distances)
-
-
-def _legend(units: list[str], horizon: int | None) -> str:
-    """Which colour is per what."""
-    over = f", whose ratios go over {horizon} requests" if horizon else ""
-    return " or ".join(f"per {unit} ({colour}{over if unit == 'session' else ''})"
-                       for unit, colour in zip(units, COLOUR_NAMES, strict=False))
 
 
 def weights(data: ReportData) -> Figure | None:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from recfuse.evaluation.files import write_whole
 from recfuse.report.data import ReportData
+from recfuse.report.questions import alarms
 from recfuse.report.section import Section
 from recfuse.report.sections import SECTIONS
 from recfuse.report.sentences import WORDS, summary
@@ -41,6 +42,7 @@ def render(data: Any, sections: Sequence[Section] = SECTIONS, title: str = "Recf
     of_run = isinstance(data, ReportData)
     return _templates().get_template("page.html").render(
         title=title, subject=data.subject, sections=parts, summary=summary(data) if of_run else [],
+        alarms=alarms(data) if of_run else [],
         words=WORDS if of_run else {})
 
 
@@ -48,8 +50,9 @@ def _part(section: Section, data: Any) -> dict[str, Any]:
     """What the template shows of a section."""
     figure = section.draw(data)
     columns, rows = section.rows(data) if section.rows is not None else ((), [])
+    parts = section.parts(data) if section.parts is not None else []
     return {"name": section.name, "title": section.title, "sentence": section.sentence, "job": section.job,
-            "image": None if figure is None else data_uri(figure), "columns": columns, "rows": rows}
+            "parts": parts, "image": None if figure is None else data_uri(figure), "columns": columns, "rows": rows}
 
 
 @cache

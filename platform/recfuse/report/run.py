@@ -12,6 +12,7 @@ from recfuse.evaluation.evaluate import EvaluateResult, evaluate
 from recfuse.report.collect import collect
 from recfuse.report.config import ReportConfig
 from recfuse.report.page import write_report
+from recfuse.report.truths import keep_truths
 
 REPORT = "report.html"
 
@@ -37,4 +38,5 @@ def evaluate_and_report(config: ReportConfig, estimators: Sequence[Estimator] = 
         InvalidFieldError: bad logs, held-out rows that the policy was trained on, or a file that is no JSON.
     """
     result = evaluate(config, estimators)
+    keep_truths(config)
     return ReportResult(result, write_report(Path(config.output) / REPORT, collect(config)))

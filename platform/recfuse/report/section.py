@@ -11,6 +11,23 @@ from matplotlib.figure import Figure
 Table = tuple[Sequence[str], list[list[str]]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a section says on one matter, below its figure.
+
+    Attributes:
+        title: its heading; sentence: on what it is.
+        alarms: sentences that nobody should miss; notes: other sentences.
+        table: columns and cells; a row that is too short ends with a cell over all the rest.
+    """
+
+    title: str
+    sentence: str
+    alarms: Sequence[str]
+    notes: Sequence[str]
+    table: Table
+
+
 @dataclass(frozen=True)
 class Section:
     """One figure of the page.
@@ -21,6 +38,7 @@ class Section:
         job: that measures it.
         draw: the page's data → the figure, None where nothing was measured.
         rows: the page's data → columns and cells of the table below it, no cells where nothing was measured.
+        parts: the page's data → matters that follow the figure, each with its own table.
     """
 
     name: str
@@ -29,3 +47,4 @@ class Section:
     job: str
     draw: Callable[[Any], Figure | None]
     rows: Callable[[Any], Table] | None = None
+    parts: Callable[[Any], list[Part]] | None = None

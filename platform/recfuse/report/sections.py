@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recfuse.report import figures, tables
+from recfuse.report import figures, questions, tables
 from recfuse.report.section import Section
 
 SECTIONS = (
@@ -10,16 +10,10 @@ SECTIONS = (
             "Relative difference of means per user to the base bucket with its interval; a full point remains after "
             "the correction for the number of comparisons, a hollow one does not.", "jobs/ab_test.py", figures.ab_test,
             tables.ab_test),
-    Section("off_policy", "Off-policy estimate from held-out logs (NCIS)",
-            "What the learned policy would have got per request in the log of the logged policy, estimated by "
-            "normalised capped importance sampling. That people stay longer or shorter is not in it: states come as "
-            "they were logged.", "jobs/evaluate.py", figures.off_policy, tables.off_policy),
-    Section("estimators", "Off-policy estimates, every estimator",
-            "The same question by importance sampling per request (IS, NCIS), per session and per decision (PDIS: of "
-            "a session's first requests only), doubly robust with critics (DR), and by critics alone (DM, FQE), whose "
-            "intervals count the error of the fit, but not that linear critics may not fit at all, nor that they saw "
-            "the samples which the policy learned from; SN is self-normalised. Believe what several of them say.",
-            "jobs/evaluate.py", figures.estimators, tables.estimators),
+    Section("off_policy", "What the held-out log says of the policy",
+            "Four questions, a row of panels each: they are different ones, so their answers may differ. Hollow points "
+            "have no interval and only rank policies. A dashed line is the truth, where the log is simulated.",
+            "jobs/evaluate.py", figures.off_policy, questions.details, questions.parts),
     Section("weights", "Where the fusion weights go",
             "Mean direction of the policy's weights per group of requests beside that of the log; a row that differs "
             "from the one of all requests is where the policy personalises.", "jobs/evaluate.py", figures.weights,

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from recfuse.report.data import ReportData, changes, number, numbers
+from recfuse.report.data import ReportData, number, numbers
+from recfuse.report.questions import findings
 
 WORDS = {
     "fusion policy": "decides per request how much each prediction of a candidate (click, like, …) weighs in its score",
     "logged policy": "the one that was serving when the logs were written; it explores around its mean",
-    "logged_mean": "the same without exploring: what a policy gains beyond it, it has learned",
+    "logged_mean": "the same without exploring: its row is the gain of merely not exploring",
     "cem": "one weight vector for everybody, searched in the simulator itself by the cross-entropy method",
     "scene": "a page of recommendations; a task is a behaviour that is predicted there",
     "critic": "predicts what a behaviour will still bring in a session; one per behaviour",
     "off-policy estimate": "what a policy would have brought, from the log of another one",
+    "disagreement": "two estimators of one question that differ by more than chance: at least one is wrong",
     "effective sample size (ESS)": "how many requests the log is worth for that, since it holds few actions that the "
                                    "policy in question would take; too few, and no number is given",
-    "interval": "covers the truth 95 times in 100; of A/B tests and off-policy estimates it is drawn over users",
+    "interval": "what chance among users leaves open; it does not count what an estimator assumes",
     "AUC": "how often a positive is ranked above a negative; .5 is chance, 1 is perfect",
 }
 
 
 def summary(data: ReportData) -> list[str]:
     """What each instrument found, in a sentence; nothing of what was not measured."""
-    return [*_ab_sentences(data), *_off_policy_sentences(data), *_model_sentences(data)]
+    return [*_ab_sentences(data), *findings(data), *_model_sentences(data)]
 
 
 def _ab_sentences(data: ReportData) -> list[str]:
@@ -41,19 +43,8 @@ def _ab_sentences(data: ReportData) -> list[str]:
         others = [f"{name} {effect[index]:+.1f}%" for index, name in enumerate(measures) if index and surely[index]]
         sentences.append(
             f"In the simulator {arm['name']} brought {effect[0]:+.1f}% [{low[0]:.1f}, {high[0]:.1f}] {measures[0]} per "
-            f"user against {base['name']}; sure among the other measures: {', '.join(others) or 'none'}.")
+            f"user against {base['name']}. Sure among the other measures: {', '.join(others) or 'none'}.")
     return sentences
-
-
-def _off_policy_sentences(data: ReportData) -> list[str]:
-    first = data.off_policy
-    if first is None or not number(first["logged"][0]):
-        return []
-    if first.get("refused"):
-        return [f"The held-out log gives no estimate: {first['refused']}."]
-    middle, low, high = (changes(first, key)[0] for key in ("estimate", "low", "high"))
-    return [f"From the held-out log the policy is estimated at {middle:+.1f}% [{low:.1f}, {high:.1f}] "
-            f"{first['behaviours'][0]} per request (NCIS), states as they were logged."]
 
 
 def _model_sentences(data: ReportData) -> list[str]:

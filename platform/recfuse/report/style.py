@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-COLOUR_NAMES = ("blue", "orange", "green", "pink", "amber", "sky blue", "black", "olive")
 GREY = "#666"
 _STYLE = {"font.size": 9, "axes.grid": True, "grid.alpha": .3, "axes.spines.top": False, "axes.spines.right": False,
           "svg.hashsalt": "recfuse", "figure.constrained_layout.use": True, "axes.axisbelow": True}
@@ -31,8 +29,3 @@ def data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def write_in_the_middle(axes: Axes, text: str) -> None:
-    """A sentence in place of what would be drawn."""
-    axes.text(.5, .5, text, ha="center", va="center", wrap=True, transform=axes.transAxes)

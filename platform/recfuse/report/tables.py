@@ -23,35 +23,6 @@ def ab_test(data: ReportData) -> Table:
     return ["measure", f"{base['name']}, mean", *(arm["name"] for arm in others), *detectable], rows
 
 
-def off_policy(data: ReportData) -> Table:
-    """A row a behaviour, of the first estimator."""
-    if data.off_policy is None or data.off_policy.get("refused"):
-        return [], []
-    first = data.off_policy
-    rows = [[name, *(f"{number(first[key][index]):.5g}" for key in ("logged", "estimate", "low", "high"))]
-            for index, name in enumerate(first["behaviours"])]
-    return ["behaviour, per request", "log", "estimate", "low", "high"], rows
-
-
-def estimators(data: ReportData) -> Table:
-    """A row an estimator; a refused one says why."""
-    answers = (data.off_policy or {}).get("estimators", ())
-    if not answers:
-        return [], []
-    behaviours = answers[0]["behaviours"]
-    rows = []
-    for answer in answers:
-        if answer["refused"]:
-            cells = [answer["refused"], *[""] * (len(behaviours) - 1)]
-        else:
-            vectors = zip(answer["estimate"], answer["low"], answer["high"], strict=True)
-            cells = [f"{number(estimate):.4g} [{number(low):.4g}, {number(high):.4g}]"
-                     for estimate, low, high in vectors]
-        rows.append([answer["estimator"], answer["per"], f"{number(answer['effective_sample_size'][0]):,.0f}",
-                     f"{number(answer['mean_ratio']):.2f}", *cells])
-    return ["estimator", "per", "ESS", "mean ratio", *behaviours], rows
-
-
 def weights(data: ReportData) -> Table:
     """A row a group of requests."""
     if data.weights is None:

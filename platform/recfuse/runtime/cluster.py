@@ -42,7 +42,7 @@ def cluster() -> Iterator[None]:
 
 def read_parquet(
     files: Sequence[str], readers: int | None = None, filesystem: pafs.FileSystem | None = None,
-    schema: pa.Schema | None = None,
+    schema: pa.Schema | None = None, blocks: int | None = None,
 ) -> ray.data.Dataset:
     """The files as a dataset that streams. Their paths mean themselves: `a=1` in one is no column.
 
@@ -50,11 +50,12 @@ def read_parquet(
         readers: tasks that read at a time; absent, as many as there are idle CPUs.
         filesystem: that the paths are of; absent, told by them.
         schema: columns that are read; one that a file lacks is null there.
+        blocks: at least so many; absent, 200, to which a few files are cut into pieces of a megabyte.
     """
     options = {} if schema is None else {"schema": schema}
     with ray_compat.older_parquet_reader():
         return ray.data.read_parquet(list(files), concurrency=readers, filesystem=filesystem, partitioning=None,
-                                     file_extensions=None, **options)
+                                     file_extensions=None, override_num_blocks=blocks, **options)
 
 
 def resuming(call: Callable[[], T], attempts: int = 20) -> T:

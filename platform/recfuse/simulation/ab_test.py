@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from recfuse.bundle import read_bundle
 from recfuse.config import Config, require
-from recfuse.fusion.inference import FusionActor
-from recfuse.simulation.arms import CEM, Arm, read_arm
+from recfuse.simulation.arms import CEM, MEAN, read_arm
 from recfuse.simulation.cem import CemConfig, cem_bundle
 from recfuse.simulation.experiment import MEASURES, aa_test, ab_test
 from recfuse.simulation.output import WORLD, held_out_share, require_json, write_json
@@ -34,8 +32,10 @@ class AbTestConfig(Config):
     simulation: str = Field("runs/simulation", description="This is the output of the job `simulate`.")
     policies: tuple[str, ...] = Field(
         ("logged", "cem", "two_stage=runs/fusion"),
-        description="One a bucket, the first the base: `logged`, `logged_mean` (without exploration), `cem`, a fusion "
-        "bundle (NAME=PATH), or fixed weights (NAME=click:1,like:0.3).")
+        description="One a bucket, the first the base: `logged`, `cem`, a fusion bundle (NAME=PATH), fixed weights "
+        "(NAME=click:1,like:0.3); `logged_mean`, `cem:mean`, `NAME:mean=PATH` do not explore.")
+    explore: bool = Field(True, description="Every policy explores, as serving lets it; otherwise all but `logged`, "
+                          "which explores as it logged, take their means.")
     output: str = Field("runs/ab_test", description="This directory gets `metrics.json` and CEM's bundle.")
     persons: int = Field(60_000, description="All buckets together hold so many simulated users.", ge=2)
     shares: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -91,11 +91,13 @@ def run_ab_test(config: AbTestConfig) -> AbTestResult:
     require_json(output / METRICS, "arms")
     output.mkdir(parents=True, exist_ok=True)
     # Whatever is refused is refused before CEM searches.
-    arms, bundle = {text: read_arm(text, simulation, world) for text in config.policies if text != CEM}, None
+    searched = [text for text in config.policies if text in (CEM, CEM + MEAN)]
+    arms, bundle = {text: read_arm(text, simulation, world, config.explore) for text in config.policies
+                    if text not in searched}, None
     users = _users(world, simulation, config.users)
-    if CEM in config.policies:
+    if searched:
         bundle = cem_bundle(world, simulation, config.cem, output)
-        arms[CEM] = Arm(CEM, FusionActor.from_bundle(read_bundle(bundle, "fusion")))
+        arms |= {text: read_arm(f"{text}={bundle}", simulation, world, config.explore) for text in searched}
     aa = None
     if config.aa_runs:
         aa = aa_test(world, arms[config.policies[0]], runs=config.aa_runs, persons=config.aa_persons, seed=config.seed,
@@ -124,8 +126,9 @@ def to_json(result: AbResult, config: AbTestConfig, aa: AaResult | None = None) 
     return {
         "level": config.level, "paired": result.paired, "seed": config.seed, "measures": list(result.measures),
         "correction": result.correction, "users": config.users, "primary": config.primary,
+        "explore": config.explore,
         "aa": None if aa is None else {"runs": aa.runs, "false": plain(aa.false), "family": aa.family},
         "arms": [{"name": arm.name, "users": arm.users, "mean": arm.mean.tolist(),
                   **{key: plain(getattr(arm.effect, key)) for key in ("estimate", "low", "high")},
-                  **{key: plain(getattr(arm, key)) for key in ("p_value", "adjusted", "detectable")},
+                  **{key: plain(getattr(arm, key)) for key in ("p_value", "adjusted", "detectable", "error")},
                   "looks": [dataclasses.asdict(look) for look in arm.looks]} for arm in result.arms]}

@@ -33,7 +33,8 @@ Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 BEHAVIOURS = (
     # In seconds, as A/B tests count them: log(1 + seconds) hardly sees how long what is shown lasts.
     Behaviour(name="watch_time", kind="long_term"),
-    *(Behaviour(name=name, kind="short_term", multiplier=0.125) for name in ("like", "comment", "forward", "follow")),
+    *(Behaviour(name=name, kind="short_term", multiplier=0.125)
+      for name in ("click", "like", "comment", "forward", "follow")),
 )
 _SESSION_FEATURES = tuple(
     StateFeature(name=name, log=name != "hour", mean=12.0 if name == "hour" else 0.0,

@@ -2,61 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.cem import CemResult, cem
+from recfuse.simulation.arms import explored_alike
 from recfuse.simulation.output import logged_policy, require_json, run_of, write_json
 from recfuse.simulation.rollout import live_with
 from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import FEEDBACK, World
 
+logger = logging.getLogger("recfuse")
 CEM_FILE = "cem.json"
-Scores = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+# A share of the logged policy's behaviour that lacks to a floor costs so many times that share of watch time.
+_SHORTFALL = 10.0
+Array = NDArray[np.float64]
+Scores = Callable[[Array], Array]
 
 
 class CemConfig(Config):
     """How the cross-entropy method searches for one fusion vector in the simulator."""
 
-    persons: int = Field(800, description="Every vector is judged by the lives of so many simulated persons.", ge=1)
-    population: int = Field(16, description="An iteration of the search judges so many vectors.", ge=2)
-    iterations: int = Field(8, description="The search draws so many populations.", ge=1)
+    persons: int = Field(2_000, description="Every vector is judged by the lives of so many simulated persons.", ge=1)
+    population: int = Field(24, description="An iteration of the search judges so many vectors.", ge=2)
+    iterations: int = Field(12, description="The search draws so many populations.", ge=1)
+    searches: int = Field(1, description="There are so many searches, each with a seed of its own; the vector that is "
+                          "best on other lives is taken.", ge=1)
     spread: float = Field(
         0.7, description="The first population has this standard deviation around the logged policy's mean.", gt=0)
-    sigma: float = Field(0.5, description="The exported policy explores with this standard deviation.", gt=0)
+    floors: dict[str, float] = Field(
+        {}, description="These behaviours change by no less than this, relative to the logged policy without its "
+        "exploration.")
     seed: int = Field(5, description="The seed of the populations and of the persons' luck.", ge=0)
 
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Self:
+        for name in self.floors:
+            require(name in FEEDBACK, "floors", name, ", ".join(FEEDBACK))
+        return self
 
-def rollout_objective(world: World, *, persons: int, seed: int, measure: str = "watch_time") -> Scores:
-    """An objective for CEM: [P, M] fusion vectors → [P] means per person, all vectors with the same luck."""
+    @property
+    def lives(self) -> int:
+        """Simulated lives of all searches."""
+        return self.persons * self.population * self.iterations * self.searches
+
+
+def rollout_objective(world: World, *, persons: int, seed: int, measure: str = "watch_time",
+                      floors: Mapping[str, float] | None = None, logged: FixedGaussian | None = None) -> Scores:
+    """An objective for CEM: [P, M] fusion vectors → [P] means per person, all vectors with the same luck.
+
+    Args:
+        floors: behaviour → the least change relative to the logged policy's mean; what lacks to one costs ten times its
+            share. With floors the objective is the change of the measure, relative to the same.
+    """
     require(measure in FEEDBACK, "measure", measure, ", ".join(FEEDBACK))
-    engine, column = SessionEngine(world, seed), FEEDBACK.index(measure)
-    some = np.arange(persons)
+    engine, some = SessionEngine(world, seed), np.arange(persons)
 
-    def objective(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    def means(vectors: Array) -> Array:
         total = live_with(engine, np.repeat(vectors, persons, axis=0), np.tile(some, len(vectors)))
-        means: NDArray[np.float64] = total.feedback[:, column].reshape(len(vectors), persons).mean(1)
-        return means
+        return np.asarray(total.feedback.reshape(len(vectors), persons, -1).mean(1))
+
+    column = FEEDBACK.index(measure)
+    if not floors:
+        return lambda vectors: means(vectors)[:, column]
+    assert logged is not None
+    base = means(logged.mu[None].astype(np.float64))[0]
+    places, least = [FEEDBACK.index(name) for name in floors], np.array(list(floors.values()))
+
+    def objective(vectors: Array) -> Array:
+        change = means(vectors) / np.maximum(base, 1e-12) - 1
+        return np.asarray(change[:, column] - _SHORTFALL * np.maximum(least - change[:, places], 0).sum(1))
 
     return objective
 
 
 def search(world: World, logged: FixedGaussian, config: CemConfig, measure: str = "watch_time") -> CemResult:
-    """CEM on watch time, or another behaviour of FEEDBACK, started at the logged policy's mean."""
-    objective = rollout_objective(world, persons=config.persons, seed=config.seed, measure=measure)
-    return cem(objective, logged.mu, config.spread, population=config.population, iterations=config.iterations,
-               seed=config.seed)
+    """CEM on watch time, or another behaviour of FEEDBACK, started at the logged policy's mean.
+
+    Of several searches the vector that is best on lives that none of them saw; how far apart they are is logged, since
+    a search is as noisy as its lives are few.
+    """
+    found = []
+    for seed in range(config.seed, config.seed + config.searches):
+        objective = rollout_objective(world, persons=config.persons, seed=seed, measure=measure, floors=config.floors,
+                                      logged=logged)
+        found.append(cem(objective, logged.mu, config.spread, population=config.population,
+                         iterations=config.iterations, seed=seed))
+    if len(found) == 1:
+        return found[0]
+    judge = rollout_objective(world, persons=4 * config.persons, seed=config.seed + config.searches, measure=measure,
+                              floors=config.floors, logged=logged)
+    scores = judge(np.stack([result.vector for result in found]))
+    logger.info("CEM: %d searches have %s on other lives", len(found), ", ".join(f"{score:.5g}" for score in scores))
+    return found[int(scores.argmax())]
 
 
 def cem_bundle(world: World, simulation: Path, config: CemConfig, output: Path) -> Path:
-    """CEM's vector as a fusion bundle; searched once per world and config.
+    """CEM's vector as a fusion bundle, which explores as the logged policy does; searched once per world and config.
 
     Args:
         simulation: output of the job `simulate`; output: gets the bundle, and `cem.json`, which says whose it is.
@@ -66,8 +117,9 @@ def cem_bundle(world: World, simulation: Path, config: CemConfig, output: Path) 
     saved = require_json(output / CEM_FILE, "identity")
     if saved.get("identity") == identity and (output / saved["bundle"]).is_dir():
         return output / str(saved["bundle"])
-    result = search(world, logged_policy(simulation, world), config)
-    bundle = export_policy(output, FixedGaussian(result.vector, config.sigma), world.vocabulary,
+    logged = logged_policy(simulation, world)
+    result = search(world, logged, config)
+    bundle = export_policy(output, explored_alike(result.vector, logged), world.vocabulary,
                            training=identity, data_fingerprint=run,
                            metrics={"elite_score": [entry.elite_score for entry in result.history]})
     write_json(output / CEM_FILE, {"identity": identity, "bundle": bundle.name}, "identity")

@@ -98,7 +98,7 @@ def aa_test(world: World, arm: Arm, *, runs: int, persons: int, seed: int = 0, u
 def lives(world: World, arm: Arm, persons: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     """float64[n, measures]: what every person did over the horizon."""
     rng = np.random.default_rng([seed, int.from_bytes(hashlib.sha256(arm.name.encode()).digest()[:4])])
-    total = live(world, arm.policy, persons, seed=seed, explore=arm.explore, rng=rng)
+    total = live(arm.in_world(world), arm.policy, persons, seed=seed, explore=arm.explore, rng=rng)
     return np.column_stack([total.feedback, total.requests, total.sessions])
 
 

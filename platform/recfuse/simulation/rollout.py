@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recfuse.config import require
+from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import Decision, FixedGaussian, Policy
 from recfuse.simulation.sessions import Page, SessionEngine, Sessions
 from recfuse.simulation.world import FEEDBACK, World
@@ -151,6 +152,8 @@ def live(world: World, policy: Policy, persons: NDArray[np.int64], *, seed: int,
         seed: of their luck; rng: of the policy's exploration.
     """
     engine, parts = SessionEngine(world, seed), []
+    if isinstance(policy, FusionActor) and policy.fixed is not None:
+        policy = policy.fixed
     for start in range(0, len(persons), _PERSONS_AT_ONCE):
         some = persons[start:start + _PERSONS_AT_ONCE]
         simulation = steps(engine, some % world.users, policy_act(policy, explore, rng), persons=some,

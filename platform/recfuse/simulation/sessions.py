@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from recfuse.state.encoder import StateEncoder
 DAY = 86_400.0
 # What the draws of a request are for; draws of a place on the page follow, per place.
 _OFFSET, _SCENE, _LEAVE, _RETURN, _START, _OUTCOME, _LOOK, _WATCH, _INTERACT = range(9)
+# State features that move in a session; the others are the entry's.
+_MOVING = ("hour", "requests_so_far", "watch_so_far", "interactions_so_far", "last_watch_time", "last_clicks")
 
 
 @dataclass
@@ -134,19 +137,37 @@ class SessionEngine:
 
     def context(self, sessions: Sessions) -> dict[str, np.ndarray]:
         """The state features of the next request, as columns `[B]`."""
-        columns = {name: column[sessions.user] for name, column in self._user_columns.items()}
-        columns["scene"] = np.array(self.world.scenes)[self.world.entry_scene[sessions.entry]]
-        columns["hour"] = np.floor((sessions.clock * 24 + 8) % 24)
-        columns["requests_so_far"] = sessions.request
-        columns["watch_so_far"] = sessions.watch
-        columns["interactions_so_far"] = sessions.interactions
-        columns["last_watch_time"] = sessions.last_watch
-        columns["last_clicks"] = sessions.last_clicks
-        return columns
+        return {**self._entry_context(sessions.entry, sessions.user), **_moving_context(sessions)}
+
+    def _entry_context(self, entry: np.ndarray, user: np.ndarray) -> dict[str, np.ndarray]:
+        columns = {name: column[user] for name, column in self._user_columns.items()}
+        return {**columns, "scene": np.array(self.world.scenes)[self.world.entry_scene[entry]]}
+
+    @cached_property
+    def _entry_states(self) -> np.ndarray:
+        """float32[E, S]: of every entry what does not move; the rest as of a context that lacks it."""
+        entries = np.arange(len(self.world.entry_user))
+        return self._encoder.encode(self._entry_context(entries, self.world.entry_user), rows=len(entries))
+
+    @cached_property
+    def _moving(self) -> tuple[StateEncoder, np.ndarray] | None:
+        """The encoder of what moves, and its columns of the state; None where the state has none of it."""
+        vocabulary = self.world.vocabulary
+        features, starts = vocabulary.state_features, np.cumsum([0, *(f.width for f in vocabulary.state_features)])
+        moving = [k for k, feature in enumerate(features) if feature.name in _MOVING]
+        if not moving:
+            return None
+        places = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in moving])
+        part = vocabulary.replace(state_features=tuple(features[k] for k in moving), state_size=len(places),
+                                  candidate_features=None)
+        return StateEncoder(part), places
 
     def observe(self, sessions: Sessions) -> np.ndarray:
         """States, float32[B, S]."""
-        states = self._encoder.encode(self.context(sessions), rows=len(sessions.user))
+        states = self._entry_states[sessions.entry]
+        if self._moving is not None:
+            encoder, places = self._moving
+            states[:, places] = encoder.encode(_moving_context(sessions), rows=len(states))
         if self._candidates is None:
             return states
         offset, seen = self._offered(sessions)
@@ -252,6 +273,12 @@ class SessionEngine:
         scene = world.entry_scene[entry]
         watch = world.watch_time[scene, outcome, world.duration_bin[entry, shown], quantile] * looked
         return looked, outcome, interacted, watch
+
+
+def _moving_context(sessions: Sessions) -> dict[str, np.ndarray]:
+    return {"hour": np.floor((sessions.clock * 24 + 8) % 24), "requests_so_far": sessions.request,
+            "watch_so_far": sessions.watch, "interactions_so_far": sessions.interactions,
+            "last_watch_time": sessions.last_watch, "last_clicks": sessions.last_clicks}
 
 
 def _luck(sessions: Sessions) -> np.ndarray:

@@ -164,6 +164,16 @@ class World:
         result: np.ndarray = (sigmoid(level) * columns).astype(np.int64).clip(max=columns - 1)
         return result
 
+    def under(self, vocabulary: Vocabulary) -> World:
+        """The same world, read and ranked by another vocabulary of the same fusion parameters and contexts."""
+        if vocabulary.meaning == self.vocabulary.meaning:
+            return self
+        if vocabulary.formula == "linear":
+            terms = vocabulary.curved(self.predictions).astype(np.float32)
+        else:
+            terms = np.log(self.predictions.astype(np.float64) + vocabulary.offset).astype(np.float32)
+        return self.replace(vocabulary=vocabulary, terms=terms)
+
     def replace(self, **changes: Any) -> World:
         """A copy with other values."""
         return dataclasses.replace(self, **changes)

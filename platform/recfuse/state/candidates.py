@@ -10,6 +10,8 @@ from recfuse.config import InvalidFieldError, require
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TINY = 1e-12
+# Features of so many candidates are computed at a time.
+_AT_ONCE = 1 << 14
 
 
 def as_logged(predictions: NDArray[np.floating]) -> NDArray[np.float32] | None:
@@ -37,7 +39,7 @@ class CandidateEncoder:
         if features is None:
             raise InvalidFieldError("candidate_features", None, "candidate features, to encode candidates with")
         self.size, self.parameters, self.page = vocabulary.candidate_size, vocabulary.action_size, features.page
-        self._formula, self._offset = vocabulary.formula, vocabulary.offset
+        self._vocabulary, self._offset = vocabulary, vocabulary.offset
         self._mean = np.array(features.mean or np.zeros(self.size), np.float64)
         self._std = np.array(features.std or np.ones(self.size), np.float64)
         self._left, self._right = np.triu_indices(self.parameters, 1)
@@ -66,21 +68,54 @@ class CandidateEncoder:
         """The features before they are normalised, float64[B, W]; for the arguments see `encode`."""
         require(predictions.ndim == 3 and predictions.shape[1] == self.parameters, "predictions", predictions.shape,
                 f"an array [B, {self.parameters}, N]")
-        rows, parameters, width = predictions.shape
-        if counts is None and width and (seen is None or not seen.any()):
-            return self._of_open(self._terms(predictions.astype(np.float64)))
+        rows, _, width = predictions.shape
+        # So few that what is computed of them stays in the cache.
+        at_once = max(1, _AT_ONCE // max(1, width))
+        if rows <= at_once:
+            return self._of_some(predictions, seen, counts)
+        result = np.empty((rows, self.size))
+        for start in range(0, rows, at_once):
+            some = slice(start, start + at_once)
+            result[some] = self._of_some(predictions[some], None if seen is None else seen[some],
+                                         None if counts is None else np.asarray(counts)[some])
+        return result
+
+    def _of_some(self, predictions: NDArray[np.floating], seen: NDArray[np.bool_] | None,
+                 counts: NDArray[np.integer] | None) -> NDArray[np.float64]:
+        """The same, at once."""
+        rows, _, width = predictions.shape
+        if counts is None and width:
+            terms = self._terms(predictions.astype(np.float64))
+            if seen is None or not seen.any():
+                return self._of_open(terms)
+            untouched = ~seen.any(1)
+            if not untouched.any():
+                return self._of_masked(terms, np.ones_like(seen), seen)
+            result, some = np.empty((rows, self.size)), ~untouched
+            result[untouched] = self._of_open(terms[untouched])
+            result[some] = self._of_masked(terms[some], np.ones_like(seen[some]), seen[some])
+            return result
         exists = np.ones((rows, width), bool) if counts is None else np.arange(width) < np.asarray(counts)[:, None]
-        shown = np.zeros((rows, width), bool) if seen is None else seen & exists
         terms = self._terms(np.where(exists[:, None], predictions, 0.0).astype(np.float64))
-        terms = np.where(exists[:, None], terms, 0.0)
+        return self._of_masked(terms, exists, np.zeros((rows, width), bool) if seen is None else seen & exists)
+
+    def _of_masked(self, terms: NDArray[np.float64], exists: NDArray[np.bool_],
+                   shown: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The features where some candidates are padding, or shown already."""
         is_open = exists & ~shown
         count = is_open.sum(1)
-        mean, spread, centred = _moments(terms, is_open, count)
-        products = np.matmul(centred, centred.transpose(0, 2, 1)) / count.clip(min=1)[:, None, None]
-        best = np.sort(np.where(is_open[:, None], -terms, np.inf), axis=2)[:, :, :self.page]
-        known = np.isfinite(best)
-        page = np.where(known, -best, 0.0).sum(2) / known.sum(2).clip(min=1)
-        top = np.where(known[:, :, :1], -best[:, :, :1], 0.0)[:, :, 0] if width else np.zeros((rows, parameters))
+        weight, some = is_open[:, None].astype(np.float64), count.clip(min=1)[:, None]
+        mean = np.matmul(terms, weight.transpose(0, 2, 1))[:, :, 0] / some
+        centred = terms - mean[:, :, None]
+        centred *= weight
+        products = np.matmul(centred, centred.transpose(0, 2, 1)) / some[:, :, None]
+        spread = np.sqrt(products.diagonal(0, 1, 2))
+        best = np.where(is_open[:, None], terms, -np.inf)
+        best.sort(axis=2)
+        best = best[:, :, -self.page:]
+        known = np.where(best > -np.inf, best, 0.0)
+        page = known.sum(2) / count.clip(1, self.page)[:, None]
+        top = known[:, :, -1] if terms.shape[2] else np.zeros(page.shape)
         parts = [mean, spread, page, top, self._correlations(products, spread), np.log1p(count)[:, None],
                  _share_shown(terms, exists, shown, self.page)[:, None]]
         return np.concatenate(parts, 1)
@@ -111,22 +146,13 @@ class CandidateEncoder:
 
     def _terms(self, terms: NDArray[np.float64]) -> NDArray[np.float64]:
         """What the fusion parameters weigh, float64[B, M, N], in the place of the predictions."""
-        if self._formula == "linear":
-            return terms
+        if self._vocabulary.formula == "linear":
+            return self._vocabulary.curved(terms)
         terms += self._offset
         if terms.size and not terms.min() > 0.0:
             raise InvalidFieldError("predictions", float(terms.min() - self._offset),
-                                    f"numbers > −{self._offset} (formula {self._formula})")
+                                    f"numbers > −{self._offset} (formula {self._vocabulary.formula})")
         return np.log(terms, out=terms)
-
-
-def _moments(terms: NDArray[np.float64], is_open: NDArray[np.bool_],
-             count: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation [B, M] of the open candidates, and what they differ from the mean by [B, M, N]."""
-    rows = count.clip(min=1)[:, None]
-    mean = np.where(is_open[:, None], terms, 0.0).sum(2) / rows
-    centred = np.where(is_open[:, None], terms - mean[:, :, None], 0.0)
-    return mean, np.sqrt(np.square(centred).sum(2) / rows), centred
 
 
 def _share_shown(terms: NDArray[np.float64], exists: NDArray[np.bool_], shown: NDArray[np.bool_],
@@ -138,9 +164,12 @@ def _share_shown(terms: NDArray[np.float64], exists: NDArray[np.bool_], shown: N
     result, rows = np.zeros(len(terms)), np.flatnonzero(shown.any(1))
     if not len(rows):
         return result
-    terms, exists = terms[rows], exists[rows][:, None]
-    ordered = np.sort(np.where(exists, -terms, np.inf), axis=2)
-    last = -ordered[:, :, min(page, terms.shape[2]) - 1, None]
-    best = exists & (terms >= last)
-    result[rows] = (best & shown[rows][:, None]).sum((1, 2)) / best.sum((1, 2)).clip(min=1)
+    if len(rows) < len(terms):
+        terms, exists, shown = terms[rows], exists[rows], shown[rows]
+    exists = exists[:, None]
+    ordered = np.where(exists, terms, -np.inf)
+    ordered.sort(axis=2)
+    best = exists & (terms >= ordered[:, :, -min(page, terms.shape[2]), None])
+    of_best = np.count_nonzero(best, axis=(1, 2)).clip(min=1)
+    result[rows] = np.count_nonzero(best & shown[:, None], axis=(1, 2)) / of_best
     return result

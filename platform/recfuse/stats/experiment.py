@@ -5,6 +5,7 @@ In: one row of measures per user and arm, wherever they were counted, in a simul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -56,6 +57,7 @@ class ArmResult:
         effect: against the base; of the base itself all zero.
         p_value: float64[measures], two-sided, of a normal approximation; adjusted: for all comparisons of the test.
         detectable: float64[measures], relative difference that a bucket of this size finds with a power of 80%.
+        error: float64[measures], standard error of the mean over users.
         looks: early looks at the primary measure, where the test was planned with them.
     """
 
@@ -66,6 +68,7 @@ class ArmResult:
     p_value: NDArray[np.float64]
     adjusted: NDArray[np.float64]
     detectable: NDArray[np.float64]
+    error: NDArray[np.float64]
     looks: tuple[Look, ...] = ()
 
 
@@ -84,6 +87,23 @@ class AbResult:
         effect = next(result.effect for result in self.arms if result.name == arm)
         index = self.measures.index(measure)
         return float(effect.estimate[index]), float(effect.low[index]), float(effect.high[index])
+
+    def between(self, arm: str, other: str, measure: str) -> tuple[float, float, float]:
+        """(estimate, low, high) of the relative difference of an arm to another one, by the delta method (maths 7.2).
+
+        Raises:
+            InvalidFieldError: the arms hold the same users, whose luck hangs together.
+        """
+        require(not self.paired, "paired", self.paired, "buckets of different users")
+        index, of = self.measures.index(measure), {result.name: result for result in self.arms}
+        (mean, error), (base, of_base) = ((float(of[name].mean[index]), float(of[name].error[index]))
+                                          for name in (arm, other))
+        if base == 0:
+            return (float("nan"),) * 3
+        estimate = (mean - base) / abs(base)
+        reach = (NormalDist().inv_cdf((1 + self.level) / 2)
+                 * math.hypot(error, mean / base * of_base) / abs(base))
+        return estimate, estimate - reach, estimate + reach
 
     def rows(self) -> list[list[str]]:
         """A line per measure, as text: the base's mean, then the effect of every other arm; * where it remains after
@@ -171,7 +191,7 @@ def compare(
     adjusted, column = adjust(p, correction), [list(measures).index(primary)]
     results = [ArmResult(
         other, len(treated), treated.mean(0), effect, p_value, corrected, _detectable(treated, base, level, paired),
-        _looks(treated[:, column], base[:, column], looks, 1 - (1 - level) / len(others), paired))
+        _error(treated), _looks(treated[:, column], base[:, column], looks, 1 - (1 - level) / len(others), paired))
         for (other, treated), effect, p_value, corrected in zip(others, effects, p, adjusted, strict=True)]
     return AbResult(tuple(measures), (_base_result(name, base), *results), paired, level, correction)
 
@@ -179,7 +199,13 @@ def compare(
 def _base_result(name: str, base: Users) -> ArmResult:
     """The base beside itself: no effect, no doubt, nothing to detect."""
     zeros, ones = np.zeros(base.shape[1]), np.ones(base.shape[1])
-    return ArmResult(name, len(base), base.mean(0), Interval(zeros, zeros, zeros), ones, ones, zeros)
+    return ArmResult(name, len(base), base.mean(0), Interval(zeros, zeros, zeros), ones, ones, zeros, _error(base))
+
+
+def _error(users: Users) -> NDArray[np.float64]:
+    """Standard error of the mean."""
+    error: NDArray[np.float64] = users.std(0, ddof=1) / math.sqrt(len(users))
+    return error
 
 
 def false_findings(treated: Users, base: Users, *, correction: Correction = "holm", draws: int = DRAWS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from recfuse.config import require
 DRAWS = 1_000
 LEVEL = 0.95
 _CELLS = 1 << 24  # bootstrap weights held at once
+_GROUP = 16  # draws that share a generator
 _SUMS = 1 << 21  # drawn sums held at once
 
 
@@ -54,10 +56,24 @@ def sum_per_user(values: ArrayLike, user_id: ArrayLike) -> NDArray[np.float64]:
     """float64[U, m]: sums of `values` [n, m] over each user's rows, users in the order of their first row."""
     values = np.asarray(values, np.float64)
     require(values.ndim == 2, "values", values.shape, "an array [n, m]")
-    codes, users = pd.factorize(np.asarray(user_id))
-    require(len(codes) == len(values), "user_id", len(codes), f"{len(values)} ids, one a row")
+    codes, users = user_codes(user_id, len(values))
+    return np.stack([np.bincount(codes, column, users) for column in values.T], 1)
+
+
+def user_codes(user_id: Any, rows: int) -> tuple[NDArray[np.int64], int]:
+    """int64[n], 0, 1, …, of the users of rows, in the order of their first row; and how many users there are.
+
+    Categories (`pandas.Categorical`) are taken as they stand, those that no row has among them: sums over some rows of
+    a log then have the users of the whole log in the same places, and a bootstrap draws them alike.
+    """
+    if isinstance(user_id, pd.Categorical):
+        codes, users = user_id.codes.astype(np.int64), len(user_id.categories)
+    else:
+        found, names = pd.factorize(np.asarray(user_id))
+        codes, users = found.astype(np.int64), len(names)
+    require(len(codes) == rows, "user_id", len(codes), f"{rows} ids, one a row")
     require(bool((codes >= 0).all()), "user_id", None, "ids other than null")
-    return np.stack([np.bincount(codes, column, len(users)) for column in values.T], 1)
+    return codes, users
 
 
 def ratio_of_sums(numerator: ArrayLike, denominator: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,
@@ -89,12 +105,21 @@ def of_sums(values: ArrayLike | UserSums, statistic: Callable[[NDArray[np.float6
         values: [U, k], one row a user; or the same in blocks.
         statistic: sums [B, k] → values [B, m], row by row; a denominator of 0 gives no value.
     """
+    return percentiles(*bootstrap(values, statistic, draws=draws, seed=seed), level)
+
+
+def bootstrap(values: ArrayLike | UserSums, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], *,
+              draws: int = DRAWS, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A function of sums over users, float64[m], and of as many draws of the users, [draws, m]; as of `of_sums`.
+
+    The d-th draw of a seed weighs the u-th user alike whatever is summed and however many users follow, so that two
+    statistics of the same users are compared draw by draw.
+    """
     sums = values if isinstance(values, UserSums) else _whole(_columns(values, "values"))
     require(all(np.isfinite(part).all() for _, part in sums.blocks), "values", "not finite", "finite numbers")
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = statistic(sums.total()[None])[0]
-        drawn = np.concatenate([statistic(part) for part in _bootstrap_sums(sums, draws, seed)])
-    return _percentiles(estimate, drawn, level)
+        return (statistic(sums.total()[None])[0],
+                np.concatenate([statistic(part) for part in _bootstrap_sums(sums, draws, seed)]))
 
 
 def relative_change(value: ArrayLike, base: ArrayLike) -> NDArray[np.float64]:
@@ -115,7 +140,7 @@ def relative_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRA
     require(top.shape[1] == bottom.shape[1], "base", bottom.shape, f"{top.shape[1]} columns, as in treated")
     with np.errstate(divide="ignore", invalid="ignore"):
         changes = relative_change(_bootstrap_means(top, draws, seed), _bootstrap_means(bottom, draws, seed + 1))
-    return _percentiles(relative_change(top.mean(0), bottom.mean(0)), changes, level)
+    return percentiles(relative_change(top.mean(0), bottom.mean(0)), changes, level)
 
 
 def paired_difference(treated: ArrayLike, base: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL,
@@ -151,18 +176,24 @@ def _bootstrap_means(values: NDArray[np.float64], draws: int, seed: int) -> NDAr
 def _bootstrap_sums(sums: UserSums, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """float64[b, k] of some draws after the other, `draws` in all."""
     require(draws >= 1, "draws", draws, "an integer ≥ 1")
-    rng = np.random.default_rng([seed, 0xB5])
-    block = max(1, _CELLS // sums.users)
+    block = max(1, _CELLS // (sums.users * _GROUP)) * _GROUP
     centred = [(members, *_centred(values)) for members, values in sums.blocks]
     rows = max(1, _SUMS // sum(values.shape[1] for _, values in sums.blocks))
     for start in range(0, draws, block):
-        weights = _POISSON[rng.integers(0, 1 << 16, (min(block, draws - start), sums.users), np.uint16)]
+        weights = _weights(sums.users, start, min(block, draws - start), seed)
         for first in range(0, len(weights), rows):
             parts = []
             for members, values, centre, scale in centred:
                 drawn = (weights[first:first + rows, members] @ values).astype(np.float64)
                 parts.append(drawn[:, :-1] * scale + drawn[:, -1:] * centre)
             yield np.concatenate(parts, 1)
+
+
+def _weights(users: int, start: int, number: int, seed: int) -> NDArray[np.float32]:
+    """Poisson weights of some draws, [number, users]; `start` is a multiple of _GROUP."""
+    groups = [np.random.default_rng([seed, 0xB5, group]).integers(0, 1 << 16, (users, _GROUP), np.uint16).T
+              for group in range(start // _GROUP, -(-(start + number) // _GROUP))]
+    return _POISSON[np.concatenate(groups)[:number]]
 
 
 def _centred(values: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
@@ -185,7 +216,8 @@ def _poisson_table() -> NDArray[np.float32]:
 _POISSON = _poisson_table()
 
 
-def _percentiles(estimate: NDArray[np.float64], draws: NDArray[np.float64], level: float) -> Interval:
+def percentiles(estimate: NDArray[np.float64], draws: NDArray[np.float64], level: float) -> Interval:
+    """The interval of an estimate [m] from draws [draws, m] of it; NaN where most draws have no value."""
     require(0 < level < 1, "level", level, "a number in (0, 1)")
     # A draw in which a denominator is 0 has no ratio; where most have none there is no interval either.
     known = np.isfinite(draws)

@@ -8,18 +8,16 @@ import pytest
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.config import InvalidFieldError
+from recfuse.evaluation.answers import EstimateOptions
+from recfuse.evaluation.blocks import blocks_of
 from recfuse.evaluation.case import Case
 from recfuse.evaluation.estimator import QUESTIONS, Requirement, estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS
-from recfuse.evaluation.evaluate import EvaluateResult
 from recfuse.evaluation.fitted_q import Transitions
 from recfuse.evaluation.held_out import HeldOut
 from recfuse.evaluation.ope import ncis
-from recfuse.evaluation.support import EstimateOptions
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.report.data import ReportData
-from recfuse.report.page import render
 from recfuse.stats.gaussian import gaussian_log_density
 from tests.unit.evaluation.user_value import USER_VALUE
 
@@ -27,8 +25,8 @@ VOCABULARY = Vocabulary(
     behaviours=(Behaviour(name="watch_time", kind="long_term"), Behaviour(name="like", kind="short_term")),
     fusion_parameters=("click", "like"), state_size=3)
 LOGGED, POLICY = FixedGaussian([0.0, 0.0], 1.0), FixedGaussian([.1, -.1], .9)
-NAMES = ["NCIS", "IS", "DR", "SN-DR", "DM", "SN-IS (session)", "PDIS", "SN-PDIS", "DR (session)", "SN-DR (session)",
-         "FQE"]
+NAMES = ["NCIS", "IS", "DR", "SN-DR", "DM", "windowed NCIS", "ratio of rates", "PDIS", "SN-PDIS",
+         "DR (session)", "SN-DR (session)", "FQE"]
 
 
 def requests(sessions=400, length=3, seed=0):
@@ -51,7 +49,7 @@ def case(policy=POLICY, samples=True):
                          last.astype(np.float32), user)
     actor = FusionActor("test", VOCABULARY, {"type": "fixed"}, {"mu": policy.mu, "sigma": policy.sigma})
     return Case(actor=actor, log=log, samples=others if samples else None, cap=10.0, session_discount=1.0,
-                options=EstimateOptions(draws=50))
+                options=EstimateOptions(draws=50, min_ess=25, ratio_tolerance=.1))
 
 
 @pytest.mark.parametrize("estimator", [*ESTIMATORS, USER_VALUE], ids=lambda estimator: estimator.name)
@@ -76,12 +74,13 @@ def test_what_a_case_lacks_leaves_an_estimator_out_and_is_said(caplog, monkeypat
     monkeypatch.setattr(logging.getLogger("recfuse"), "propagate", True)
     with caplog.at_level(logging.INFO, "recfuse"):
         answers = estimate_all(case(samples=False), ESTIMATORS)
-    assert [answer.estimator for answer in answers] == ["NCIS", "IS", "SN-IS (session)", "PDIS", "SN-PDIS"]
+    assert [answer.estimator for answer in answers] == ["NCIS", "IS", "windowed NCIS", "ratio of rates", "PDIS",
+                                                       "SN-PDIS"]
     assert "no DM, which needs samples apart from the log, which critics are fitted to" in caplog.text
     never = dataclasses.replace(USER_VALUE, requirements=(Requirement("a crystal ball", lambda case: False),))
     assert estimate_all(case(), [never]) == []
     with pytest.raises(InvalidFieldError, match="samples: got None; allowed: samples that critics are fitted to"):
-        case(samples=False).request_critics  # noqa: B018
+        case(samples=False).folds  # noqa: B018
 
 
 def test_critics_that_do_not_settle_leave_fqe_with_its_reason():
@@ -98,18 +97,15 @@ def test_no_two_estimators_share_a_name():
         estimate_all(case(), [ESTIMATORS[0], ESTIMATORS[0]])
 
 
-def test_an_estimator_from_outside_stands_in_table_and_report():
+def test_an_estimator_from_outside_stands_in_its_block():
     """The value per user of the logged policy itself is the log's: the mean over users of what each brought."""
     same = case(policy=LOGGED)
     answers = estimate_all(same, (*ESTIMATORS, USER_VALUE))
     assert (answers[-1].estimator, answers[-1].per) == ("UserIS", "user")
     np.testing.assert_allclose(answers[-1].estimate, same.log.feedback.sum(0) / 200)
     np.testing.assert_array_equal(answers[0].estimate, ncis(*same.request_arguments, same.options).estimate)
-    result = EvaluateResult("test", tuple(answers), (*ESTIMATORS, USER_VALUE), VOCABULARY.behaviour_names, None,
-                            same.horizon, {})
-    assert result.estimator_rows()[-1][:2] == ["UserIS", "user"]
-    assert result.estimator_rows()[-1][3].startswith("+0.0% ± ")
-    plain = result.to_dict()["off_policy"]
-    assert plain["estimators"][-1]["question"] == "a user over a time"
-    page = render(ReportData(off_policy=plain))
-    assert "<td>UserIS</td><td>user</td>" in page
+    block = blocks_of(same, (*ESTIMATORS, USER_VALUE), answers, VOCABULARY.behaviour_names)[-1]
+    assert (block.question.name, block.nobody) == ("a user over a time", "")
+    assert block.rows() == [["UserIS", "", "200", "+0.0% [+0.0%, +0.0%]", "+0.0% [+0.0%, +0.0%]"]]
+    np.testing.assert_allclose(block.logged, same.log.feedback.sum(0) / 200)
+    assert [answer["estimator"] for answer in block.to_dict()["answers"]] == ["UserIS"]

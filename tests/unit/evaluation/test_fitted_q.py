@@ -11,6 +11,9 @@ from recfuse.evaluation.ope import EstimateOptions
 from recfuse.evaluation.sequential import Sessions, critic_weights, fitted_q_estimate, sequential_doubly_robust
 from tests.unit.evaluation import mdp
 
+FEW = EstimateOptions(min_ess=1, draws=2, ratio_tolerance=np.inf)
+SOME = EstimateOptions(draws=300, ratio_tolerance=.1)
+
 STATES = np.eye(2, dtype=np.float32)[:, 1:]
 
 
@@ -106,7 +109,7 @@ def test_the_robust_fit_error_is_what_refits_with_another_weight_of_a_user_chang
     def estimate(rows):
         weighted = Transitions(**{name: column[rows] for name, column in samples.__dict__.items()})
         fit, = fit_critics(weighted, target, [discount], ridge=1e-9)
-        return sequential_doubly_robust(sessions, *critic_values(fit, evaluated), EstimateOptions(min_ess=1, draws=2),
+        return sequential_doubly_robust(sessions, *critic_values(fit, evaluated), FEW,
                                         **how).estimate[0]
 
     critic, = fit_critics(samples, target, [discount], ridge=1e-9)
@@ -131,7 +134,7 @@ def test_the_robust_interval_with_the_fit_error_holds_the_truth(normalise):
         critic, = fit_critics(samples, target, [1.0], ridge=1e-7)
         error = robust_error(critic, samples, evaluated, sessions, **how)
         with_error, alone = (sequential_doubly_robust(
-            sessions, *critic_values(critic, evaluated), EstimateOptions(draws=300), fit_error=given, **how)
+            sessions, *critic_values(critic, evaluated), SOME, fit_error=given, **how)
             for given in (error, None))
         assert with_error.estimate[0] == pytest.approx(alone.estimate[0]), "the error moves the interval only"
         held += with_error.low[0] <= truth <= with_error.high[0]

@@ -3,21 +3,25 @@ the log's mean."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
+import pytest
 import random_logs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recfuse.behaviours import Curve
+from recfuse.config import InvalidFieldError
+from recfuse.evaluation.answers import EstimateOptions
 from recfuse.evaluation.case import Case
 from recfuse.evaluation.estimator import estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS
-from recfuse.evaluation.held_out import Reading, read_held_out
-from recfuse.evaluation.support import EstimateOptions
+from recfuse.evaluation.held_out import Reading, check_vocabulary, read_held_out
 from recfuse.fusion.inference import FusionActor
 from recfuse.logs.ingest import IngestConfig
 from recfuse.logs.reading import ReadingConfig, read_log
@@ -81,7 +85,8 @@ def test_the_logged_policy_is_worth_the_logs_mean(requests, options):
         case = Case(actor=actor(), log=reading.log, samples=None, cap=10.0, session_discount=.9,
                     options=EstimateOptions(min_ess=0, draws=10))
         answers = estimate_all(case, ESTIMATORS)
-        assert [answer.estimator for answer in answers] == ["NCIS", "IS", "SN-IS (session)", "PDIS", "SN-PDIS"]
+        assert [answer.estimator for answer in answers] == [
+            "NCIS", "IS", "windowed NCIS", "ratio of rates", "PDIS", "SN-PDIS"]
         for answer in answers:
             if not answer.refused:
                 np.testing.assert_allclose(answer.estimate, answer.logged, rtol=1e-4, atol=1e-6)
@@ -91,3 +96,15 @@ def test_the_logged_policy_is_worth_the_logs_mean(requests, options):
             np.testing.assert_allclose(answers[0].logged, means, rtol=1e-6)
         else:
             assert "was drawn from the policy" in answers[0].refused
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"formula": "log_sum"}, "holdout formula: got 'log_sum'; allowed: linear, as in the policy's vocabulary: a"),
+    ({"curves": (Curve(x=(0.0, 1.0), y=(0.0, 1.0)),)}, "holdout curves: got 'curves of its own'; allowed: none, as in"),
+])
+def test_a_policy_of_another_formula_has_no_density_of_the_log(change, message):
+    """Its vectors weigh something else, however alike they look."""
+    policy = random_logs.VOCABULARY.replace(fusion_parameters=("click",), formula="linear")
+    check_vocabulary(policy, policy, "holdout")
+    with pytest.raises(InvalidFieldError, match=re.escape(message)):
+        check_vocabulary(policy.replace(**change), policy, "holdout")

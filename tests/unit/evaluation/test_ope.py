@@ -7,7 +7,7 @@ import torch
 from recfuse.config import InvalidFieldError
 from recfuse.evaluation.ope import EstimateOptions, direct_method, doubly_robust, importance_sampling, ncis
 
-FEW = EstimateOptions(min_ess=1, draws=20)
+FEW = EstimateOptions(min_ess=1, draws=20, ratio_tolerance=np.inf)
 
 
 def test_by_hand():
@@ -160,7 +160,12 @@ def test_doubly_robust_by_hand():
     assert doubly_robust(*HAND, *CRITIC, options=FEW).estimate[0] == pytest.approx(0.0)
     normalised = doubly_robust(*HAND, *CRITIC, normalise=True, options=FEW)
     assert normalised.estimate[0] == pytest.approx(3 - 9 / 10.5)
-    assert direct_method(CRITIC[1], HAND[2], HAND[4], FEW).estimate[0] == pytest.approx(3.0)
+    alone = direct_method(CRITIC[1], HAND[2], HAND[4], FEW)
+    assert alone.estimate[0] == pytest.approx(3.0)
+    assert alone.change[0] == pytest.approx(3 / (11 / 3) - 1)
+    # By the same critic the logged policy is worth (8 + 2 + 1) / 3.
+    assert direct_method(CRITIC[1], HAND[2], HAND[4], FEW, predicted=CRITIC[0]).change[0] == pytest.approx(
+        (3 - 11 / 3) / (11 / 3))
 
 
 def test_doubly_robust_needs_only_one_to_be_right():
@@ -203,7 +208,7 @@ def test_zr_obp_computes_the_same():
     rows = np.arange(rounds)
     chosen, pscore = policy[rows, action], logged[rows, action]
     ours = dict(log_prob=np.log(chosen), behaviour_log_prob=np.log(pscore), feedback=reward[:, None], cap=np.inf,
-                user_id=rows, options=EstimateOptions(min_ess=1, draws=2))
+                user_id=rows, options=EstimateOptions(min_ess=1, draws=2, ratio_tolerance=np.inf))
     critic = dict(predicted=model[rows, action][:, None], expected=(policy * model).sum(1)[:, None])
     theirs = dict(reward=reward, action=action, pscore=pscore, action_dist=policy[..., None],
                   estimated_rewards_by_reg_model=model[..., None], position=np.zeros(rounds, int))

@@ -18,7 +18,7 @@ from recfuse.evaluation.sequential import (
 from recfuse.evaluation.sessions import Sessions
 from tests.unit.evaluation import mdp
 
-FEW = EstimateOptions(min_ess=1, draws=10)
+FEW = EstimateOptions(min_ess=1, draws=10, ratio_tolerance=np.inf)
 # Sessions a = requests 0, 2 and b = request 1; ratios 2, 1/2 | 4; rewards 1, 10 | 3; γ = 1/2.
 HAND = dict(log_prob=np.log([.4, .8, .2]), behaviour_log_prob=np.log([.2, .2, .4]), feedback=[[1.0], [3.0], [10.0]],
             discount=.5, cap=np.inf, session_id=["a", "b", "a"], user_id=["u", "v", "u"])
@@ -41,6 +41,7 @@ def test_by_hand(estimator, normalise, expected):
     found = estimator(by_hand(), normalise=normalise, options=FEW)
     assert found.estimate[0] == pytest.approx(expected)
     assert found.logged[0] == pytest.approx((1 + 5 + 3) / 2)
+    assert found.change[0] == pytest.approx(expected / 4.5 - 1)
     assert (found.requests, found.users, found.per) == (3, 2, "session")
 
 
@@ -216,9 +217,11 @@ def test_support_is_lost_with_the_number_of_requests():
 
 def test_a_cap_that_hides_what_is_missing_is_refused(log):
     """With a cap of 1 every request of the preferred action loses weight: the products' mean falls far below 1."""
-    found = per_decision(sessions_of(log, 1.0, cap=1.0))
+    found = per_decision(sessions_of(log, 1.0, cap=1.0), normalise=True)
     assert "the mean ratio is 0." in found.refused
     assert "has no counterpart in the log, or is capped" in found.refused
+    plain = per_decision(sessions_of(log, 1.0, cap=1.0))
+    assert "where 1 ± 0.02 is asked of an estimate that is not normalised" in plain.refused
 
 
 def test_rows_of_sessions_may_be_mixed(log):

@@ -96,6 +96,15 @@ def test_ridge_of_one_penalty_is_that_of_the_normal_equations(requests):
     assert found.float() == pytest.approx(torch.tensor([2.0, -1.0]), rel=1e-3)
 
 
+def test_sums_less_a_feature_are_those_of_what_is_left(requests):
+    _, centred, rich, noise = requests
+    reward = centred @ torch.tensor([0.7, -0.4]) + rich + noise
+    found = sums(centred, reward).less({0: (1, -0.4)})
+    expected = sums(centred, reward + 0.4 * centred[:, 1])
+    assert found.grams == pytest.approx(expected.grams, rel=1e-4, abs=1e-2)
+    assert found.fit().coefficients[:2, 1, 0].sum() == pytest.approx(0.0, abs=0.15)
+
+
 def test_jackknife_says_how_far_off_a_slope_is(requests):
     """The slope of r = .6 f₁ + noise, and its error beside that of least squares (rows are independent here)."""
     _, centred, _, noise = requests

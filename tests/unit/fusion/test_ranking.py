@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recfuse.behaviours import Behaviour, CandidateFeatures, Curve, Vocabulary
 from recfuse.config import InvalidFieldError
+from recfuse.fusion import replay
 from recfuse.fusion.ranking import fuse, rank
+from recfuse.fusion.replay import Candidates
+from recfuse.logs.candidates import reproduces
+from recfuse.logs.candidates import scores_of as log_scores
+from recfuse.state.candidates import CandidateEncoder
+from serving.fusion import fuse_columns
 
 
 def test_linear_worked_example_of_the_source():
@@ -89,3 +97,43 @@ def test_rank_refuses_nan_and_unknown_orders():
         rank(torch.tensor([1.0, math.nan]))
     with pytest.raises(InvalidFieldError, match="order: got 'up'; allowed: descending, ascending"):
         rank(torch.ones(1), "up")
+
+
+CURVES = (Curve(x=(0.0, 1.0, 3.0), y=(0.0, 2.0, 3.0)), Curve(x=(0.0, 0.1, 0.5), y=(-1.0, -1.0, 4.0)))
+
+
+def test_curves_come_before_the_weights():
+    """Between the knots they are numpy's interpolation; beyond, the outer lines go on: 3 + ½ · 2 = 4 at 5."""
+    rng = np.random.default_rng(0)
+    predictions, weights = np.stack([rng.uniform(0, 3, 60), rng.uniform(0, .5, 60)], 1), np.array([0.7, -0.2])
+    scores = fuse(torch.from_numpy(predictions), torch.from_numpy(weights), curves=CURVES)
+    expected = sum(weight * np.interp(column, curve.x, curve.y)
+                   for weight, column, curve in zip(weights, predictions.T, CURVES, strict=True))
+    np.testing.assert_allclose(scores, expected, rtol=1e-12, atol=1e-12)
+    outer = fuse(torch.tensor([[5.0, 0.0], [-1.0, 0.6]]), torch.tensor([1.0, 1.0]), curves=CURVES)
+    torch.testing.assert_close(outer, torch.tensor([4.0 - 1.0, -2.0 + 5.25]))
+    with pytest.raises(InvalidFieldError, match=r"curves: .*2 curves for the formula linear, or none"):
+        fuse(torch.ones(1, 2), torch.ones(2), "log_sum", curves=CURVES)
+
+
+def test_all_who_rank_read_the_curves_alike():
+    """Replay, the states' candidate features, the log's check and serving weigh what `fuse` weighs."""
+    vocabulary = Vocabulary(behaviours=(Behaviour(name="w", kind="long_term"),), fusion_parameters=("a", "b"),
+                            state_size=CandidateFeatures.width_of(2), candidate_features=CandidateFeatures(page=3),
+                            curves=CURVES)
+    predictions = np.random.default_rng(1).uniform(-.2, 3.5, (5, 2, 9)).astype(np.float16)
+    action = np.random.default_rng(2).normal(size=(5, 2)).astype(np.float32)
+    columns = torch.from_numpy(predictions.astype(np.float64)).transpose(1, 2)
+    expected = fuse(columns, torch.from_numpy(action).double(), curves=CURVES).numpy()
+    logged, rounding = log_scores(predictions, action, "linear", 1e-3, CURVES)
+    np.testing.assert_allclose(logged, expected, atol=1e-12)
+    candidates = Candidates.of(torch.from_numpy(predictions), torch.ones(5, 9, dtype=torch.bool), vocabulary)
+    replayed = replay.scores_of(candidates, torch.from_numpy(action).unsqueeze(1))[:, 0].numpy()
+    assert (np.abs(replayed - expected) <= rounding[:, None]).all()
+    served = [fuse_columns(columns.astype(np.float64), vector, vocabulary)[1]
+              for columns, vector in zip(predictions, action, strict=True)]
+    np.testing.assert_allclose(served, expected, atol=1e-12)
+    mean = CandidateEncoder(vocabulary).raw(predictions)[:, :2]
+    np.testing.assert_allclose(mean, vocabulary.curved(predictions).mean(2), atol=1e-12)
+    shown = np.argsort(-expected, axis=1)[:, :3]
+    assert reproduces(predictions, np.ones((5, 9), bool), action, shown, "linear", 1e-3, CURVES).all()

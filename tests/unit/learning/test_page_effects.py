@@ -90,6 +90,23 @@ def test_relative_effects_are_those_of_the_rows():
     assert found.slopes.used[0] == pytest.approx(0.4, abs=0.01)
 
 
+def test_what_the_own_prediction_does_not_tell_is_told_by_the_others():
+    """like = .4 f₁ − .3 f₀ with columns that go together: the slope on f₁ alone is .4 − .3 · .6 = .22, and whoever
+    shows more of f₀ alone loses likes."""
+    generator = torch.Generator().manual_seed(5)
+    columns = torch.randn(8000, 2, generator=generator)
+    features = torch.stack([columns[:, 0], 0.6 * columns[:, 0] + 0.8 * columns[:, 1]], 1)
+    targets = torch.zeros(8000, 4)
+    targets[:, 2] = 0.4 * features[:, 1] - 0.3 * features[:, 0]
+    sums = EffectSums.zeros(Modifiers(1, 0), 2, 4)
+    sums.add(features, one(8000), targets + 0.05 * torch.randn(8000, 4, generator=generator),
+             torch.arange(8000) % FOLDS)
+    found = relative_effects(Measured(sums, Attention(0.85, 0.0), torch.tensor([1.0, 0.2, 1.0]).double(), 3.0),
+                             vocabulary(), torch.ones(3), [(0.5, 0.5)] * 2)
+    assert found.slopes.used[0] == pytest.approx(0.22, abs=0.02)
+    assert found.coefficients.sum(0)[:, 1] == pytest.approx(torch.tensor([-1.5, 2.0]).double(), abs=0.05)
+
+
 def test_few_positives_leave_the_slope_near_its_prior():
     sums = EffectSums.zeros(Modifiers(1, 0), 2, 4)
     features = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))

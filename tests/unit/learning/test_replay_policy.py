@@ -93,11 +93,14 @@ def test_a_floor_holds_a_behaviour_that_the_objective_gives_away(different):
     step has climbed on."""
     free = trained(different, settings_of())[1]["stage_two"][-1]
     settings = settings_of(replay=ReplaySettings(requests=1500, floor=0.05, passes=25))
-    held = trained(different, settings)[1]["stage_two"][-1]
+    passes = trained(different, settings)[1]["stage_two"]
+    held = passes[-1]
     assert free["effect/like"] < 0.04
     assert held["effect/like"] > 0.03
     assert held["multiplier/like"] > 0
     assert held["effect"] < free["effect"]
+    # Dual ascent stands still at the floor instead of swinging around it.
+    assert all(each["effect/like"] == pytest.approx(0.05, abs=0.015) for each in passes[-8:])
 
 
 def test_interaction_only_climbs_likes(different):
@@ -139,6 +142,15 @@ def test_a_restored_learner_continues_to_the_last_bit(different):
     expected = whole.snapshot()
     for name, array in second.snapshot().items():
         assert np.array_equal(array, expected[name]), name
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(1, 1), (5, 5)])
+def test_a_pass_takes_so_many_steps_as_the_settings_say(different, steps, taken):
+    """Of 6,000 samples about 5,400 are learned from: windows of 7 and 3 minibatches of 512."""
+    learner = build(different, settings_of(replay=ReplaySettings(requests=1500, floor=-1.0, steps=steps)))
+    fit(learner, different, "stage_one", 1)
+    counts = {float(value) for name, value in learner.snapshot().items() if name.endswith("step")}
+    assert counts == {taken}
 
 
 def test_auto_replays_where_every_sample_has_candidates():

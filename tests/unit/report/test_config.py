@@ -29,6 +29,7 @@ def test_every_field_has_a_sentence(name):
     ({"level": 1.0}, r"level: got 1\.0; allowed: a number in \(0, 1\)"),
     ({"session_discount": 1.1}, r"session_discount: got 1\.1; allowed: a number in \[0, 1\]"),
     ({"critic_rows": 0}, "critic_rows: got 0; allowed: an integer ≥ 1"),
+    ({"truth_persons": 1}, "truth_persons: got 1; allowed: 0, or an integer ≥ 2"),
     ({"min_ess": -1}, "min_ess: got -1; allowed: a number ≥ 0"),
     ({"after": "tomorrow"}, "after: got 'tomorrow'; allowed: an ISO time, as 2022-05-04T00:00"),
 ])

@@ -9,16 +9,36 @@ import pytest
 
 from recfuse.report.data import ReportData
 from recfuse.report.page import render, write_report
+from recfuse.report.questions import alarms, parts
 from recfuse.report.sections import SECTIONS
 from recfuse.report.sentences import WORDS, summary
 
 ARM = {"estimate": [.05, None], "low": [.01, None], "high": [.09, None], "adjusted": [.01, None],
        "detectable": [.03, None]}
-ESTIMATE = {"behaviours": ["watch_time", "like"], "estimate": [11.0, .02], "low": [10.0, .01], "high": [12.0, .03],
-            "logged": [10.0, .02], "effective_sample_size": [500.0, 500.0], "requests": 1_000, "users": 90,
-            "mean_ratio": .98, "per": "request", "estimator": "NCIS", "refused": ""}
-NONE = {**ESTIMATE, "estimator": "PDIS", "per": "session", "refused": "after 3 requests, <too few>",
-        "estimate": [None, None], "low": [None, None], "high": [None, None]}
+ANSWER = {"estimator": "NCIS", "formula": "Σ ρ_t r_t / Σ ρ_t", "estimate": [11.0, .02], "low": [10.0, .01],
+          "high": [12.0, .03], "change": [.1, 0.0], "change_low": [.05, -.5], "change_high": [.15, .5],
+          "effective_sample_size": [500.0, 500.0], "requests": 1_000, "users": 90, "mean_ratio": .98,
+          "capped_share": .01, "cap": 10.0, "window": None, "bias_bound": [.3, .1], "feedback_share": None,
+          "ranks_only": False, "refused": "", "warnings": []}
+NONE = {"estimate": [None, None], "low": [None, None], "high": [None, None], "change": [None, None],
+        "change_low": [None, None], "change_high": [None, None]}
+REFUSED = {**ANSWER, **NONE, "estimator": "IS", "refused": "the mean ratio is .5, <too little>"}
+RANKS = {**ANSWER, "estimator": "FQE", "change_low": [None, None], "change_high": [None, None], "ranks_only": True,
+         "warnings": ["ranks policies, no more: logged feedback carries 3%", "the critics fail"], "feedback_share": .03}
+QUESTION = {"words": "What would it bring?", "logged": [10.0, .02], "nobody": "", "trend": [], "disagreements": []}
+BLOCKS = [
+    {**QUESTION, "question": "one changed request", "unit": "request",
+     "answers": [ANSWER, REFUSED, {**REFUSED, "estimator": "DR"}],
+     "disagreements": [{"first": "NCIS", "second": "SN-DR", "behaviour": "like", "difference": .2, "low": .1,
+                        "high": .3}]},
+    {**QUESTION, "question": "a whole session", "unit": "session",
+     "answers": [{**ANSWER, "estimator": "ratio of rates", "window": 3}, RANKS],
+     "trend": [{"window": 1, "change": [.02, 0], "change_low": [.01, 0], "change_high": [.03, 0]},
+               {"window": 2, "change": [.1, 0], "change_low": [.05, 0], "change_high": [.15, 0]}]},
+    {**QUESTION, "question": "a user over a time", "unit": "user", "answers": [], "nobody": "no log answers this"}]
+TRUTHS = {"one changed request": {"change": [.04, .5], "error": [.005, .01]},
+          "a whole session": {"change": [.2, 0.0], "error": [.01, .01]},
+          "a user over a time": {"change": [.3, None], "error": [.01, None]}}
 DATA = ReportData(
     account={"rows_in": 10, "kept": 8, "quarantined": {"mu: NaN": 2}},
     history=[{"phase": phase, "iteration": index, "loss": 1 / (index + 1), "explained_variance/watch_time": .1 * index}
@@ -26,7 +46,8 @@ DATA = ReportData(
     ab_test={"measures": ["watch_time", "like"], "level": .95, "arms": [
         {"name": "logged", "users": 100, "mean": [10.0, 1.0], "estimate": [0, 0], "low": [0, 0], "high": [0, 0]},
         {"name": "two<stage>", "users": 100, "mean": [10.5, 1.0], **ARM}]},
-    off_policy={**ESTIMATE, "estimators": [ESTIMATE, NONE]},
+    off_policy={"behaviours": ["watch_time", "like"], "blocks": BLOCKS, "truths": TRUTHS,
+                "advice": ["9 more days would give an answer"]},
     weights={"parameters": ["click", "like"], "logged": [.6, .8], "groups": [
         {"feature": "all", "value": "", "requests": 9, "mean": [.5, .5]},
         {"feature": "scene", "value": "1", "requests": 5, "mean": [.7, -.7]}]},
@@ -69,14 +90,19 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_holds_every_figure_and_needs_no_network():
-    page = Page(render(DATA))
+@pytest.fixture(scope="module")
+def text():
+    return render(DATA)
+
+
+def test_the_page_holds_every_figure_and_needs_no_network(text):
+    page = Page(text)
     assert page.sections == list(page.images) == [section.name for section in SECTIONS]
     assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in page.links)
 
 
-def test_figures_are_images_with_axes_and_units():
-    page = Page(render(DATA))
+def test_figures_are_images_with_axes_and_units(text):
+    page = Page(text)
     for name, source in page.images.items():
         svg = base64.b64decode(source.split(",", 1)[1])
         root = ElementTree.fromstring(svg)
@@ -94,7 +120,7 @@ def test_every_axis_says_what_it_measures(section):
     panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
     assert panels
     for axes in panels:
-        side = panels[0] if panels[0].get_shared_y_axes().joined(panels[0], axes) else axes
+        side = next(one for one in panels if one.get_shared_y_axes().joined(one, axes) or one is axes)
         for label, ticks, shared in (
                 (axes.get_xlabel(), axes.get_xticklabels(), figure.get_supxlabel()),
                 (side.get_ylabel(), side.get_yticklabels(), figure.get_supylabel())):
@@ -104,26 +130,58 @@ def test_every_axis_says_what_it_measures(section):
                                            label or shared), label or shared
 
 
-def test_the_page_opens_with_what_was_found():
-    """Effects of DATA: watch time 5% [1, 9], like not known; NCIS 11 over 10; of 10 ratios .5 over .49 is near 1."""
+def test_the_page_opens_with_what_was_found(text):
+    """Effects of DATA: watch time 5% [1, 9], like not known; NCIS +10%; of 10 ratios .5 over .49 is near 1."""
     assert summary(DATA) == [
-        "In the simulator two<stage> brought +5.0% [1.0, 9.0] watch_time per user against logged; sure among the other "
+        "In the simulator two<stage> brought +5.0% [1.0, 9.0] watch_time per user against logged. Sure among the other "
         "measures: none.",
-        "From the held-out log the policy is estimated at +10.0% [0.0, 20.0] watch_time per request (NCIS), states as "
-        "they were logged.",
+        "From the held-out log, “one changed request” brings +10.0% [+5.0, +15.0] watch_time (NCIS); the truth is "
+        "+4.0%.",
+        "From the held-out log, “a whole session” brings +10.0% [+5.0, +15.0] watch_time (ratio of rates); the truth "
+        "is +20.0%.",
+        "On “a user over a time”: no log answers this.",
+        "9 more days would give an answer.",
         "The simulator is within 10% of the log in 1 of 10 measures that are not 0.",
         "The scorer's AUC over all scenes on the last day: click 0.700, long_view 0.700."]
     assert summary(ReportData()) == []
     against_itself = {**DATA.ab_test, "aa": {"runs": 200, "false": [.03, .06], "family": .04}}
     assert summary(ReportData(ab_test=against_itself))[0] == (
         "Tested 200 times against itself, logged seemed different in 4.5% of the intervals; 5% are expected.")
-    text = render(DATA)
     assert text.index("What was found") < text.index('<section id="ab_test">')
     assert all(f"<dt>{word}</dt>" in text for word in WORDS)
 
 
-def test_user_text_is_escaped():
-    text = render(DATA)
+def test_what_disagrees_and_what_shifts_stands_in_the_opening(text):
+    """The truths 4 ± .5 and 20 ± 1 meet [5, 15] nowhere; 50 ± 1 and 0 meet [−50, 50]."""
+    found = alarms(DATA)
+    assert found == [
+        "“one changed request”: NCIS and SN-DR disagree on like by +20.0% [+10.0, +30.0]; at least one of them is "
+        "wrong.",
+        "“a whole session”: states shift under this policy. Two requests weighed together give +10.0% watch_time, "
+        "outside [+1.0, +3.0] of one.",
+        "2 of 4 intervals leave out the simulated truth: NCIS on watch_time; ratio of rates on watch_time."]
+    assert all(text.index(sentence) < text.index("<li>In the simulator") for sentence in found)
+    assert alarms(ReportData()) == []
+
+
+def test_each_question_has_its_answers_beside_the_truth():
+    request, session, user = (part.table[1] for part in parts(DATA))
+    assert request == [
+        ["the log itself, per request", "10", "0.02"],
+        ["the truth, by simulation", "+4.0% ± 0.5", "+50.0% ± 1.0"],
+        ["NCIS", "+10.0% [+5.0, +15.0] ≠ truth", "+0.0% [-50.0, +50.0]"],
+        ["IS, DR", "no answer: the mean ratio is .5, <too little>"]]
+    assert session[2:] == [
+        ["ratio of rates (window 3)", "+10.0% [+5.0, +15.0] ≠ truth", "+0.0% [-50.0, +50.0]"],
+        ["FQE (ranks policies; assumes that the state is Markov)", "+10.0%", "+0.0%"]]
+    assert user[1:] == [["the truth, by simulation", "+30.0% ± 1.0", "unknown"],
+                        ["every estimator", "no answer: no log answers this"]]
+    assert parts(DATA)[1].notes == [
+        "FQE: the critics fail.",
+        "watch_time by the number of requests that are weighed together: 1: +2.0%, 2: +10.0%."]
+
+
+def test_user_text_is_escaped(text):
     assert "two&lt;stage&gt;" in text
     assert "two<stage>" not in text
 
@@ -136,16 +194,16 @@ def test_what_is_missing_is_said_with_the_job_that_measures_it():
     assert "<code>jobs/ab_test.py</code> measures it" in text
 
 
-def test_a_refused_estimate_shows_its_reason():
-    refused = {**DATA.off_policy, "refused": "effective sample size 3.0 is below 100", "estimate": [None, None],
-               "low": [None, None], "high": [None, None]}
-    page = Page(render(ReportData(off_policy=refused)))
-    svg = base64.b64decode(page.images["off_policy"].split(",", 1)[1]).decode()
-    assert "effective sample size 3.0 is below 100" in re.sub(r"\s+", " ", svg)
+def test_a_log_that_answers_nothing_says_so():
+    block = {**BLOCKS[0], "answers": [REFUSED], "disagreements": []}
+    data = ReportData(off_policy={"behaviours": ["watch_time", "like"], "blocks": [block], "advice": []})
+    assert summary(data) == ["The held-out log does not answer “one changed request”."]
+    svg = base64.b64decode(Page(render(data)).images["off_policy"].split(",", 1)[1]).decode()
+    assert "the log has too little support" in svg
 
 
-def test_the_same_data_gives_the_same_page():
-    assert render(DATA) == render(DATA)
+def test_the_same_data_gives_the_same_page(text):
+    assert render(DATA) == text
 
 
 def test_the_file_is_written_whole(tmp_path):
@@ -154,8 +212,8 @@ def test_the_file_is_written_whole(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
 
-def test_refused_estimators_are_in_the_table_with_their_reason():
-    assert "after 3 requests, &lt;too few&gt;" in render(DATA)
+def test_refused_estimators_are_in_the_table_with_their_reason(text):
+    assert "the mean ratio is .5, &lt;too little&gt;" in text
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)

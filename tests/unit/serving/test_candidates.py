@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from recfuse.behaviours import CandidateFeatures, Formula, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.policies import FixedGaussian
+from recfuse.fusion.item_values import linear_vocabulary
+from recfuse.fusion.policies import FixedGaussian, LinearGaussian
 from recfuse.fusion.replay import Candidates, pages
 from recfuse.logs.sessions import SessionRule, to_samples
 from recfuse.logs.validation import check
@@ -153,6 +154,44 @@ def test_a_bad_seen_is_named(application: Any, seen: Any, field: str, allowed: s
     assert response.status_code == 422
     error = response.json()["error"]
     assert (error["field"], error["allowed"]) == (field, allowed)
+
+
+def test_recommend_takes_what_was_seen(start: Callable[..., Any], wide: Vocabulary) -> None:
+    application = start(explore=False)
+    request = {"user": {"user_id": 7}, "scene": "feed", "candidates": {"item_id": [1, 2, 3, 4]}, "top_n": None}
+    first = application.post(RECOMMEND, request).json()["items"][0]["item_id"]
+    request["candidates"]["seen"] = [item == first for item in (1, 2, 3, 4)]
+    answer = application.post(RECOMMEND, request).json()
+    assert sorted([first, *(item["item_id"] for item in answer["items"])]) == [1, 2, 3, 4]
+    row = logged(application)[-1]
+    assert row["candidates"]["seen"] == [first - 1]
+    assert row["state"][wide.context_size + WIDTH - 1] > -0.25  # the last feature is the share that was shown
+    request["candidates"]["seen"] = [True]
+    error = application.post(RECOMMEND, request).json()["error"]
+    assert (error["field"], error["allowed"]) == ("candidates.seen", "4 booleans, one for each item_id")
+
+
+def test_a_policy_of_another_formula_serves_and_logs_by_its_own_vocabulary(
+    start: Callable[..., Any], models: Path, wide: Vocabulary, tmp_path: Path
+) -> None:
+    """Values of candidates, by hand: click .5 and long view 2 − .5 z for a user whose age is z deviations from 30."""
+    own = linear_vocabulary(wide)
+    weights = np.zeros((own.state_size, 2))
+    weights[0, 1] = -0.5
+    values = LinearGaussian(weights, np.array([0.5, 2.0]), np.zeros(own.state_size), np.ones(own.state_size), 3.0,
+                            np.array([.1, .2], np.float32))
+    serve_policy(models, export_policy(models, values, own, training={}, data_fingerprint="", metrics={}))
+    application = start(explore=False)
+    request = body(20, 3, context={"age": 40.0}, explore=False)
+    answer = application.post(FUSION, request).json()
+    columns = np.array([request["candidates"]["predictions"][name] for name in TASKS]).astype(np.float16)
+    expected = 0.5 * columns[0].astype(np.float64) + 1.5 * columns[1].astype(np.float64)
+    order = [request["candidates"]["item_id"][place] for place in np.argsort(-expected, kind="stable")]
+    assert [item["item_id"] for item in answer["items"]] == order
+    np.testing.assert_allclose([item["score"] for item in answer["items"]], np.sort(expected)[::-1], rtol=1e-6)
+    assert logged(application)[-1]["vocabulary_hash"] == own.meaning != wide.meaning
+    row = moved(application, tmp_path / "out", own)[answer["request_id"]]
+    assert replayed(row, own) == row["shown"]
 
 
 def test_a_client_sends_the_context_part_of_its_state(start: Callable[..., Any], wide: Vocabulary) -> None:

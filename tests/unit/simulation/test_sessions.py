@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from recfuse.behaviours import Curve
+from recfuse.fusion.item_values import linear_vocabulary
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.fusion.ranking import fuse, rank
 from recfuse.simulation.environment import rewards
@@ -12,6 +14,7 @@ from recfuse.simulation.rollout import rollout
 from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import FEEDBACK
+from recfuse.state.encoder import StateEncoder
 from tests.unit.simulation import worlds
 
 
@@ -44,6 +47,37 @@ def test_pages_are_those_of_the_public_fusion_functions():
         scores = fuse(torch.from_numpy(of_pool), torch.from_numpy(action[row].astype(np.float64)), "log_sum",
                       world.vocabulary.offset)
         np.testing.assert_array_equal(shown[row], window[rank(scores).numpy()[:world.config.page]])
+
+
+def test_states_are_the_encoded_contexts_of_sessions_under_way():
+    """What does not move is encoded once an entry, and must be what encoding the whole context gives."""
+    world = worlds.world()
+    engine, encoder = SessionEngine(world, seed=4), StateEncoder(world.vocabulary)
+    sessions = start(engine)
+    for _ in range(3):
+        expected = encoder.encode(engine.context(sessions), rows=64)
+        np.testing.assert_array_equal(engine.observe(sessions)[:, :encoder.state_size], expected)
+        engine.step(sessions, np.ones((64, world.vocabulary.action_size), np.float32))
+
+
+@pytest.mark.parametrize("curved", [False, True])
+def test_another_vocabulary_ranks_the_same_world_by_its_own_formula(curved):
+    """Pages are those of the predictions as the log keeps them, under the formula and the curves of the vocabulary."""
+    world = worlds.world()
+    curve = Curve(x=(0.0, 0.1, 0.5), y=(0.0, 1.0, 1.5))
+    own = linear_vocabulary(world.vocabulary).replace(curves=(curve,) * 6 if curved else None)
+    engine = SessionEngine(world.under(own), seed=4)
+    sessions = start(engine)
+    assert engine.observe(sessions).shape == (64, world.vocabulary.context_size)
+    action = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    shown, offset, _, places = engine._rank(sessions, action)
+    for row in range(64):
+        columns = torch.from_numpy(engine.predictions(sessions.entry[row], offset[row]).astype(np.float64).T.copy())
+        scores = fuse(columns, torch.from_numpy(action[row].astype(np.float64)), curves=own.curves)
+        best = scores[places[row]]
+        torch.testing.assert_close(best, scores.sort(descending=True).values[:world.config.page], rtol=1e-5, atol=1e-6)
+    assert (shown != SessionEngine(world, seed=4).rank(sessions, action)).any()
+    assert world.under(world.vocabulary) is world
 
 
 def test_nothing_is_shown_twice_in_a_session_until_the_pool_is_used_up():

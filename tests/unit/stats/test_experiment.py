@@ -49,3 +49,17 @@ def test_false_findings_are_found_where_there_is_a_difference_alone():
 def test_bad_tests_are_refused(arms, options, message):
     with pytest.raises(InvalidFieldError, match=message):
         compare({str(arm): bucket(50, 10.0, arm) for arm in range(arms)}, MEASURES, **options)
+
+
+def test_two_arms_that_are_no_base_are_compared_as_if_one_were():
+    """The delta method on bucket means beside the bootstrap of the same two buckets."""
+    buckets = {"base": bucket(2_000, 10.0, 6), "one": bucket(3_000, 12.0, 7), "two": bucket(2_500, 11.0, 8)}
+    result = compare(buckets, MEASURES, primary="watch_time", draws=500)
+    direct = compare({"two": buckets["two"], "one": buckets["one"]}, MEASURES, primary="watch_time", draws=2_000)
+    estimate, low, high = result.between("one", "two", "watch_time")
+    assert estimate == pytest.approx(direct.effect("one", "watch_time")[0])
+    assert (low, high) == pytest.approx(direct.effect("one", "watch_time")[1:], abs=.1 * (high - low))
+    twins = {"base": buckets["base"], "twin": buckets["base"]}
+    paired = compare(twins, MEASURES, primary="like", paired=True, draws=50)
+    with pytest.raises(InvalidFieldError, match="paired: got True; allowed: buckets of different users"):
+        paired.between("twin", "base", "like")

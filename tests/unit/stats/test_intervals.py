@@ -1,16 +1,39 @@
 """Bootstrap over users: estimates by hand, coverage by simulation."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from recfuse.config import InvalidFieldError
-from recfuse.stats.intervals import paired_difference, ratio_of_sums, relative_difference, sum_per_user
+from recfuse.stats.intervals import (
+    bootstrap,
+    paired_difference,
+    ratio_of_sums,
+    relative_difference,
+    sum_per_user,
+)
 
 
 def test_sums_per_user_by_hand():
     """b: (1, 10) + (3, 30), a: (2, 20); users in the order of their first row."""
     sums = sum_per_user([[1, 10], [2, 20], [3, 30]], ["b", "a", "b"])
     np.testing.assert_array_equal(sums, [[4, 40], [2, 20]])
+
+
+def test_categories_keep_the_place_of_users_without_a_row():
+    users = pd.Categorical.from_codes([2, 0, 2], categories=["a", "b", "c"])
+    np.testing.assert_array_equal(sum_per_user([[1], [2], [3]], users), [[2], [0], [4]])
+    with pytest.raises(InvalidFieldError, match="user_id: got None; allowed: ids other than null"):
+        sum_per_user([[1]], pd.Categorical.from_codes([-1], categories=["a"]))
+
+
+def test_a_draw_weighs_a_user_alike_whoever_follows():
+    """Sums of 300 users, and the same with 200 more who add nothing: every draw is the same, also across blocks."""
+    values = np.random.default_rng(0).random((300, 2))
+    more = np.concatenate([values, np.zeros((200, 2))])
+    (_, some), (_, all_of_them) = (bootstrap(each, lambda s: s, draws=70, seed=3) for each in (values, more))
+    np.testing.assert_allclose(some, all_of_them, rtol=1e-4)
+    assert not np.allclose(some, bootstrap(values, lambda s: s, draws=70, seed=4)[1], rtol=1e-4)
 
 
 def test_ratio_by_hand():

@@ -23,6 +23,7 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.scenes.training.config import TrainingConfig
+from recfuse.simulation.arms import Arm
 from tests.unit.simulation import worlds
 from tune.fusion import FusionStudy, fusion_study
 from tune.judges import SimulatorJudge, flat
@@ -122,7 +123,7 @@ def actor(tmp_path: Path, mu: list[float], vocabulary: Vocabulary) -> FusionActo
 def test_the_simulator_judges_with_the_same_luck_on_users_that_did_not_train(tmp_path):
     world, split = worlds.world(), SplitConfig(judge=0.3, last=0.3)
     logged = FixedGaussian([0.5, 0.5, 1, 1, 1, 1], 0.5)
-    judges = [SimulatorJudge.of(world, logged, False, GROUPS.index(group), split, 300, 1, 0.95)
+    judges = [SimulatorJudge.of(world, Arm("logged", logged, explore=True), GROUPS.index(group), split, 300, 1, 0.95)
               for group in (JUDGE, LAST)]
     theirs = [set(judge.persons % world.users) for judge in judges]
     assert theirs[0].isdisjoint(theirs[1])
@@ -130,6 +131,9 @@ def test_the_simulator_judges_with_the_same_luck_on_users_that_did_not_train(tmp
     assert all((group[list(users)] == place).all() for users, place in zip(theirs, (1, 2), strict=True))
     same = judges[0](actor(tmp_path, logged.mu.tolist(), world.vocabulary))
     assert all(worth == (0.0, 0.0, 0.0) for worth in same.values()), "the same policy, the same luck: no difference"
+    # Exploration costs: the mean of the base is not the base.
+    mean = dataclasses.replace(judges[0], explore=False)(actor(tmp_path, logged.mu.tolist(), world.vocabulary))
+    assert mean["watch_time"].estimate != 0.0
     other = judges[0](actor(tmp_path, [-2, -2, 0, 0, 0, 0], world.vocabulary))
     assert other["watch_time"].high < 0
     columns = flat(other, "x_")

@@ -74,7 +74,7 @@ class CemConfig(CriticConfig):
 
     def networks(self, vocabulary: Vocabulary, values: tuple[float, ...]) -> Networks:
         """The critics, and the vector."""
-        return replace(super().networks(vocabulary, values), is_vector=True)
+        return replace(super().networks(vocabulary, values), serves="vector")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Self
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import require
@@ -21,7 +22,7 @@ class ReplayVectorConfig(ReplayAlgorithmConfig):
 
     algorithm: AlgorithmName = named("replay_vector")
 
-    def resolved(self, has_density: bool, has_candidates: bool = False) -> ReplayVectorConfig:
+    def resolved(self, has_density: bool, has_candidates: bool = False) -> Self:
         """See `LearningSettings`.
 
         Raises:
@@ -37,4 +38,4 @@ class ReplayVectorConfig(ReplayAlgorithmConfig):
 
     def networks(self, vocabulary: Vocabulary, values: tuple[float, ...]) -> Networks:
         """The critics, and the vector."""
-        return replace(super().networks(vocabulary, values), is_vector=True)
+        return replace(super().networks(vocabulary, values), serves="vector")
