@@ -23,6 +23,7 @@ from recfuse.runtime.console import start, table
 from recfuse.runtime.outputs import Output, claim
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.simulation.arms import CEM, LOGGED_MEAN
+from recfuse.simulation.cem import CemConfig
 from recfuse.simulation.verdict import verdict
 from serving.config import ServingConfig
 from serving.local import Latency, example_request, measure, running
@@ -40,6 +41,7 @@ class DemoConfig(Config):
     output: str = Field("runs/demo", description="Everything that is made lies beneath this directory.")
     persons: int = Field(18_000, description="The simulated logs hold so many people.", ge=1)
     requests: int = Field(200, description="So many HTTP requests are timed at each endpoint.", ge=1)
+    cem: CemConfig = Field(CemConfig(), description="The cross-entropy method searches the simulator so.")
     portable: bool = Field(False, description="Nothing is rounded to bfloat16 by itself, so that processors with and "
                            "without it agree; `make demo PORTABLE=1` also asks for the same instructions.")
 
@@ -65,7 +67,7 @@ def main(config: DemoConfig) -> Path:
             # As served: all of them explore, and what merely not exploring brings has its own row.
             comparison = ab_test.AbTestConfig(
                 simulation=f"{out}/simulation", output=f"{out}/ab_test", users="held_out", explore=True,
-                policies=("logged", LOGGED_MEAN, CEM, f"{LEARNED}={fusion.bundle}"))
+                policies=("logged", LOGGED_MEAN, CEM, f"{LEARNED}={fusion.bundle}"), cem=config.cem)
             tested = ab_test.main(comparison)
         with step("6/8 publish the bundles"):
             export.main(export.ExportConfig(

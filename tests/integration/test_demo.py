@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc 
 
 
 def demo(output: Path, *arguments: str) -> list[str]:
-    # Fewer people than by default, whose run takes minutes more and passes through the same code.
-    return [sys.executable, "-u", "-m", "jobs.demo", "--output", str(output), "--persons", "3000", *arguments]
+    # Fewer people than by default, in the logs and in the search: a run of minutes passes through the same code.
+    return [sys.executable, "-u", "-m", "jobs.demo", "--output", str(output), "--persons", "3000",
+            "--cem.persons", "200", *arguments]
 
 
 @pytest.fixture(scope="module")
