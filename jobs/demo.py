@@ -64,9 +64,11 @@ def main(config: DemoConfig) -> Path:
             fusion = train_fusion.main(train_fusion.TrainFusionConfig(
                 samples=samples.samples, scorer=str(scenes.bundle), output=f"{out}/fusion"))
         with step("5/8 A/B test in the simulator"):
-            # As served: all of them explore, and what merely not exploring brings has its own row.
+            # As served: all of them explore, and what merely not exploring brings has its own row. Everybody lives once
+            # under each policy, as in no real test, so that a few thousand people tell them apart.
             comparison = ab_test.AbTestConfig(
-                simulation=f"{out}/simulation", output=f"{out}/ab_test", users="held_out", explore=True,
+                simulation=f"{out}/simulation", output=f"{out}/ab_test", users="held_out", explore=True, paired=True,
+                persons=15_000,
                 policies=("logged", LOGGED_MEAN, CEM, f"{LEARNED}={fusion.bundle}"), cem=config.cem)
             tested = ab_test.main(comparison)
         with step("6/8 publish the bundles"):
@@ -134,8 +136,8 @@ def close(
         lives: that CEM searched.
     """
     base, *others = tested.result.arms
-    table("In the simulator, on users whom no log held: difference per user to the logged policy, 95% intervals; "
-          f"all but {LOGGED_MEAN} explore, as when serving",
+    table("In the simulator, on users whom no log held: difference per user to the logged policy, the same "
+          f"lives under each, 95% intervals; all but {LOGGED_MEAN} explore, as when serving",
           ["behaviour", f"{base.name} (mean)", *(arm.name for arm in others)], tested.result.rows())
     print("\n".join(verdict(tested.result, LEARNED, CEM, lives)))
     table(f"Scorer on the last day ({scenes.test_day})", ["scene", "task", "rows", "AUC"],

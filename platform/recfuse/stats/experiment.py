@@ -57,7 +57,6 @@ class ArmResult:
         effect: against the base; of the base itself all zero.
         p_value: float64[measures], two-sided, of a normal approximation; adjusted: for all comparisons of the test.
         detectable: float64[measures], relative difference that a bucket of this size finds with a power of 80%.
-        error: float64[measures], standard error of the mean over users.
         looks: early looks at the primary measure, where the test was planned with them.
     """
 
@@ -68,17 +67,21 @@ class ArmResult:
     p_value: NDArray[np.float64]
     adjusted: NDArray[np.float64]
     detectable: NDArray[np.float64]
-    error: NDArray[np.float64]
     looks: tuple[Look, ...] = ()
 
 
 @dataclass(frozen=True)
 class AbResult:
-    """An A/B test of these measures: the base comes first among the arms."""
+    """An A/B test of these measures: the base comes first among the arms.
+
+    Attributes:
+        covariances: float64[arms, arms, measures], of the arms' means; between buckets of different users 0.
+    """
 
     measures: tuple[str, ...]
     arms: tuple[ArmResult, ...]
     paired: bool
+    covariances: NDArray[np.float64]
     level: float = LEVEL
     correction: Correction = "holm"
 
@@ -89,20 +92,18 @@ class AbResult:
         return float(effect.estimate[index]), float(effect.low[index]), float(effect.high[index])
 
     def between(self, arm: str, other: str, measure: str) -> tuple[float, float, float]:
-        """(estimate, low, high) of the relative difference of an arm to another one, by the delta method (maths 7.2).
-
-        Raises:
-            InvalidFieldError: the arms hold the same users, whose luck hangs together.
-        """
-        require(not self.paired, "paired", self.paired, "buckets of different users")
-        index, of = self.measures.index(measure), {result.name: result for result in self.arms}
-        (mean, error), (base, of_base) = ((float(of[name].mean[index]), float(of[name].error[index]))
-                                          for name in (arm, other))
+        """(estimate, low, high) of the relative difference of an arm to another, by the delta method (maths 7.2)."""
+        names, index = [result.name for result in self.arms], self.measures.index(measure)
+        (mean, place), (base, of_base) = ((float(self.arms[k].mean[index]), k)
+                                          for k in map(names.index, (arm, other)))
         if base == 0:
             return (float("nan"),) * 3
         estimate = (mean - base) / abs(base)
-        reach = (NormalDist().inv_cdf((1 + self.level) / 2)
-                 * math.hypot(error, mean / base * of_base) / abs(base))
+        gradient = np.zeros(len(names))
+        gradient[place] += 1 / abs(base)
+        gradient[of_base] -= mean / base / abs(base)
+        variance = float(gradient @ self.covariances[:, :, index] @ gradient)
+        reach = NormalDist().inv_cdf((1 + self.level) / 2) * math.sqrt(max(variance, 0.0))
         return estimate, estimate - reach, estimate + reach
 
     def rows(self) -> list[list[str]]:
@@ -191,21 +192,27 @@ def compare(
     adjusted, column = adjust(p, correction), [list(measures).index(primary)]
     results = [ArmResult(
         other, len(treated), treated.mean(0), effect, p_value, corrected, _detectable(treated, base, level, paired),
-        _error(treated), _looks(treated[:, column], base[:, column], looks, 1 - (1 - level) / len(others), paired))
+        _looks(treated[:, column], base[:, column], looks, 1 - (1 - level) / len(others), paired))
         for (other, treated), effect, p_value, corrected in zip(others, effects, p, adjusted, strict=True)]
-    return AbResult(tuple(measures), (_base_result(name, base), *results), paired, level, correction)
+    return AbResult(tuple(measures), (_base_result(name, base), *results), paired,
+                    _covariances(list(users.values()), paired), level, correction)
 
 
 def _base_result(name: str, base: Users) -> ArmResult:
     """The base beside itself: no effect, no doubt, nothing to detect."""
     zeros, ones = np.zeros(base.shape[1]), np.ones(base.shape[1])
-    return ArmResult(name, len(base), base.mean(0), Interval(zeros, zeros, zeros), ones, ones, zeros, _error(base))
+    return ArmResult(name, len(base), base.mean(0), Interval(zeros, zeros, zeros), ones, ones, zeros)
 
 
-def _error(users: Users) -> NDArray[np.float64]:
-    """Standard error of the mean."""
-    error: NDArray[np.float64] = users.std(0, ddof=1) / math.sqrt(len(users))
-    return error
+def _covariances(arms: Sequence[Users], paired: bool) -> NDArray[np.float64]:
+    """Of the arms' means, [arms, arms, measures]."""
+    found = np.zeros((len(arms), len(arms), arms[0].shape[1]))
+    centred = [users - users.mean(0) for users in arms]
+    for one, of_one in enumerate(centred):
+        for other, of_other in enumerate(centred):
+            if one == other or paired:
+                found[one, other] = (of_one * of_other).sum(0) / ((len(of_one) - 1) * len(of_one))
+    return found
 
 
 def false_findings(treated: Users, base: Users, *, correction: Correction = "holm", draws: int = DRAWS,

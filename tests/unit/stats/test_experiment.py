@@ -59,7 +59,11 @@ def test_two_arms_that_are_no_base_are_compared_as_if_one_were():
     estimate, low, high = result.between("one", "two", "watch_time")
     assert estimate == pytest.approx(direct.effect("one", "watch_time")[0])
     assert (low, high) == pytest.approx(direct.effect("one", "watch_time")[1:], abs=.1 * (high - low))
-    twins = {"base": buckets["base"], "twin": buckets["base"]}
+    twins = {"base": buckets["base"][:2_000], "one": buckets["one"][:2_000],
+             "more": buckets["one"][:2_000] * 1.01 + bucket(2_000, 1e-3, 9)}
     paired = compare(twins, MEASURES, primary="like", paired=True, draws=50)
-    with pytest.raises(InvalidFieldError, match="paired: got True; allowed: buckets of different users"):
-        paired.between("twin", "base", "like")
+    direct = compare({"one": twins["one"], "more": twins["more"]}, MEASURES, primary="like", paired=True, draws=2_000)
+    estimate, low, high = paired.between("more", "one", "watch_time")
+    assert (estimate, low, high) == pytest.approx(direct.effect("more", "watch_time"), abs=.1 * (high - low))
+    apart = compare(twins, MEASURES, primary="like", draws=50).between("more", "one", "watch_time")
+    assert high - low < .1 * (apart[2] - apart[1]), "luck that both share is no doubt"
