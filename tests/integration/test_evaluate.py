@@ -57,7 +57,7 @@ def test_the_logging_policy_has_the_value_of_its_log(run, tmp_path, capsys):
     assert found.ess[0] == pytest.approx(found.requests, rel=1e-4)
     assert result.page.read_text().count("<img") == 2
     written = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert written["off_policy"]["behaviours"] == ["watch_time", "like", "comment", "forward", "follow"]
+    assert written["off_policy"]["behaviours"] == ["watch_time", "click", "like", "comment", "forward", "follow"]
     assert "report:" in capsys.readouterr().out
 
 
