@@ -150,13 +150,26 @@ def _disagreements(answers: Sequence[OffPolicyEstimate], behaviours: tuple[str, 
     for one, other in pairs:
         assert one.drawn is not None
         assert other.drawn is not None
-        error = np.nanstd(one.drawn - other.drawn, 0, ddof=1)
+        error = _spread(one.drawn, other.drawn)
         for index, name in enumerate(behaviours):
             difference, half = float(one.change[index] - other.change[index]), reach * float(error[index])
             if math.isfinite(half) and abs(difference) > max(half, 1e-9):
                 found.append(Disagreement(one.estimator, other.estimator, name, difference, difference - half,
                                           difference + half))
     return tuple(found)
+
+
+def _spread(one: Vector, other: Vector) -> Vector:
+    """Standard deviation over the draws [D, m] in which both have a value; NaN where fewer than two have."""
+    with np.errstate(invalid="ignore"):
+        difference = one - other
+    known = np.isfinite(difference)
+    count = known.sum(0)
+    difference = np.where(known, difference, 0.0)
+    mean = difference.sum(0) / np.maximum(count, 1)
+    squares = np.where(known, difference - mean, 0.0)
+    spread: Vector = np.sqrt((squares**2).sum(0) / np.maximum(count - 1, 1))
+    return np.where(count > 1, spread, np.nan)
 
 
 def relative(answer: OffPolicyEstimate, index: int) -> str:
