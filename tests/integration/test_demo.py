@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc 
 
 def demo(output: Path, *arguments: str) -> list[str]:
     # Fewer people than by default, in the logs and in the search: a run of minutes passes through the same code.
-    return [sys.executable, "-u", "-m", "jobs.demo", "--output", str(output), "--persons", "3000",
+    return [sys.executable, "-u", "-m", "jobs.demo", "--output", str(output), "--persons", "2000",
             "--cem.persons", "200", *arguments]
 
 

@@ -130,5 +130,7 @@ def to_json(result: AbResult, config: AbTestConfig, aa: AaResult | None = None) 
         "aa": None if aa is None else {"runs": aa.runs, "false": plain(aa.false), "family": aa.family},
         "arms": [{"name": arm.name, "users": arm.users, "mean": arm.mean.tolist(),
                   **{key: plain(getattr(arm.effect, key)) for key in ("estimate", "low", "high")},
-                  **{key: plain(getattr(arm, key)) for key in ("p_value", "adjusted", "detectable", "error")},
-                  "looks": [dataclasses.asdict(look) for look in arm.looks]} for arm in result.arms]}
+                  **{key: plain(getattr(arm, key)) for key in ("p_value", "adjusted", "detectable")},
+                  "error": plain(np.sqrt(np.diagonal(result.covariances)[:, place])),
+                  "looks": [dataclasses.asdict(look) for look in arm.looks]}
+                 for place, arm in enumerate(result.arms)]}
