@@ -31,9 +31,9 @@ def collect(config: ReportConfig) -> ReportData:
     if off_policy and off_policy.get("separation"):
         subject["kept apart"] = off_policy["separation"]
     tested = read_json(Path(config.ab_test) / METRICS)
-    if tested and "explore" in tested:
-        subject["A/B policies"] = "explore as when serving, unless they are called a mean" if tested["explore"] else (
-            "take their means; logged alone explores")
+    if tested and all("explores" in arm for arm in tested["arms"]):
+        still = [arm["name"] for arm in tested["arms"] if not arm["explores"]]
+        subject["A/B policies"] = "all explore, as when serving" + (f", but {', '.join(still)}" if still else "")
     if "exposures" in simulation:
         subject["exposures"] = simulation["exposures"]
     return ReportData(

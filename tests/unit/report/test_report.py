@@ -45,7 +45,7 @@ DATA = ReportData(
              for phase in ("critics", "cloning", "stage_one", "stage_two") for index in range(3)],
     ab_test={"measures": ["watch_time", "like"], "level": .95, "arms": [
         {"name": "logged", "users": 100, "mean": [10.0, 1.0], "estimate": [0, 0], "low": [0, 0], "high": [0, 0]},
-        {"name": "two<stage>", "users": 100, "mean": [10.5, 1.0], **ARM}]},
+        {"name": "two<stage>", "explores": False, "users": 100, "mean": [10.5, 1.0], **ARM}]},
     off_policy={"behaviours": ["watch_time", "like"], "blocks": BLOCKS, "truths": TRUTHS,
                 "advice": ["9 more days would give an answer"]},
     weights={"parameters": ["click", "like"], "logged": [.6, .8], "groups": [
@@ -133,8 +133,8 @@ def test_every_axis_says_what_it_measures(section):
 def test_the_page_opens_with_what_was_found(text):
     """Effects of DATA: watch time 5% [1, 9], like not known; NCIS +10%; of 10 ratios .5 over .49 is near 1."""
     assert summary(DATA) == [
-        "In the simulator two<stage> brought +5.0% [1.0, 9.0] watch_time per user against logged. Sure among the other "
-        "measures: none.",
+        "In the simulator two<stage>, which does not explore, brought +5.0% [1.0, 9.0] watch_time per user against "
+        "logged. Sure among the other measures: none.",
         "From the held-out log, “one changed request” brings +10.0% [+5.0, +15.0] watch_time (NCIS); the truth is "
         "+4.0%.",
         "From the held-out log, “a whole session” brings +10.0% [+5.0, +15.0] watch_time (ratio of rates); the truth "
