@@ -139,7 +139,7 @@ def close(
     table("In the simulator, on users whom no log held: difference per user to the logged policy, the same "
           f"lives under each, 95% intervals; all but {LOGGED_MEAN} explore, as when serving",
           ["behaviour", f"{base.name} (mean)", *(arm.name for arm in others)], tested.result.rows())
-    print("\n".join(verdict(tested.result, LEARNED, CEM, lives)))
+    print("\n".join(verdict(tested.result, LEARNED, CEM, lives, tested.reach)))
     table(f"Scorer on the last day ({scenes.test_day})", ["scene", "task", "rows", "AUC"],
           [(metric.scene, metric.task, f"{metric.rows:,}", f"{metric.auc:.4f}") for metric in scenes.metrics])
     table(f"Serving, {config.requests} requests at each endpoint, one connection", ["endpoint", "p50 ms", "p95 ms"],

@@ -31,8 +31,8 @@ def collect(config: ReportConfig) -> ReportData:
     if off_policy and off_policy.get("separation"):
         subject["kept apart"] = off_policy["separation"]
     tested = read_json(Path(config.ab_test) / METRICS)
-    if tested and all("explores" in arm for arm in tested["arms"]):
-        still = [arm["name"] for arm in tested["arms"] if not arm["explores"]]
+    if tested and all("reach" in arm for arm in tested["arms"]):
+        still = [arm["name"] for arm in tested["arms"] if not arm["reach"]]
         subject["A/B policies"] = "all explore, as when serving" + (f", but {', '.join(still)}" if still else "")
     if "exposures" in simulation:
         subject["exposures"] = simulation["exposures"]

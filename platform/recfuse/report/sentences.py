@@ -41,7 +41,7 @@ def _ab_sentences(data: ReportData) -> list[str]:
         surely = numbers(arm.get("adjusted", [None] * len(measures))) < 1 - data.ab_test["level"]
         effect, low, high = (100 * numbers(arm[key]) for key in ("estimate", "low", "high"))
         others = [f"{name} {effect[index]:+.1f}%" for index, name in enumerate(measures) if index and surely[index]]
-        name = arm["name"] + ("" if arm.get("explores", True) else ", which does not explore,")
+        name = arm["name"] + ("" if arm.get("reach", 1.0) else ", which does not explore,")
         sentences.append(
             f"In the simulator {name} brought {effect[0]:+.1f}% [{low[0]:.1f}, {high[0]:.1f}] {measures[0]} per "
             f"user against {base['name']}. Sure among the other measures: {', '.join(others) or 'none'}.")

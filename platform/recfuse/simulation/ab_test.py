@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
-from recfuse.simulation.arms import CEM, MEAN, Arm, read_arm
+from recfuse.simulation.arms import CEM, MEAN, read_arm
 from recfuse.simulation.cem import CemConfig, cem_bundle
-from recfuse.simulation.experiment import MEASURES, aa_test, ab_test
+from recfuse.simulation.experiment import MEASURES, aa_test, ab_test, reach
 from recfuse.simulation.output import WORLD, held_out_share, require_json, write_json
 from recfuse.simulation.persons import held_out
 from recfuse.simulation.world import World
@@ -76,11 +75,15 @@ class AbTestConfig(Config):
 
 @dataclass(frozen=True)
 class AbTestResult:
-    """The result of the job; `cem_bundle` is None where CEM took no part, `aa` where no A/A test was asked for."""
+    """The result of the job; `cem_bundle` is None where CEM took no part, `aa` where no A/A test was asked for.
+
+    `reach`: arm → how far exploration turns its rankings (`recfuse.simulation.experiment.reach`).
+    """
 
     result: AbResult
     metrics: Path
     cem_bundle: Path | None
+    reach: dict[str, float]
     aa: AaResult | None = None
 
 
@@ -107,8 +110,9 @@ def run_ab_test(config: AbTestConfig) -> AbTestResult:
                      shares=config.shares or None, users=users, paired=config.paired,
                      looks=config.looks if config.interval == "always_valid" else 0, primary=config.primary,
                      correction=config.correction, level=config.level)
-    write_json(output / METRICS, to_json(result, config, [arms[text] for text in config.policies], aa), "arms")
-    return AbTestResult(result, output / METRICS, bundle, aa)
+    far = {arms[text].name: reach(world, arms[text]) for text in config.policies}
+    write_json(output / METRICS, to_json(result, config, far, aa), "arms")
+    return AbTestResult(result, output / METRICS, bundle, far, aa)
 
 
 def _users(world: World, simulation: Path, who: Who) -> NDArray[np.bool_] | None:
@@ -119,9 +123,9 @@ def _users(world: World, simulation: Path, who: Who) -> NDArray[np.bool_] | None
     return out if who == "held_out" else ~out
 
 
-def to_json(result: AbResult, config: AbTestConfig, tested: Sequence[Arm],
+def to_json(result: AbResult, config: AbTestConfig, far: dict[str, float],
             aa: AaResult | None = None) -> dict[str, Any]:
-    """Plain values for the report; `tested`: the arms of the result, in its order."""
+    """Plain values for the report; `far`: how far exploration turns each arm."""
     def plain(values: NDArray[np.float64]) -> list[float | None]:
         return [None if np.isnan(value) else float(value) for value in values]
 
@@ -129,9 +133,9 @@ def to_json(result: AbResult, config: AbTestConfig, tested: Sequence[Arm],
         "level": config.level, "paired": result.paired, "seed": config.seed, "measures": list(result.measures),
         "correction": result.correction, "users": config.users, "primary": config.primary,
         "aa": None if aa is None else {"runs": aa.runs, "false": plain(aa.false), "family": aa.family},
-        "arms": [{"name": arm.name, "explores": policy.explore, "users": arm.users, "mean": arm.mean.tolist(),
+        "arms": [{"name": arm.name, "reach": far[arm.name], "users": arm.users, "mean": arm.mean.tolist(),
                   **{key: plain(getattr(arm.effect, key)) for key in ("estimate", "low", "high")},
                   **{key: plain(getattr(arm, key)) for key in ("p_value", "adjusted", "detectable")},
                   "error": plain(np.sqrt(np.diagonal(result.covariances)[:, place])),
                   "looks": [dataclasses.asdict(look) for look in arm.looks]}
-                 for place, (arm, policy) in enumerate(zip(result.arms, tested, strict=True))]}
+                 for place, arm in enumerate(result.arms)]}

@@ -14,12 +14,14 @@ from recfuse.runtime.console import Progress
 from recfuse.simulation.arms import Arm
 from recfuse.simulation.persons import assign, persons_of
 from recfuse.simulation.rollout import live
+from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import FEEDBACK, World
 from recfuse.stats.experiment import AaResult, AbResult, compare, false_findings
 from recfuse.stats.intervals import DRAWS, LEVEL
 from recfuse.stats.significance import Correction
 
 logger = logging.getLogger("recfuse")
+_ASKED = 256  # persons whose first request says how far an arm explores
 MEASURES = (*FEEDBACK, "requests", "sessions")
 
 
@@ -100,6 +102,17 @@ def lives(world: World, arm: Arm, persons: NDArray[np.int64], seed: int) -> NDAr
     rng = np.random.default_rng([seed, int.from_bytes(hashlib.sha256(arm.name.encode()).digest()[:4])])
     total = live(arm.in_world(world), arm.policy, persons, seed=seed, explore=arm.explore, rng=rng)
     return np.column_stack([total.feedback, total.requests, total.sessions])
+
+
+def reach(world: World, arm: Arm) -> float:
+    """How far exploration turns an arm's rankings: the mean of `|σ| / |μ|` over first requests, 0 of an arm that takes
+    its mean."""
+    if not arm.explore:
+        return 0.0
+    some, engine = np.arange(_ASKED), SessionEngine(world, 0)
+    decision = arm.policy.act(engine.observe(engine.first(some % world.users, some)), False, np.random.default_rng(0))
+    lengths = np.linalg.norm(decision.mu, axis=1)
+    return float((np.linalg.norm(decision.sigma, axis=1) / np.maximum(lengths, 1e-9)).mean())
 
 
 def _everyone(users: NDArray[np.bool_] | None, persons: int) -> NDArray[np.int64]:

@@ -45,7 +45,7 @@ DATA = ReportData(
              for phase in ("critics", "cloning", "stage_one", "stage_two") for index in range(3)],
     ab_test={"measures": ["watch_time", "like"], "level": .95, "arms": [
         {"name": "logged", "users": 100, "mean": [10.0, 1.0], "estimate": [0, 0], "low": [0, 0], "high": [0, 0]},
-        {"name": "two<stage>", "explores": False, "users": 100, "mean": [10.5, 1.0], **ARM}]},
+        {"name": "two<stage>", "reach": 0.0, "users": 100, "mean": [10.5, 1.0], **ARM}]},
     off_policy={"behaviours": ["watch_time", "like"], "blocks": BLOCKS, "truths": TRUTHS,
                 "advice": ["9 more days would give an answer"]},
     weights={"parameters": ["click", "like"], "logged": [.6, .8], "groups": [
