@@ -42,7 +42,8 @@ def _exploration(own: float, other: float, learned: str, searched: str) -> list[
     if max(own, other) <= _ALIKE * min(own, other):
         return []
     more, less = (searched, learned) if other > own else (learned, searched)
-    far = f"{max(own, other) / min(own, other):.1f} times as far as {less}'s" if min(own, other) else f"and not {less}'s"
+    near = min(own, other)
+    far = f"{max(own, other) / near:.1f} times as far as {less}'s" if near else f"and not {less}'s"
     return [f"Exploration turns {more}'s rankings {far}, which alone costs watch time; {learned}:mean against "
             f"{searched}:mean leaves it out."]
 
