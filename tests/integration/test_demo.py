@@ -59,7 +59,7 @@ def test_the_main_job_runs_to_its_end(finished, output):
 
 
 @pytest.mark.usefixtures("finished")
-@pytest.mark.parametrize("when", ["config of", "workers starting", "2/8 fit", "serving on"])
+@pytest.mark.parametrize("when", ["config of", "workers starting", "serving on"])
 def test_ctrl_c_leaves_nothing_behind(output, tmp_path, when):
     mark, environment = marked_environment()
     # What is finished is taken up, so that a rerun soon serves.
