@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 
-from recfuse.evaluation import answers, support
+from recfuse.evaluation import support
 from recfuse.evaluation.answers import OffPolicyEstimate
 from recfuse.evaluation.case import Case, action_moments
 from recfuse.evaluation.config import EvaluateConfig
@@ -212,7 +212,7 @@ def said_of(setting: Setting, subject: Subject, log: HeldOut, shared: dict[str, 
 @contextmanager
 def _without_refusals() -> Iterator[None]:
     """Inside, no weights are too few for a number."""
-    with mock.patch.object(support, "MIN_MEAN_RATIO", 0.0), mock.patch.object(answers, "MARGIN", math.inf):
+    with mock.patch.object(support, "MIN_MEAN_RATIO", 0.0):
         yield
 
 

@@ -19,7 +19,7 @@ MIN_ESS = 100.0
 # By how much the mean ratio of an estimate that is not normalised may leave 1: it is wrong by about that share.
 RATIO_TOLERANCE = 0.02
 # An interval whose estimate is off by a third of its half still holds the truth nine times in ten.
-MARGIN = 1 / 3
+MOST_HIDDEN = 1 / 3
 Vector = NDArray[np.float64]
 Statistic = Callable[[Vector], Vector]
 
@@ -260,7 +260,7 @@ def _hidden(evidence: Evidence, answer: OffPolicyEstimate) -> str:
     half = np.where(np.isfinite(paired_half) & (paired_half > 0), np.minimum(half, paired_half), half)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(half > 0, evidence.hidden / half, 0.0)
-    if not (share > MARGIN).any():
+    if not (share > MOST_HIDDEN).any():
         return ""
     return (f"the mean ratio is {evidence.mean_ratio:.2f}, where 1 is expected: what is missing would move the "
             f"estimate by {np.nanmax(share):.0%} of half its interval, by what requests of large ratios bring")

@@ -14,7 +14,7 @@ from recfuse.evaluation.support import Ratios, Vector
 # Caps that compete where none is declared, how many ratios a product has at most, and how far estimates may part.
 CAPS = (5.0, 10.0, 20.0, 50.0, 100.0, math.inf)
 LONGEST_WINDOW = 3
-MARGIN = 1 / 6
+MOST_APART = 1 / 6
 PartOf = Callable[[Ratios, int], Part]
 Integers = NDArray[np.int64]
 
@@ -23,7 +23,7 @@ def slope(candidates: Sequence[OffPolicyEstimate]) -> int:
     """The place of the chosen one of candidates with intervals, which stand in the order of falling bias (maths 4.9).
 
     From the last one on, whose bias is the least and whose interval the widest, each narrower one before it is taken as
-    long as it lies within MARGIN of half its own interval of all that were taken before. Where it lies further off,
+    long as it lies within MOST_APART of half its own interval of all that were taken before. Where it lies further off,
     its bias may be such that its interval holds the truth less than nine times in ten.
 
     References:
@@ -37,7 +37,7 @@ def slope(candidates: Sequence[OffPolicyEstimate]) -> int:
     for place in range(len(candidates) - 2, -1, -1):
         if width[place] >= width[taken[-1]]:
             continue  # more bias and no narrower: of no use to anybody
-        if (np.abs(middle[place] - middle[taken]) > MARGIN * half[place]).any():
+        if (np.abs(middle[place] - middle[taken]) > MOST_APART * half[place]).any():
             break
         taken.append(place)
     return taken[-1]

@@ -10,7 +10,7 @@ from torch import Tensor
 from recfuse.fusion.effects import EffectSums, Modifiers
 from recfuse.fusion.item_values import spread
 from recfuse.fusion.monotone import MonotoneCurves, basis_of, curves_of, knots_of, non_negative
-from recfuse.fusion.replay import expected_features, features_of_shown, terms_of
+from recfuse.fusion.replay import attention_of, expected_features, features_of_shown, terms_of
 from recfuse.learning.columns import chunks
 from recfuse.learning.context import Context
 from recfuse.learning.critics import one_step_advantages
@@ -44,7 +44,7 @@ def measure_curves(context: Context[Any], x: Tensor) -> EffectSums:
             candidates = candidates_of(part, context.vocabulary)
             basis = basis_of(candidates.columns[..., : len(x)], x).flatten(2)
             candidates = candidates.with_columns(basis * candidates.open.unsqueeze(2))
-            weights = decay ** torch.arange(part["shown"].shape[1], device=noise.device)
+            weights = attention_of(decay, part["shown"].shape[1], noise)
             features = features_of_shown(candidates, part["shown"].long(), weights)
             features = features - expected_features(candidates, part["mu"], part["sigma"], noise, weights)
             targets = part["feedback"].clone()

@@ -221,13 +221,23 @@ def _served_features(context: Context[Any], rows: ReplayRows) -> Tensor:
     return page_features(rows.candidates, mu, rows.attention)
 
 
-@dataclass(frozen=True)
-class Ascent:
-    """Multipliers by dual ascent on users that no step climbs on.
+def ascend(summed: Tensor, shortfall: Tensor, settings: ReplaySettings) -> tuple[Tensor, Tensor]:
+    """What multipliers have summed up, and the multipliers, [|S|] each, after one move of dual ascent.
 
     Every multiplier is a proportional and an integral part of what its behaviour lacks to its floor: the integral alone
     swings, since the policy answers only after some steps (Stooke, Achiam and Abbeel, "Responsive Safety in
     Reinforcement Learning by PID Lagrangian Methods", ICML 2020).
+
+    Args:
+        summed: so far; shortfall: the floor less the effect, −∞ where there is no floor.
+    """
+    summed = (summed + settings.dual_step * shortfall).clamp(0.0, settings.multiplier_max)
+    return summed, (summed + settings.dual_gain * shortfall).clamp(0.0, settings.multiplier_max)
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Multipliers by dual ascent on users that no step climbs on.
 
     Attributes:
         rows: which of the replayed requests look; effects: by which they do.
@@ -241,10 +251,9 @@ class Ascent:
         settings, module = context.settings.replay, context.module
         floors = context.settings.replay_objective(context.vocabulary).floors[1:]
         shortfall = (floors - self.seen(context)[1:]).to(module.multipliers)
-        module.shortfalls += settings.dual_step * shortfall
-        module.shortfalls.clamp_(0.0, settings.multiplier_max)
-        module.multipliers.copy_(module.shortfalls + settings.dual_gain * shortfall)
-        module.multipliers.clamp_(0.0, settings.multiplier_max)
+        summed, multipliers = ascend(module.shortfalls, shortfall, settings)
+        module.shortfalls.copy_(summed)
+        module.multipliers.copy_(multipliers)
 
     def seen(self, context: Context[Any]) -> Tensor:
         """Mean relative effects of the policy as it stands, float64[1 + |S|]."""

@@ -22,7 +22,7 @@ from recfuse.learning.page_effects import Objective, mean_effects
 from recfuse.learning.phases import Phase
 from recfuse.learning.registry import register
 from recfuse.learning.replay import ReplayRows
-from recfuse.learning.replay_policy import BEHAVIOUR_EFFECT, EFFECT, MULTIPLIER, REPLAY, replay_rows
+from recfuse.learning.replay_policy import BEHAVIOUR_EFFECT, EFFECT, MULTIPLIER, REPLAY, ascend, replay_rows
 from recfuse.learning.replay_settings import ReplaySettings
 from recfuse.learning.settings import AlgorithmName, Networks, StoppingRule, named
 
@@ -72,12 +72,12 @@ def ascended(judged: Callable[[Tensor], Tensor], objective: Objective, settings:
     """Multipliers float64[|S|] with which no effect falls short of its floor, as far as multipliers can."""
     floors = objective.floors[1:]
     multipliers, kept = torch.zeros_like(floors), list[Tensor]()
+    # Values follow their multipliers at once, so that a part in proportion would overshoot.
+    summing = settings.replace(dual_gain=0.0)
     for _ in range(steps):
         kept.append(multipliers)
-        found = judged(worth_of(multipliers))[1:]
-        shortfall = torch.where(torch.isfinite(floors), floors - found, float("-inf"))
-        multipliers = (multipliers + settings.dual_step * shortfall).clamp(0.0, settings.multiplier_max)
-    # Steps of one length go round the answer, which is their mean once they have reached it.
+        _, multipliers = ascend(multipliers, floors - judged(worth_of(multipliers))[1:], summing)
+    # Pages change in steps, so that multipliers go round the answer, which is their mean once they have reached it.
     return torch.stack(kept[len(kept) // 2 :]).mean(0)
 
 
