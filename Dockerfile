@@ -10,6 +10,8 @@ RUN python -m venv --without-pip /opt/recfuse
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY platform platform
 COPY serving serving
+COPY tune tune
+COPY jobs jobs
 # Wheels or nothing: nothing is compiled. `setuptools` builds our own, which is pure Python.
 RUN pip --disable-pip-version-check install --no-cache-dir "setuptools==84.2.1" \
  && pip --python /opt/recfuse/bin/python install --no-cache-dir --only-binary :all: \

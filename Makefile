@@ -2,17 +2,21 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # A wheel or nothing: the install never compiles.
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet --only-binary :all: $(PIP_ARGS)
-# Where session logs or exposures lie; empty takes the embedded simulator.
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --root-user-action=ignore --only-binary :all: $(PIP_ARGS)
+# A directory of exposures (KuaiRand-Pure); empty takes those of the embedded simulator.
 LOGS ?=
-OUT ?= runs/demo
+# SHOP=1 takes the generator of a shop: clicks, orders, revenue.
+SHOP ?=
+OUT ?= $(if $(SHOP),runs/shop,runs/demo)
+# VERBOSE=1 shows all that the demo's jobs say; else it is in $(OUT)/log.txt.
+VERBOSE ?=
 # PORTABLE=1 runs the same instructions on every x86 processor since 2013, so that figures agree; it is slower.
 PORTABLE ?=
 SAME_INSTRUCTIONS := OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
 	OPENBLAS_CORETYPE=Haswell ARROW_USER_SIMD_LEVEL=AVX2 \
 	NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 
-.PHONY: demo test check unit integration serve sweep install clean
+.PHONY: demo test check unit integration integration-serving integration-jobs serve sweep install clean
 
 install: .venv/.installed
 
@@ -24,22 +28,23 @@ install: .venv/.installed
 	@$(PIP) --no-build-isolation --editable ".[dev]"
 	@touch $@
 
-demo: .venv/.installed ## the main job: logs → samples → scorer → policy → evaluation → bundles → ranked answers over HTTP
-	@env $(if $(PORTABLE),$(SAME_INSTRUCTIONS)) $(BIN)/python -m jobs.demo --output "$(OUT)" $(if $(LOGS),--logs "$(LOGS)") \
-		$(if $(PORTABLE),--portable)
+demo: .venv/.installed ## the main job: exposures → scorer → session logs → samples → policy → A/B test → bundles → answers over HTTP → report
+	@env $(if $(PORTABLE),$(SAME_INSTRUCTIONS)) $(BIN)/python -m jobs.demo --output "$(OUT)" \
+		$(if $(LOGS),--logs "$(LOGS)") $(if $(SHOP),--logs shop) $(if $(PORTABLE),--portable) $(if $(VERBOSE),--verbose)
 
 serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
 	@# A Ray of its own, on loopback (see recfuse.runtime.ray_compat.on_loopback), unless RAY_ADDRESS names another: without an address
 	@# `serve run` takes whatever ran here last, also when it is dead.
+	@# `serving.starting` is `serve run`, whose port says "starting" until the models are there.
 	@PYTHONPATH=platform RAY_ADDRESS=$${RAY_ADDRESS:-local} RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 \
-		env $$($(BIN)/python -m serving.environment) $(BIN)/serve run serving/config.yaml
+		env $$($(BIN)/python -m serving.environment) $(BIN)/python -m recfuse.serving.starting serving/config.yaml
 
-sweep: .venv/.installed ## discounts and λ over the demo's samples (made where absent): frontier, report; a rerun repeats no trial
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tune.sweep --config tune/config/fusion.yaml --demo "$(OUT)" $(SWEEP_ARGS)
+sweep: .venv/.installed ## discounts and multipliers λ over the demo's samples (made where absent): frontier, report; a rerun repeats no trial
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tune.sweep --config tune/config/$(if $(SHOP),shop,fusion).yaml --demo "$(OUT)" $(SWEEP_ARGS)
 
 test: check
 	@# Integration tests wait for processes most of their time, in which unit tests compute.
-	@$(MAKE) --no-print-directory -j 2 unit integration
+	@$(MAKE) --no-print-directory -j 3 unit integration-serving integration-jobs
 
 check: .venv/.installed
 	@$(BIN)/ruff check .
@@ -49,8 +54,16 @@ check: .venv/.installed
 unit: .venv/.installed
 	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
 
-integration: .venv/.installed
-	@$(BIN)/python -m pytest tests/integration
+integration: integration-serving integration-jobs
+
+# Servers have fixed ports: whatever serves or is a cluster of several raylets runs one after the other.
+SERVING := $(addprefix tests/integration/test_,baselines.py cluster.py demo.py job_submit.py s3.py serving.py tutorial.py)
+
+integration-serving: .venv/.installed
+	@$(BIN)/python -m pytest $(SERVING)
+
+integration-jobs: .venv/.installed
+	@$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING))
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

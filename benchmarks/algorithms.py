@@ -1,12 +1,12 @@
-"""The source's table in the simulator: algorithms beside the cross-entropy method, at three budgets of honesty.
+"""The table of Cai et al. (2023) in the simulator: algorithms beside the cross-entropy method, at three budgets.
 
 The set-up is that of the live test of Cai et al. (WWW 2023): logs of a base, which is one vector by CEM, explored
 around; algorithms learn from them alone. Fresh seeds of world, logs, learner and searches. Every person of a test lives
 once under every policy, with the same luck. Printed are relative differences per user to three bases: CEM with the
 budget that one can pay for (`cem`), CEM that has stopped improving (`cem_converged`), and the same under the floors
-that two-stage has (`cem_floors`); with 95% intervals over the seeds, and the source's figures.
+that two-stage has (`cem_floors`); with 95% intervals over the seeds, and the figures of their live test.
 
-As in the source, policies are played without exploration, and the logs are those of the base. With `--logged
+As there, policies are played without exploration, and the logs are those of the base. With `--logged
 hand_tuned` they are those of the declared hand-tuned policy.
 
 A second table takes the effects apart: requests per user, and every behaviour per request. What a policy gains on a
@@ -48,18 +48,20 @@ from recfuse.runtime.console import start, table
 from recfuse.simulation.ab_test import Who
 from recfuse.simulation.arms import Arm
 from recfuse.simulation.cem import CemConfig, search
-from recfuse.simulation.experiment import MEASURES, ab_test
+from recfuse.simulation.experiment import ab_test
 from recfuse.simulation.output import WORLD, behaviour_policy, logged_policy
 from recfuse.simulation.persons import held_out, persons_of
+from recfuse.simulation.responses import FEED
 from recfuse.simulation.session_logs import write_logs
-from recfuse.simulation.simulate import HAND_TUNED, SimulateConfig, simulate
+from recfuse.simulation.simulate import SimulateConfig, simulate
 from recfuse.simulation.world import World, WorldConfig
-from tune.space import with_discounts
+from recfuse.tune.space import with_discounts
 
 SHOWN = ("watch_time", "click", "forward", "follow", "comment", "like")
-# The live test of the source, per cent over CEM. It had no click, follow and like; its downloads stand for our follows.
-SOURCE = {"actor_critic": (.31, None, -.71, .15, -1.30), "rcpo": (.28, None, -1.08, -.52, -.77),
-          "interaction_only": (.12, None, 5.01, 1.95, -.10), "two_stage": (.34, None, 3.32, 1.79, -.62)}
+# The live test of Cai et al. (2023), per cent over CEM. It had no click, follow and like; its downloads stand for our
+# follows.
+PUBLISHED = {"actor_critic": (.31, None, -.71, .15, -1.30), "rcpo": (.28, None, -1.08, -.52, -.77),
+             "interaction_only": (.12, None, 5.01, 1.95, -.10), "two_stage": (.34, None, 3.32, 1.79, -.62)}
 BUDGET = CemConfig(persons=800, population=16, iterations=8)
 CONVERGED = CemConfig()
 BASES = ("cem", "cem_converged", "cem_floors")
@@ -113,7 +115,7 @@ def policies_of(config: AlgorithmsConfig) -> tuple[str, ...]:
 
 
 def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
-    """World, logs, samples, policies and test of one seed; means per user [policies, measures], as in MEASURES."""
+    """World, logs, samples, policies and test of one seed; means per user [policies, measures], as in FEED.measures."""
     out = Path(config.output) / f"seed-{seed}"
     done, identity = out / "means.json", repr((dataclasses.replace(config, seeds=1, first_seed=0), seed))
     if done.is_file() and (found := json.loads(done.read_text()))["identity"] == identity:
@@ -168,7 +170,8 @@ def scorer_of(path: str) -> str:
 
 def explored(vector: np.ndarray, world: World, sigma: float) -> FixedGaussian:
     """A vector with exploration around it, of the length of the hand-tuned one."""
-    tuned = behaviour_policy(HAND_TUNED, sigma, world.vocabulary.fusion_parameters)
+    parameters = world.vocabulary.fusion_parameters
+    tuned = behaviour_policy(world.responses.weights({}, parameters), sigma, parameters)
     return FixedGaussian(vector * np.linalg.norm(tuned.mu) / np.linalg.norm(vector), sigma)
 
 
@@ -179,16 +182,16 @@ def show(config: AlgorithmsConfig, means: np.ndarray) -> None:
         means: per user [seeds, policies, measures].
     """
     names, seeds = policies_of(config), len(means)
-    counts = means[..., [MEASURES.index(name) for name in SHOWN]]
-    requests = means[..., [MEASURES.index("requests")]]
+    counts = means[..., [FEED.measures.index(name) for name in SHOWN]]
+    requests = means[..., [FEED.measures.index("requests")]]
     for place, base in enumerate(BASES):
         effects = counts / counts[:, [place]] - 1
         rows: list[list[str]] = []
         for index, name in enumerate(names):
             rows.append([name, *cells(effects[:, index].mean(0), spread(effects[:, index]))])
-            if name in SOURCE and base == "cem":
-                rows.append(["  the source's", *("–" if value is None else f"{value:+.2f}%" for value in SOURCE[name]),
-                             "–"])
+            if name in PUBLISHED and base == "cem":
+                published = ("–" if value is None else f"{value:+.2f}%" for value in PUBLISHED[name])
+                rows.append(["  Cai et al. (2023)", *published, "–"])
         table(f"Difference to {base} per user, mean ± 95% interval over {seeds} seeds; logs of {config.log_persons:,} "
               f"persons, tested on {config.persons:,}, the same under every policy", ["policy", *SHOWN], rows)
     apart = np.concatenate([requests, counts / requests], -1)

@@ -26,8 +26,9 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.runtime.console import Progress, start, table
 from recfuse.simulation.arms import Arm
 from recfuse.simulation.cem import CemConfig, search
-from recfuse.simulation.experiment import MEASURES, ab_test
+from recfuse.simulation.experiment import ab_test
 from recfuse.simulation.output import logged_policy
+from recfuse.simulation.responses import FEED
 from recfuse.simulation.rollout import live_with
 from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.world import FEEDBACK, World
@@ -77,7 +78,7 @@ def main(config: HeadroomConfig) -> None:
 
 
 def interactions(world: World, logged: FixedGaussian, config: HeadroomConfig) -> dict[str, Interval]:
-    """Prints, and returns, measure → the vector searched for it over the one for watch time, in all of MEASURES."""
+    """Prints, and returns, measure → the vector searched for it over the one for watch time, in all measures."""
     arms = [Arm("watch_time", FixedGaussian(search(world, logged, CemConfig(seed=config.seed)).vector, 1.0))]
     for name in config.measures:
         result = search(world, logged, CemConfig(persons=config.persons, seed=config.seed), name)
@@ -85,7 +86,7 @@ def interactions(world: World, logged: FixedGaussian, config: HeadroomConfig) ->
     # Everybody lives under every vector, with the same luck.
     test = ab_test(world, arms, persons=config.test_persons, seed=config.seed + 1, paired=True)
     effects = {arm.name: arm.effect for arm in test.arms[1:]}
-    place = [MEASURES.index(name) for name in SHOWN]
+    place = [FEED.measures.index(name) for name in SHOWN]
     table(f"One vector searched for a measure over one searched for watch time, per user, {config.test_persons:,} "
           "persons, the same lives", ["searched", *SHOWN], [
               (name, *(f"{of.estimate[k]:+.1%} [{of.low[k]:+.1%}, {of.high[k]:+.1%}]" for k in place))

@@ -44,7 +44,8 @@ from torch import Tensor
 from benchmarks import learner_d3rlpy, learner_marwil
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.fusion import losses
-from recfuse.fusion.networks import Critics, GaussianPolicies, NetworkConfig
+from recfuse.fusion.config import NetworkConfig
+from recfuse.fusion.networks import Critics, GaussianPolicies
 from recfuse.learning import registry
 from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
 from recfuse.learning.samples import SampleSet, arrays

@@ -26,7 +26,7 @@ def measure(samples: str) -> dict[str, float]:
     import torch
     from ray.rllib.core.learner.training_data import TrainingData
 
-    from recfuse.fusion.networks import NetworkConfig
+    from recfuse.fusion.config import NetworkConfig
     from recfuse.learning.algorithm import FusionAlgorithmConfig
     from recfuse.learning.algorithms.two_stage import TwoStageConfig
     from recfuse.learning.samples import SampleSet

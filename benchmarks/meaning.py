@@ -1,4 +1,4 @@
-"""How much what a prediction means differs by person, in a log of exposures (maths 4.8).
+"""How much what a prediction means differs by person, in exposures (maths 4.8).
 
 Variance over persons of the slope of answers on predictions, whose mean is 1, on exposures that the scorer never saw;
 a person is a user in a scene. `WorldConfig.meaning_spread` is the root of it.

@@ -11,17 +11,14 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
-from recfuse.evaluation import support
 from recfuse.evaluation.answers import OffPolicyEstimate
 from recfuse.evaluation.case import Case, action_moments
 from recfuse.evaluation.config import EvaluateConfig
@@ -198,22 +195,15 @@ def said_of(setting: Setting, subject: Subject, log: HeldOut, shared: dict[str, 
                       shared={} if shared is None else shared)
     of_all = estimate_all(case, ESTIMATORS)
     refused = {answer.estimator for answer in of_all if answer.refused}
-    with _without_refusals():
-        lenient = dataclasses.replace(case, options=case.options.replace(min_ess=0.0, ratio_tolerance=math.inf))
-        # What critics and policy say of the log does not depend on refusals.
-        vars(lenient).update({key: value for key, value in vars(case).items() if key in _KEPT})
-        lifted = {answer.estimator: answer for answer in estimate_all(
-            lenient, [each for each in ESTIMATORS if each.name in refused])}
+    lenient = dataclasses.replace(
+        case, options=case.options.replace(min_ess=0.0, ratio_tolerance=math.inf, min_mean_ratio=0.0, min_events=0.0))
+    # What critics and policy say of the log does not depend on refusals.
+    vars(lenient).update({key: value for key, value in vars(case).items() if key in _KEPT})
+    lifted = {answer.estimator: answer for answer in estimate_all(
+        lenient, [each for each in ESTIMATORS if each.name in refused])}
     return {answer.estimator: {"refused": bool(answer.refused), "window": answer.window, "cap": _number(answer.cap),
                                "mean_ratio": _number(answer.mean_ratio), "ess": _number(answer.ess[0]),
                                **_plain(lifted.get(answer.estimator, answer))} for answer in of_all}
-
-
-@contextmanager
-def _without_refusals() -> Iterator[None]:
-    """Inside, no weights are too few for a number."""
-    with mock.patch.object(support, "MIN_MEAN_RATIO", 0.0):
-        yield
 
 
 def _plain(answer: OffPolicyEstimate) -> dict[str, list[float | None]]:

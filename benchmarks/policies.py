@@ -23,7 +23,7 @@ from recfuse.logs.ingest import IngestConfig, ingest
 from recfuse.runtime.console import start, table
 from recfuse.simulation.ab_test import AbTestConfig, run_ab_test
 from recfuse.simulation.cem import CemConfig
-from recfuse.simulation.experiment import MEASURES
+from recfuse.simulation.responses import FEED
 from recfuse.simulation.simulate import SimulateConfig, simulate
 from recfuse.simulation.world import WorldConfig
 from recfuse.stats.experiment import AbResult
@@ -78,7 +78,7 @@ def show(title: str, results: list[AbResult]) -> None:
             above, below = int((effects[:, 1] > 0).sum()), int((effects[:, 2] < 0).sum())
             cells.append(f"{mean:+.1%} [{low:+.1%}, {high:+.1%}] {above}↑{below}↓")
         rows.append([measure, *cells])
-    assert set(SHOWN) <= set(MEASURES)
+    assert set(SHOWN) <= set(FEED.measures)
     table(f"{title}: difference to the logged policy, mean [range] over {len(results)} seeds, "
           "intervals above↑ and below↓ zero", ["behaviour", *arms], rows)
 

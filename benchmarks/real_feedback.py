@@ -46,11 +46,12 @@ from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import Config, require
 from recfuse.runtime.console import start, table
 from recfuse.scenes.columns import align
+from recfuse.scenes.config import TrainScenesConfig
 from recfuse.scenes.dataset import scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.sources import Source
-from recfuse.scenes.train_scenes import TrainScenesConfig, train_scenes
+from recfuse.scenes.train_scenes import train_scenes
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.simulation.sources import read_source
 from recfuse.stats.intervals import Interval, paired_difference

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from recfuse.fusion.monotone import fit_curves, knots_of
 from recfuse.learning.cem import cem
-from recfuse.simulation.simulate import HAND_TUNED
+from recfuse.simulation.responses import FEED
 
 # Seconds up to 180 are what a ranking is fitted to; the scorer predicts them, and one long video does not decide.
 FEEDBACK = ("watch_180", "watch", "click", "long_view", "like")
@@ -108,7 +108,7 @@ def weighed(weights: dict[str, float]) -> Fit:
 
 def hand_tuned(name: str) -> float:
     """The hand-tuned weight of a prediction, as of a behaviour policy."""
-    return HAND_TUNED.get(name, 0.3)
+    return FEED.weights({}, (name,))[name]
 
 
 def alone(name: str) -> Fit:

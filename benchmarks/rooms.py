@@ -19,7 +19,8 @@ def rooms() -> dict[str, list[Path]]:
     """Room → its Python files."""
     files = {name: sorted((ROOT / name).rglob("*.py")) for name in TOP}
     for entry in sorted(PACKAGE.iterdir()):
-        if entry.is_dir() and any(entry.glob("*.py")):
+        # The links to the rooms of the top level are no second ones.
+        if entry.is_dir() and not entry.is_symlink() and any(entry.glob("*.py")):
             files[f"recfuse.{entry.name}"] = sorted(entry.rglob("*.py"))
         elif entry.suffix == ".py" and entry.name != "__init__.py":
             files[f"recfuse.{entry.stem}"] = [entry]
@@ -42,9 +43,8 @@ def _imports(file: Path) -> Iterator[str]:
 
 
 def _room_of(name: str, known: dict[str, list[Path]]) -> str | None:
-    parts = name.split(".")
-    room = ".".join(parts[:2]) if parts[0] == "recfuse" else parts[0]
-    return room if room in known else None
+    parts = name.removeprefix("recfuse.").split(".")
+    return next((room for room in (parts[0], f"recfuse.{parts[0]}") if room in known), None)
 
 
 if __name__ == "__main__":

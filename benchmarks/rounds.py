@@ -20,16 +20,19 @@ from recfuse.bundle import read_bundle
 from recfuse.config import Config
 from recfuse.fusion.inference import FusionActor
 from recfuse.learning import registry
+from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.options import choose_algorithm
 from recfuse.learning.settings import LearningSettings
-from recfuse.learning.training import TrainFusionConfig, train_fusion
-from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.learning.training import train_fusion
+from recfuse.logs.config import IngestConfig
+from recfuse.logs.ingest import ingest
 from recfuse.runtime.console import start
-from recfuse.simulation.ab_test import AbTestConfig, run_ab_test
-from recfuse.simulation.cem import CemConfig, cem_bundle
+from recfuse.simulation.ab_test import run_ab_test
+from recfuse.simulation.cem import cem_bundle
+from recfuse.simulation.config import AbTestConfig, CemConfig, SimulateConfig
 from recfuse.simulation.persons import held_out, persons_of
 from recfuse.simulation.session_logs import write_logs
-from recfuse.simulation.simulate import SimulateConfig, simulate
+from recfuse.simulation.simulate import simulate
 from recfuse.simulation.world import World, WorldConfig
 from recfuse.stats.experiment import AbResult
 

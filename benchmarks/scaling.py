@@ -32,11 +32,13 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.algorithm import FusionAlgorithmConfig
 from recfuse.learning.algorithms.actor_critic import ActorCriticConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
-from recfuse.learning.online import FusionEnvRunner, OnlineSettings, first_samples, online_config
+from recfuse.learning.config import OnlineSettings
+from recfuse.learning.online import FusionEnvRunner, first_samples, online_config
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import StoppingRule
+from recfuse.logs.config import IngestConfig
 from recfuse.logs.files import write_parquet
-from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.logs.ingest import ingest
 from recfuse.logs.schema import VOCABULARY_FILE, complete, session_log_schema
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import table

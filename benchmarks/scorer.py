@@ -1,4 +1,4 @@
-"""The multi-scene scorer against published MMoEs on real logs: training speed and test metrics, side by side.
+"""The multi-scene scorer against published MMoEs on real exposures: training speed and test metrics, side by side.
 
 Every contender gets the same rows, fields, widths, batches, epochs and threads, and its own trainer with its default
 optimizer; networks and optimizers are built before anybody's clock starts. Peers live in environments of their own,

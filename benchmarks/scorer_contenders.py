@@ -11,9 +11,9 @@ from pydantic import Field
 from recfuse.config import Config
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.kuairand import read_exposures
+from recfuse.scenes.config import Architecture, ModelConfig
 from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.features import Feature, declared_features
-from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 
 TASKS = ("click", "long_view")

@@ -27,8 +27,8 @@ from pydantic import Field
 from recfuse.config import Config
 from recfuse.runtime.cluster import cluster, read_parquet
 from recfuse.runtime.console import table
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.dataset import EncodedRows, scene_rows
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.training.blocks import batches, windows
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.problem import Problem, prepare, untrained

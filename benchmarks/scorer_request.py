@@ -20,16 +20,16 @@ from torch import Tensor
 
 from recfuse.config import Config
 from recfuse.runtime.console import table
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.features import SOURCES
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.mixture import MultiSceneModel
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.request import RequestNetwork, SourceSizes
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.problem import prepare, untrained
+from recfuse.serving.catalogue import Catalogue
 from recfuse.simulation.sources import read_source
-from serving.catalogue import Catalogue
 
 SCENE = "1"
 

@@ -197,8 +197,8 @@ def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **op
     """
     import httpx
 
-    from serving.environment import settings
-    from serving.local import free_port
+    from recfuse.serving.environment import settings
+    from recfuse.serving.local import free_port
 
     port, more = free_port(), {}
     if side in ("serve", "empty") and fast:
@@ -229,12 +229,12 @@ def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **op
 
 def child(side: str, port: int, options: dict[str, Any]) -> None:
     """Serves until the standard input ends, with the parent or before it."""
-    from serving.config import ServingConfig
+    from recfuse.serving.config import ServingConfig
 
     config = ServingConfig(**options)
     if side in ("serve", "empty"):
         from recfuse.runtime import ray_compat
-        from serving.local import running
+        from recfuse.serving.local import running
 
         ray_compat.start_local(num_cpus=2, object_store_memory=256 << 20)
         with running(config if side == "serve" else empty_application(), port):
@@ -262,8 +262,8 @@ class NoLog:
 
 
 def bare_application(config: Any, logged: bool) -> FastAPI:
-    from serving import replicas
-    from serving.formats import Body
+    from recfuse.serving import replicas
+    from recfuse.serving.formats import Body
 
     fusion = replicas.FusionReplica(config, log=None if logged else NoLog())
     scenes = replicas.ScenesReplica(config)
@@ -297,9 +297,9 @@ def empty_application() -> Any:
     from starlette.applications import Starlette
 
     from recfuse.runtime import ray_compat
-    from serving.deployments import ApplicationDeployment
-    from serving.formats import Reply
-    from serving.gateway import send_reply
+    from recfuse.serving.deployments import ApplicationDeployment
+    from recfuse.serving.formats import Reply
+    from recfuse.serving.gateway import send_reply
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -337,14 +337,15 @@ def write_models(models: Path, page: int = 0) -> np.ndarray:
         page: places of the page that the policy's candidate features look at; 0 for a policy without them.
     """
     from recfuse.behaviours import Behaviour, CandidateFeatures, StateFeature, Vocabulary
+    from recfuse.fusion.config import NetworkConfig
     from recfuse.fusion.inference import export_policy
-    from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+    from recfuse.fusion.networks import GaussianPolicies, Normalisation
+    from recfuse.scenes.config import ModelConfig
     from recfuse.scenes.inference import SceneScorer
-    from recfuse.scenes.model import ModelConfig
     from recfuse.scenes.registry import Registry, Scene
+    from recfuse.serving.publish import publish
     from recfuse.simulation.exposures import generate
     from recfuse.state.store import UserState
-    from serving.publish import publish
 
     features = CandidateFeatures(page=page) if page else None
     size = 64 + (CandidateFeatures.width_of(len(PARAMETERS)) if page else 0)

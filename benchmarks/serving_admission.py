@@ -24,10 +24,10 @@ import tyro
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.serving import ENDPOINTS, request_body, write_models
-from serving.api import create_app
-from serving.config import ServingConfig
-from serving.gateway import Backends
-from serving.replicas import FusionReplica, ScenesReplica
+from recfuse.serving.api import create_app
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.gateway import Backends
+from recfuse.serving.replicas import FusionReplica, ScenesReplica
 
 TOKEN = "token-of-the-benchmark"
 AT_A_TIME = 8

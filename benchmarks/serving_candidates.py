@@ -25,11 +25,11 @@ import tyro
 
 from benchmarks.serving import ENDPOINTS, PARAMETERS, encoded, request_body, write_models
 from benchmarks.serving_admission import measured
-from serving.api import create_app
-from serving.config import ServingConfig
-from serving.gateway import Backends
-from serving.mover import Mover, served_vocabulary
-from serving.replicas import FusionReplica, ScenesReplica
+from recfuse.serving.api import create_app
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.gateway import Backends
+from recfuse.serving.mover import Mover, served_vocabulary
+from recfuse.serving.replicas import FusionReplica, ScenesReplica
 
 SIDES = ("alone", "logged", "read")
 

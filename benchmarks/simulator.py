@@ -17,8 +17,9 @@ import numpy as np
 from pydantic import Field
 
 from recfuse.config import Config
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor
-from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.fusion.networks import GaussianPolicies, Normalisation
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.runtime.console import start, table
 from recfuse.simulation.environment import FusionEnv, FusionVectorEnv

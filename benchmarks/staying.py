@@ -1,9 +1,9 @@
-"""What a log of exposures says of staying: is another exposure of the user more likely after a click, after a like?
+"""What exposures say of staying: is another exposure of the user more likely after a click, after a like?
 
 A linear probability model within users (each user's own mean is taken out, so that who uses the app more says
 nothing), with scene, day, part of the day, place in the day, duration and watch time beside the responses; errors are
-clustered by user. `WorldConfig.stay_effect` and `interaction_value` can be held against it: a public log keeps a small
-part of what was shown, so that effects are thinned as much as the rows are, but the likes' and the clicks' alike.
+clustered by user. `WorldConfig.stay_effect` and `interaction_value` can be held against it; public exposures are a
+small part of what was shown, so that effects are thinned as much as the rows are, but the likes' and the clicks' alike.
 
     python -m benchmarks.staying --logs DIR
 """

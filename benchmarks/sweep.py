@@ -19,18 +19,18 @@ import ray
 import torch
 
 from recfuse.behaviours import Behaviour, Vocabulary
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.fusion.config import NetworkConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.settings import StoppingRule
 from recfuse.logs.files import write_parquet
 from recfuse.logs.schema import VOCABULARY_FILE, complete, sample_schema
 from recfuse.runtime.cluster import cluster
-from tune.fusion import fusion_study
-from tune.ledger import FINISHED, Ledger
-from tune.search import SearchConfig, planned, run_trials
-from tune.settings import SweepConfig
-from tune.space import Range
-from tune.studies import DONE
+from recfuse.tune.fusion import fusion_study
+from recfuse.tune.ledger import FINISHED, Ledger
+from recfuse.tune.search import planned, run_trials
+from recfuse.tune.settings import SearchConfig, SweepConfig
+from recfuse.tune.space import Range
+from recfuse.tune.studies import DONE
 
 STATES, ACTIONS = 24, 6
 VOCABULARY = Vocabulary(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from recfuse.runtime.console import start, table
-from recfuse.simulation.ab_test import AbTestConfig, AbTestResult, run_ab_test
+from recfuse.simulation.config import AbTestConfig
+
+if TYPE_CHECKING:
+    from recfuse.simulation.ab_test import AbTestResult
 
 
 def main(config: AbTestConfig) -> AbTestResult:
     """Runs the job. It needs no Ray; CEM's search is taken up from an earlier run."""
+    from recfuse.simulation.ab_test import run_ab_test
+
     test = run_ab_test(config)
     if test.aa:
         table(f"A/A: {config.policies[0]} against itself, {test.aa.runs} tests of {config.aa_persons:,} persons",
@@ -26,5 +33,10 @@ def main(config: AbTestConfig) -> AbTestResult:
     return test
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the job as the command line says."""
     main(start(AbTestConfig, description=__doc__))
+
+
+if __name__ == "__main__":
+    command()

@@ -3,13 +3,19 @@ itself in the background where its config names a `session_table`; this job is f
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from recfuse.runtime.console import start, table
-from serving.collect import CollectConfig, collect
-from serving.mover import MoveAccount
+from recfuse.serving.config import CollectConfig
+
+if TYPE_CHECKING:
+    from recfuse.serving.mover import MoveAccount
 
 
 def main(config: CollectConfig, now: float | None = None) -> MoveAccount:
     """Runs the job; `now` (seconds since 1970) is the clock's where it is None."""
+    from recfuse.serving.collect import collect
+
     account = collect(config, now)
     table(f"Session log in {config.output}", ["what", "count"], [
         *((name.replace("_", " "), f"{value:,}") for name, value in vars(account).items() if isinstance(value, int)),
@@ -18,5 +24,10 @@ def main(config: CollectConfig, now: float | None = None) -> MoveAccount:
     return account
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the job as the command line says."""
     main(start(CollectConfig, description=__doc__))
+
+
+if __name__ == "__main__":
+    command()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from recfuse.report.config import ReportConfig
-from recfuse.report.run import ReportResult, evaluate_and_report
-from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
+
+if TYPE_CHECKING:
+    from recfuse.report.run import ReportResult
 
 
 def main(config: ReportConfig) -> ReportResult:
     """Runs the job. It needs Ray only for `--streaming`."""
+    from recfuse.report.run import evaluate_and_report
+    from recfuse.runtime.cluster import cluster
+
     with cluster() if config.streaming else nullcontext():
         result = evaluate_and_report(config)
     show(config, result)
@@ -37,5 +42,10 @@ def show(config: ReportConfig, result: ReportResult) -> None:
     print(f"report: {result.page}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the job as the command line says."""
     main(start(ReportConfig, description=__doc__))
+
+
+if __name__ == "__main__":
+    command()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from recfuse.logs.ingest import IngestConfig, IngestResult, prepared
-from recfuse.runtime.cluster import cluster
+from typing import TYPE_CHECKING
+
+from recfuse.logs.config import IngestConfig
 from recfuse.runtime.console import start, table
+
+if TYPE_CHECKING:
+    from recfuse.logs.ingest import IngestResult
 
 
 def main(config: IngestConfig) -> IngestResult:
     """Runs the job on the current Ray, or on a local one."""
+    from recfuse.logs.ingest import prepared
+    from recfuse.runtime.cluster import cluster
+
     with prepared(config) as work, cluster():
         result = work.write()
     account = result.account
@@ -29,5 +36,10 @@ def main(config: IngestConfig) -> IngestResult:
     return result
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the job as the command line says."""
     main(start(IngestConfig, description=__doc__))
+
+
+if __name__ == "__main__":
+    command()

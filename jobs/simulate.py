@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from recfuse.runtime.console import start, table
-from recfuse.simulation.fidelity import MEASURES as FIDELITY_MEASURES
-from recfuse.simulation.simulate import SimulateConfig, SimulateResult, simulate
+from recfuse.simulation.config import SimulateConfig
+
+if TYPE_CHECKING:
+    from recfuse.simulation.simulate import SimulateResult
 
 
 def main(config: SimulateConfig) -> SimulateResult:
     """Runs the job. It needs no Ray; a finished run of the same config is taken up."""
+    from recfuse.simulation.simulate import simulate
+
     result = simulate(config)
     table("Response model on the last day; published: of models on the whole public data", [
         "behaviour", "positives", "AUC", "95% interval", "published", "predicted rate", "observed rate"],
@@ -17,7 +23,7 @@ def main(config: SimulateConfig) -> SimulateResult:
           result.calibration_rows)
     print(result.verdict)
     table("A ranking's best of a set over a random order: world | log [95% interval]",
-          ["scene", "ranking", *FIDELITY_MEASURES], result.fidelity_rows)
+          result.fidelity_columns, result.fidelity_rows)
     print(result.fidelity_verdict)
     table(f"Session logs{' (world taken up)' if result.reused else ''}", ["", ""], [
         ("requests", f"{result.requests:,}"), ("logs", result.logs), ("holdout", result.holdout),
@@ -26,5 +32,10 @@ def main(config: SimulateConfig) -> SimulateResult:
     return result
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the job as the command line says."""
     main(start(SimulateConfig, description=__doc__))
+
+
+if __name__ == "__main__":
+    command()

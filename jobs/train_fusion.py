@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.options import choose_algorithm
-from recfuse.learning.training import TrainFusionConfig, TrainFusionResult, train_fusion, verdicts
-from recfuse.runtime.cluster import cluster, resuming
 from recfuse.runtime.console import start, table
+
+if TYPE_CHECKING:
+    from recfuse.learning.training import TrainFusionResult
 
 
 def main(config: TrainFusionConfig) -> TrainFusionResult:
     """Runs the job on the current Ray, or on a local one."""
+    from recfuse.learning.training import train_fusion, verdicts
+    from recfuse.runtime.cluster import cluster, resuming
+
     with cluster():
         result = resuming(lambda: train_fusion(config))
     table(f"Fusion policy in {result.bundle}", ["phase", "passes", "last loss", "stopped by"], [
@@ -21,5 +28,10 @@ def main(config: TrainFusionConfig) -> TrainFusionResult:
     return result
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the job as the command line says."""
     main(start(TrainFusionConfig, description=__doc__, choose=choose_algorithm))
+
+
+if __name__ == "__main__":
+    command()

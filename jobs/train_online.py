@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from recfuse.learning.options import choose_algorithm
-from recfuse.runtime.cluster import cluster
 from recfuse.runtime.console import start, table
-from recfuse.simulation.online import TrainOnlineConfig, TrainOnlineResult, train_online
+from recfuse.simulation.online_config import TrainOnlineConfig
+
+if TYPE_CHECKING:
+    from recfuse.simulation.online import TrainOnlineResult
 
 
 def main(config: TrainOnlineConfig) -> TrainOnlineResult:
     """Runs the job on the current Ray, or on a local one."""
+    from recfuse.runtime.cluster import cluster
+    from recfuse.simulation.online import train_online
+
     with cluster():
         result = train_online(config)
     table(f"Fusion policy in {result.bundle}, after {len(result.history)} iterations",
@@ -18,5 +25,10 @@ def main(config: TrainOnlineConfig) -> TrainOnlineResult:
     return result
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the job as the command line says."""
     main(start(TrainOnlineConfig, description=__doc__, choose=choose_algorithm))
+
+
+if __name__ == "__main__":
+    command()

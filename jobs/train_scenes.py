@@ -6,14 +6,20 @@ Hyper-parameters are chosen with `--test-day` on an earlier day, never on the la
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from recfuse.runtime.console import start, table
-from recfuse.scenes.result import TrainScenesResult
-from recfuse.scenes.train_scenes import TrainScenesConfig, train_scenes
-from recfuse.simulation.sources import read_source
+from recfuse.scenes.config import TrainScenesConfig
+
+if TYPE_CHECKING:
+    from recfuse.scenes.result import TrainScenesResult
 
 
 def main(config: TrainScenesConfig) -> TrainScenesResult:
     """Runs the job on the current Ray, or on a local one; a finished run of the same config and data is reused."""
+    from recfuse.scenes.train_scenes import train_scenes
+    from recfuse.simulation.sources import read_source
+
     source = read_source(config.logs, config.layout, config.orphan, config.registry)
     result = train_scenes(config, source.exposures, source.registry, source.features)
     for title, columns, lines in result.tables():
@@ -22,5 +28,10 @@ def main(config: TrainScenesConfig) -> TrainScenesResult:
     return result
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the job as the command line says."""
     main(start(TrainScenesConfig, description=__doc__))
+
+
+if __name__ == "__main__":
+    command()

@@ -20,12 +20,13 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
 import recfuse
-from serving.config import ServingConfig
-from serving.endpoints import DOCUMENT, ENDPOINTS, Endpoint
-from serving.examples import listing, with_examples
-from serving.formats import JSON, MESSAGE_PACK, Body, RefusedError, Reply, refusal, refusal_of
-from serving.gateway import Backends, Gateway, TokenBackend, reply_headers
-from serving.schemas import ErrorAnswer
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.endpoints import DOCUMENT, ENDPOINTS, Endpoint
+from recfuse.serving.examples import listing, with_examples
+from recfuse.serving.formats import JSON, MESSAGE_PACK, Body, RefusedError, Reply, refusal, refusal_of
+from recfuse.serving.gateway import Backends, Gateway, TokenBackend, reply_headers
+from recfuse.serving.schemas import ErrorAnswer
+from recfuse.serving.starting import starting
 
 Handler = Callable[[Request], Awaitable[Any]]
 _FORMATS = ("JSON, or MessagePack where Content-Type says application/msgpack; Accept chooses the format of the answer "
@@ -76,8 +77,10 @@ def _handlers(api: FastAPI, backends: Backends, asks_for_token: bool) -> dict[st
     async def models(_: Request) -> Response:
         return Response(orjson.dumps(await backends.describe()), media_type=JSON)
 
-    async def healthz(_: Request) -> dict[str, str]:
-        return {"status": "ok"}
+    async def healthz(_: Request) -> Response:
+        if not await backends.ready():
+            return _response(starting())
+        return Response(orjson.dumps({"status": "ok"}), media_type=JSON)
 
     async def document(request: Request) -> dict[str, Any]:
         return with_examples(api.openapi(), await backends.describe(), str(request.base_url).rstrip("/"),

@@ -1,4 +1,4 @@
-"""The Serve application: `serve run serving.app:app`, or `serve deploy` with serving/config.yaml.
+"""The Serve application: `serve run recfuse.serving.app:app`, or `serve deploy` with serving/config.yaml.
 
 `app` takes its config from the file that RECFUSE_SERVING names; `build_app` from Serve's own `args`.
 """
@@ -15,8 +15,8 @@ from recfuse.bundle import BundleError, read_bundle
 from recfuse.bundle.bundle import KINDS
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import InvalidFieldError, from_mapping
-from serving.config import ServingConfig, config_from_environment, with_tokens_of_environment
-from serving.deployments import ApplicationDeployment, FusionDeployment, IngressDeployment, ScenesDeployment
+from recfuse.serving.config import ServingConfig, config_from_environment, with_tokens_of_environment
+from recfuse.serving.deployments import ApplicationDeployment, FusionDeployment, IngressDeployment, ScenesDeployment
 
 
 def build_app(config: ServingConfig | Mapping[str, Any]) -> serve.Application:
@@ -44,11 +44,13 @@ def check_models(config: ServingConfig) -> None:
         pointer = read_pointer(config.models)
         for kind in KINDS:
             path = pointer.path(config.models, kind)
+            if path is None and kind == "scenes":  # Clients then bring their own predictions.
+                continue
             if path is None:
                 raise BundleError(f"current.json: {kind} is null")
             read_bundle(path, kind=kind)  # type: ignore[arg-type]
     except BundleError as error:
-        allowed = f"a directory that `make demo` or jobs/export.py wrote ({error})"
+        allowed = f"a directory that `recfuse explore`, `recfuse export` or `make demo` wrote ({error})"
         raise InvalidFieldError("models", config.models, allowed) from None
 
 

@@ -100,9 +100,9 @@ class FixedCatalogue:
     current: Catalogue | None = None
 
 
-def entries_of(catalogue: Catalogue | None, item_ids: Sequence[int]) -> list[dict[str, Any] | None]:
+def entries_of(catalogue: Catalogue | None, item_ids: Sequence[int | str]) -> list[dict[str, Any] | None]:
     """The entry of each item, None where it is unknown or there is no catalogue."""
-    if catalogue is None:
+    if catalogue is None or any(isinstance(each, str) for each in item_ids):  # its own ids are integers
         return [None] * len(item_ids)
     return catalogue.entries(catalogue.positions(np.array(item_ids, np.int64)).tolist())
 

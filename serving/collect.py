@@ -3,35 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, model_validator
-
-from recfuse.config import Config, require
-from recfuse.runtime.locations import locate
-from serving.mover import MoveAccount, Mover, only_mover, served_vocabulary
-from serving.session_table import PROGRESS_FILE
-
-
-class CollectConfig(Config):
-    """Config of the job."""
-
-    decision_log: str = Field("runs/demo/decisions", description="Serving appends to this directory.")
-    models: str = Field("runs/demo/models", description=(
-        "Serving watches this directory; the log's vocabulary is that of its fusion bundle."))
-    output: str = Field("runs/demo/served_logs", description=(
-        "The session log goes to this directory or URL; a rerun adds what has come since."))
-    window_minutes: float = Field(60.0, ge=0, description=(
-        "Feedback counts so many minutes after its request; younger requests wait for a later run."))
-    unnamed: Literal["keep", "refuse"] = Field("keep", description=(
-        "Decisions without `vocabulary_hash`, of which no bundle and no file beside the log tells the vocabulary, are "
-        "kept as the served model's, or refused."))
-
-    @model_validator(mode="after")
-    def _check(self) -> CollectConfig:
-        same = locate(self.output, "output").root == locate(self.decision_log, "decision_log").root
-        require(not same, "output", self.output, "a directory other than decision_log")
-        return self
+from recfuse.config import require
+from recfuse.serving.config import CollectConfig
+from recfuse.serving.mover import MoveAccount, Mover, only_mover, served_vocabulary
+from recfuse.serving.session_table import PROGRESS_FILE
 
 
 def collect(config: CollectConfig, now: float | None = None) -> MoveAccount:

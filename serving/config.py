@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, load, require
+from recfuse.runtime.locations import locate
+from recfuse.scenes.config import Layout
 from recfuse.state.redis import is_redis_url
 
 CONFIG_VARIABLE = "RECFUSE_SERVING"
 TOKENS_VARIABLE = "RECFUSE_TOKENS"
 Weight = Annotated[float, Field(ge=0)]
+Part = Literal["fusion", "scenes", "catalogue", "users"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class ServingConfig(Config):
@@ -80,6 +84,25 @@ class ServingConfig(Config):
                             session_table=str(Path(table).absolute()) if table and "://" not in table else table)
 
 
+class ExploreConfig(Config):
+    """Config of the job."""
+
+    weights: str = Field(description=(
+        "Today's weights as `name:number,name:number`; predictions that are not named weigh 0."))
+    change: float = Field(0.2, gt=0, lt=1, description=(
+        "Exploration may change this share of the page's items, on average over requests."))
+    candidates: str = Field("", description=(
+        "Requests to try this on: a session log that keeps candidates, or a Parquet or CSV file with `request_id` and "
+        "a column for each prediction, one row a candidate."))
+    vocabulary: str = Field("", description=(
+        "YAML file that names behaviours and predictions; empty takes vocabulary.yaml here, or that of the log."))
+    top: int = Field(10, ge=1, description="The page has so many items.")
+    models: str = Field("runs/models", description="The bundle is published in this directory, which serving watches.")
+    requests: int = Field(1_000, ge=2, description="So many requests with candidates are tried, drawn at random.")
+    draws: int = Field(16, ge=1, description="The weights of every request are drawn so many times.")
+    seed: int = Field(0, ge=0, description="The seed of requests and draws.")
+
+
 def config_from_environment() -> ServingConfig:
     """The config in the file that RECFUSE_SERVING names, or the defaults, with the tokens of RECFUSE_TOKENS."""
     path = os.environ.get(CONFIG_VARIABLE)
@@ -90,3 +113,58 @@ def with_tokens_of_environment(config: ServingConfig) -> ServingConfig:
     """The same with the tokens of RECFUSE_TOKENS added."""
     tokens = tuple(token for token in os.environ.get(TOKENS_VARIABLE, "").split(",") if token)
     return config.replace(tokens=config.tokens + tokens)
+
+
+class ExportConfig(Config):
+    """Config of the job."""
+
+    fusion: str = Field("", description=(
+        "The policy is this fusion bundle, or the newest of this directory of bundles; empty leaves the policy."))
+    scenes: str = Field("", description=(
+        "The scorer is this scenes bundle, or the newest of this directory of bundles; empty leaves the scorer, or "
+        "none."))
+    logs: str = Field("", description=(
+        "The items of these exposures are the catalogue and their users are known: a directory, or `embedded`, the "
+        "simulator's; empty leaves catalogue and users."))
+    layout: Layout = Field("kuairand", description="The exposures' files are laid out in this way.")
+    world: str = Field("", description=(
+        "The users' state features of this simulated world are exported too; empty where states come with requests."))
+    models: str = Field("runs/models", description="Serving watches this directory.")
+    parts: tuple[Part, ...] = Field((), description=(
+        "These parts alone of what is named are published; empty publishes all of it."))
+
+    @model_validator(mode="after")
+    def _check(self) -> ExportConfig:
+        sources = {"fusion": self.fusion, "scenes": self.scenes, "catalogue": self.logs, "users": self.logs}
+        require(any(sources.values()), "fusion", "", "a fusion bundle; or scenes, or logs, or several of them")
+        for part in self.parts:
+            require(bool(sources[part]), "parts", part, "parts that are named by fusion, scenes or logs")
+        return self
+
+    @property
+    def published(self) -> tuple[Part, ...]:
+        """The parts that are published."""
+        named = [part for part, source in zip(PARTS, (self.fusion, self.scenes, self.logs, self.logs), strict=True)
+                 if source]
+        return tuple(part for part in named if not self.parts or part in self.parts)
+
+
+class CollectConfig(Config):
+    """Config of the job."""
+
+    decision_log: str = Field("runs/demo/decisions", description="Serving appends to this directory.")
+    models: str = Field("runs/demo/models", description=(
+        "Serving watches this directory; the log's vocabulary is that of its fusion bundle."))
+    output: str = Field("runs/demo/served_logs", description=(
+        "The session log goes to this directory or URL; a rerun adds what has come since."))
+    window_minutes: float = Field(60.0, ge=0, description=(
+        "Feedback counts so many minutes after its request; younger requests wait for a later run."))
+    unnamed: Literal["keep", "refuse"] = Field("keep", description=(
+        "Decisions without `vocabulary_hash`, of which no bundle and no file beside the log tells the vocabulary, are "
+        "kept as the served model's, or refused."))
+
+    @model_validator(mode="after")
+    def _check(self) -> CollectConfig:
+        same = locate(self.output, "output").root == locate(self.decision_log, "decision_log").root
+        require(not same, "output", self.output, "a directory other than decision_log")
+        return self

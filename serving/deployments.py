@@ -20,12 +20,12 @@ from starlette.types import ASGIApp
 from recfuse.bundle.bundle import KINDS
 from recfuse.config import require
 from recfuse.runtime import ray_compat
-from serving.api import create_app
-from serving.config import ServingConfig
-from serving.gateway import Backends
-from serving.logs import log_as_json
-from serving.meters import METERS, TAGS, LocalMeters
-from serving.replicas import FusionReplica, ScenesReplica
+from recfuse.serving.api import create_app
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.gateway import Backends
+from recfuse.serving.logs import log_as_json
+from recfuse.serving.meters import METERS, TAGS, LocalMeters
+from recfuse.serving.replicas import FusionReplica, ScenesReplica
 
 # Small shares, so that an application of three deployments starts on two cores; serving/config.yaml may say otherwise.
 _SMALL = {"num_cpus": 0.1}

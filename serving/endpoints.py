@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from serving.schemas import (
+from recfuse.serving.schemas import (
     FeedbackAnswer,
     FeedbackRequest,
     FusionAnswer,
@@ -47,6 +47,7 @@ class Offer:
         stage, scene: those of the examples; the scene is one that both models know, where there is one.
         state: {"state": zeros} where requests must bring the context part of their state, else {}.
         fusion_parameters, behaviours: names of the policy's vocabulary.
+        scorer: whether one is served.
     """
 
     stages: tuple[str, ...]
@@ -56,15 +57,17 @@ class Offer:
     state: Mapping[str, Any]
     fusion_parameters: tuple[str, ...]
     behaviours: tuple[str, ...]
+    scorer: bool
 
     @classmethod
     def of(cls, models: Mapping[str, Any]) -> Offer:
         """From the answer of `GET /v1/models`."""
         fusion, tasks = models["fusion"], models["scenes"]["tasks"]
-        shared = [scene for scene in tasks if not fusion["scenes"] or scene in fusion["scenes"]]
-        return cls(tuple(fusion["stages"]), tuple(tasks), fusion["stages"][0], next(iter(shared or tasks)),
+        scenes = tuple(tasks) or tuple(fusion["scenes"]) or ("default",)
+        shared = [scene for scene in scenes if not fusion["scenes"] or scene in fusion["scenes"]]
+        return cls(tuple(fusion["stages"]), scenes, fusion["stages"][0], next(iter(shared or scenes)),
                    {} if fusion["state_features"] else {"state": [0.0] * fusion["context_size"]},
-                   tuple(fusion["fusion_parameters"]), tuple(fusion["behaviours"]))
+                   tuple(fusion["fusion_parameters"]), tuple(fusion["behaviours"]), bool(tasks))
 
     def values(self, name: str) -> tuple[str, ...]:
         """What the parameter `name` of a path may be."""
@@ -118,14 +121,18 @@ def _scene_example(_: Offer) -> dict[str, Any]:
 
 
 def _recommend_example(offer: Offer) -> dict[str, Any]:
-    return {**_scene_example(offer), "scene": offer.scene, "stage": offer.stage, **offer.state, "explain": True}
+    example = {**_scene_example(offer), "scene": offer.scene, "stage": offer.stage, **offer.state, "explain": True}
+    return example if offer.scorer else {**example, "candidates": _predicted(offer)}
+
+
+def _predicted(offer: Offer) -> dict[str, Any]:
+    predictions = {name: [round(0.1 * (1 + (i + k) % 5), 1) for i in range(len(ITEMS))]
+                   for k, name in enumerate(offer.fusion_parameters)}
+    return {"item_id": list(ITEMS), "predictions": predictions}
 
 
 def _fusion_example(offer: Offer) -> dict[str, Any]:
-    predictions = {name: [round(0.1 * (1 + (i + k) % 5), 1) for i in range(len(ITEMS))]
-                   for k, name in enumerate(offer.fusion_parameters)}
-    return {"user_id": USER, **offer.state, "candidates": {"item_id": list(ITEMS), "predictions": predictions},
-            "top_n": 2}
+    return {"user_id": USER, **offer.state, "candidates": _predicted(offer), "top_n": 2}
 
 
 def _feedback_example(offer: Offer) -> dict[str, Any]:
@@ -143,7 +150,7 @@ RANK_SCENE = Endpoint(
     request=ScenesRequest, answer=SceneAnswer, example=_scene_example)
 RECOMMEND = Endpoint(
     name="recommend", method="POST", path="/v1/recommend", steps=("scenes.predict", "fusion.decide"),
-    summary="The scorer predicts, the fusion policy ranks.",
+    summary="The scorer predicts, or the client does, and the fusion policy ranks.",
     request=RecommendRequest, answer=RecommendAnswer, example=_recommend_example)
 FEEDBACK = Endpoint(
     name="feedback", method="POST", path="/v1/feedback", steps=("fusion.feedback",), status=202,
@@ -153,7 +160,8 @@ MODELS = Endpoint(
     name="models", method="GET", path="/v1/models",
     summary="Which bundles serve, what they can do, and why a newer one was refused.")
 HEALTH = Endpoint(
-    name="healthz", method="GET", path="/healthz", summary="Whether this process answers.", admission="open")
+    name="healthz", method="GET", path="/healthz", summary="Whether the models are loaded: 200, else 503.",
+    admission="open")
 DOCUMENT = Endpoint(
     name="openapi", method="GET", path="/openapi.json", summary="The OpenAPI document, with examples.",
     documented=False)

@@ -6,8 +6,8 @@ Ray reads them when it is imported, in every process, so they must be there befo
 
 HAProxy hands a request straight to the HTTP port of a replica, which answers it on its main event loop. Two things to
 know: with HAProxy Ray listens on every interface unless `http_options.host` says otherwise, as serving/config.yaml does
-and `serve run serving.app:app` cannot; and its ports for statistics and metrics are fixed, so that a second Ray on the
-same machine needs others (RAY_SERVE_HAPROXY_STATS_PORT, RAY_SERVE_HAPROXY_METRICS_PORT).
+and `serve run recfuse.serving.app:app` cannot; and its ports for statistics and metrics are fixed, so that a second Ray
+on the same machine needs others (RAY_SERVE_HAPROXY_STATS_PORT, RAY_SERVE_HAPROXY_METRICS_PORT).
 
 RECFUSE_ROOM, where it is set, overrides how many requests a replica gets at a time; 0 leaves that to `max_concurrent`.
 """

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from serving.endpoints import ENDPOINTS, Endpoint, Offer
+from recfuse.serving.endpoints import ENDPOINTS, RANK_SCENE, Endpoint, Offer
 
 
 def with_examples(document: Mapping[str, Any], models: Mapping[str, Any], url: str, asks_for_token: bool
@@ -23,6 +23,9 @@ def with_examples(document: Mapping[str, Any], models: Mapping[str, Any], url: s
     """
     whole, offer = copy.deepcopy(dict(document)), Offer.of(models)
     for endpoint in ENDPOINTS:
+        if endpoint is RANK_SCENE and not offer.scorer:
+            del whole["paths"][endpoint.path]
+            continue
         if not endpoint.documented:
             continue
         operation = whole["paths"][endpoint.path][endpoint.method.lower()]

@@ -1,65 +1,49 @@
-"""From what was trained to what serving loads: the newest bundles, the catalogue and the users of the logs."""
+"""From what was trained to what serving loads: bundles, and the catalogue and the users of exposures; what is named is
+published, and all else stays as it is."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from recfuse.bundle import newest_bundle
 from recfuse.bundle.pointer import Pointer
-from recfuse.config import Config
-from recfuse.logs.exposures import Exposures
+from recfuse.logs.exposure_files import read_known
+from recfuse.logs.exposures import Exposures, Known
+from recfuse.serving.config import ExportConfig, Part
+from recfuse.serving.publish import publish
 from recfuse.state.store import UserState
-from serving.publish import publish
-
-Part = Literal["fusion", "scenes", "catalogue", "users"]
-PARTS: tuple[Part, ...] = get_args(Part)
-
-
-class ExportConfig(Config):
-    """Config of the job."""
-
-    fusion: str = Field("runs/fusion", description=(
-        "The policy is this fusion bundle, or the newest of this directory of bundles."))
-    scenes: str = Field("runs/scenes/bundles", description=(
-        "The scorer is this scenes bundle, or the newest of this directory of bundles."))
-    logs: str = Field("embedded", description=(
-        "The items of these exposures are the catalogue and their users are known: a directory, or `embedded`."))
-    world: str = Field("", description=(
-        "The users' state features of this simulated world are exported too; empty where states come with requests."))
-    models: str = Field("runs/demo/models", description="Serving watches this directory.")
-    parts: tuple[Part, ...] = Field(PARTS, description=(
-        "These parts are published, and the others stay; `--parts fusion` moves the policy alone."))
-
 
 Contexts = tuple[Mapping[str, np.ndarray], np.ndarray]
 
 
-def export(config: ExportConfig, exposures: Callable[[str], Exposures], contexts: Callable[[str], Contexts]) -> Pointer:
+def export(config: ExportConfig, known: Callable[[ExportConfig], Known | Exposures],
+           contexts: Callable[[str], Contexts]) -> Pointer:
     """Publishes the parts and returns the pointer.
 
     Args:
-        exposures: what `config.logs` names.
+        known: items and users of what `config.logs` names; of the layout `native` they are read here.
         contexts: of a simulated world: state feature → column [U], and the ids [U] of its users.
 
     Raises:
         BundleError: a bundle is missing or does not verify.
         InvalidFieldError: the logs, the world or a catalogue cannot be read.
     """
+    tables = functools.cache(lambda: read_known(config.logs) if config.layout == "native" else known(config))
     make: dict[Part, Callable[[], Any]] = {
         "fusion": lambda: newest_bundle(config.fusion, "fusion"),
         "scenes": lambda: newest_bundle(config.scenes, "scenes"),
-        "catalogue": lambda: exposures(config.logs).items,
-        "users": lambda: known_users(exposures(config.logs), contexts(config.world) if config.world else None),
+        "catalogue": lambda: tables().items,
+        "users": lambda: known_users(tables(), contexts(config.world) if config.world else None),
     }
-    return publish(config.models, **{part: make[part]() for part in config.parts})
+    return publish(config.models, **{part: make[part]() for part in config.published})
 
 
-def known_users(exposures: Exposures, contexts: Contexts | None) -> dict[str, UserState]:
+def known_users(exposures: Known | Exposures, contexts: Contexts | None) -> dict[str, UserState]:
     """What is known of users before their first request: by the logs, and by a simulated world where there is one."""
     columns, user_ids = contexts or ({}, exposures.users["user_id"].to_numpy()[:0])
     return user_states(exposures.users, exposures.history, columns, user_ids)

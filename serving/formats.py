@@ -21,7 +21,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from recfuse.config import InvalidFieldError, shorten
-from serving.meters import Meters
+from recfuse.serving.meters import Meters
 
 logger = logging.getLogger("recfuse.serving")
 JSON, MESSAGE_PACK = "application/json", "application/msgpack"

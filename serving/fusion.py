@@ -15,16 +15,16 @@ import numpy as np
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import Decision
+from recfuse.serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.decision_log import DECISION, FEEDBACK, Keeping, LogWriter
+from recfuse.serving.formats import Body, RefusedError, Reply, decode, encode
+from recfuse.serving.meters import Meters, NoMeters, Stopwatch
+from recfuse.serving.models import Models
+from recfuse.serving.schemas import FeedbackRequest, FusionRequest, Order
 from recfuse.state.candidates import CandidateEncoder, as_logged
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserStates
-from serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
-from serving.config import ServingConfig
-from serving.decision_log import DECISION, FEEDBACK, Keeping, LogWriter
-from serving.formats import Body, RefusedError, Reply, decode, encode
-from serving.meters import Meters, NoMeters, Stopwatch
-from serving.models import Models
-from serving.schemas import FeedbackRequest, FusionRequest, Order, PredictedCandidates
 
 _FUSION, _RECOMMEND, _FEEDBACK = ({"endpoint": name} for name in ("fusion", "recommend", "feedback"))
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -61,8 +61,9 @@ class Ranking:
         context_source: where the context came from, for the answer.
         catalogue: answer with each item's catalogue entry.
         explain: answer with each item's predictions.
-        fill: a fusion parameter without predictions (its task does not exist in the scene) is 0 for every candidate,
-            which moves no candidate past another; else it is refused.
+        elsewhere: fusion parameters that the scorer predicts in some scene: without predictions in this one they are
+            0 for every candidate, which moves no candidate past another. All others need predictions. None where no
+            scorer predicted.
         packed: answer in MessagePack instead of JSON.
         scorer_version: of the scorer that predicted; None where the predictions came with the request.
         extra: what the answer says besides the decision.
@@ -84,7 +85,7 @@ class Ranking:
     context_source: str = "context"
     catalogue: bool = False
     explain: bool = False
-    fill: bool = False
+    elsewhere: frozenset[str] | None = None
     packed: bool = False
     scorer_version: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -135,7 +136,7 @@ class FusionService:
         watch = Stopwatch(self.meters, _FUSION)
         request = decode(FusionRequest, body)
         candidates = request.candidates
-        _check_columns(candidates, self._config.max_candidates)
+        check_columns(candidates.item_id, candidates.predictions, candidates.seen, self._config.max_candidates)
         watch.lap("recfuse_decode_ms")
         reply = await self._decide(Ranking(
             user_id=str(request.user_id), stage=stage, scene=request.scene, session_id=request.session_id,
@@ -166,13 +167,13 @@ class FusionService:
         keys, scores = fuse_columns(pool.columns, decision.action[0], vocabulary)
         ranked = best_first(keys, ranking.order, pool.seen)
         watch.lap("recfuse_policy_ms")
-        told = {"request_id": os.urandom(16).hex(), "model_version": model.version, "mu": decision.mu[0],
-                "sigma": decision.sigma[0], "action": decision.action[0],
+        told = {"request_id": os.urandom(16).hex(), "model_version": model.version,
                 "action_logp": float(decision.action_logp[0])}
+        vectors = {"mu": decision.mu[0], "sigma": decision.sigma[0], "action": decision.action[0]}
         # The disk works while the answer is written; nobody hears of it before the decision is durable.
         with _durably():
             logged = self._log.append(DECISION, {
-                **told, "ts": time.time(), "user_id": ranking.user_id, "session_id": ranking.session_id,
+                **told, **vectors, "ts": time.time(), "user_id": ranking.user_id, "session_id": ranking.session_id,
                 "stage": ranking.stage, "scene": scene, "state": state, "state_source": source, "explored": explore,
                 "scorer_version": ranking.scorer_version, "vocabulary_hash": model.meaning,
                 **self._kept(ranking, pool, ranked)})
@@ -180,7 +181,9 @@ class FusionService:
         items = _items(ranking, pool.columns, scores, ranked[:ranking.top_n], vocabulary)
         if ranking.catalogue:
             self._add_entries(items)
-        answer = {**told, "state_source": source, **ranking.extra, "items": items}
+        # The log has the vectors in the vocabulary's order; who answers to people names their numbers.
+        named = {name: dict(zip(vocabulary.fusion_parameters, vector, strict=True)) for name, vector in vectors.items()}
+        answer = {**told, **named, "state_source": source, **ranking.extra, "items": items}
         reply = Reply(200, encode(answer, ranking.packed), packed=ranking.packed)
         watch.lap("recfuse_encode_ms")
         with _durably():
@@ -323,21 +326,17 @@ def _scene(scene: str | None, vocabulary: Vocabulary) -> str:
     return scene
 
 
-def _check_columns(candidates: PredictedCandidates, limit: int) -> None:
-    count = len(candidates.item_id)
-    check_count(candidates.item_id, limit)
-    for name, column in candidates.predictions.items():
+def check_columns(item_ids: Sequence[Any], predictions: Mapping[str, Sequence[float]], seen: Sequence[bool] | None,
+                  limit: int) -> None:
+    """Refuses more candidates than the limit, and columns of another length."""
+    count = len(item_ids)
+    check_count(item_ids, limit)
+    for name, column in predictions.items():
         if len(column) != count:
             raise RefusedError(422, f"candidates.predictions.{name}", f"{len(column)} numbers",
                                f"{count} numbers, one for each item_id")
-    check_seen(candidates.item_id, candidates.seen)
-
-
-def check_seen(item_ids: Sequence[Any], seen: Sequence[bool] | None) -> None:
-    """Refuses flags of another number of candidates."""
-    if seen is not None and len(seen) != len(item_ids):
-        raise RefusedError(422, "candidates.seen", f"{len(seen)} booleans",
-                           f"{len(item_ids)} booleans, one for each item_id")
+    if seen is not None and len(seen) != count:
+        raise RefusedError(422, "candidates.seen", f"{len(seen)} booleans", f"{count} booleans, one for each item_id")
 
 
 def check_count(item_ids: Sequence[Any], limit: int) -> None:
@@ -349,10 +348,14 @@ def check_count(item_ids: Sequence[Any], limit: int) -> None:
 def _columns(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
     """float64[M, N], a row for each fusion parameter in their order; what else was sent is not read."""
     missing = [name for name in vocabulary.fusion_parameters if name not in ranking.predictions]
-    if missing and (not ranking.fill or len(missing) == vocabulary.action_size):
-        field = "scene" if ranking.fill else f"candidates.predictions.{missing[0]}"
-        raise RefusedError(422, field, ranking.scene if ranking.fill else None,
-                           f"predictions of each of {', '.join(vocabulary.fusion_parameters)}")
+    nobodys = [name for name in missing if name not in (ranking.elsewhere or ())]
+    if nobodys:
+        who = "" if ranking.elsewhere is None else "; the scorer predicts it in no scene"
+        raise RefusedError(422, f"candidates.predictions.{nobodys[0]}", None,
+                           f"predictions of each of {', '.join(vocabulary.fusion_parameters)}{who}")
+    if len(missing) == vocabulary.action_size:
+        raise RefusedError(422, "scene", ranking.scene,
+                           f"predictions of one of {', '.join(vocabulary.fusion_parameters)} at least")
     columns = np.zeros((vocabulary.action_size, len(ranking.item_ids)))
     for row, name in enumerate(vocabulary.fusion_parameters):
         if name in ranking.predictions:

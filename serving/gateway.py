@@ -10,6 +10,7 @@ Starlette's middleware answers it in plain text and only once the body is read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,11 +21,14 @@ from starlette.requests import HTTPConnection
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.endpoints import ENDPOINTS, OPEN_PATHS, Endpoint
-from serving.formats import JSON, MESSAGE_PACK, Body, RefusedError, Reply, fault, overloaded, refusal_of
-from serving.logs import REQUEST_ID
+from recfuse.serving.endpoints import ENDPOINTS, OPEN_PATHS, Endpoint
+from recfuse.serving.formats import JSON, MESSAGE_PACK, Body, RefusedError, Reply, fault, overloaded, refusal_of
+from recfuse.serving.logs import REQUEST_ID
+from recfuse.serving.starting import starting
 
 logger = logging.getLogger("recfuse.serving")
+# Replicas that are there answer sooner.
+_ASK_SECONDS = 0.3
 _JSON, _PACKED = ((b"content-type", name.encode()) for name in (JSON, MESSAGE_PACK))
 
 
@@ -38,6 +42,9 @@ class Backends:
 
     def __init__(self, fusion: Any, scenes: Any, unavailable: tuple[type[Exception], ...] = ()) -> None:
         self._backends, self._unavailable = {"fusion": fusion, "scenes": scenes}, unavailable
+        # In this process they have their models before they are handed over.
+        self.are_ready = not unavailable
+        self._asking: asyncio.Task[None] | None = None
         self._methods: dict[str, tuple[Callable[..., Awaitable[Any]], ...]] = {}
 
     async def answer(self, endpoint: Endpoint, values: Sequence[str], body: Body) -> Reply:
@@ -62,6 +69,19 @@ class Backends:
         except Exception:
             logger.exception("request failed")
             return fault()
+
+    async def ready(self) -> bool:
+        """Whether every backend has its models; once they have, nobody is asked any more."""
+        if not self.are_ready:
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask())
+            await asyncio.wait({self._asking}, timeout=_ASK_SECONDS)
+        return self.are_ready
+
+    async def _ask(self) -> None:
+        with contextlib.suppress(RefusedError):
+            await self.describe()
+            self.are_ready = True
 
     async def describe(self) -> dict[str, Any]:
         """The answer of `GET /v1/models`.
@@ -127,6 +147,9 @@ class Gateway:
             self._admit(path, headers)
         except RefusedError as error:
             await send_reply(send, refusal_of(error))
+            return
+        if not self._backends.are_ready and path not in OPEN_PATHS and not await self._backends.ready():
+            await send_reply(send, starting())
             return
         token = REQUEST_ID.set(headers.get(b"x-request-id", b"").decode("latin-1"))
         self._ongoing += 1

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from ray import serve
 
 from recfuse.bundle.pointer import read_pointer
-from serving.app import build_app
-from serving.config import ServingConfig
-from serving.endpoints import MODELS, RANK_FUSION, RANK_SCENE, RECOMMEND
+from recfuse.runtime.ray_compat import LOOPBACK
+from recfuse.serving.app import build_app
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.endpoints import MODELS, RANK_FUSION, RANK_SCENE, RECOMMEND
+from recfuse.serving.starting import answering, is_ready
 
 
 @dataclass(frozen=True)
@@ -38,26 +40,39 @@ class Latency:
 
 
 WARM_UP = 20
+_READY_SECONDS = 60
 
 
 @contextmanager
 def running(served: ServingConfig | serve.Application, port: int = 0) -> Iterator[str]:
     """Serves a config's application, or another one, on loopback while the block runs; yields the base URL. Port 0
-    takes a free one."""
+    takes a free one. Until the application is there the port answers 503 "starting"."""
     port = port or free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    application = build_app(served) if isinstance(served, ServingConfig) else served
     try:
-        application = build_app(served) if isinstance(served, ServingConfig) else served
-        serve.run(application, name="recfuse", logging_config={"enable_access_log": False})
-        yield f"http://127.0.0.1:{port}"
+        with answering(LOOPBACK, port):
+            serve.start(http_options={"host": LOOPBACK, "port": port})
+            serve.run(application, name="recfuse", logging_config={"enable_access_log": False})
+            if isinstance(served, ServingConfig):
+                _wait_until_ready(port)
+        yield f"http://{LOOPBACK}:{port}"
     finally:
         serve.shutdown()
+
+
+def _wait_until_ready(port: int) -> None:
+    """HAProxy hears of a replica a moment after Serve does."""
+    deadline = time.monotonic() + _READY_SECONDS
+    while not is_ready(LOOPBACK, port):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no answer on port {port} {_READY_SECONDS} s after the replicas had started")
+        time.sleep(0.05)
 
 
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((LOOPBACK, 0))
         return int(free.getsockname()[1])
 
 

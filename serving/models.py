@@ -16,7 +16,7 @@ from recfuse.bundle.arms import Arms, Canary
 from recfuse.bundle.bundle import BundleKind
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import InvalidFieldError
-from serving.catalogue import Catalogue
+from recfuse.serving.catalogue import Catalogue
 
 logger = logging.getLogger("recfuse.serving")
 M = TypeVar("M")
@@ -112,14 +112,16 @@ class ServedModel(_Follower, Generic[M]):
         kind: which of the pointer's bundles.
         build: makes the model of a verified bundle.
         poll_seconds: how often the pointer is looked at; 0 never.
+        absent: serves where the pointer names no such bundle; without it that is refused.
 
     Raises:
         BundleError: there is no such bundle, or it must not be served.
     """
 
-    def __init__(self, models: str | Path, kind: BundleKind, build: Callable[[Bundle], M], poll_seconds: float) -> None:
+    def __init__(self, models: str | Path, kind: BundleKind, build: Callable[[Bundle], M], poll_seconds: float,
+                 absent: M | None = None) -> None:
         super().__init__()
-        self._models, self._kind, self._build = Path(models), kind, build
+        self._models, self._kind, self._build, self._absent = Path(models), kind, build, absent
         self.error: str | None = None
         self._pinned: Path | None = None
         self._lock = threading.Lock()
@@ -160,17 +162,17 @@ class ServedModel(_Follower, Generic[M]):
             if wanted == self._path:
                 self.error = self._failed = None
                 return True
-            if wanted == self._failed:
+            if wanted is not None and wanted == self._failed:
                 return False  # It has been refused before; a bundle's content cannot change under its name.
             model = self._load(wanted)
         except Exception as error:  # Whatever is wrong with a new bundle, the old one goes on.
             self.error, self._failed = f"{type(error).__name__}: {error}", wanted
-            logger.error("%s bundle refused, %s goes on: %s", self._kind, self._path.name, error)
+            logger.error("%s bundle refused, %s goes on: %s", self._kind, _name(self._path), error)
             return False
         self.arms = replace(self.arms, current=model)
         self._path, self.loaded_at = wanted, time.time()
         self.error = self._failed = None
-        logger.info("%s bundle is now %s", self._kind, wanted.name)
+        logger.info("%s bundle is now %s", self._kind, _name(wanted))
         return True
 
     def _refresh_canary(self) -> bool:
@@ -199,13 +201,20 @@ class ServedModel(_Follower, Generic[M]):
         self.canary_error = self._failed_canary = None
         return True
 
-    def _wanted(self) -> Path:
+    def _wanted(self) -> Path | None:
         if self._pinned is not None:
             return self._pinned
         path = read_pointer(self._models).path(self._models, self._kind)
-        if path is None:
+        if path is None and self._absent is None:
             raise BundleError(f"{self._models}/current.json: {self._kind} is null; expected the name of a bundle")
         return path
 
-    def _load(self, path: Path) -> M:
+    def _load(self, path: Path | None) -> M:
+        if path is None:
+            assert self._absent is not None
+            return self._absent
         return self._build(read_bundle(path, kind=self._kind))
+
+
+def _name(path: Path | None) -> str:
+    return "none" if path is None else path.name

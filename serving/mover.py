@@ -22,10 +22,10 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import BundleError, read_bundle
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import InvalidFieldError, require
-from serving.decision_log import DECISION
-from serving.meanings import Meanings
-from serving.segments import Line, Places, delete_taken, read_lines, waiting_bytes
-from serving.session_table import EVENTS, SESSIONS, SessionTable
+from recfuse.serving.decision_log import DECISION
+from recfuse.serving.meanings import Meanings
+from recfuse.serving.segments import Line, Places, delete_taken, read_lines, waiting_bytes
+from recfuse.serving.session_table import EVENTS, SESSIONS, SessionTable
 
 _LOCK = ".moving.lock"
 logger = logging.getLogger("recfuse.serving")

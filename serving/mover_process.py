@@ -13,11 +13,10 @@ import sys
 import threading
 import time
 from dataclasses import asdict
-from pathlib import Path
 
-from serving.logs import log_as_json
-from serving.meters import Meters
-from serving.mover import Mover, only_mover, served_vocabulary
+from recfuse.serving.logs import log_as_json
+from recfuse.serving.meters import Meters
+from recfuse.serving.mover import Mover, only_mover, served_vocabulary
 
 logger = logging.getLogger("recfuse.serving")
 
@@ -37,9 +36,9 @@ class MoverProcess:
         self._meters = meters
         # It has low priority: moving can wait, requests cannot.
         self._process = subprocess.Popen(
-            ["nice", "-n", "10", sys.executable, "-m", "serving.mover_process", log, output, models,
+            ["nice", "-n", "10", sys.executable, "-m", "recfuse.serving.mover_process", log, output, models,
              str(window_seconds), str(seconds)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
         threading.Thread(target=self._read, name="mover-process", daemon=True).start()
 

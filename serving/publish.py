@@ -18,8 +18,8 @@ from recfuse.bundle import read_bundle
 from recfuse.bundle.bundle import BundleKind
 from recfuse.bundle.pointer import POINTER, Pointer, read_pointer, write_pointer
 from recfuse.config import require
+from recfuse.serving.catalogue import Catalogue
 from recfuse.state.store import UserState, UserStateStore
-from serving.catalogue import Catalogue
 
 logger = logging.getLogger("recfuse")
 _USERS = "users.sqlite"

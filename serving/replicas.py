@@ -16,16 +16,16 @@ from recfuse.bundle.pointer import read_pointer
 from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.scenes.inference import SceneScorer
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.decision_log import DecisionLog, LogWriter
+from recfuse.serving.formats import answering
+from recfuse.serving.fusion import FusionModel, FusionService
+from recfuse.serving.meters import Meters
+from recfuse.serving.models import ServedCatalogue, ServedModel
+from recfuse.serving.mover_process import MoverProcess
+from recfuse.serving.scenes import NoScorer, ScenesService, Scorer
 from recfuse.state.redis import RedisUserStates
 from recfuse.state.store import UserStates, UserStateStore
-from serving.config import ServingConfig
-from serving.decision_log import DecisionLog, LogWriter
-from serving.formats import answering
-from serving.fusion import FusionModel, FusionService
-from serving.meters import Meters
-from serving.models import ServedCatalogue, ServedModel
-from serving.mover_process import MoverProcess
-from serving.scenes import ScenesService
 
 M = TypeVar("M")
 
@@ -33,7 +33,7 @@ M = TypeVar("M")
 class _Followed(Generic[M]):
     """What a replica follows: its model and the catalogue beside it."""
 
-    def __init__(self, model: ServedModel[M], catalogue: ServedCatalogue, version: Callable[[M], str]) -> None:
+    def __init__(self, model: ServedModel[M], catalogue: ServedCatalogue, version: Callable[[M], str | None]) -> None:
         self.model, self.catalogue, self._version = model, catalogue, version
 
     def pin(self, user_config: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ class FusionReplica(FusionService):
 
 
 class ScenesReplica(ScenesService):
-    """The scenes service with its model.
+    """The scenes service with its model, or with none where the pointer names no scorer.
 
     Args:
         meters: where measurements go; None nowhere.
@@ -113,7 +113,7 @@ class ScenesReplica(ScenesService):
 
     def __init__(self, config: ServingConfig, meters: Meters | None = None) -> None:
         _use_one_thread()
-        model = ServedModel(config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds)
+        model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer())
         catalogue = ServedCatalogue(config.models, config.poll_seconds)
         super().__init__(config, model, _users(config), catalogue, meters)
         self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
 from recfuse.config import InvalidFieldError
+from recfuse.serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.formats import Body, RefusedError, Reply, decode, encode
+from recfuse.serving.fusion import Ranking, absence, check_columns, check_count
+from recfuse.serving.meters import Meters, NoMeters, Stopwatch
+from recfuse.serving.models import Models
+from recfuse.serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User
 from recfuse.state.store import UserState, UserStates
-from serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
-from serving.config import ServingConfig
-from serving.formats import Body, RefusedError, Reply, decode, encode
-from serving.fusion import Ranking, absence, check_count, check_seen
-from serving.meters import Meters, NoMeters, Stopwatch
-from serving.models import Models
-from serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User
 
 _SCENES, _RECOMMEND = {"endpoint": "scenes"}, {"endpoint": "recommend"}
+_NO_SCORER = "no scorer is served here; `export --scenes` publishes one"
 RANK_OFFSET = 60.0  # the constant of reciprocal rank fusion (Cormack et al., SIGIR 2009)
 
 
@@ -36,7 +38,7 @@ class Scorer(Protocol):
     """What a scenes bundle gives (recfuse.scenes.inference.SceneScorer)."""
 
     @property
-    def version(self) -> str: ...
+    def version(self) -> str | None: ...
 
     @property
     def tasks(self) -> Mapping[str, tuple[str, ...]]: ...
@@ -66,6 +68,17 @@ def _places(column: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - counts + 1)[inverse]
 
 
+class NoScorer:
+    """What there is where the pointer names no scorer: requests bring their own predictions."""
+
+    version: str | None = None
+    tasks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+    def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores:
+        """Raises RefusedError."""
+        raise RefusedError(404, "scene", scene, _NO_SCORER)
+
+
 class ScenesService:
     """Answers scene requests, and predicts for recommendations; one in each replica of the scorer's deployment.
 
@@ -90,15 +103,15 @@ class ScenesService:
             RefusedError: the request is bad, or names something that the model does not have.
         """
         watch, arms = Stopwatch(self.meters, _SCENES), self._models.arms
-        if scene not in arms.current.tasks:
-            raise RefusedError(404, "scene", scene, ", ".join(arms.current.tasks))
+        _require_scene(arms.current, scene)
         request = decode(ScenesRequest, body)
         scorer = arms.of(str(request.user.user_id))
-        if scene not in scorer.tasks:
-            raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks))
+        _require_scene(scorer, scene)
         watch.lap("recfuse_decode_ms")
         weights = self._weights(scene, scorer.tasks[scene], request.weights)
-        scores, _, _ = self._score(scorer, scene, request.user, request.candidates)
+        check_count(request.candidates.item_id, self._config.max_candidates)
+        features, history, _ = self._known(request.user)
+        scores = self._score(scorer, scene, request.user, features, history, request.candidates)
         watch.lap("recfuse_scorer_ms")
         total = fuse_tasks(scores.probabilities, weights, request.fusion)
         best = np.argsort(-total, kind="stable")[:request.top_n]
@@ -121,28 +134,37 @@ class ScenesService:
         request = decode(RecommendRequest, body)
         scorer = self._models.arms.of(str(request.user.user_id))
         watch.lap("recfuse_decode_ms")
-        if request.scene not in scorer.tasks:
-            raise RefusedError(422, "scene", request.scene, ", ".join(scorer.tasks))
-        check_seen(request.candidates.item_id, request.candidates.seen)
-        scores, features, known = self._score(scorer, request.scene, request.user, request.candidates)
+        candidates, own = request.candidates, request.candidates.predictions or {}
+        check_columns(candidates.item_id, own, candidates.seen, self._config.max_candidates)
+        if not own:
+            _require_scorable(scorer, request.scene, candidates.item_id)
+        features, history, known = self._known(request.user)
+        probabilities: Mapping[str, Any] = {}
+        unknown: Mapping[str, int] = {}
+        if request.scene in scorer.tasks and _are_integers(candidates.item_id):
+            scores = self._score(scorer, request.scene, request.user, features, history, candidates)
+            probabilities, unknown = scores.probabilities, scores.unknown
         watch.lap("recfuse_scorer_ms")
         context, source = (request.context, "context") if request.context is not None else (features, known)
         return Ranking(
             user_id=str(request.user.user_id), stage=request.stage, scene=request.scene, session_id=request.session_id,
             state=request.state, context=context, context_source=source, item_ids=request.candidates.item_id,
-            predictions=dict(scores.probabilities), explore=request.explore, top_n=request.top_n, order=request.order,
-            seed=request.seed, seen=request.candidates.seen, explain=request.explain, catalogue=True, fill=True,
-            packed=body.answer_packed, scorer_version=scorer.version,
-            extra={"scenes_version": scorer.version, "unknown": dict(scores.unknown)})
+            predictions={**probabilities, **own}, explore=request.explore, top_n=request.top_n, order=request.order,
+            seed=request.seed, seen=candidates.seen, explain=request.explain, catalogue=True,
+            elsewhere=frozenset(task for tasks in scorer.tasks.values() for task in tasks) if probabilities else None,
+            packed=body.answer_packed, scorer_version=scorer.version if probabilities else None,
+            extra={"scenes_version": scorer.version, "unknown": dict(unknown)})
 
-    def _score(self, scorer: Scorer, scene: str, user: User,
-               candidates: Candidates) -> tuple[Scores, Mapping[str, Any], str]:
-        """Scores, the user's features (sent over stored ones) and where these came from."""
-        check_count(candidates.item_id, self._config.max_candidates)
+    def _known(self, user: User) -> tuple[Mapping[str, Any], Sequence[int], str]:
+        """The user's features (sent over stored ones) and history, and where the features came from."""
         stored = self._users.get(str(user.user_id)) if self._users is not None else None
         sent = user.model_extra or {}
         features = {**(stored or UserState()).features, **sent}
         history = user.history if user.history is not None else (stored or UserState()).history
+        return features, history, "context" if sent else "store" if stored is not None else absence(self._users)
+
+    def _score(self, scorer: Scorer, scene: str, user: User, features: Mapping[str, Any], history: Sequence[int],
+               candidates: Candidates) -> Scores:
         try:
             scores = scorer.score(scene, {**features, "user_id": user.user_id, "history": list(history)},
                                   self._columns(candidates))
@@ -150,7 +172,7 @@ class ScenesService:
             raise RefusedError(422, error.field, error.value, error.allowed) from None
         unknown = scores.unknown.get("item_id", 0) / len(candidates.item_id)
         self.meters.record("recfuse_unknown_share", unknown, {"scene": scene})
-        return scores, features, "context" if sent else "store" if stored is not None else absence(self._users)
+        return scores
 
     def _columns(self, candidates: Candidates) -> dict[str, np.ndarray]:
         """The items' features: the catalogue's, and over them what was sent."""
@@ -184,6 +206,27 @@ class ScenesService:
         return [{"item_id": item_id, "score": score, "probabilities": {t: column[n] for t, column in columns.items()},
                  "catalogue": entry}
                 for n, (item_id, score, entry) in enumerate(zip(chosen, total[best].tolist(), entries, strict=True))]
+
+
+def _require_scene(scorer: Scorer, scene: str) -> None:
+    if scene not in scorer.tasks:
+        raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks) or f"nothing: {_NO_SCORER}")
+
+
+def _require_scorable(scorer: Scorer, scene: str, item_ids: Sequence[int | str]) -> None:
+    """Refuses a request without predictions that the scorer cannot make any for."""
+    if not scorer.tasks:
+        raise RefusedError(422, "candidates.predictions", None, f"a column for each fusion parameter: {_NO_SCORER}")
+    if scene not in scorer.tasks:
+        raise RefusedError(422, "scene", scene, ", ".join(scorer.tasks))
+    if not _are_integers(item_ids):
+        place, bad = next((place, each) for place, each in enumerate(item_ids) if isinstance(each, str))
+        raise RefusedError(422, f"candidates.item_id[{place}]", bad,
+                           "an integer, as the scorer knows items, or candidates with predictions of their own")
+
+
+def _are_integers(item_ids: Sequence[int | str]) -> bool:
+    return not any(isinstance(each, str) for each in item_ids)
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:

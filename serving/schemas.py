@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.formats import OrPacked
+from recfuse.serving.formats import OrPacked
 
 # Strict, so that neither "0.5" nor true passes for a number. Lists stop at their first bad value.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -48,7 +48,7 @@ class FusionRequest(_Message):
         "send `context`, or neither for the stored one"))
     context: dict[str, Value] | None = Field(None, description="features of the state by name")
     candidates: PredictedCandidates
-    scene: Id | None = Field(None, description="page of the request; goes to the decision log")
+    scene: Id | None = Field(None, description="where the request is asked (home, cart); goes to the decision log")
     session_id: Id | None = Field(None, description="goes to the decision log; without it sessions are cut at pauses")
     explore: bool | None = Field(None, strict=True, description="sample the policy (true) or take its mean (false)")
     top_n: TopN | None = Field(None, description="how many items to return; all without it")
@@ -76,8 +76,12 @@ class Candidates(BaseModel):
 
 
 class OpenCandidates(Candidates):
-    """The same, and which of them are not to be shown again."""
+    """The same, which of them are not to be shown again, and what the client predicts of them itself."""
 
+    item_id: ItemIds = Field(  # type: ignore[assignment]
+        description="integers where the scorer predicts; any ids where all predictions are the client's")
+    predictions: dict[str, Numbers] | None = Field(None, description=(
+        "prediction name → one number a candidate; they go before the scorer's, and need no scorer"))
     seen: Flags | None = Field(None, description=_SEEN)
 
 
@@ -130,10 +134,12 @@ class FusionAnswer(BaseModel):
     model_version: str
     state_source: Literal["request", "context", "store", "default", "degraded"] = Field(
         description="where the state came from; `degraded`: the store of user states does not answer")
-    mu: list[float]
-    sigma: list[float]
-    action: list[float]
-    action_logp: float
+    mu: dict[str, float] = Field(description="fusion parameter → mean of the policy's Gaussian at this state")
+    sigma: dict[str, float] = Field(description="fusion parameter → standard deviation of that Gaussian")
+    action: dict[str, float] = Field(description=(
+        "fusion parameter → its weight in this ranking: drawn from the Gaussian where the request explores, else the "
+        "mean"))
+    action_logp: float = Field(description="log density of the action under the Gaussian")
     items: list[ScoredItem]
 
 
@@ -153,14 +159,14 @@ class SceneAnswer(BaseModel):
 
 
 class RecommendedItem(BaseModel):
-    item_id: int
+    item_id: int | str
     score: float
     catalogue: dict[str, Any] | None
     predictions: dict[str, float] | None = Field(None, description="with `explain`")
 
 
 class RecommendAnswer(FusionAnswer):
-    scenes_version: str
+    scenes_version: str | None = Field(description="null where no scorer is served")
     unknown: dict[str, int]
     items: list[RecommendedItem]  # type: ignore[assignment]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from serving.decision_log import DECISION
+from recfuse.serving.decision_log import DECISION
 
 Places = dict[str, int]
 """Name of a segment → byte up to which its rows have been taken."""

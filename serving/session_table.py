@@ -28,9 +28,9 @@ from recfuse.config import InvalidFieldError, require
 from recfuse.logs.schema import CANDIDATES, VOCABULARY_FILE, complete, session_log_schema
 from recfuse.logs.source import read_vocabulary
 from recfuse.runtime.locations import Location, locate
-from serving.decision_log import packed_size, unpacked
-from serving.meanings import Meanings
-from serving.segments import Places
+from recfuse.serving.decision_log import packed_size, unpacked
+from recfuse.serving.meanings import Meanings
+from recfuse.serving.segments import Places
 
 logger = logging.getLogger("recfuse.serving")
 SESSIONS, EVENTS, PROGRESS_FILE = "sessions", "events", "moving.json"

@@ -12,7 +12,7 @@ import ray
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.fusion.config import NetworkConfig
 from recfuse.learning import registry
 from recfuse.learning.algorithm import FusionAlgorithmConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig

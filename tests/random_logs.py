@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from recfuse.behaviours import Behaviour, Vocabulary
+from recfuse.logs.config import IngestConfig
 from recfuse.logs.exchange import QUARANTINE, Exchange
 from recfuse.logs.files import DirectoryWriter
-from recfuse.logs.ingest import IngestConfig, IngestResult, _close
+from recfuse.logs.ingest import IngestResult, _close
 from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.logs.source import log_end, open_log, pieces
 from recfuse.stats.gaussian import gaussian_log_density

@@ -6,6 +6,6 @@ split         users that train, judge, and judge last                 samples   
 judges        what a policy is worth, with intervals                  studies      what a search asks of a trial
 fusion        trials of the fusion learner                            scenes       trials of the scorer
 search        Ray Tune: searchers, scheduler, trials                  ledger       one row per finished trial
-frontier      who dominates whom; the cheapest λ                      plots        figures of the report
+frontier      who dominates whom; the cheapest multiplier λ           plots        figures of the report
 conclusion    winner, summary, report, closing tables                 sweep        the job, `python -m tune.sweep`
 """

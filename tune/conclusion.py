@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from recfuse.runtime.console import table
-from tune import space
-from tune.frontier import Point, cheapest, closest, finished_points, frontier, keeps
-from tune.judges import Worths
-from tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
-from tune.plots import SweepData, text, write
-from tune.settings import SweepConfig
-from tune.studies import BUNDLE, EXPLAINED, Study
+from recfuse.tune import space
+from recfuse.tune.frontier import Point, cheapest, closest, finished_points, frontier, keeps
+from recfuse.tune.judges import Worths
+from recfuse.tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
+from recfuse.tune.plots import SweepData, text, write
+from recfuse.tune.settings import SweepConfig
+from recfuse.tune.studies import BUNDLE, EXPLAINED, Study
 
 logger = logging.getLogger("recfuse")
 _SILENT = ("how the action moves them is not significant in these samples, so that their policies stay the logged one "
@@ -78,7 +78,8 @@ def floors_of(config: SweepConfig, study: Study) -> Mapping[str, float]:
 
 
 def silent(rows: Sequence[Row], guarded: Sequence[str]) -> list[str]:
-    """The guarded behaviours of which no trial learned anything: their γ and λ hardly matter on these samples."""
+    """The guarded behaviours of which no trial learned anything: their discounts γ and multipliers λ hardly matter on
+    these samples."""
     explained = {name: [row[f"{EXPLAINED}{name}"] for row in rows if row.get(f"{EXPLAINED}{name}") is not None]
                  for name in guarded}
     return [name for name, shares in explained.items() if shares and not any(shares)]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.judges import Worth
-from tune.ledger import FINISHED, Row
-from tune.space import label
+from recfuse.tune.judges import Worth
+from recfuse.tune.ledger import FINISHED, Row
+from recfuse.tune.space import label
 
 CONFIG = "config."
 

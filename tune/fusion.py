@@ -26,11 +26,11 @@ from recfuse.runtime import ray_compat
 from recfuse.simulation.arms import read_arm
 from recfuse.simulation.output import METRICS, WORLD, run_of
 from recfuse.simulation.world import World
-from tune.judges import Judge, OffPolicyJudge, SimulatorJudge, flat
-from tune.samples import make_samples
-from tune.search import Identity
-from tune.settings import SweepConfig
-from tune.space import (
+from recfuse.tune.judges import Judge, OffPolicyJudge, SimulatorJudge, flat
+from recfuse.tune.samples import make_samples
+from recfuse.tune.search import Identity
+from recfuse.tune.settings import SweepConfig
+from recfuse.tune.space import (
     DISCOUNTS,
     MULTIPLIERS,
     TOTAL,
@@ -42,14 +42,14 @@ from tune.space import (
     split_fusion,
     with_discounts,
 )
-from tune.split import GROUPS, JUDGE, LAST, LEARN, split_samples
-from tune.studies import BUNDLE, DONE, EXPLAINED, FINAL_PASSES, OFF_POLICY, PASSES
+from recfuse.tune.split import GROUPS, JUDGE, LAST, LEARN, split_samples
+from recfuse.tune.studies import BUNDLE, DONE, EXPLAINED, FINAL_PASSES, OFF_POLICY, PASSES
 
 
 def fusion_study(config: SweepConfig) -> tuple[FusionStudy, Identity, Judge]:
     """The study, what its rows depend on, and the judge of the winner."""
     if not config.samples:
-        make_samples(config.demo)
+        make_samples(config.demo, config.logs)
     output = Path(config.output).absolute()
     split = split_samples(config.samples_directory, output / "split", config.split)
     samples = SampleSet.open(split[LEARN], config.learning.network.action_range)

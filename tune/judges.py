@@ -21,9 +21,10 @@ from recfuse.evaluation.held_out import HeldOut, read_held_out
 from recfuse.fusion.inference import FusionActor
 from recfuse.simulation.arms import Arm
 from recfuse.simulation.rollout import live
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 from recfuse.stats.intervals import paired_difference
-from tune.split import SplitConfig, groups_of
+from recfuse.tune.settings import SplitConfig
+from recfuse.tune.split import groups_of
 
 
 class Worth(NamedTuple):
@@ -67,7 +68,9 @@ class OffPolicyJudge:
     def of(cls, samples: Path, vocabulary: Vocabulary, cap: float | None, options: EstimateOptions,
            explore: bool = True) -> OffPolicyJudge:
         """Reads samples."""
-        return cls(read_held_out(str(samples), vocabulary).log, vocabulary, cap, options, explore)
+        # Trials are ordered by the lower ends also of behaviours that are too sparse for an interval that holds.
+        return cls(read_held_out(str(samples), vocabulary).log, vocabulary, cap, options.replace(min_events=0.0),
+                   explore)
 
     def __call__(self, actor: FusionActor) -> Worths:
         own, logged = actor.vocabulary, self.vocabulary
@@ -88,7 +91,7 @@ class SimulatorJudge:
     Attributes:
         world: of the simulation.
         persons: int64[n]; the lives of users that did not train.
-        base: float64[n, len(FEEDBACK)], what they did under the base policy.
+        base: float64[n, F], what they did under the base policy.
         seed: of their luck; level: of the intervals; explore: the policy samples its actions.
     """
 
@@ -119,12 +122,12 @@ class SimulatorJudge:
         feedback = _feedback(self.world, arm, self.persons, self.seed)
         change = paired_difference(feedback, self.base, level=self.level, seed=self.seed)
         ends = change.estimate, change.low, change.high
-        return {name: Worth(*(float(values[FEEDBACK.index(name)]) for values in ends))
+        return {name: Worth(*(float(values[self.world.feedback.index(name)]) for values in ends))
                 for name in actor.vocabulary.behaviour_names}
 
 
 def _feedback(world: World, arm: Arm, persons: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """float64[n, len(FEEDBACK)]: what every person did over the horizon."""
+    """float64[n, F]: what every person did over the horizon."""
     feedback: NDArray[np.float64] = live(arm.in_world(world), arm.policy, persons, seed=seed, explore=arm.explore,
                                          rng=np.random.default_rng([seed, 0x11FE])).feedback
     return feedback

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from recfuse.report.page import write_report
 from recfuse.report.section import Section
 from recfuse.report.style import COLOURS
-from tune.frontier import Point, frontier, keeps
-from tune.space import DISCOUNTS, MULTIPLIERS, TOTAL, decode, label, symbol
+from recfuse.tune.frontier import Point, frontier, keeps
+from recfuse.tune.space import DISCOUNTS, MULTIPLIERS, TOTAL, decode, label, symbol
 
 _JOB = "python -m tune.sweep"
 # Discounts that are compared: none, and that of the long-term behaviours.
@@ -201,7 +201,7 @@ def _lambdas(data: SweepData) -> Figure | None:
                           lw=.6, color="#999999", label="other choices differ too")
         if measure in data.floors:
             axes.axhline(data.scale * data.floors[measure], color="#666", ls="--", lw=.8)
-        axes.set(xscale="log", xlabel="Λ, the sum of all λ (no unit)", ylabel=data.axis(measure))
+        axes.set(xscale="log", xlabel="temperature Λ, the sum of all multipliers λ", ylabel=data.axis(measure))
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -288,9 +288,10 @@ SECTIONS = (
     Section("discounts", "Effect of each discount: 0 against 0.95",
             "Trials in pairs that differ in one discount alone: what the larger one changes. A change well below the "
             "width of the intervals in the table is not settled.", _JOB, _discounts, _discount_rows),
-    Section("lambdas", "Effect of λ",
-            "Every measure over Λ, with its interval as a band and its floor dashed; joined are trials that differ in "
-            "Λ alone. A larger Λ holds the policy closer to those of the short-term behaviours and to the logged one.",
+    Section("lambdas", "Effect of the multipliers λ",
+            "Every measure over the temperature Λ, with its interval as a band and its floor dashed; joined are trials "
+            "that differ in Λ alone. A larger Λ holds the policy closer to those of the short-term behaviours and to "
+            "the logged one.",
             _JOB, _lambdas),
     Section("parallel", "All choices side by side",
             "A line per trial through its choices and what they brought; darker is more of the objective, and the "

@@ -5,27 +5,31 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.logs.config import IngestConfig
+from recfuse.logs.ingest import ingest
 from recfuse.logs.schema import VOCABULARY_FILE
-from recfuse.scenes.train_scenes import TrainScenesConfig, train_scenes
-from recfuse.simulation.simulate import SimulateConfig, simulate
+from recfuse.scenes.config import TrainScenesConfig
+from recfuse.scenes.train_scenes import train_scenes
+from recfuse.simulation.config import SimulateConfig
+from recfuse.simulation.simulate import simulate
 from recfuse.simulation.sources import read_source
 
 logger = logging.getLogger("recfuse")
 
 
-def make_samples(demo: str) -> None:
+def make_samples(demo: str, logs: str = "embedded") -> None:
     """Makes what is absent in the demo's directory, with the demo's configs, so that the demo takes it up.
 
     Args:
         demo: output of jobs/demo.py, or where it would be.
+        logs: exposures, as of the demo.
     """
     samples = Path(demo) / "samples"
     if (samples / VOCABULARY_FILE).is_file():
         return
     logger.info("sweep: %s is absent; making the demo's samples", samples)
-    scorer = TrainScenesConfig(output=f"{demo}/scenes")
+    scorer = TrainScenesConfig(logs=logs, output=f"{demo}/scenes")
     source = read_source(scorer.logs, scorer.layout, scorer.orphan, scorer.registry)
     scenes = train_scenes(scorer, source.exposures, source.registry, source.features)
-    world = simulate(SimulateConfig(scorer=str(scenes.bundle), output=f"{demo}/simulation"))
+    world = simulate(SimulateConfig(logs=logs, scorer=str(scenes.bundle), output=f"{demo}/simulation"))
     ingest(IngestConfig(logs=str(world.logs), output=str(samples)))

@@ -21,12 +21,12 @@ from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import prepare
 from recfuse.simulation.sources import read_source
 from recfuse.stats.ranking import POOLED, metric_intervals
-from tune.judges import Worth, Worths, flat
-from tune.search import Identity
-from tune.settings import ScenesConfig, SweepConfig
-from tune.space import Assignment, plain, read_field, replace_fields
-from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, groups_of
-from tune.studies import BUNDLE, DONE, FINAL_PASSES, PASSES
+from recfuse.tune.judges import Worth, Worths, flat
+from recfuse.tune.search import Identity
+from recfuse.tune.settings import ScenesConfig, SplitConfig, SweepConfig
+from recfuse.tune.space import Assignment, plain, read_field, replace_fields
+from recfuse.tune.split import GROUPS, JUDGE, LAST, LEARN, groups_of
+from recfuse.tune.studies import BUNDLE, DONE, FINAL_PASSES, PASSES
 
 
 def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, Identity, Callable[[SceneScorer], Worths]]:

@@ -9,48 +9,24 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import ray
-from pydantic import Field
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from recfuse.config import Config, require
+from recfuse.config import require
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
-from tune import space
-from tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
-from tune.space import Assignment, Block
-from tune.studies import DONE, FINAL_PASSES, OFF_POLICY, Run, Study
+from recfuse.tune import space
+from recfuse.tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
+from recfuse.tune.settings import SearchConfig
+from recfuse.tune.space import Assignment, Block
+from recfuse.tune.studies import DONE, FINAL_PASSES, OFF_POLICY, Run, Study
 
 logger = logging.getLogger("recfuse")
 _CHOICES = "choices"
-
-
-class SearchConfig(Config):
-    """How the space is searched.
-
-    ASHA is of Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020.
-    """
-
-    searcher: Literal["grid", "random", "optuna"] = Field(
-        "grid", description="`grid` takes every combination, `random` draws, and `optuna` (TPE) chooses from one block "
-        "by the objective and every guarded behaviour.")
-    samples: int = Field(16, description="`random` and `optuna` run so many trials.", ge=1)
-    scheduler: Literal["fifo", "asha"] = Field(
-        "fifo", description="`fifo` lets every trial end; `asha` stops those whose off-policy estimate of the "
-        "objective falls behind.")
-    grace: int = Field(2, description="`asha` stops no trial before so many passes of its last fit.", ge=1)
-    reduction: int = Field(3, description="`asha` keeps one in so many trials at each rung.", ge=2)
-    cpus: float = Field(1.0, description="A trial takes so many CPUs; fractions let several share one.", gt=0)
-    gpus: float = Field(0.0, description="A trial takes so many GPUs; fractions let several share one.", ge=0)
-    concurrent: int = Field(0, description="At most so many trials run at a time; 0 for as many as fit.", ge=0)
-    seed: int = Field(0, description="The seed of draws.", ge=0)
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
-        (), description="Callbacks of Tune write every report of every trial; the library of that name must be "
-        "installed.")
 
 
 def planned(blocks: Sequence[Block], config: SearchConfig) -> list[Assignment]:

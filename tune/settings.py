@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -10,17 +11,60 @@ import tyro
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
-from recfuse.evaluation.ope import MIN_ESS
+from recfuse.evaluation.answers import MIN_ESS
 from recfuse.learning import registry
 from recfuse.learning.settings import LearningSettings
 from recfuse.logs.account import QUARANTINE_LIMIT
-from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.stats.intervals import LEVEL
-from tune import space
-from tune.search import SearchConfig
-from tune.space import Range
-from tune.split import SplitConfig
+from recfuse.tune import space
+from recfuse.tune.space import Range
+
+
+class SearchConfig(Config):
+    """How the space is searched.
+
+    ASHA is of Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020.
+    """
+
+    searcher: Literal["grid", "random", "optuna"] = Field(
+        "grid", description="`grid` takes every combination, `random` draws, and `optuna` (TPE) chooses from one block "
+        "by the objective and every guarded behaviour.")
+    samples: int = Field(16, description="`random` and `optuna` run so many trials.", ge=1)
+    scheduler: Literal["fifo", "asha"] = Field(
+        "fifo", description="`fifo` lets every trial end; `asha` stops those whose off-policy estimate of the "
+        "objective falls behind.")
+    grace: int = Field(2, description="`asha` stops no trial before so many passes of its last fit.", ge=1)
+    reduction: int = Field(3, description="`asha` keeps one in so many trials at each rung.", ge=2)
+    cpus: float = Field(1.0, description="A trial takes so many CPUs; fractions let several share one.", gt=0)
+    gpus: float = Field(0.0, description="A trial takes so many GPUs; fractions let several share one.", ge=0)
+    concurrent: int = Field(0, description="At most so many trials run at a time; 0 for as many as fit.", ge=0)
+    seed: int = Field(0, description="The seed of draws.", ge=0)
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        (), description="Callbacks of Tune write every report of every trial; the library of that name must be "
+        "installed.")
+
+
+class SplitConfig(Config):
+    """Who is in which group."""
+
+    judge: float = Field(0.2, description="This share of the users judges every trial.", gt=0, lt=1)
+    last: float = Field(
+        0.2, description="This share of the users judges the winner again; all others train.", gt=0, lt=1)
+    person: str = Field(
+        r"^[^.]+", description="Users whose ids share what this regular expression matches stay together; in the "
+        "simulator `7` and `7.1` have the same tastes.")
+    seed: int = Field(0, description="The seed of the hash that deals the users out.")
+
+    @model_validator(mode="after")
+    def _users_are_left(self) -> Self:
+        require(self.last < 1 - self.judge, "last", self.last, "a share > 0 that leaves users to train")
+        try:
+            re.compile(self.person)
+        except re.error as error:
+            require(False, "person", self.person, f"a regular expression ({error})")
+        return self
 
 
 class ScenesConfig(Config):
@@ -45,7 +89,8 @@ class SweepConfig(Config):
     scenes: ScenesConfig = Field(
         default_factory=ScenesConfig, description="Every trial of `scenes` learns with these; its choices change them.")
     space: Annotated[tuple[dict[str, Range | list[Any]], ...], tyro.conf.Fixed] = Field(
-        (), description="Each block maps fields to values, or to {low, high, log, steps}; see tune/config.")
+        ({"multipliers.total": Range(low=0.005, high=500.0, log=True, steps=6)},),
+        description="Each block maps fields to values, or to {low, high, log, steps}; see tune/config.")
     search: SearchConfig = Field(SearchConfig(), description="This says which trials run, and how.")
     quarantine_limit: float = Field(QUARANTINE_LIMIT, ge=0, le=1, description=(
         "A sweep of the scorer refuses exposures of which a larger share is quarantined."))
@@ -54,6 +99,8 @@ class SweepConfig(Config):
     simulation: str = Field(
         "", description="This is the output of the job `simulate`; empty takes the demo's.")
     demo: str = Field("runs/demo", description="The demo has its results in this directory.")
+    logs: str = Field("embedded", min_length=1, description="The demo's samples, where they are absent, are made from "
+                      "these exposures: a directory, `embedded` or `shop`.")
     output: str = Field(
         "runs/sweep", description="This directory gets `trials.jsonl`, `trials.parquet`, the trials' bundles, "
         "`summary.json` and `report.html`.")

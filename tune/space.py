@@ -6,14 +6,16 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
-import optuna
 from pydantic import Field, TypeAdapter, model_validator
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import Config, InvalidFieldError, from_mapping, require
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 T = TypeVar("T")
 # One trial's choices: dotted path of a field → value.
@@ -93,11 +95,12 @@ def random(space: Sequence[Block], samples: int, seed: int) -> list[Assignment]:
     return []
 
 
-def distributions(block: Block) -> dict[str, optuna.distributions.BaseDistribution]:
+def distributions(block: Block) -> dict[str, BaseDistribution]:
     """The block as Optuna's distributions; a value that is no scalar travels as JSON."""
-    return {name: optuna.distributions.FloatDistribution(values.low, values.high, log=values.log)
-            if isinstance(values, Range) else
-            optuna.distributions.CategoricalDistribution([encode(value) for value in values])
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    return {name: FloatDistribution(values.low, values.high, log=values.log) if isinstance(values, Range) else
+            CategoricalDistribution([encode(value) for value in values])
             for name, values in block.items()}
 
 
@@ -187,11 +190,11 @@ def with_discounts(vocabulary: Vocabulary, discounts: Mapping[str, float]) -> Vo
 
 
 def multipliers(vocabulary: Vocabulary, base: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
-    """λ of every short-term behaviour.
+    """Multiplier λ of every short-term behaviour.
 
     Args:
         base: λ that the config gives, over those of the vocabulary.
-        given: by behaviour, or `total`: Λ, shared out in the proportions of the others.
+        given: by behaviour, or `total`: the temperature Λ, shared out in the proportions of the others.
 
     Raises:
         InvalidFieldError: no such short-term behaviour.

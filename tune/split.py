@@ -6,47 +6,26 @@ import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from recfuse.config import Config, require
+from recfuse.config import require
 from recfuse.logs.files import parquet_options
 from recfuse.logs.reading import open_samples, read_samples
 from recfuse.logs.schema import VOCABULARY_FILE, sample_schema
 from recfuse.logs.source import LogSource
 from recfuse.runtime.outputs import claim
+from recfuse.tune.settings import SplitConfig
 
 LEARN, JUDGE, LAST = "learn", "judge", "last"
 GROUPS = (LEARN, JUDGE, LAST)
 _DONE = "split.json"
 _PART = "part-00000.parquet"
-
-
-class SplitConfig(Config):
-    """Who is in which group."""
-
-    judge: float = Field(0.2, description="This share of the users judges every trial.", gt=0, lt=1)
-    last: float = Field(
-        0.2, description="This share of the users judges the winner again; all others train.", gt=0, lt=1)
-    person: str = Field(
-        r"^[^.]+", description="Users whose ids share what this regular expression matches stay together; in the "
-        "simulator `7` and `7.1` have the same tastes.")
-    seed: int = Field(0, description="The seed of the hash that deals the users out.")
-
-    @model_validator(mode="after")
-    def _users_are_left(self) -> Self:
-        require(self.last < 1 - self.judge, "last", self.last, "a share > 0 that leaves users to train")
-        try:
-            re.compile(self.person)
-        except re.error as error:
-            require(False, "person", self.person, f"a regular expression ({error})")
-        return self
 
 
 def groups_of(users: NDArray[Any] | list[str], config: SplitConfig) -> NDArray[np.int64]:

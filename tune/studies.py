@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from tune.space import Assignment
+from recfuse.tune.space import Assignment
 
 # Of a trial's last report: `DONE`, the columns of its worth, and where its bundle lies.
 DONE, BUNDLE, PASSES, FINAL_PASSES = "judged", "bundle", "passes", "final_passes"

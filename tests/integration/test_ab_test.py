@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from jobs import ab_test as job
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.simulation.ab_test import AbTestConfig
-from recfuse.simulation.cem import CemConfig
+from recfuse.jobs import ab_test as job
+from recfuse.simulation.config import AbTestConfig, CemConfig
 from tests.unit.simulation import worlds
 
 

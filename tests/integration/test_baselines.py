@@ -23,9 +23,9 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning import registry
 from recfuse.learning.phases import names_of
 from recfuse.learning.settings import LearningSettings, StoppingRule
-from serving.config import ServingConfig
-from serving.formats import Body
-from serving.replicas import FusionReplica
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.formats import Body
+from recfuse.serving.replicas import FusionReplica
 
 STATE = toy.bandit(500, seed=9)["state"]
 BEST = toy.optimum(STATE)
@@ -138,7 +138,7 @@ def serve_and_compare(root: Path, bundle: Path, actor: FusionActor, states: NDAr
     answer = json.loads(reply.body)
     assert reply.status == 200, answer
     assert answer["model_version"] == bundle.name
-    np.testing.assert_allclose(answer["mu"], actor.act(states[:1], explore=False).mu[0], atol=1e-6)
+    np.testing.assert_allclose(list(answer["mu"].values()), actor.act(states[:1], explore=False).mu[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("advantage", ["regressed", "sampled"])

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import samples as toy
 
-from jobs.train_fusion import main
 from recfuse.bundle import read_bundle
 from recfuse.evaluation.estimators import ESTIMATORS
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.fusion.config import NetworkConfig
+from recfuse.jobs.train_fusion import main
 from recfuse.learning import registry
+from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.settings import StoppingRule
-from recfuse.learning.training import TrainFusionConfig
 from recfuse.report.run import evaluate_and_report
 from tests.integration import test_evaluate
 from tests.integration.test_evaluate import run  # noqa: F401  (a fixture)

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate as job
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.evaluation.case import Case, action_moments, policy_log_prob
@@ -21,6 +20,7 @@ from recfuse.evaluation.fitted_q import fit_critics
 from recfuse.evaluation.held_out import read_held_out, read_transitions
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.jobs import evaluate as job
 from recfuse.logs.schema import complete, sample_schema
 from recfuse.report.config import ReportConfig
 from recfuse.report.page import write_report

@@ -11,7 +11,8 @@ from clusters import killing
 from session_logs import loose_table, random_rows, row, table, vocabulary
 
 from recfuse.config import InvalidFieldError
-from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.logs.config import IngestConfig
+from recfuse.logs.ingest import ingest
 from recfuse.logs.sessions import SessionRule, to_samples
 
 pytestmark = pytest.mark.usefixtures("local_ray")

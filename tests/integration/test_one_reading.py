@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from recfuse.evaluation.evaluate import evaluate
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.logs.config import IngestConfig
+from recfuse.logs.ingest import ingest
 from recfuse.logs.reading import read_log
 from recfuse.report.config import ReportConfig
 from recfuse.runtime.cluster import cluster

@@ -11,15 +11,15 @@ import pytest
 import samples as toy
 from outside_algorithm import RewardWeightedConfig
 
-from jobs.train_fusion import main
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.jobs.train_fusion import main
 from recfuse.learning import registry
+from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.options import choose_algorithm
 from recfuse.learning.settings import StoppingRule
-from recfuse.learning.training import TrainFusionConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 SETTINGS = RewardWeightedConfig(

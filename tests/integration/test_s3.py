@@ -15,7 +15,8 @@ from recfuse.evaluation.evaluate import evaluate
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.samples import SampleSet
-from recfuse.logs.ingest import IngestConfig, ingest
+from recfuse.logs.config import IngestConfig
+from recfuse.logs.ingest import ingest
 from recfuse.logs.reading import open_samples, read_log, read_samples
 from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.report.config import ReportConfig

@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +23,25 @@ import pytest
 from clusters import LOOPBACK_ADDRESSES, descendants, listening
 from deltalake import DeltaTable
 
-from jobs import collect, ingest, train_fusion
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.fusion.networks import GaussianPolicies, Normalisation
+from recfuse.jobs import collect, ingest, train_fusion
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.settings import StoppingRule
 from recfuse.logs.exposures import Exposures
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.local import free_port
+from recfuse.serving.publish import publish
 from recfuse.simulation.exposures import generate
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserState, UserStateStore
-from serving.config import ServingConfig
-from serving.local import free_port
-from serving.publish import publish
 
 TASKS = ("click", "long_view")
 TOKEN = "token-of-the-test"
@@ -58,6 +61,7 @@ class Server:
     log: Path
     actors: list[FusionActor]
     exposures: Exposures
+    early: list[str]  # what its port answered, in turn, while it started
 
     def post(self, path: str, body: Any) -> httpx.Response:
         if isinstance(body, bytes):
@@ -73,7 +77,7 @@ def write_policy(root: Path, seed: int) -> Path:
 
 
 def write_scorer(root: Path, exposures: Exposures) -> Path:
-    registry = Registry(scenes=tuple(Scene(name=name, tasks=TASKS) for name in ("0", "1")))
+    registry = Registry(scenes=(Scene(name="0", tasks=(*TASKS, "like")), Scene(name="1", tasks=TASKS)))
     config = ModelConfig(embedding_size=4, history_length=5, experts=2, expert_layers=(8,), tower_layers=(4,))
     scorer = SceneScorer.untrained(exposures, registry, config)
     return scorer.export(root, training={}, data_fingerprint="none", metrics={})
@@ -81,9 +85,7 @@ def write_scorer(root: Path, exposures: Exposures) -> Path:
 
 @pytest.fixture(scope="module")
 def server(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from ray import serve
-
-    from serving.app import build_app
+    from recfuse.serving.local import running
 
     root, log = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("decisions")
     exposures = generate(seed=0, users=50, items=40, rows=2_000)
@@ -94,17 +96,39 @@ def server(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     write_pointer(root, Pointer(fusion=policies[0].name, scenes=write_scorer(root, exposures).name,
                                 catalogue="catalogue.parquet", users="users.sqlite"))
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
     config = ServingConfig(models=str(root), decision_log=str(log), poll_seconds=0.2, tokens=(TOKEN,),
                            max_body_bytes=100_000)
     actors = [FusionActor.from_bundle(read_bundle(path)) for path in policies]
+    with watched(port) as early, running(config, port) as url, httpx.Client(
+            base_url=url, timeout=30, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        yield Server(client, root, log, actors, exposures, early)
+
+
+@contextmanager
+def watched(port: int) -> Iterator[list[str]]:
+    """What a client that does not wait sees of a server, from before it starts until it has answered ten times."""
+    seen: list[str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set() and seen.count("422") < 10:
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/v1/recommend", json={}, timeout=30,
+                                    headers={"Authorization": f"Bearer {TOKEN}"})
+                value = answer.json()["error"]["value"]
+                seen.append(f"503 {value}, {answer.headers['retry-after']} s" if answer.status_code == 503 else
+                            str(answer.status_code))
+            except httpx.HTTPError as error:
+                seen.append(type(error).__name__)
+            time.sleep(0.01)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
     try:
-        serve.run(build_app(config), name="recfuse-test")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30,
-                          headers={"Authorization": f"Bearer {TOKEN}"}) as client:
-            yield Server(client, root, log, actors, exposures)
+        yield seen
     finally:
-        serve.shutdown()
+        over.set()
+        asking.join()
 
 
 def fusion_body(n: int = 3, **changes: Any) -> dict[str, Any]:
@@ -112,6 +136,18 @@ def fusion_body(n: int = 3, **changes: Any) -> dict[str, Any]:
                    for k, name in enumerate(VOCABULARY.fusion_parameters)}
     return {"user_id": "u", "state": [0.5, 1, 1, 0, 0], **changes,
             "candidates": {"item_id": list(range(n)), "predictions": predictions}}
+
+
+def test_while_it_starts_its_port_says_so(server: Server) -> None:
+    deadline = time.monotonic() + 30
+    while server.early.count("422") < 10 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    said = [answer for answer, _ in groupby(server.early)]
+    if said[0] == "ConnectError":  # before anybody was asked to listen
+        said = said[1:]
+    assert server.early.count("503 starting, 1 s") > 10
+    assert set(said) == {"503 starting, 1 s", "422"}
+    assert said[-1] == "422"
 
 
 def test_endpoints(server: Server) -> None:
@@ -135,12 +171,13 @@ def test_endpoints(server: Server) -> None:
     body = answer.json()
     assert (len(body["items"]), body["state_source"]) == (5, "store")
     state = StateEncoder(VOCABULARY).encode_one({"age": 50, "seen": 3, "scene": "1"})
-    np.testing.assert_allclose(body["mu"], server.actors[0].act(state[None], explore=False).mu[0], atol=1e-6)
-    # The scene has no task `like`, which so decides nothing.
+    mean = server.actors[0].act(state[None], explore=False).mu[0]
+    np.testing.assert_allclose(list(body["mu"].values()), mean, atol=1e-6)
+    # The scene has no task `like`, which another one has, and which so decides nothing.
     assert {item["predictions"]["like"] for item in body["items"]} == {0.0}
     models = server.client.get("/v1/models").json()
     assert models["fusion"]["model_version"] == server.actors[0].version
-    assert models["scenes"]["tasks"] == {"0": list(TASKS), "1": list(TASKS)}
+    assert models["scenes"]["tasks"] == {"0": [*TASKS, "like"], "1": list(TASKS)}
     assert server.client.get("/healthz").status_code == 200
     assert server.client.get("/docs").status_code == 200
 
@@ -177,7 +214,7 @@ def test_served_mean_equals_the_policys_on_1000_states(server: Server) -> None:
 
     def mean(state: np.ndarray) -> list[float]:
         answer: dict[str, Any] = server.post("/v1/fusion/fine/rank", fusion_body(1, state=state.tolist())).json()
-        return list(answer["mu"])
+        return [answer["mu"][name] for name in VOCABULARY.fusion_parameters]
 
     with ThreadPoolExecutor(16) as clients:
         served = list(clients.map(mean, states))
@@ -258,7 +295,8 @@ def test_the_loop_closes(server: Server, tmp_path: Path) -> None:
         row = rows[request_id]
         assert (row["stage"], row["scene"], row["last"]) == ("mix", "1", number % 3 == 2)
         assert row["feedback"] == {"watch_time": 10 + number % 7, "like": number % 2}
-        np.testing.assert_array_equal(np.array(row["action"], np.float32), np.array(answer["action"], np.float32))
+        np.testing.assert_array_equal(np.array(row["action"], np.float32),
+                                      np.array(list(answer["action"].values()), np.float32))
         ids = row["candidates"]["item_ids"]
         assert [ids[place] for place in row["shown"]] == [str(item["item_id"]) for item in answer["items"]]
     ingested = ingest.main(ingest.IngestConfig(logs=str(logs), output=str(samples), cut="bootstrap"))
@@ -278,7 +316,7 @@ def test_the_loop_closes(server: Server, tmp_path: Path) -> None:
     state = np.array([[0.5, 1, 1, 0, 0]], np.float32)
     answer = server.post("/v1/fusion/fine/rank", fusion_body(explore=False)).json()
     expected = FusionActor.from_bundle(read_bundle(trained.bundle)).act(state, explore=False).mu[0]
-    np.testing.assert_allclose(answer["mu"], expected, atol=1e-6)
+    np.testing.assert_allclose(list(answer["mu"].values()), expected, atol=1e-6)
     write_pointer(server.models, before)
     wait_for_version(server, str(before.fusion))
 

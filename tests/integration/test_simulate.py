@@ -7,16 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import simulate as job
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
+from recfuse.jobs import simulate as job
 from recfuse.logs.account import Account
 from recfuse.logs.schema import session_log_schema
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.scenes.sources import Source
+from recfuse.simulation.config import ResponseConfig, SimulateConfig
 from recfuse.simulation.output import claimed
-from recfuse.simulation.response_network import ResponseConfig
-from recfuse.simulation.simulate import SimulateConfig
 from recfuse.simulation.world import World, WorldConfig
 from tests.unit.simulation import worlds
 
@@ -28,7 +27,7 @@ def config(tmp_path, monkeypatch):
     """A small run whose scorer is the tests' own."""
     scorer = worlds.NoisyScorer(worlds.response())
     monkeypatch.setattr("recfuse.simulation.simulate.read_source",
-                        lambda logs: Source(worlds.exposures()[0], KUAIRAND))
+                        lambda logs, *_, **__: Source(worlds.exposures()[0], KUAIRAND))
     monkeypatch.setattr("recfuse.simulation.simulate.load_scorer", lambda path: scorer)
     return SimulateConfig(output=str(tmp_path), world=SMALL, response=ResponseConfig(epochs=1), persons=200,
                           holdout_persons=50)
@@ -45,7 +44,8 @@ def test_logs_world_and_metrics(config, tmp_path, capsys):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics["response"]["auc"]) == {"click", "long_view", *("like", "comment", "forward", "follow", "hate")}
     mu = np.array(log["mu"].to_pylist()[0])
-    np.testing.assert_allclose(mu, [config.behaviour_mu[name] for name in vocabulary.fusion_parameters], rtol=1e-6)
+    assert mu.tolist() == pytest.approx([1.0 if name in ("click", "long_view", "watch_time") else .3
+                                         for name in vocabulary.fusion_parameters], rel=1e-6)
     users, held_out = (set(pq.read_table(sorted((tmp_path / name).glob("*.parquet")), columns=["user_id"])["user_id"]
                            .to_pylist()) for name in ("logs", "holdout"))
     tastes, of_held_out = ({user.split(".")[0] for user in some} for some in (users, held_out))
@@ -73,7 +73,7 @@ def test_many_quarantined_exposures_end_the_job_after_it_has_written(config, tmp
     exposures = worlds.exposures()[0]
     kept = exposures.rows.num_rows
     bad = replace(exposures, account=Account(rows_in=kept + 1_000, kept=kept, quarantined={"broken": 1_000}))
-    monkeypatch.setattr("recfuse.simulation.simulate.read_source", lambda logs: Source(bad, KUAIRAND))
+    monkeypatch.setattr("recfuse.simulation.simulate.read_source", lambda logs, *_, **__: Source(bad, KUAIRAND))
     config = config.replace(quarantine_limit=.5 * 1_000 / (kept + 1_000))
     for _ in range(2):  # a rerun, which takes the world up, says so too
         with pytest.raises(InvalidFieldError, match=r"logs: got .* of the rows quarantined"):
@@ -116,7 +116,7 @@ def test_a_run_that_fails_removes_nothing_and_one_cut_off_is_not_taken_for_finis
     first = job.main(config)
     with monkeypatch.context() as patch:
         patch.setattr("recfuse.simulation.simulate.read_source",
-                      lambda logs: (_ for _ in ()).throw(InvalidFieldError("logs", logs, "exposures")))
+                      lambda logs, *_, **__: (_ for _ in ()).throw(InvalidFieldError("logs", logs, "exposures")))
         with pytest.raises(InvalidFieldError, match="logs"):
             job.main(config.replace(seed=7))
     assert job.main(config).reused, "the refused run has removed nothing"

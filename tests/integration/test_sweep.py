@@ -16,12 +16,12 @@ from recfuse.config import InvalidFieldError
 from recfuse.fusion.networks import NetworkConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.settings import StoppingRule
-from tune import sweep
-from tune.ledger import FAILED, FINISHED, JSONL, PARQUET, STOPPED
-from tune.search import SearchConfig
-from tune.settings import SweepConfig
-from tune.space import Range
-from tune.split import SplitConfig
+from recfuse.tune import sweep, trials
+from recfuse.tune.ledger import FAILED, FINISHED, JSONL, PARQUET, STOPPED
+from recfuse.tune.search import SearchConfig
+from recfuse.tune.settings import SweepConfig
+from recfuse.tune.space import Range
+from recfuse.tune.split import SplitConfig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 LEARNING = TwoStageConfig(
@@ -69,8 +69,8 @@ def test_a_sweep_ends_with_its_frontier_and_a_rerun_repeats_nothing(samples, tmp
     (tmp_path / JSONL).write_text(lines[0] + lines[1][:40])
     wider = asked.replace(space=({"multipliers.total": [0.02, 2000.0, 2.0]},))
     started = []
-    run_trials = sweep.run_trials
-    monkeypatch.setattr(sweep, "run_trials", lambda *a: (started.append(len(a[3].rows)), run_trials(*a)))
+    run_trials = trials.run_trials
+    monkeypatch.setattr(trials, "run_trials", lambda *a: (started.append(len(a[3].rows)), run_trials(*a)))
     sweep.main(wider)
     again = rows(tmp_path)
     assert started == [1]

@@ -18,20 +18,21 @@ import torch
 import tyro
 import yaml
 
-from jobs.train_fusion import main
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import InvalidFieldError
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.jobs.train_fusion import main
 from recfuse.learning import registry, training
 from recfuse.learning.algorithm import FusionAlgorithmConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.learner import FusionLearner
 from recfuse.learning.options import choose_algorithm
 from recfuse.learning.phases import names_of
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
-from recfuse.learning.training import CHECKPOINT, TrainFusionConfig
+from recfuse.learning.training import CHECKPOINT
 from recfuse.runtime.outputs import claim
 
 pytestmark = pytest.mark.usefixtures("local_ray")

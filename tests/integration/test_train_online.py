@@ -15,7 +15,8 @@ from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.algorithms.actor_critic import ActorCriticConfig
-from recfuse.learning.online import OnlineSettings, first_samples, online_config, roll
+from recfuse.learning.config import OnlineSettings
+from recfuse.learning.online import first_samples, online_config, roll
 from recfuse.learning.settings import LearningSettings
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -104,8 +105,8 @@ def test_what_does_not_learn_online_is_named():
 
 
 def test_the_job_learns_in_the_simulator_and_exports(tmp_path):
-    from jobs.train_online import main
-    from recfuse.simulation.online import TrainOnlineConfig
+    from recfuse.jobs.train_online import main
+    from recfuse.simulation.online_config import TrainOnlineConfig
     from tests.unit.simulation import worlds
 
     world = worlds.world()

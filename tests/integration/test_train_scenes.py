@@ -11,14 +11,13 @@ import pytest
 import ray
 import torch
 
-from jobs.train_scenes import main
 from recfuse.bundle import read_bundle
+from recfuse.jobs.train_scenes import main
 from recfuse.logs.exposures import Exposures
+from recfuse.scenes.config import ModelConfig, TrainScenesConfig
 from recfuse.scenes.dataset import TimeSplit, scene_rows, split_by_time
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND, Registry, Scene
-from recfuse.scenes.train_scenes import TrainScenesConfig
 from recfuse.scenes.training.blocks import batches, windows
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.fit import train

@@ -17,11 +17,12 @@ import yaml
 from processes import MARK, left_behind, marked_environment
 
 from recfuse.bundle import newest_bundle
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.fusion.config import NetworkConfig
 from recfuse.learning.algorithm import FusionAlgorithm
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.settings import StoppingRule
-from recfuse.learning.training import CHECKPOINT, HISTORY, TrainFusionConfig, train_fusion
+from recfuse.learning.training import CHECKPOINT, HISTORY, train_fusion
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from benchmarks.ope_coverage import coverages, measured, read_setting
-from jobs import ingest, simulate, train_fusion, train_scenes
+from recfuse.jobs import ingest, simulate, train_fusion, train_scenes
 from recfuse.learning.registry import settings
 from recfuse.simulation.arms import Arm
-from recfuse.simulation.experiment import MEASURES, aa_test
+from recfuse.simulation.experiment import aa_test
+from recfuse.simulation.responses import FEED
 from tests.unit.simulation import worlds
 
 pytestmark = pytest.mark.bench
@@ -51,6 +52,6 @@ def test_who_prints_an_interval_holds_the_truth_of_the_own_question(run, say):
 
 def test_a_policy_against_itself_is_different_in_five_of_a_hundred_tests():
     found = aa_test(worlds.world(), Arm("logged", worlds.LOGGED, explore=True), runs=200, persons=1_000, draws=500)
-    assert found.false[MEASURES.index("watch_time")] == pytest.approx(.05, abs=.0301)
+    assert found.false[FEED.measures.index("watch_time")] == pytest.approx(.05, abs=.0301)
     assert found.false.mean() == pytest.approx(.05, abs=.0301)
     assert found.family <= .0801

@@ -34,9 +34,9 @@ def replicas() -> list[int]:
 def test_kills(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     from ray import serve
 
-    from serving.config import ServingConfig
-    from serving.deployments import ApplicationDeployment
-    from serving.local import free_port
+    from recfuse.serving.config import ServingConfig
+    from recfuse.serving.deployments import ApplicationDeployment
+    from recfuse.serving.local import free_port
 
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})

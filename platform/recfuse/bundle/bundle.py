@@ -10,13 +10,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import safetensors
-import safetensors.torch
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from recfuse.config import InputError, require
+
+if TYPE_CHECKING:
+    import torch
 
 BundleKind = Literal["fusion", "scenes"]
 KINDS: tuple[str, ...] = ("fusion", "scenes")
@@ -95,6 +94,8 @@ def write_bundle(
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     """Writes one safetensors file; returns its SHA-256."""
+    import safetensors.torch
+
     # `save` sorts by name, so that equal tensors give equal bytes.
     payload = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     _write_synced(path, payload)
@@ -117,6 +118,9 @@ def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
     Raises:
         BundleError: names the file, what was found and what was expected.
     """
+    # Commands that only name bundles in their help need no torch.
+    import safetensors.torch
+
     path = Path(path)
     text = _read(path / MANIFEST)
     try:

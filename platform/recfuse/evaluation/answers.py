@@ -16,10 +16,16 @@ from recfuse.stats.intervals import DRAWS, LEVEL, UserSums, bootstrap, percentil
 
 # Below it an estimate says more about a few requests than about the policy.
 MIN_ESS = 100.0
+# Ratios, and products of them, have the mean 1 where the log has everything that the policy does. Below this, what is
+# missing or capped would pass for an effect, also where the weights are normalised.
+MIN_MEAN_RATIO = 0.9
 # By how much the mean ratio of an estimate that is not normalised may leave 1: it is wrong by about that share.
 RATIO_TOLERANCE = 0.02
-# An interval whose estimate is off by a third of its half still holds the truth nine times in ten.
-MOST_HIDDEN = 1 / 3
+# Of fewer effective events a bootstrap's draws are so skewed that its intervals hold the truth less than nine times in
+# ten.
+MIN_EVENTS = 20.0
+# An interval of which what is hidden is more than chance says little that the log knows.
+MOST_HIDDEN = 1.0
 Vector = NDArray[np.float64]
 Statistic = Callable[[Vector], Vector]
 
@@ -32,6 +38,10 @@ class EstimateOptions(Config):
     ratio_tolerance: float = Field(RATIO_TOLERANCE, ge=0, allow_inf_nan=True, description=(
         "An estimate that is not normalised is refused where the mean ratio leaves 1 by more; inf asks nothing of what "
         "is missing."))
+    min_mean_ratio: float = Field(MIN_MEAN_RATIO, ge=0, le=1, description="A normalised estimate is refused where the "
+                                                                          "mean of the capped ratios is below it.")
+    min_events: float = Field(MIN_EVENTS, ge=0, description="Of feedback with a smaller effective number of events an "
+                                                            "estimator gives no interval.")
     draws: int = Field(DRAWS, ge=1, description="The bootstrap over users draws this many times.")
     level: float = Field(LEVEL, gt=0, lt=1, description="Intervals hold the truth with this probability.")
     seed: int = Field(0, description="The seed of the bootstrap.")
@@ -73,6 +83,7 @@ class OffPolicyEstimate:
         change, change_low, change_high: relative to the log, with an interval that draws estimate and log together; NaN
             where nobody knows.
         cap: of the weights, inf for none; window: the requests of a product of ratios, None where there is no product.
+        allowance: by how much both ends lie further out than chance alone asks, for weights that are cut or missing.
         bias_bound: what the cap hides at most, of feedback between the smallest and the largest of the log; None where
             nothing is capped on the way.
         feedback_share: of the value, what logged feedback carries and not critics; None where no critic speaks.
@@ -98,6 +109,7 @@ class OffPolicyEstimate:
     change_high: Vector = dataclasses.field(default_factory=lambda: np.zeros(0))
     cap: float = math.inf
     window: int | None = None
+    allowance: Vector | None = None
     bias_bound: Vector | None = None
     feedback_share: float | None = None
     ranks_only: bool = False
@@ -148,6 +160,8 @@ class Evidence:
     Attributes:
         hidden: [m], by how much the weights that are missing would move a normalised estimate, by what requests of
             large weights bring; None where the mean ratio itself decides.
+        events: [m], effective numbers of weighted events, inf of feedback that has no small number of them; None where
+            nobody counts.
     """
 
     estimator: str
@@ -163,6 +177,7 @@ class Evidence:
     window: int | None = None
     bias_bound: Vector | None = None
     hidden: Vector | None = None
+    events: Vector | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,8 +225,10 @@ def conclude_all(parts: Sequence[Part], options: EstimateOptions) -> list[OffPol
                 answer, estimate=interval.estimate[value], low=interval.low[value], high=interval.high[value],
                 change=interval.estimate[change], change_low=interval.low[change], change_high=interval.high[change],
                 drawn=drawn[id(part)][:, change])
-            if math.isfinite(options.ratio_tolerance) and (reason := _hidden(part.evidence, answer)):
-                answer = answer.refuse(reason)
+            if part.evidence.hidden is not None:
+                answer = _allow(answer, part.evidence.hidden, options)
+            if part.evidence.events is not None:
+                answer = _without_interval(answer, part.evidence.events < options.min_events)
         answers.append(answer)
     return answers
 
@@ -251,19 +268,33 @@ def _bootstrap(parts: Sequence[Part], options: EstimateOptions) -> tuple[dict[in
             {id(part): drawn[:, edges[place]:edges[place + 1]] for place, part in enumerate(parts)})
 
 
-def _hidden(evidence: Evidence, answer: OffPolicyEstimate) -> str:
-    """Why weights that are missing leave the interval of a normalised estimate too few truths; "" where they do not."""
-    if evidence.hidden is None:
-        return ""
+def _without_interval(answer: OffPolicyEstimate, few: NDArray[np.bool_]) -> OffPolicyEstimate:
+    """The answer without the intervals of these behaviours [m], of which too few events are weighed."""
+    if answer.refused or not few.any():
+        return answer
+    low, high, change_low, change_high = (
+        np.where(few, np.nan, ends) for ends in (answer.low, answer.high, answer.change_low, answer.change_high))
+    drawn = None if answer.drawn is None else np.where(few, np.nan, answer.drawn)
+    return dataclasses.replace(answer, low=low, high=high, change_low=change_low, change_high=change_high, drawn=drawn)
+
+
+def _allow(answer: OffPolicyEstimate, hidden: Vector, options: EstimateOptions) -> OffPolicyEstimate:
+    """The answer with ends that are further out by what weights hide that are cut or missing (maths 4.7), or why not.
+
+    References:
+        Armstrong & Kolesár, "Optimal Inference in a Class of Regression Models", Econometrica 86, 2018: an interval
+        holds the truth where its half is that of chance and the largest bias.
+    """
     half = (answer.high - answer.low) / 2
-    paired_half = (answer.change_high - answer.change_low) / 2 * np.abs(answer.logged)
-    half = np.where(np.isfinite(paired_half) & (paired_half > 0), np.minimum(half, paired_half), half)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(half > 0, evidence.hidden / half, 0.0)
-    if not (share > MOST_HIDDEN).any():
-        return ""
-    return (f"the mean ratio is {evidence.mean_ratio:.2f}, where 1 is expected: what is missing would move the "
-            f"estimate by {np.nanmax(share):.0%} of half its interval, by what requests of large ratios bring")
+        share, relative = np.where(half > 0, hidden / half, 0.0), hidden / np.abs(answer.logged)
+    if math.isfinite(options.ratio_tolerance) and (share > MOST_HIDDEN).any():
+        return answer.refuse(
+            f"the mean ratio is {answer.mean_ratio:.2f}, where 1 is expected: what is missing would move the estimate "
+            f"by {np.nanmax(share):.0%} of half its interval, by what requests of large ratios bring")
+    return dataclasses.replace(
+        answer, allowance=hidden, low=answer.low - hidden, high=answer.high + hidden,
+        change_low=answer.change_low - relative, change_high=answer.change_high + relative)
 
 
 def with_fit_error(sums: Vector, fit_error: ArrayLike | None, behaviours: int,

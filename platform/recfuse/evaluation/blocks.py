@@ -152,11 +152,17 @@ def _disagreements(answers: Sequence[OffPolicyEstimate], behaviours: tuple[str, 
         assert other.drawn is not None
         error = _spread(one.drawn, other.drawn)
         for index, name in enumerate(behaviours):
-            difference, half = float(one.change[index] - other.change[index]), reach * float(error[index])
+            difference = float(one.change[index] - other.change[index])
+            half = reach * float(error[index]) + _allowance(one, index) + _allowance(other, index)
             if math.isfinite(half) and abs(difference) > max(half, 1e-9):
                 found.append(Disagreement(one.estimator, other.estimator, name, difference, difference - half,
                                           difference + half))
     return tuple(found)
+
+
+def _allowance(answer: OffPolicyEstimate, index: int) -> float:
+    """By how much an answer may be off for weights that are cut or missing, relative to the log."""
+    return 0.0 if answer.allowance is None else float(answer.allowance[index] / abs(answer.logged[index]))
 
 
 def _spread(one: Vector, other: Vector) -> Vector:
@@ -178,15 +184,18 @@ def relative(answer: OffPolicyEstimate, index: int) -> str:
     if not math.isfinite(change):
         return f"{answer.estimate[index]:.3g}"
     low, high = answer.change_low[index], answer.change_high[index]
-    return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]" if math.isfinite(low) else f"{change:+.1%} (ranks only)"
+    if math.isfinite(low):
+        return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]"
+    return f"{change:+.1%} ({'ranks only' if answer.ranks_only else 'too few events'})"
 
 
 def _plain(answer: OffPolicyEstimate, formula: str) -> dict[str, Any]:
-    bound = None if answer.bias_bound is None else _numbers(answer.bias_bound)
+    bound, allowance = (None if values is None else _numbers(values)
+                        for values in (answer.bias_bound, answer.allowance))
     plain = {key: getattr(answer, key) for key in _NUMBERS}
     return {**plain, "mean_ratio": answer.mean_ratio if math.isfinite(answer.mean_ratio) else None,
             "formula": formula, **{key: _numbers(getattr(answer, key)) for key in _VECTORS},
-            "cap": answer.cap if math.isfinite(answer.cap) else None, "bias_bound": bound,
+            "cap": answer.cap if math.isfinite(answer.cap) else None, "bias_bound": bound, "allowance": allowance,
             "warnings": list(answer.warnings)}
 
 

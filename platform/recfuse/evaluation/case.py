@@ -38,7 +38,7 @@ class Case:
         actor: the policy.
         log: held-out requests, n of them, with m behaviours.
         samples: other requests, which critics are fitted to; None where there are none.
-        cap: of the importance weights; None for the largest that the log supports (maths 4.9).
+        cap: of the importance weights; None for one that the log supports (maths 4.9).
         session_discount: γ of a session's value.
         options: of the interval and of the support that is asked for.
         explore: the policy draws its actions; otherwise it takes their means, which have no density.
@@ -146,7 +146,7 @@ class Case:
     @cached_property
     def horizon(self) -> int:
         """The number of first requests of a session over which the log supports products of ratios."""
-        return (supported_horizon(self.sessions, self.options.of_products.min_ess)
+        return (supported_horizon(self.sessions, self.options.of_products)
                 if self.explore and self.in_sessions.any() else 0)
 
     @property

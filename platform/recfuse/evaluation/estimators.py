@@ -3,7 +3,7 @@
 A user extends the list where it is handed over: `evaluate(config, estimators=(*ESTIMATORS, Estimator(name=…, …)))`.
 Notation of the formulas: ρ_t = min(cap, π(a_t|s_t) / π_b(a_t|s_t)); w_t is the capped product of a session's ratios up
 to its t-th request, or of the last k of them; q and v are critics; n requests, N sessions; H first requests of a
-session have support. Where no cap is declared it is the largest that the log supports; k is SLOPE's (maths 4.9).
+session have support. Where no cap is declared it is one that the log supports; k is SLOPE's (maths 4.9).
 """
 
 from __future__ import annotations

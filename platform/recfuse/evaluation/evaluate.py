@@ -1,4 +1,4 @@
-"""A trained policy on held-out logs: every estimator's answer, and where the policy's weights go."""
+"""A trained policy on held-out session logs: every estimator's answer, and where the policy's weights go."""
 
 from __future__ import annotations
 

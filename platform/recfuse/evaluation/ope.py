@@ -29,6 +29,7 @@ from recfuse.evaluation.support import (
     Vector,
     bias_bound,
     effective_sample_size,
+    events,
     feedback_array,
     hidden,
     refusal,
@@ -109,6 +110,7 @@ def ratio_part(ratios: Ratios, top: Vector, bottom: Vector, user_id: ArrayLike, 
         name or ("NCIS" if normalise else "IS"), ratios, top, user_id, options, logged=top.sum(0) / bottom.sum(),
         size=effective_sample_size(weight[counted]), of=int(counted.sum()), per=per, window=window,
         normalise=normalise, pull=(top, bottom) if normalise else None)
+    evidence = dataclasses.replace(evidence, events=events(sums[:, :width]))
 
     def value(s: Vector) -> Vector:
         return s[:, :width] / s[:, width:width + 1]
@@ -227,8 +229,8 @@ def _evidence(estimator: str, ratios: Ratios, pulled: Vector, user_id: ArrayLike
         capped_share=ratios.capped_share, mean_ratio=mean_ratio, cap=ratios.cap, window=window,
         bias_bound=bias_bound(pulled, mean_ratio),
         hidden=None if pull is None else hidden(ratios.scaled, *pull, _missing(ratios, codes, users)),
-        refused=refusal(size, options.min_ess, of, present, mean_ratio, "requests" if per == "request" else "sessions",
-                        None if normalise else options.ratio_tolerance))
+        refused=refusal(size, options, of, present, mean_ratio, "requests" if per == "request" else "sessions",
+                        normalise))
 
 
 def _missing(ratios: Ratios, codes: np.ndarray, users: int) -> float:

@@ -37,7 +37,7 @@ def failure(case: Case) -> str:
     evidence = part.evidence
     if evidence.refused:
         return ""
-    of_all = dataclasses.replace(evidence, logged=np.zeros(3 * width), bias_bound=None, hidden=None)
+    of_all = dataclasses.replace(evidence, logged=np.zeros(3 * width), bias_bound=None, hidden=None, events=None)
     found = conclude(of_all, part.sums, moved, strict)
     wrong = np.flatnonzero((found.low[:width] > 0) | (found.high[:width] < 0))
     if not len(wrong):

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike
 from recfuse.config import require
 from recfuse.evaluation.answers import (
     DEFAULTS,
-    MIN_ESS,
     EstimateOptions,
     Evidence,
     OffPolicyEstimate,
@@ -26,15 +25,15 @@ from recfuse.evaluation.answers import (
 )
 from recfuse.evaluation.sessions import Products, Sessions
 from recfuse.evaluation.stepwise import stepwise_sums
-from recfuse.evaluation.support import MIN_MEAN_RATIO, Vector, refusal
+from recfuse.evaluation.support import Vector, refusal
 from recfuse.stats.intervals import UserSums
 
 
-def supported_horizon(sessions: Sessions, min_ess: float = MIN_ESS) -> int:
-    """The largest number of first requests at each of which the effective number of sessions is at least `min_ess` and
-    the weights' mean at least half way from MIN_MEAN_RATIO to 1."""
+def supported_horizon(sessions: Sessions, options: EstimateOptions = DEFAULTS) -> int:
+    """The largest number of first requests at each of which the effective number of sessions is as large as asked and
+    the weights' mean at least half way from the least allowed one to 1."""
     products = sessions.products
-    unsupported = (products.sizes < min_ess) | (products.mean < (1 + MIN_MEAN_RATIO) / 2)
+    unsupported = (products.sizes < options.min_ess) | (products.mean < (1 + options.min_mean_ratio) / 2)
     return int(np.argmax(unsupported)) if unsupported.any() else len(unsupported)
 
 
@@ -229,8 +228,7 @@ def _evidence(estimator: str, sessions: Sessions, products: Products, options: E
     sizes, means = products.sizes, products.mean
     worst, users = int(np.argmin(sizes)), len(np.unique(sessions.user))
     mean_ratio = float(means.min() if normalise else means[np.argmax(np.abs(means - 1))])
-    reason = refusal(sizes[worst], options.min_ess, sessions.count, users, mean_ratio, "sessions",
-                     None if normalise else options.ratio_tolerance)
+    reason = refusal(sizes[worst], options, sessions.count, users, mean_ratio, "sessions", normalise)
     if reason and users > 1:
         reason = f"after {worst + 1 if len(sizes) > 1 else sessions.longest} requests, {reason}"
     whole = whole or sessions

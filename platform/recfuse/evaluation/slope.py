@@ -52,19 +52,20 @@ def _interval(answer: OffPolicyEstimate) -> tuple[Vector, Vector, Vector]:
 
 def choose_cap(part_of: Callable[[Ratios], Part], log_ratio: Vector, caps: Sequence[float],
                options: EstimateOptions) -> OffPolicyEstimate:
-    """The answer by the largest cap that the log supports; where it supports none, one with its reason."""
+    """The answer by the cap that `pick` takes; where the log supports none, one with its reason."""
     return pick(conclude_all([part_of(Ratios(log_ratio, cap)) for cap in reached(caps, log_ratio)], options), options)
 
 
 def pick(answers: Sequence[OffPolicyEstimate], options: EstimateOptions) -> OffPolicyEstimate:
-    """The last one, of the largest cap, that is not refused; otherwise the one that is nearest to an answer.
+    """Of answers in the order of their caps the first that is not refused, where intervals allow for what a cap hides;
+    the last where they do not. Where all are refused, the one that is nearest to an answer.
 
-    A lower cap that agrees with it narrows the interval by little, and the agreement is luck often enough to cost the
-    interval its truth.
+    A cap of few large weights makes the bootstrap's intervals hold; what it hides is known up to what the largest
+    weights bring. A choice by estimates or widths would take what is narrow by luck.
     """
     alive = [answer for answer in answers if not answer.refused]
     if alive:
-        return alive[-1]
+        return alive[0] if alive[0].allowance is not None else alive[-1]
     large = [answer for answer in answers if answer.ess[0] >= options.min_ess] or answers[:1]
     return min(large, key=lambda answer: abs(answer.mean_ratio - 1))
 

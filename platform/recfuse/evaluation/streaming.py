@@ -23,7 +23,7 @@ from recfuse.evaluation.config import EvaluateConfig
 from recfuse.evaluation.held_out import HeldOut, Reading, check_vocabulary, has_samples, microseconds
 from recfuse.evaluation.selection import Selection
 from recfuse.evaluation.separation import Identities, Separation, require_apart, require_new_users
-from recfuse.evaluation.support import Ratios, Vector, feedback_array, refusal
+from recfuse.evaluation.support import Ratios, Vector, events, feedback_array, refusal
 from recfuse.fusion.inference import FusionActor
 from recfuse.logs.account import Account
 from recfuse.logs.reading import (
@@ -129,7 +129,8 @@ def _as_samples(config: EvaluateConfig) -> tuple[LogSource, Account | None, str,
         source = open_samples(config.holdout, "holdout")
         account, whose = account_of_samples(source) or (None, "of the samples, which have none of their ingest")
         return source, account, whose, False
-    from recfuse.logs.ingest import IngestConfig, ingest
+    from recfuse.logs.config import IngestConfig
+    from recfuse.logs.ingest import ingest
 
     directory = locate(config.output, "output").below(HELD_OUT_SAMPLES).uri
     try:
@@ -228,11 +229,11 @@ def estimates_of_sums(sums: pa.Table, options: EstimateOptions = DEFAULTS,
 
     change = paired(value, lambda s: s[:, behaviours + 1:-1] / s[:, -1:])
     answers = []
-    for name, bottom, tolerance in (("NCIS", weight, None), ("IS", rows, options.ratio_tolerance)):
+    for name, bottom, normalise in (("NCIS", weight, True), ("IS", rows, False)):
         evidence = Evidence(estimator=name, logged=plain.sum(0) / count, size=size, requests=count, users=len(weight),
                             capped_share=float(capped.sum()) / count, mean_ratio=mean_ratio, cap=cap,
-                            refused=refusal(size, options.min_ess, count, len(weight), mean_ratio,
-                                            tolerance=tolerance))
+                            events=events(weighted),
+                            refused=refusal(size, options, count, len(weight), mean_ratio, normalise=normalise))
         answers.append(replace(conclude(evidence, np.column_stack([weighted, bottom, plain, rows]), value, options,
                                         change), drawn=None))
     return answers

@@ -10,11 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recfuse.config import require
-from recfuse.evaluation.answers import Vector
+from recfuse.evaluation.answers import EstimateOptions, Vector
 
-# Ratios, and products of them, have the mean 1 where the log has everything that the policy does. Below this, what is
-# missing or capped would pass for an effect, also where the weights are normalised.
-MIN_MEAN_RATIO = 0.9
 # The share of the weight that the requests of the largest weights have together, whose feedback stands for what is
 # missing.
 _TOP_WEIGHT = 0.1
@@ -74,24 +71,24 @@ def effective_sample_size(weight: Vector) -> float:
     return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def refusal(size: float, least: float, rows: int, users: int, mean_ratio: float = 1.0, unit: str = "requests",
-            tolerance: float | None = None) -> str:
+def refusal(size: float, options: EstimateOptions, rows: int, users: int, mean_ratio: float = 1.0,
+            unit: str = "requests", normalise: bool = True) -> str:
     """Why a log with these weights carries no estimate; "" where it does.
 
     Args:
-        size: the effective sample size, of which `least` is asked; rows: of how many `unit`.
-        mean_ratio: of the capped ratios.
-        tolerance: by which it may leave 1; None for weights that are normalised, where MIN_MEAN_RATIO is asked.
+        size: the effective sample size; rows: of how many `unit`.
+        options: what is asked of it, and of the mean ratio.
+        mean_ratio: of the capped ratios. normalise: whether the estimate is normalised by them.
     """
     if users < 2:
         return f"{users} user: an interval over users needs at least 2"
-    if size < least or size == 0:
-        return (f"effective sample size {size:.1f} of {rows:,} {unit} is below {least:g}: the log holds too few "
-                "actions that this policy would take")
-    if tolerance is not None and not abs(mean_ratio - 1) <= tolerance:
-        return (f"the mean ratio is {mean_ratio:.3f}, where 1 ± {tolerance:g} is asked of an estimate that is not "
-                "normalised: it is wrong by the difference and more")
-    if tolerance is None and mean_ratio < MIN_MEAN_RATIO:
+    if size < options.min_ess or size == 0:
+        return (f"effective sample size {size:.1f} of {rows:,} {unit} is below {options.min_ess:g}: the log holds too "
+                "few actions that this policy would take")
+    if not normalise and not abs(mean_ratio - 1) <= options.ratio_tolerance:
+        return (f"the mean ratio is {mean_ratio:.3f}, where 1 ± {options.ratio_tolerance:g} is asked of an estimate "
+                "that is not normalised: it is wrong by the difference and more")
+    if normalise and mean_ratio < options.min_mean_ratio:
         return (f"the mean ratio is {mean_ratio:.2f}, where 1 is expected: {1 - mean_ratio:.0%} of what this policy "
                 "does has no counterpart in the log, or is capped")
     return ""
@@ -102,6 +99,15 @@ def bias_bound(values: Vector, mean_ratio: float) -> Vector:
     largest of the log: `R (1 − mean ratio)` (maths 8.1)."""
     reach: Vector = values.max(0).clip(0) - values.min(0).clip(None, 0)
     return reach * max(1 - mean_ratio, 0.0)
+
+
+def events(per_user: Vector) -> Vector:
+    """[m], effective numbers of events, `(Σ_u x_u)² / Σ_u x_u²` of weighted feedback [U, m] per user; inf of feedback
+    with values below 0, whose sum may be small for other reasons."""
+    squares = (per_user**2).sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        number = per_user.sum(0)**2 / squares
+    return np.where((per_user < 0).any(0), np.inf, np.where(squares > 0, number, 0.0))
 
 
 def hidden(weight: Vector, top: Vector, bottom: Vector, missing: float) -> Vector:

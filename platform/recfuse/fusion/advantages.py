@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from recfuse.config import InvalidFieldError
+from recfuse.fusion.config import REGRESSION_COLUMNS
 
 # Position of the first row, standardised state [n, S] and action [n, M], sampled advantage [n, m].
 Chunk = tuple[int, Tensor, Tensor, Tensor]
@@ -36,8 +37,6 @@ _OFF = 1e6
 PENALTIES = ((_OFF, _OFF, _OFF), *itertools.product((1e-3,), (_OFF, 3.0, 1.0, 0.3, 0.1, 0.03, 0.003), (_OFF, 1e-3)))
 # By how many standard errors over the folds a model must be better than the one without the action.
 SIGNIFICANCE = 3.0
-# The budget takes seconds on one core, and about 150 MiB.
-COLUMNS = 768
 # Rows of wide terms that are in memory at a time.
 _ROWS = 4096
 # Of the subspace iteration that finds the principal directions.
@@ -82,7 +81,7 @@ class Plan:
         return " and ".join(parts)
 
 
-def plan(states: int, actions: int, columns: int = COLUMNS) -> Plan:
+def plan(states: int, actions: int, columns: int = REGRESSION_COLUMNS) -> Plan:
     """The model for states of width S and M actions within a budget of columns. What is always there is 1 + M columns,
     and the squares of the actions."""
     whole = (1 + states) * (1 + actions) + actions * (actions + 1) // 2
@@ -138,9 +137,8 @@ def action_terms(state: Tensor, action: Tensor, squares_only: bool = False) -> T
     return torch.cat([(base.unsqueeze(2) * action.unsqueeze(1)).flatten(1), action[:, left] * action[:, right]], 1)
 
 
-def regress_advantage(
-    chunks: Iterable[Chunk], folds: int = FOLDS, columns: int = COLUMNS
-) -> RegressedAdvantage:
+def regress_advantage(chunks: Iterable[Chunk], folds: int = FOLDS,
+                      columns: int = REGRESSION_COLUMNS) -> RegressedAdvantage:
     """Fits the model; how strongly it depends on the action, and on the state, is chosen per behaviour out of fold.
 
     Args:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError, write_bundle
 from recfuse.config import require
-from recfuse.fusion.networks import GaussianPolicies, NetworkConfig
+from recfuse.fusion.config import NetworkConfig
+from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import Decision, FixedGaussian, LinearGaussian, decide
 from recfuse.stats.gaussian import Range, gaussian_log_density, squashed_log_density
 

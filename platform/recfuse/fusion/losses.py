@@ -203,7 +203,7 @@ def state_weights(log_ratios: Tensor, advantage: Tensor, lambdas: Tensor) -> Ten
 
     Args:
         log_ratios: [n, K, |S|], log π_j(a_k|s) − log π_b(a_k|s), with a_k drawn from π_b.
-        advantage: [n, K]; lambdas: [|S|], > 0, with the sum Λ.
+        advantage: [n, K]; lambdas: multipliers λ [|S|], > 0, with the sum Λ, the temperature.
     """
     total = lambdas.sum()
     return ((log_ratios @ lambdas + advantage) / total).softmax(1).detach()
@@ -232,7 +232,7 @@ def constrained_policy_loss(
         behaviour_log_prob: log π_b(a_t|s_t), [B].
         auxiliary_log_probs: log π_θj(a_t|s_t), [B, |S|]; held constant.
         advantage: A_{t,1} (or Σ α_k A_{t,k}), [B]; held constant.
-        lambdas: λ_j > 0, [|S|].
+        lambdas: multipliers λ_j > 0, [|S|].
         ess_floor, normalise, cap: see `target_weights`; with the defaults the plain formula.
     """
     require(log_prob.ndim == 1, "log_prob", tuple(log_prob.shape), "a tensor [B]")

@@ -62,7 +62,7 @@ def rank(scores: Tensor, order: Order = "descending") -> Tensor:
 
     Args:
         scores: [..., N], no NaN.
-        order: `descending`, or `ascending` (the source's variant, in which the best comes last).
+        order: `descending`, or `ascending`, in which the best comes last.
 
     Ties keep the candidates' order, whichever the order of the scores.
 

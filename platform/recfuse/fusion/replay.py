@@ -1,4 +1,4 @@
-"""Replay: what another fusion vector would have shown to the same request (maths 5).
+"""Replay: what other fusion weights would have shown to the same request (maths 5).
 
 A log that keeps its candidates says for every vector which page it would have ranked, exactly and without a model. What
 a page holds is the sum of its items' columns, weighted by the attention that its places get.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 
 from recfuse.config import require
@@ -13,28 +12,10 @@ from recfuse.fusion import losses
 from recfuse.learning.context import Context
 from recfuse.learning.gradients import Batch
 from recfuse.learning.metrics import Metric, Per
-from recfuse.learning.settings import LearningSettings, StoppingRule
 
 COLUMNS = ("state", "action", "next_state", "feedback", "done")
 ACTION_VALUE_LOSS = Metric("action_value_loss")
 EXPLAINED_VARIANCE = Metric("explained_variance", Per.ACTION_VALUE)
-# The least of two estimates counts (Fujimoto et al., ICML 2018).
-ESTIMATES = 2
-
-
-class ActionValueConfig(LearningSettings):
-    """What algorithms with values of actions share; the reward is the long-term one, with its largest discount."""
-
-    mixes_rewards = True
-
-    policy: StoppingRule = Field(StoppingRule(iterations=15, change_below=0.0, patience=2),
-                                 description="This rule stops the policy.")
-    critic_learning_rate: float = Field(1e-3, description="Adam changes the values at this rate.", gt=0)
-    target_rate: float = Field(0.005, description="Target networks follow at this Polyak rate.", gt=0, le=1)
-
-    def learning_rates(self) -> dict[str, float]:
-        """See `LearningSettings`."""
-        return {**super().learning_rates(), "action_values": self.critic_learning_rate}
 
 
 def action_value_loss(action_values: Tensor, target: Tensor) -> Tensor:

@@ -5,26 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-from recfuse.fusion.advantages import COLUMNS, Chunk, RegressedAdvantage, regress_advantage
+from recfuse.fusion.advantages import Chunk, RegressedAdvantage, regress_advantage
+from recfuse.fusion.config import REGRESSION_COLUMNS
 from recfuse.learning.columns import chunks, fill, mean, to_unit_variance
 from recfuse.learning.context import Context
-from recfuse.learning.critics import CriticConfig, sampled_advantages
+from recfuse.learning.critic_settings import CriticConfig
+from recfuse.learning.critics import sampled_advantages
+from recfuse.learning.fields import AdvantageChoice
 from recfuse.learning.metrics import ADVANTAGE_EXPLAINED, Metrics
 
 logger = logging.getLogger("recfuse")
-AdvantageKind = Literal["regressed", "sampled"]
-AdvantageChoice = Literal["auto", "replay", "regressed", "sampled"]
-ADVANTAGE_CHOICE_SENTENCE = (
-    "Policies learn from what a vector would have shown (replay), from the advantage regressed on the vector, or from "
-    "its samples; auto replays where the log keeps candidates.")
-ADVANTAGE_SENTENCE = ("Policies learn from the conditional expectation of the advantage given state and action, or "
-                      "from its samples.")
-COLUMNS_SENTENCE = ("The regressed advantage has at most so many columns; above that, a wide state enters by its "
-                    "leading principal directions.")
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ class Advantages:
     metrics: Metrics
 
 
-def advantages(context: Context[CriticConfig], kind: AdvantageChoice, columns: int = COLUMNS) -> Advantages:
+def advantages(context: Context[CriticConfig], kind: AdvantageChoice, columns: int = REGRESSION_COLUMNS) -> Advantages:
     """Advantages of every sample and critic, [n, c] (maths 1.3).
 
     Args:
@@ -54,7 +47,9 @@ def advantages(context: Context[CriticConfig], kind: AdvantageChoice, columns: i
     return Advantages(regressed, sampled, {ADVANTAGE_EXPLAINED: model.explained_variance})
 
 
-def mixed_advantages(context: Context[CriticConfig], kind: AdvantageChoice, columns: int = COLUMNS) -> Advantages:
+def mixed_advantages(
+    context: Context[CriticConfig], kind: AdvantageChoice, columns: int = REGRESSION_COLUMNS
+) -> Advantages:
     """One advantage of every sample, [n]: of the mixed reward's critic, or the mixture of all critics' by the weights
     and multipliers as they stand. Mean 0, variance 1: the mean matters, because clipped ratios do not cancel it."""
     return context.memory.once("mixture", ("critics", "multipliers"),

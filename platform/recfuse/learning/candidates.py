@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -143,6 +142,8 @@ def _user(table: pa.Table) -> NDArray[np.int64]:
         return np.asarray(table["user"].to_numpy(), np.int64)
     users = _whole(pc.fill_null(table["user_id"], "")).dictionary_encode()
     names = users.dictionary.to_numpy(zero_copy_only=False).astype(object)
+    import pandas as pd
+
     hashed = (pd.util.hash_array(names, categorize=False) >> np.uint64(1)).astype(np.int64)
     return np.asarray(hashed[users.indices.to_numpy()], np.int64)
 

@@ -1,4 +1,4 @@
-"""The cross-entropy method over one global fusion vector: what tuning by hand or by black-box search arrives at.
+"""The cross-entropy method over one vector of fusion weights for everybody, as tuning by hand arrives at.
 
 Rubinstein, "The Cross-Entropy Method for Combinatorial and Continuous Optimization", 1999; the extra variance of
 Szita and Lőrincz, "Learning Tetris Using the Noisy Cross-Entropy Method", 2006, as a lower bound here, and smoothing
@@ -65,7 +65,7 @@ def cem(
     """Maximises the objective.
 
     Args:
-        objective: scores [P] of fusion vectors [P, M]; larger is better; may be noisy. A simulator's roll-out, as a
+        objective: scores [P] of fusion weights [P, M]; larger is better; may be noisy. A simulator's roll-out, as a
             rule.
         mean, std: [M], the first distribution; std may be one number.
         population: P ≥ 2 vectors an iteration; the mean is one of them.

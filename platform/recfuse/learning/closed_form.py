@@ -1,8 +1,8 @@
-"""Stage two in the closed form of its constraints, with several vectors a state (maths 5.6): the paper's own variant.
+"""Stage two in the closed form of its constraints (Cai et al. 2023), with several vectors a state (maths 5.6).
 
 Vectors are drawn from the logged policy in every state, replay says what each of them would have brought, and their
-weights have the sum 1 in the state. How far the policy goes from the auxiliary policies, Λ, is chosen by replay on
-users whom neither the effects nor the weights have seen.
+weights have the sum 1 in the state. How far the policy goes from the auxiliary policies, the temperature Λ, is chosen
+by replay on users whom neither the effects nor the weights have seen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from recfuse.learning.stopping import StoppingRule
 
 # Vectors a state.
 VECTORS = 16
-# Λ in standard deviations of the long-term effect over the vectors of a state.
+# The temperature Λ in standard deviations of the long-term effect over the vectors of a state.
 GRID = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 CHOSEN, EFFECT = Metric("lambda_total"), Metric("effect")
 
@@ -69,8 +69,8 @@ def _draw(mu: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
 
 @torch.no_grad()
 def choose_total(context: Context[Any], rng: np.random.Generator, iteration: int) -> Metrics:
-    """Λ by replay on the other half of the users: the best long-term effect among those that keep the floors, or the
-    one that lacks least."""
+    """The temperature Λ by replay on the other half of the users: the best long-term effect among those that keep the
+    floors, or the one that lacks least."""
     module, rows = context.module, replay_rows(context)
     other = rows[rows.fold % 2 == 1]
     noise = torch.from_numpy(rng.standard_normal((len(other), VECTORS, other.mu.shape[1])).astype(np.float32))

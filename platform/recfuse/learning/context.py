@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch import Tensor
 from recfuse.behaviours import Vocabulary
 from recfuse.learning.gradients import Batch, PairwiseSum, over_workers, split
 from recfuse.learning.metrics import Per
-from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.rewards import Rewards
 from recfuse.learning.windows import DrawnWindows, Rows, Windows
+
+if TYPE_CHECKING:
+    from recfuse.learning.module import FusionPolicyModule
 
 
 class RunSettings(Protocol):

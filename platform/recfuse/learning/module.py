@@ -12,17 +12,11 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
 from recfuse.behaviours import Vocabulary
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.effects import Modifiers
 from recfuse.fusion.item_values import linear_vocabulary, value_policy
 from recfuse.fusion.monotone import MonotoneCurves
-from recfuse.fusion.networks import (
-    ActionValues,
-    Critics,
-    GaussianPolicies,
-    NetworkConfig,
-    Normalisation,
-    long_term_policy,
-)
+from recfuse.fusion.networks import ActionValues, Critics, GaussianPolicies, Normalisation, long_term_policy
 from recfuse.fusion.policies import FixedGaussian, LinearGaussian
 
 N = TypeVar("N", bound=nn.Module)
@@ -52,7 +46,7 @@ class FusionPolicyModule(TorchRLModule):
             1 + |S|] and half_vectors: [2, M], by either half of them.
         curve_x, curve_y: float64[M, Q], knots and values of the curves that predictions pass through.
         trial_gains: [2, 2], what the policy of either half gains over its vector by the other half, and the error.
-        attention_decay: of a page's places; lambda_total: Λ of the closed form, as it was chosen.
+        attention_decay: of a page's places; lambda_total: temperature Λ of the closed form, as it was chosen.
         publishes_vector: the policy is not better than the vector.
     """
 

@@ -17,7 +17,6 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.training_data import TrainingData
@@ -25,11 +24,12 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import Config, require
+from recfuse.config import require
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import Policy, decide
 from recfuse.learning import registry
 from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig, plain_metrics
+from recfuse.learning.config import OnlineSettings
 from recfuse.learning.samples import InMemory, SampleSet
 from recfuse.learning.settings import LearningSettings
 
@@ -53,18 +53,6 @@ class SessionEnv(Protocol):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """States, rewards, whether the session ended or was cut, and info."""
         ...
-
-
-class OnlineSettings(Config):
-    """How the environment is rolled."""
-
-    iterations: int = Field(20, description="Rolling and learning take turns so often.", ge=1)
-    runners: int = Field(0, description="So many env runners roll; 0 rolls in the calling process.", ge=0)
-    sessions: int = Field(128, description="Each runner rolls so many sessions side by side.", ge=1)
-    requests: int = Field(
-        32, description="A session has at most so many requests before the next iteration begins anew.", ge=1)
-    passes: int = Field(
-        2, description="Critics and policy each pass so often over the requests of an iteration.", ge=1)
 
 
 def roll(env: SessionEnv, policy: Policy, requests: int, seed: int) -> Columns:

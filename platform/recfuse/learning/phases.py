@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
-from recfuse.learning.gradients import Batch
-from recfuse.learning.metrics import Metric, Metrics
-
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from recfuse.learning.context import Context
+    from recfuse.learning.gradients import Batch
+    from recfuse.learning.metrics import Metric, Metrics
     from recfuse.learning.module import FusionPolicyModule
     from recfuse.learning.stopping import StoppingRule
 
@@ -34,7 +33,7 @@ class PhaseLoss:
     judged: Tensor | None = None
 
 
-Loss = Callable[["Context[Any]", Batch], PhaseLoss]
+Loss = Callable[["Context[Any]", "Batch"], PhaseLoss]
 
 
 @dataclass(frozen=True)

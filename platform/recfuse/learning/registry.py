@@ -70,7 +70,7 @@ def settings(algorithm: str = DEFAULT, **values: Any) -> Any:
 
 
 def adapted(source: Config, name: str) -> Any:
-    """The config of another algorithm: what both have, and the source has not at its default, is taken over.
+    """The config of another algorithm: what both have, and the given one has not at its default, is taken over.
 
     Raises:
         InvalidFieldError: no such algorithm, or it refuses a value.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from recfuse.fusion.replay import Candidates, attention_of, page_features, relax
 from recfuse.learning.context import Context
 from recfuse.learning.gradients import Batch
 from recfuse.learning.metrics import LOSS, Metric, Metrics, Per
-from recfuse.learning.module import FusionPolicyModule
 from recfuse.learning.page_effects import RelativeEffects, best_vector, mean_effects, relative_effects
 from recfuse.learning.phases import Phase, PhaseLoss, Step
 from recfuse.learning.replay import (
@@ -35,6 +34,9 @@ from recfuse.learning.replay import (
 )
 from recfuse.learning.replay_settings import ReplaySettings, slope_priors
 from recfuse.learning.stopping import StoppingRule
+
+if TYPE_CHECKING:
+    from recfuse.learning.module import FusionPolicyModule
 
 EFFECT = Metric("effect")
 BEHAVIOUR_EFFECT = Metric("effect", Per.SHORT_TERM)

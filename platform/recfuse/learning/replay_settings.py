@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import Config, require
-from recfuse.learning.advantages import ADVANTAGE_CHOICE_SENTENCE, AdvantageChoice
-from recfuse.learning.critics import CriticConfig
-from recfuse.learning.page_effects import Objective
+from recfuse.learning.critic_settings import CriticConfig
+from recfuse.learning.fields import ADVANTAGE_CHOICE_SENTENCE, AdvantageChoice
 from recfuse.learning.settings import require_short_term
 from recfuse.stats.slopes import Slope, shrink
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recfuse.learning.page_effects import Objective
 
 
 class ReplaySettings(Config):
@@ -90,6 +92,10 @@ class ReplayAlgorithmConfig(CriticConfig):
 
     def replay_objective(self, vocabulary: Vocabulary) -> Objective:
         """What policies climb: the long-term behaviours, under a floor for every short-term one."""
+        import torch
+
+        from recfuse.learning.page_effects import Objective
+
         weights = torch.zeros(1 + len(vocabulary.short_term), dtype=torch.float64)
         weights[0] = 1.0
         return Objective(weights, floors_of(self.replay, vocabulary))
@@ -105,6 +111,8 @@ def slope_priors(settings: ReplaySettings, vocabulary: Vocabulary) -> list[tuple
 
 def floors_of(settings: ReplaySettings, vocabulary: Vocabulary) -> Tensor:
     """float64[1 + |S|]: none for the long-term objective."""
+    import torch
+
     names = [behaviour.name for behaviour in vocabulary.short_term]
     return torch.tensor([float("-inf"), *(settings.floors.get(name, settings.floor) for name in names)],
                         dtype=torch.float64)

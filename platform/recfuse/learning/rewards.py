@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from recfuse.behaviours import Vocabulary
-from recfuse.learning.module import FusionPolicyModule
+
+if TYPE_CHECKING:
+    from recfuse.learning.module import FusionPolicyModule
 
 
 class Rewards:

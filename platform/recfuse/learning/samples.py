@@ -10,15 +10,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import ray.data
 from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
@@ -29,8 +27,10 @@ from recfuse.learning.candidates import NEEDED, ReplayShape, ReplayTotals, repla
 from recfuse.learning.moments import Totals
 from recfuse.logs.schema import sample_schema
 from recfuse.logs.source import BROKEN, LogFile, LogSource, open_log
-from recfuse.runtime.cluster import read_parquet
 from recfuse.stats.gaussian import Range
+
+if TYPE_CHECKING:
+    import ray.data
 
 logger = logging.getLogger("recfuse")
 COLUMNS = ("state", "action", "action_logp", "feedback", "next_state", "done")
@@ -148,6 +148,8 @@ class SampleSet:
         Args:
             replay: with the columns of `candidates.COLUMNS`.
         """
+        from recfuse.runtime.cluster import read_parquet  # brings Ray, which settings and their help do without
+
         schema = _read_schema(self.vocabulary, REPLAY_COLUMNS if replay else ())
         # Whole files: of four that are cut to 200 blocks the handing over took longer than the reading.
         data = read_parquet(self.files, filesystem=self.filesystem, schema=schema, blocks=len(self.files))
@@ -162,6 +164,8 @@ class SampleSet:
         Args:
             replay: with `candidates.ARRAYS`.
         """
+        import pyarrow.dataset  # brings pandas
+
         data = pyarrow.dataset.dataset(
             list(self.files), schema=_read_schema(self.vocabulary, REPLAY_COLUMNS if replay else ()),
             format="parquet", filesystem=self.filesystem)
@@ -249,6 +253,8 @@ def _read_schema(vocabulary: Vocabulary, more: tuple[str, ...] = ()) -> pa.Schem
 def _batches(source: LogSource, more: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     schema = _read_schema(source.vocabulary, more)
     # Checksums of pages are looked at once, here; the learner's own reading trusts them.
+    import pyarrow.dataset
+
     options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
     files, filesystem = [file.path for file in source.files], source.table.filesystem
     data = pyarrow.dataset.dataset(

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import Config, from_mapping, require
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.fusion.config import NetworkConfig
 from recfuse.learning import registry
 from recfuse.learning.phases import Phase, names_of
 from recfuse.learning.stopping import StoppingRule

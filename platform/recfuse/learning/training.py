@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import ray.exceptions
-from pydantic import Field
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import Config, InvalidFieldError
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.advantages import plan
 from recfuse.fusion.inference import export_policy
-from recfuse.learning import registry
 from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
+from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.resume import RunIdentity, identity_of, write_atomically
 from recfuse.learning.samples import SampleSet
@@ -37,22 +36,6 @@ JOB = "train_fusion"
 CHECKPOINT, HISTORY, METRICS = "checkpoint", "history.jsonl", "metrics.json"
 # How often a run survives the loss of its learners.
 RESTARTS = 3
-
-
-class TrainFusionConfig(Config):
-    """From samples to a policy."""
-
-    samples: str = Field(
-        "runs/samples", description="This directory (or URI) holds samples, as the ingest job writes them; those whose "
-        "action was not drawn train critics alone.", min_length=1)
-    output: str = Field(
-        "runs/fusion", description="This directory gets the bundle, the metrics, the history and the checkpoint, from "
-        "which a rerun goes on.", min_length=1)
-    scorer: str = Field(
-        "", description="This scorer's bundle, or the newest in this directory, gives the slopes of realised on "
-        "predicted; empty takes those of the log alone.")
-    learning: LearningSettings = Field(
-        default_factory=registry.settings, description="Algorithm, networks, rates and stopping rules are these.")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from torch import Tensor
 from recfuse.fusion import losses
 from recfuse.learning.metrics import ESS_SHARE, Metric, Metrics
 
-ESS_FLOOR_SENTENCE = "The effective sample size of the weights stays at or above this share of the samples."
-WEIGHT_CAP_SENTENCE = "No sample weighs more than this, where the mean is 1; nothing leaves weights as they are."
 TAU, CAPPED_SHARE = Metric("tau"), Metric("capped_share")
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,6 +16,9 @@ from recfuse.learning.allocation import return_freed_memory
 from recfuse.learning.candidates import ReplayShape, replay_arrays
 from recfuse.learning.moments import rewards
 from recfuse.learning.samples import InMemory, arrays, drawn_rows
+
+if TYPE_CHECKING:
+    import ray.data
 
 # Columns of replay may take so many bytes of a window, as long as it holds so many rows.
 _REPLAY_BYTES, _LEAST_ROWS = 256 << 20, 8_192

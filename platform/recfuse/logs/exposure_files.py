@@ -1,4 +1,4 @@
-"""Exposures as plain Parquet, on any filesystem that pyarrow knows: how a team brings its own pages.
+"""Exposures as plain Parquet, on any filesystem that pyarrow knows: how a team brings its own scenes.
 
 Beneath one path or URI lie `rows/` (or `rows.parquet`), `users.parquet`, `items.parquet` and, where something is known
 from before the rows, `history.parquet` (`user_id`, `items: list<int64>`). Rows have `user_id`, `item_id`, `scene`, `ts`
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from recfuse.config import InvalidFieldError, require
 from recfuse.logs.account import Account
-from recfuse.logs.exposures import Exposures, sort_rows
+from recfuse.logs.exposures import Exposures, Known, sort_rows
 from recfuse.logs.orders import ORPHAN_REASON, Orphan
 from recfuse.logs.source import read_parquet
 from recfuse.runtime.locations import locate
@@ -32,7 +32,7 @@ def read_exposures(path: str, labels: Sequence[str], orphan: Orphan = "quarantin
     """The exposures beneath a path or URI.
 
     Args:
-        labels: columns that must be 0 or 1.
+        labels: columns that must be 0 or 1; a click, or without one the first of them, puts an item into a history.
         orphan: what to do with an order without its click, where both are labels.
 
     Raises:
@@ -48,10 +48,19 @@ def read_exposures(path: str, labels: Sequence[str], orphan: Orphan = "quarantin
     names, counts = np.unique(reasons[bad].astype(str), return_counts=True)
     account = Account(rows_in=raw.num_rows, kept=kept.num_rows,
                       quarantined=dict(zip(names.tolist(), counts.tolist(), strict=True)))
+    opened = labels[0] if labels and "click" not in labels else "click"
+    return Exposures(**vars(read_known(path)), rows=kept, account=account, quarantine=quarantine, opened=opened)
+
+
+def read_known(path: str) -> Known:
+    """The items, users and histories beneath a path or URI, without the rows.
+
+    Raises:
+        InvalidFieldError: a file or its id is missing or of the wrong type.
+    """
     history = _read(path, ("history.parquet",))
-    return Exposures(rows=kept, users=_keyed(path, "user"), items=_keyed(path, "item"), account=account,
-                     history=(history or _HISTORY.empty_table()).select(_HISTORY.names).cast(_HISTORY),
-                     quarantine=quarantine)
+    return Known(users=_keyed(path, "user"), items=_keyed(path, "item"),
+                 history=(history or _HISTORY.empty_table()).select(_HISTORY.names).cast(_HISTORY))
 
 
 def write_exposures(exposures: Exposures, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ ROWS_SCHEMA = pa.schema([
     pa.field("item_id", pa.int64(), nullable=False),
     pa.field("scene", pa.string(), nullable=False),
     pa.field("ts", pa.timestamp("us", "UTC"), nullable=False),
-    pa.field("day", pa.int32(), nullable=False),  # yyyymmdd, the source's local calendar
+    pa.field("day", pa.int32(), nullable=False),  # yyyymmdd, in the local calendar of whoever logged
     pa.field("hour", pa.int8(), nullable=False),  # 0..23, local
     pa.field("watch_time", pa.float32(), nullable=False),  # seconds
     *(pa.field(label, pa.int8(), nullable=False) for label in LABELS),
@@ -41,6 +42,7 @@ class Exposures:
         history: `user_id` and `items: list<int64>`, what the user watched before the first row, oldest first.
         account: rows in = kept + quarantined.
         quarantine: the quarantined rows as they came, with a column `reason`.
+        opened: the label whose rows put an item into its user's history.
     """
 
     rows: pa.Table
@@ -49,16 +51,25 @@ class Exposures:
     history: pa.Table
     account: Account
     quarantine: pa.Table
+    opened: str = "click"
 
     def filter(self, mask: np.ndarray) -> Exposures:
         """The exposures whose rows are in the mask `bool[N]`; users, items and history stay whole."""
         require(mask.shape == (self.rows.num_rows,), "mask", mask.shape, f"({self.rows.num_rows},)")
-        return Exposures(self.rows.filter(pa.array(mask)), self.users, self.items, self.history, self.account,
-                         self.quarantine)
+        return dataclasses.replace(self, rows=self.rows.filter(pa.array(mask)))
 
     def column(self, name: str) -> np.ndarray:
         """A column of `rows` as numpy."""
         return self.rows[name].to_numpy()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What exposures know beside their rows: attributes as those of `Exposures`."""
+
+    users: pa.Table
+    items: pa.Table
+    history: pa.Table
 
 
 def sort_rows(rows: pa.Table) -> pa.Table:

@@ -15,14 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import yaml
-from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import require, without_secrets
 from recfuse.logs.account import Account
+from recfuse.logs.config import IngestConfig
 from recfuse.logs.exchange import NOTES, PART, QUARANTINE, Exchange, run
 from recfuse.logs.files import TEMPORARY, DirectoryWriter, list_files
-from recfuse.logs.reading import ReadingConfig, reasons
+from recfuse.logs.reading import reasons
 from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE
 from recfuse.logs.source import LogSource, Piece, log_end, open_log, pieces
 from recfuse.runtime.locations import locate
@@ -34,22 +34,6 @@ _MIN_PARTITIONS = 4
 _NUMBER = "[0-9]" * 5
 _WRITTEN = (f"{PART}{_NUMBER}.parquet", f"{TEMPORARY}{PART}{_NUMBER}.parquet.*", f"{QUARANTINE}/*", f"{NOTES}/*",
             VOCABULARY_FILE, ACCOUNT_FILE)
-
-
-class IngestConfig(ReadingConfig):
-    """What to ingest and where to put it."""
-
-    logs: str = Field(
-        "runs/session_logs", description="Directory or Delta table of the session logs, on any filesystem that pyarrow "
-                                         "knows (a path, s3://, gs://, hdfs://).", min_length=1)
-    output: str = Field(
-        "runs/samples", description="Directory of the samples, on any filesystem that pyarrow knows; `quarantine` lies "
-                                    "beneath it.", min_length=1)
-
-    @model_validator(mode="after")
-    def _check_output(self) -> IngestConfig:
-        require(self.output != self.logs, "output", self.output, "a directory other than logs")
-        return self
 
 
 @dataclass(frozen=True)

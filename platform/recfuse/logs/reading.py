@@ -8,20 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
 
 from recfuse.behaviours import Vocabulary
-from recfuse.config import Config, InvalidFieldError, require
-from recfuse.logs.account import QUARANTINE_LIMIT, Account
+from recfuse.config import InvalidFieldError, require
+from recfuse.logs.account import Account
 from recfuse.logs.candidates import without_candidates
+from recfuse.logs.config import ReadingConfig
 from recfuse.logs.schema import ACCOUNT_FILE, sample_schema, session_log_schema
-from recfuse.logs.sessions import Cut, SessionRule, Sessions, cut_sessions, keep_first, without_cut_requests
+from recfuse.logs.sessions import Sessions, cut_sessions, keep_first, without_cut_requests
 from recfuse.logs.source import BROKEN, LogSource, Piece, log_end, open_log, pieces, read_piece
 from recfuse.logs.validation import DUPLICATE, QUARANTINE_SCHEMA, Checked, check, quarantine_rows
 
@@ -29,29 +28,6 @@ from recfuse.logs.validation import DUPLICATE, QUARANTINE_SCHEMA, Checked, check
 _LATER_COLUMNS = ("request_id", "ts", "stage", "scene", "explored", "truncated")
 # Of samples, what replay alone reads.
 _REPLAY_COLUMNS = ("mu", "sigma", "predictions", "open", "shown")
-
-
-class ReadingConfig(Config):
-    """How the rows of a log are understood; the same for every job that reads it."""
-
-    vocabulary: str = Field("", description="YAML file of the vocabulary; empty takes the one that lies in the log.")
-    gap_minutes: float = Field(
-        30.0, description="Where `session_id` is absent, a pause of more minutes than this ends a session.", gt=0)
-    order_column: str = Field(
-        "", description="Column of integers that orders requests of equal time; empty takes `position`.")
-    density: Literal["required", "optional"] = Field(
-        "required", description="`required` quarantines rows that have neither the density of their action nor a "
-                                "Gaussian to compute it from; `optional` keeps them and the learner estimates it.")
-    cut: Cut = Field(
-        "leave_out", description="The last request of a session that the end of the log cuts is left out, or it "
-                                 "bootstraps from its own state.")
-    quarantine_limit: float = Field(
-        QUARANTINE_LIMIT, ge=0, le=1, description="A job ends with an error after it has written where a larger share "
-                                                  "of rows is quarantined.")
-
-    def rule(self, end: int | None) -> SessionRule:
-        """What cuts sessions, of a log that ends at this time (microseconds since 1970)."""
-        return SessionRule(gap_seconds=self.gap_minutes * 60, log_end=end, cut=self.cut)
 
 
 @dataclass(frozen=True)

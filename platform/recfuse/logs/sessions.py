@@ -7,7 +7,6 @@ wherever it stands. A session that the end of the log cuts is truncated, not don
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,27 +15,10 @@ from numpy.typing import NDArray
 
 from recfuse.behaviours import Vocabulary
 from recfuse.logs.candidates import replay_columns
+from recfuse.logs.config import Cut, SessionRule
 from recfuse.logs.schema import complete, sample_schema
 
-Cut = Literal["leave_out", "bootstrap"]
 _OTHER_KEYS = ("session_id", "stage", "scene", "model_version", "explored", "last", "position")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionRule:
-    """What cuts sessions.
-
-    Attributes:
-        gap_seconds: without `session_id`, a longer pause ends a session.
-        log_end: time of the log's last request, in microseconds since 1970. A session whose last request lies less than
-            the gap before it, and is not marked `last`, may have gone on. None: the log ends after everything.
-        cut: of such a session, the last request is left out of the samples, because nobody knows what followed; or it
-            bootstraps from the value of its own state.
-    """
-
-    gap_seconds: float = 1800.0
-    log_end: int | None = None
-    cut: Cut = "leave_out"
 
 
 @dataclass(frozen=True)

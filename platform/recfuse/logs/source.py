@@ -65,24 +65,35 @@ class LogFile:
 
 
 @dataclass(frozen=True)
-class LogSource:
-    """A log that was opened; nothing but names and footers has been read.
+class LogFiles:
+    """The files of a log, whatever their numbers mean; nothing but names has been read.
 
     Attributes:
         location: as it was named; `table` is where the rows lie, which for the directory of a served log is its Delta
             table of sessions.
-        kind: raw session logs, or samples.
-        vocabulary: that travels with it.
         files: in the order of their paths.
         left_out: file → why it is no part of the log.
+        vocabularies: that lie in it, by their paths below `location`.
     """
 
     location: Location
     table: Location
-    kind: Kind
-    vocabulary: Vocabulary
     files: tuple[LogFile, ...]
     left_out: Mapping[str, str]
+    vocabularies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LogSource(LogFiles):
+    """A log that was opened; nothing but names and footers has been read.
+
+    Attributes:
+        kind: raw session logs, or samples.
+        vocabulary: that travels with it.
+    """
+
+    kind: Kind
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,31 @@ def open_log(path: str, vocabulary: str = "", name: str = "logs") -> LogSource:
         InvalidFieldError: no such directory, no Parquet in it, a Delta table that this version cannot read, no
             vocabulary, or parts with vocabularies that contradict each other.
     """
+    found = _listed(path, name)
+    words = _vocabulary(found.location, list(found.vocabularies), vocabulary)
+    _require_files(found, name, path)
+    kind: Kind = "samples" if _are_samples(found.table, found.files) else "session_log"
+    return LogSource(**vars(found), kind=kind, vocabulary=words)
+
+
+def list_log(path: str, name: str = "logs") -> LogFiles:
+    """The files of a log, which needs no vocabulary yet.
+
+    Raises:
+        InvalidFieldError: no such directory, no Parquet in it, or a Delta table that this version cannot read.
+    """
+    found = _listed(path, name)
+    _require_files(found, name, path)
+    return found
+
+
+def _require_files(found: LogFiles, name: str, path: str) -> None:
+    require(bool(found.files), name, path, f"a directory with at least one Parquet file{_named(found.left_out)}")
+    for file, why in sorted(found.left_out.items()):
+        logger.warning("%s: %s is left out: %s", name, file, why)
+
+
+def _listed(path: str, name: str) -> LogFiles:
     location = locate(path, name)
     require(location.kind() == pafs.FileType.Directory, name, path, "a directory that exists")
     table = _delta_table(location)
@@ -127,12 +163,7 @@ def open_log(path: str, vocabulary: str = "", name: str = "logs") -> LogSource:
             listed.append(f"{table.root[len(location.root) + 1:]}/{VOCABULARY_FILE}")
     else:
         files, left_out, listed = _directory_files(location)
-    words = _vocabulary(location, listed, vocabulary)
-    require(bool(files), name, path, f"a directory with at least one Parquet file{_named(left_out)}")
-    for file, why in sorted(left_out.items()):
-        logger.warning("%s: %s is left out: %s", name, file, why)
-    kind: Kind = "samples" if _are_samples(table or location, files) else "session_log"
-    return LogSource(location, table or location, kind, words, files, left_out)
+    return LogFiles(location, table or location, files, left_out, tuple(listed))
 
 
 def read_parquet(location: Location, name: str) -> pa.Table:
@@ -174,7 +205,7 @@ def read_vocabulary(path: str, file: str = "", name: str = "vocabulary") -> Voca
     return _parsed(locate(file, name) if file else locate(path, name).below(VOCABULARY_FILE), name)
 
 
-def pieces(source: LogSource) -> tuple[list[Piece], dict[str, str]]:
+def pieces(source: LogFiles) -> tuple[list[Piece], dict[str, str]]:
     """Row groups of the readable files, and of the others why they cannot be read."""
     filesystem = source.table.filesystem
 
@@ -210,6 +241,12 @@ def log_end(source: LogSource, listing: list[Piece]) -> int | None:
     return max((moment for moment in latest if moment <= limit), default=None)
 
 
+def piece_columns(source: LogSource, piece: Piece) -> list[str]:
+    """Names of the columns that a piece's file has."""
+    file = pq.ParquetFile(source.files[piece.file].path, filesystem=source.table.filesystem)
+    return list(file.schema_arrow.names)
+
+
 def _piece_end(source: LogSource, piece: Piece) -> int | None:
     try:
         parquet = pq.ParquetFile(source.files[piece.file].path, filesystem=source.table.filesystem)
@@ -228,13 +265,13 @@ def _piece_end(source: LogSource, piece: Piece) -> int | None:
         return None
 
 
-def kept_rows(source: LogSource, piece: Piece) -> NDArray[np.bool_] | None:
+def kept_rows(source: LogFiles, piece: Piece) -> NDArray[np.bool_] | None:
     """bool[n] of the piece's rows that the table still has; None for all."""
     kept = source.files[piece.file].kept
     return None if kept is None else kept[piece.first : piece.first + piece.rows]
 
 
-def read_piece(source: LogSource, piece: Piece, without: Collection[str] = ()) -> pa.Table:
+def read_piece(source: LogFiles, piece: Piece, without: Collection[str] = ()) -> pa.Table:
     """The piece's rows as they lie in the file, with the columns that the directory's name gives; checksums of pages
     are looked at where the writer left some.
 

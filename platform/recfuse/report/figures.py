@@ -277,15 +277,16 @@ def calibration(data: ReportData) -> Figure | None:
 def _decile(measure: str) -> int:
     """The level of a row of deciles, 0 of any other."""
     name, _, level = str(measure).partition(" p")
-    return int(level) if name == "watch_time" and level.isdigit() else 0
+    return int(level) if name and level.isdigit() else 0
 
 
 def deciles(data: ReportData) -> Figure | None:
-    """Deciles of the watch time, simulated and real, per scene."""
+    """Deciles of the amount (watch time), simulated and real, per scene."""
     rows = [(str(scene), _decile(name), number(simulated), number(real))
             for scene, name, simulated, real in data.calibration if _decile(name)]
     if not rows:
         return None
+    amount = next(str(name).partition(" p")[0] for _, name, *_ in data.calibration if _decile(name))
     figure = Figure(figsize=(8, 3.2))
     axes = figure.subplots()
     for index, scene in enumerate(dict.fromkeys(row[0] for row in rows)):
@@ -294,7 +295,7 @@ def deciles(data: ReportData) -> Figure | None:
         axes.plot(of_scene[:, 0], of_scene[:, 1], "o", ms=4, color=colour, label=f"scene {scene}, simulated")
         axes.plot(of_scene[:, 0], of_scene[:, 2], "-", lw=1, color=colour)
     axes.set_yscale("symlog", linthresh=1)
-    axes.set(xlabel="share of the exposures (%)", ylabel="watch time (s, logarithmic beyond 1)",
+    axes.set(xlabel="share of the exposures (%)", ylabel=f"{amount.replace('_', ' ')} (logarithmic beyond 1)",
              title="lines: the log")
     axes.legend(ncols=3, frameon=False)
     return figure

@@ -14,7 +14,7 @@ from recfuse.report.data import Plain, ReportData, number, numbers
 from recfuse.report.section import Part, Table
 
 # The words of an estimate without an interval stand beside its name, and once is enough.
-_RANKS = "ranks policies"
+_RANKS, _SHIFT = "ranks policies", "states shift"
 _RANKS_BECAUSE = {"request": "critics alone carry it"}
 _MARKOV = "assumes that the state is Markov"
 
@@ -93,16 +93,18 @@ def details(data: ReportData) -> Table:
     rows = []
     for block in blocks(data):
         for answer in block["answers"]:
-            bound, share = answer["bias_bound"], answer["feedback_share"]
+            bound, allowed, share = (answer[key] for key in ("bias_bound", "allowance", "feedback_share"))
             rows.append([
                 block["question"], answer["estimator"], answer["formula"], str(answer["window"] or ""),
                 "" if answer["cap"] is None else f"{answer['cap']:g}",
                 f"{number(answer['effective_sample_size'][0]):,.0f}",
                 f"{answer['requests']:,}", f"{answer['users']:,}", f"{number(answer['mean_ratio']):.2f}",
-                f"{answer['capped_share']:.1%}", "" if bound is None else f"{number(bound[0]):.3g}",
+                f"{answer['capped_share']:.1%}",
+                *("" if most is None else f"{number(most[0]):.3g}" for most in (allowed, bound)),
                 "" if share is None else f"{share:.0%}"])
     return ["question", "estimator", "formula", "window", "cap", "ESS", "requests", "users", "mean ratio", "capped",
-            f"bias of {(_behaviours(data) or ['it'])[0]} at most", "feedback's share"], rows
+            *(f"bias of {(_behaviours(data) or ['it'])[0]} {most}" for most in ("allowed for", "at most")),
+            "feedback's share"], rows
 
 
 def _behaviours(data: ReportData) -> list[str]:
@@ -147,7 +149,7 @@ def _cell(answer: Plain, index: int) -> str:
 
 def _notes(data: ReportData, block: Plain) -> list[str]:
     notes = list(dict.fromkeys(f"{answer['estimator']}: {sentence}." for answer in block["answers"]
-                               for sentence in answer["warnings"] if not sentence.startswith(_RANKS)))
+                               for sentence in answer["warnings"] if not sentence.startswith((_RANKS, _SHIFT))))
     if len(block["trend"]) > 1:
         points = ", ".join(f"{point['window']}: {100 * number(point['change'][0]):+.1f}%" for point in block["trend"])
         notes.append(f"{_behaviours(data)[0]} by the number of requests that are weighed together: {points}.")
@@ -155,18 +157,12 @@ def _notes(data: ReportData, block: Plain) -> list[str]:
 
 
 def _alarms(data: ReportData, block: Plain) -> Iterator[str]:
-    behaviours = _behaviours(data)
     for each in block["disagreements"]:
         low, high = 100 * number(each["low"]), 100 * number(each["high"])
         yield (f"{each['first']} and {each['second']} disagree on {each['behaviour']} by "
                f"{100 * number(each['difference']):+.1f}% [{low:+.1f}, {high:+.1f}]; at least one of them is wrong.")
-    if len(block["trend"]) > 1:
-        one, two = block["trend"][:2]
-        low, high = (100 * number(one[key][0]) for key in ("change_low", "change_high"))
-        moved = 100 * number(two["change"][0])
-        if moved < low or moved > high:
-            yield (f"states shift under this policy. Two requests weighed together give {moved:+.1f}% {behaviours[0]}, "
-                   f"outside [{low:+.1f}, {high:+.1f}] of one.")
+    yield from (f"{sentence}." for sentence in dict.fromkeys(
+        sentence for answer in block["answers"] for sentence in answer["warnings"] if sentence.startswith(_SHIFT)))
 
 
 def _misses(data: ReportData, block: Plain) -> list[tuple[Plain, str]]:

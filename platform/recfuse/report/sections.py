@@ -40,10 +40,10 @@ SECTIONS = (
             "How well the model behind the simulated users orders the last day's exposures of the log, with 95% "
             "intervals over users; .5 is chance.", "jobs/simulate.py", figures.response, tables.response),
     Section("calibration", "Simulator: calibration",
-            "Rates, watch time and session length under the logged policy over those of the log; the band is ±10%.",
+            "Rates, amounts and session length under the logged policy over those of the log; the band is ±10%.",
             "jobs/simulate.py", figures.calibration, tables.calibration),
-    Section("deciles", "Simulator: watch time",
-            "Deciles of the watch time of an exposure under the logged policy beside those of the log, per scene.",
+    Section("deciles", "Simulator: amounts",
+            "Deciles of the amount of an exposure, as watch time, under the logged policy beside those of the log.",
             "jobs/simulate.py", figures.deciles),
     Section("account", "Data account",
             "Where every row of the session logs went: into the samples, or into the quarantine with a reason.",

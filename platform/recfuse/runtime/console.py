@@ -27,16 +27,20 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from recfuse.config import Config, InputError, InvalidFieldError, load, read
+from recfuse.config import Config, InputError, InvalidFieldError, load, read, reference
 from recfuse.runtime.interrupts import keep_interrupts
 
 T = TypeVar("T")
 logger = logging.getLogger("recfuse")
+PRINT_CONFIG = "--print-config"
+# Beside the fields of its config every job has these options.
+_COMMON = (f"--config FILE: the options come from this YAML file, and those of the command line go before them.\n"
+           f"{PRINT_CONFIG}: prints the options as such a file, each below its sentence, and ends.")
 
 
 def start(
     config_class: type[T], argv: Sequence[str] | None = None, description: str | None = None,
-    choose: Callable[[type[T], Any, Sequence[str], str], T] | None = None,
+    choose: Callable[[type[T], Any, Sequence[str], str], T] | None = None, show: bool = True,
 ) -> T:
     """Parses `--config FILE` (YAML) and overrides over it, prints the result, and turns on progress lines.
 
@@ -46,22 +50,40 @@ def start(
     Args:
         choose: makes the config that the arguments override from the class, the file's plain values, the arguments and
             the file's name; where they decide which fields there are.
+        show: print the config here; a job with a screen of its own prints it there (`print_config`).
     """
     log_to_terminal()
     keep_interrupts()
     _show_bad_input_in_a_line()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    printing = PRINT_CONFIG in arguments
+    arguments = [argument for argument in arguments if argument != PRINT_CONFIG]
+    if printing and not arguments and choose is None and issubclass(config_class, Config):
+        print(reference(config_class), end="")  # also of a config that asks for something
+        raise SystemExit(0)
     try:
         config = _parse(config_class, arguments, description, choose)
     except InvalidFieldError as error:
         raise SystemExit(_complain(error)) from None
-    print(f"# config of {Path(sys.argv[0]).stem}, as `--config FILE` takes it")
-    if isinstance(config, Config):
-        plain = config.to_dict()
-    else:
-        plain = TypeAdapter(config_class).dump_python(config, mode="json")
-    print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
+    if printing and isinstance(config, Config):
+        print(reference(config), end="")
+        raise SystemExit(0)
+    if show:
+        print_config(config)
     return config
+
+
+def program() -> str:
+    """What the user called: `recfuse train`, or the file of the job."""
+    return sys.argv[0] if sys.argv[0].startswith("recfuse ") else Path(sys.argv[0]).name
+
+
+def print_config(config: Any) -> None:
+    """Prints a config in YAML, as `--config FILE` takes it."""
+    print(f"# config of {program().removesuffix('.py')}, as `--config FILE` takes it")
+    plain = config.to_dict() if isinstance(config, Config) else TypeAdapter(type(config)).dump_python(
+        config, mode="json")
+    print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
 
 
 def _complain(error: InputError) -> int:
@@ -106,7 +128,8 @@ def _parsed(config_class: type[T], arguments: list[str], description: str | None
         with contextlib.redirect_stderr(frame):
             if not {"-h", "--help"} & set(arguments):
                 os.environ["COLUMNS"] = "10000"  # In so wide a frame no value is broken.
-            return tyro.cli(config_class, args=arguments, description=description, **keywords)
+            return tyro.cli(config_class, prog=program(), args=arguments,
+                            description=f"{(description or '').strip()}\n\n{_COMMON}".strip(), **keywords)
     except SystemExit as end:
         words = _first_words(frame.getvalue())
         if end.code and words:
@@ -206,10 +229,11 @@ class Progress:
     def _state(self, now: float, note: str) -> str:
         seconds = max(now - self._start, 1e-9)
         rate = self._done / seconds
+        pace = f", {rate:,.0f}/s" if rate >= 1 else f", {1 / rate:,.1f} s each" if rate else ""
         share = f" of {self._total:,} ({self._done / self._total:.0%})" if self._total else ""
         remaining = (self._total - self._done) / rate if self._total and self._done else 0.0
         left = f", {remaining:.0f} s left" if remaining > 0.5 else ""
-        return f"{self._done:,}{share} {self._unit}, {rate:,.0f}/s{left}{'; ' + note if note else ''}"
+        return f"{self._done:,}{share} {self._unit}{pace}{left}{'; ' + note if note else ''}"
 
 
 def _at_terminal() -> bool:
@@ -253,12 +277,23 @@ _BARS = _Bars()
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Prints a table; the first column is left-aligned, the others right-aligned."""
+    # Job logs have no terminal, where rich would wrap at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else max(120, int(os.environ.get("COLUMNS", "120"))))
+    _print_table(console, title, columns, rows)
+
+
+def to_text(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], width: int = 120) -> str:
+    """The same as text, without colours."""
+    out = io.StringIO()
+    _print_table(Console(file=out, width=width, color_system=None), title, columns, rows)
+    return out.getvalue().rstrip("\n")
+
+
+def _print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     view = Table()
     for index, column in enumerate(columns):
         view.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         view.add_row(*[str(cell) for cell in row])
-    # Job logs have no terminal, where rich would wrap at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else max(120, int(os.environ.get("COLUMNS", "120"))))
     console.print(f"\n{title}", style="bold", markup=False, highlight=False)
     console.print(view)

@@ -61,6 +61,8 @@ def start_local(logging_level: int = logging.WARNING, **options: Any) -> None:
     """
     import ray
 
+    for name, value in starting_environment().items():
+        os.environ.setdefault(name, value)
     with on_loopback():
         ray.init(address="local", _node_ip_address=LOOPBACK, include_dashboard=False, log_to_driver=False,
                  logging_level=logging_level, **options)
@@ -235,6 +237,19 @@ def keep_replica_on_loopback() -> None:
     replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", LOOPBACK))
 
 
+def starting_environment() -> dict[str, str]:
+    """Variable → value with which Serve's proxy answers 503 "starting" before an application is there.
+
+    Why: it answers 404 until it knows a route, and then lets requests wait for a replica until they time out.
+    Upstream: no upstream issue known; the callback is documented for the proxy's middleware.
+    Broken: a client that comes too soon gets 404, or waits; or the proxy does not start where it cannot import recfuse.
+    Test: tests/integration/test_serving.py.
+    """
+    return {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "recfuse.serving.starting:middlewares",
+            # Else HAProxy wants the port for itself, where `recfuse.serving.starting` listens before it.
+            "SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
+
+
 def serve_environment(haproxy: str) -> dict[str, str]:
     """Variable → value that Serve must be started with to answer fast through HAProxy, on loopback alone.
 
@@ -263,4 +278,5 @@ def serve_environment(haproxy: str) -> dict[str, str]:
         # Long enough for HAProxy to hear that a replica ends; Ray's 30 s are for load balancers outside.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         "RAY_SERVE_HAPROXY_BINARY_PATH": haproxy,
+        **starting_environment(),
     }

@@ -15,8 +15,9 @@ from recfuse.scenes.baselines import (
     Star,
     TaskMixture,
 )
+from recfuse.scenes.config import Architecture, ModelConfig
 from recfuse.scenes.mixture import MultiSceneModel
-from recfuse.scenes.model import Architecture, ModelConfig, SceneModel
+from recfuse.scenes.model import SceneModel
 
 ARCHITECTURES: dict[Architecture, type[SceneModel]] = {
     "multi_scene": MultiSceneModel, "single_task": SingleTask, "shared_bottom": SharedBottom, "mmoe": TaskMixture,

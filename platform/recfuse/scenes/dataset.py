@@ -63,7 +63,7 @@ class EncodedRows:
 def scene_rows(exposures: Exposures, registry: Registry) -> Exposures:
     """The rows of registered scenes; each task's labels must be there and be 0 or 1.
 
-    The label `depth` is counted where the source has none (recfuse.scenes.depth).
+    The label `depth` is counted where the exposures have none (recfuse.scenes.depth).
     """
     if DEPTH in registry.task_names:
         exposures = with_depth(exposures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -33,7 +35,7 @@ def browsing_depth(users: NDArray[np.int64], ts: NDArray[np.int64],
 
 
 def with_depth(exposures: Exposures) -> Exposures:
-    """The exposures with a column `depth` in their rows; one that the source has stays.
+    """The exposures with a column `depth` in their rows; one that is there already stays.
 
     Rows of every scene count, so that it has to be taken before the rows of some scenes are.
     """
@@ -42,5 +44,4 @@ def with_depth(exposures: Exposures) -> Exposures:
         return exposures
     ts = rows["ts"].cast(pa.int64()).to_numpy()
     found = browsing_depth(exposures.column("user_id"), ts)
-    return Exposures(rows.append_column(DEPTH, pa.array(found)), exposures.users, exposures.items, exposures.history,
-                     exposures.account, exposures.quarantine)
+    return replace(exposures, rows=rows.append_column(DEPTH, pa.array(found)))

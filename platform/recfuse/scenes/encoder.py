@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.columns import align, read_categories, read_numbers
-from recfuse.scenes.features import SOURCES, Feature, Source
+from recfuse.scenes.config import SOURCES, Feature, Source
 from recfuse.scenes.histories import NO_ITEM
 
 PADDING = 0

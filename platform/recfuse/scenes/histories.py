@@ -15,13 +15,13 @@ NO_ITEM = -1
 def row_histories(exposures: Exposures, length: int) -> NDArray[np.int64]:
     """int64[N, length]: the last items that each row's user watched strictly before it, newest last, NO_ITEM in front.
 
-    What counts as watched: the source's history, and every earlier row with a click.
+    What counts as watched: the history that comes along, and every earlier row whose item was opened.
     """
     n = exposures.rows.num_rows
     if length == 0 or n == 0:
         return np.full((n, length), NO_ITEM, np.int64)
     users, ts = exposures.column("user_id"), exposures.rows["ts"].cast(pa.int64()).to_numpy()
-    watched = exposures.column("click") == 1
+    watched = exposures.column(exposures.opened) == 1
     lists = exposures.history["items"].combine_chunks()
     before = np.repeat(exposures.history["user_id"].to_numpy(), pc.list_value_length(lists).to_numpy())
     event_user = np.concatenate([before, users[watched]])

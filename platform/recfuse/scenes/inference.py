@@ -18,10 +18,11 @@ from recfuse.bundle import Bundle
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes import experts
+from recfuse.scenes.config import SOURCES
 from recfuse.scenes.dataset import EncodedRows, encode_rows
 from recfuse.scenes.encoder import Encoded, FeatureEncoder
 from recfuse.scenes.experts import ExpertHealth
-from recfuse.scenes.features import SOURCES, declared_features
+from recfuse.scenes.features import declared_features
 from recfuse.scenes.histories import NO_ITEM, row_histories
 from recfuse.scenes.loss import calibrated
 from recfuse.scenes.mixture import MultiSceneModel, with_pairs

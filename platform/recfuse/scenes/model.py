@@ -5,35 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from recfuse.config import Config, require
+from recfuse.config import require
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.layers import Lookup
-
-Architecture = Literal["multi_scene", "single_task", "shared_bottom", "mmoe", "ple", "star", "pepnet", "esmm"]
-Width = Annotated[int, Field(ge=1)]
-
-
-class ModelConfig(Config):
-    """Kind and sizes of the scorer's network (maths 3.1)."""
-
-    architecture: Architecture = Field("multi_scene", description=(
-        "The kind of network: `multi_scene` is this product's, the others are baselines (recfuse.scenes.baselines)."))
-    embedding_size: int = Field(16, ge=1, description="Every categorical feature has embeddings of this width.")
-    history_length: int = Field(50, ge=0, description=(
-        "So many last watched items are pooled through the items' embeddings; 0 pools none."))
-    history_pooling: Literal["mean", "attention"] = Field("attention", description=(
-        "The history's items weigh alike, or by a softmax of their products with a projection of the candidate."))
-    experts: int = Field(8, ge=1, description="This is K, the number of experts that every gate mixes.")
-    expert_layers: tuple[Width, ...] = Field((128, 64), min_length=1, description=(
-        "These are the widths of an expert's layers; the last one is that of what gates mix."))
-    tower_layers: tuple[Width, ...] = Field((32,), description=(
-        "These are the widths of the hidden layers of each tower."))
 
 
 class SceneModel(nn.Module, ABC):

@@ -27,15 +27,15 @@ class Pair(NamedTuple):
 
 
 class Scene(Config):
-    """One recommendation page."""
+    """One scene: where requests are asked (home, cart)."""
 
-    name: str = Field(min_length=1, pattern=r"\S", description="The column `scene` has this value on the page's rows.")
+    name: str = Field(min_length=1, pattern=r"\S", description="The column `scene` has this value on the scene's rows.")
     tasks: tuple[str, ...] = Field(description=(
         "These label columns are predicted there; too few positives in training are an error."))
     optional_tasks: tuple[str, ...] = Field((), description=(
         "These are predicted likewise, but left out (and logged) where the training rows hold too few positives."))
     like: str = Field("", description=(
-        "The page starts with the gates and towers of this scene, where training goes on from a bundle without it."))
+        "The scene starts with the gates and towers of this scene, where training goes on from a bundle without it."))
 
     @model_validator(mode="after")
     def _has_distinct_tasks(self) -> Scene:
@@ -149,8 +149,8 @@ class Registry(Config):
                 "numbers": dict(self.numbers)}
 
 
-# The five large pages of KuaiRand-Pure. Seconds watched are a prediction too: they are what the policy is for, and no
-# label says them. The rare reactions are too few there on the small pages, so they are optional.
+# The five large scenes of KuaiRand-Pure. Seconds watched are a prediction too: they are what the policy is for, and no
+# label says them. The rare reactions are too few there in the small scenes, so they are optional.
 KUAIRAND = Registry(
     scenes=tuple(Scene(name=tab, tasks=("click", "long_view", "watch_time"),
                        optional_tasks=("like", "comment", "forward", "follow")) for tab in ("0", "1", "2", "4", "6")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,20 @@ class TrainScenesResult:
     def pooled(self, task: str) -> RankingMetrics:
         """The metrics of a task over all scenes."""
         return next(m for m in self.metrics if m.scene == POOLED and m.task == task)
+
+    @property
+    def headline(self) -> str:
+        """The AUC of the commonest label over all scenes, in a few words; "" where there is none."""
+        known = [metric for metric in self.metrics if metric.scene == POOLED and math.isfinite(metric.auc)]
+        if not known:
+            return ""
+        commonest = max(known, key=lambda metric: metric.positives)
+        return f"AUC of {commonest.task} {commonest.auc:.2f} on the last day".replace(" 0.", " .")
+
+    @property
+    def largest_scene(self) -> str:
+        """The scene with the most rows on the test day."""
+        return max((metric for metric in self.metrics if metric.scene != POOLED), key=lambda metric: metric.rows).scene
 
     def tables(self) -> list[Table]:
         """The metrics, and what the config asked for beyond them."""

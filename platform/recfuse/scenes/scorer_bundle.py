@@ -14,9 +14,10 @@ from torch import Tensor
 from recfuse.bundle import Bundle, write_bundle
 from recfuse.config import from_mapping, require
 from recfuse.scenes.architectures import build_model
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.encoder import FeatureEncoder, FittedFeature
 from recfuse.scenes.features import Feature
-from recfuse.scenes.model import ModelConfig, SceneModel
+from recfuse.scenes.model import SceneModel
 from recfuse.scenes.registry import Registry
 
 

@@ -1,10 +1,10 @@
-"""Real logs in one of their layouts, with the scenes and features that each layout is known for."""
+"""Real exposures in one of their layouts, with the scenes and features that each layout is known for."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -12,12 +12,11 @@ from recfuse.config import InvalidFieldError, require
 from recfuse.logs import ali_ccp, aliexpress, exposure_files, kuairand
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import Orphan
+from recfuse.scenes.config import Layout
 from recfuse.scenes.features import Feature, declared_features
 from recfuse.scenes.registry import KUAIRAND, Registry, Scene
 
 logger = logging.getLogger("recfuse")
-
-Layout = Literal["kuairand", "native", "aliexpress", "ali_ccp"]
 
 
 @dataclass(frozen=True)

@@ -8,66 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
-
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import Config, require
-from recfuse.logs.account import QUARANTINE_LIMIT
-from recfuse.logs.exposures import RESPONSE_SHARE, Exposures
-from recfuse.logs.orders import Orphan
+from recfuse.config import require
+from recfuse.logs.exposures import Exposures
 from recfuse.runtime.cluster import cluster
+from recfuse.scenes.config import TrainScenesConfig
 from recfuse.scenes.dataset import TimeSplit, fingerprint, scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay, details, to_json
 from recfuse.scenes.features import Feature
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.result import TrainScenesResult
-from recfuse.scenes.sources import Layout
-from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import Problem, prepare
 from recfuse.stats.ranking import NumberMetrics, RankingMetrics
 from recfuse.stats.slopes import read_slopes
 
 METRICS = "metrics.json"
-
-
-class TrainScenesConfig(Config):
-    """Config of the job `train_scenes`."""
-
-    logs: str = Field("embedded", description=(
-        "The exposures are in this directory, for `native` also a URI; `embedded` and `shop` are generators."))
-    layout: Layout = Field("kuairand", description="The directory's files have this layout.")
-    orphan: Orphan = Field("quarantine", description=(
-        "The row of an order without its click is left out (`quarantine`), or gets the click (`repair`)."))
-    quarantine_limit: float = Field(QUARANTINE_LIMIT, ge=0, le=1, repr=False, description=(
-        "The job ends with an error after it has written where a larger share of the exposures is quarantined."))
-    output: str = Field("runs/scenes", description=(
-        "The directory gets `bundles/`, `metrics.json` and the checkpoints."))
-    registry: Registry | None = Field(None, description=(
-        "These are the scenes and their tasks; without a value, those that the source is known for."))
-    features: tuple[Feature, ...] = Field((), description=(
-        "These are the declared features; an empty list takes every column of users and items."))
-    model: ModelConfig = Field(ModelConfig(), description="The network has this kind and these sizes.")
-    training: TrainingConfig = Field(TrainingConfig(), description="The network is fitted so.")
-    start_from: str = Field("", description=(
-        "Training goes on from this bundle, or the newest in this directory: its features stay, scenes with `like` "
-        "start as copies, and scenes that the registry lacks are retired."))
-    share: float = Field(RESPONSE_SHARE, ge=0, lt=1, description=(
-        "Rows with `row_share` from this number on train; the others are the simulator's response model's."))
-    test_day: int | None = Field(None, description=(
-        "This day (yyyymmdd) tests, and the days before it train; without a value, the last day."))
-    intervals: int = Field(200, ge=0, description=(
-        "The bootstrap over users draws so often, for intervals, figures before correction and the experts' health; "
-        "0 leaves them out."))
-    transfer: bool = Field(False, description=(
-        "Every scene is trained alone too, for the verdict on negative transfer; this needs `intervals`."))
-
-    @model_validator(mode="after")
-    def _transfer_has_intervals(self) -> TrainScenesConfig:
-        require(not self.transfer or self.intervals > 0, "intervals", self.intervals, "an integer ≥ 1 with transfer")
-        return self
 
 
 def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Registry,
@@ -77,7 +34,7 @@ def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Regi
     Runs on the current Ray, or on a local one; on none where `training.workers` is 0.
 
     Args:
-        registry, features: of the source, where the config declares none.
+        registry, features: those of the layout, where the config declares none.
     """
     registry = config.registry or registry
     config = config.replace(features=config.features or features)

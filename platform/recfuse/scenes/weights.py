@@ -35,7 +35,7 @@ def task_weights(
         strategy: `balanced` (α = 1), `sqrt` (α = ½), `uniform` (α = 0), or `manual`.
         positive_weight, task_weight: [T] > 0, the operator's own; with `manual` only, and then both.
         largest_positive_weight: a bound on p_t, ≥ 1. Rare tasks (p in the hundreds) otherwise drown the frequent ones
-            in the noise of a few positives: on real logs that cost .035 of pooled click AUC.
+            in the noise of a few positives: on real exposures that cost .035 of pooled click AUC.
         names: of the pairs, for messages; their indices where absent.
 
     Returns:

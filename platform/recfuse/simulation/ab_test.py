@@ -5,72 +5,22 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from recfuse.config import Config, require
-from recfuse.simulation.arms import CEM, MEAN, read_arm
-from recfuse.simulation.cem import CemConfig, cem_bundle
-from recfuse.simulation.experiment import MEASURES, aa_test, ab_test, reach
+from recfuse.config import require
+from recfuse.simulation.arms import read_arm
+from recfuse.simulation.cem import cem_bundle
+from recfuse.simulation.config import CEM, MEAN, AbTestConfig, Who
+from recfuse.simulation.experiment import aa_test, ab_test, reach
 from recfuse.simulation.output import WORLD, held_out_share, require_json, write_json
 from recfuse.simulation.persons import held_out
 from recfuse.simulation.world import World
 from recfuse.stats.experiment import AaResult, AbResult
-from recfuse.stats.intervals import LEVEL
-from recfuse.stats.significance import Correction
 
 METRICS = "metrics.json"
-Who = Literal["everyone", "logged", "held_out"]
-
-
-class AbTestConfig(Config):
-    """Config of the job."""
-
-    simulation: str = Field("runs/simulation", description="This is the output of the job `simulate`.")
-    policies: tuple[str, ...] = Field(
-        ("logged", "cem", "two_stage=runs/fusion"),
-        description="One a bucket, the first the base: `logged`, `cem`, a fusion bundle (NAME=PATH), fixed weights "
-        "(NAME=click:1,like:0.3); `logged_mean`, `cem:mean`, `NAME:mean=PATH` do not explore.")
-    explore: bool = Field(True, description="Every policy explores, as serving lets it; otherwise all but `logged`, "
-                          "which explores as it logged, take their means.")
-    output: str = Field("runs/ab_test", description="This directory gets `metrics.json` and CEM's bundle.")
-    persons: int = Field(60_000, description="All buckets together hold so many simulated users.", ge=2)
-    shares: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="The buckets hold the persons in these proportions; equally where empty.")
-    users: Who = Field(
-        "everyone", description="Tastes are those of everyone, of the users in the session logs, or of those held out.")
-    paired: bool = Field(
-        False, description="Every person lives once under every policy with the same luck, as in no real test.")
-    interval: Literal["fixed", "always_valid"] = Field(
-        "fixed", description="A `fixed` interval is for one look at the end; `always_valid` holds at all looks at once "
-        "and is wider.")
-    looks: int = Field(
-        1, description="The primary measure is looked at so often; more than once only with `interval: always_valid`.",
-        ge=1)
-    primary: str = Field("watch_time", description="This measure decides early.")
-    correction: Correction = Field(
-        "holm", description="For every measure of every arm: `holm` bounds the chance of any false finding, "
-        "`benjamini_hochberg` the share of false ones; `none` corrects nothing.")
-    aa_runs: int = Field(0, description="So many A/A tests of the base come before the test; 0 for none.", ge=0)
-    aa_persons: int = Field(2_000, description="Each A/A test takes so many fresh persons.", ge=8)
-    level: float = Field(LEVEL, description="Intervals cover the truth with this probability.", gt=0, lt=1)
-    seed: int = Field(9, description="The seed of buckets and luck.", ge=0)
-    cem: CemConfig = Field(CemConfig(), description="This is how `cem` searches, where it is among the policies.")
-
-    @model_validator(mode="after")
-    def _fields_fit(self) -> Self:
-        require(len(self.policies) >= 2, "policies", self.policies, "at least two")
-        require(self.persons >= 2 * len(self.policies), "persons", self.persons, "an integer ≥ 2 per policy")
-        require(not self.shares or len(self.shares) == len(self.policies), "shares", self.shares,
-                f"{len(self.policies)} numbers, one a policy")
-        require(self.looks == 1 or self.interval == "always_valid", "looks", self.looks,
-                "1 with interval: fixed, which is wrong more often with every look; any number with "
-                "interval: always_valid")
-        require(self.primary in MEASURES, "primary", self.primary, ", ".join(MEASURES))
-        return self
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian, Policy
+from recfuse.simulation.config import LOGGED, LOGGED_MEAN, MEAN
 from recfuse.simulation.output import logged_policy
 from recfuse.simulation.world import World
 
-LOGGED, LOGGED_MEAN, CEM = "logged", "logged_mean", "cem"
-MEAN = ":mean"  # ends the name of an arm that does not explore, whatever the others do
 _WEIGHTS = re.compile(r"(?:[\w.]+:-?[\d.]+,?)+")
 
 

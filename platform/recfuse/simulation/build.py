@@ -16,30 +16,18 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import Exposures
 from recfuse.simulation.calibration import TOLERANCE, Calibration, calibrate, finish, measure
 from recfuse.simulation.candidates import with_candidate_features
-from recfuse.simulation.response import DURATION_EDGES, HEADS, OUTCOMES, ResponseModel
+from recfuse.simulation.response import ResponseModel
 from recfuse.simulation.response_stack import Stack, empty_stack
-from recfuse.simulation.slopes import GROUP_OF_OUTPUT, draw_slopes
+from recfuse.simulation.responses import FEED, HOUR, Responses
+from recfuse.simulation.slopes import draw_slopes, group_of_output
 from recfuse.simulation.user_features import user_features
-from recfuse.simulation.world import SESSION_FEATURES, World, WorldConfig
+from recfuse.simulation.world import World, WorldConfig
 from recfuse.state.candidates import as_logged
 
 logger = logging.getLogger("recfuse")
 
 # (user_id[N], item_id[N], scene index[N]) → predictions float32[N, M], in the order of the fusion parameters.
 Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-# Λ = 0.5: with an advantage of unit variance the tilt exp(A/Λ) moves a Gaussian by at most two of its deviations, about
-# as far as an effective sample size of 2% supports.
-BEHAVIOURS = (
-    # In seconds, as A/B tests count them: log(1 + seconds) hardly sees how long what is shown lasts.
-    Behaviour(name="watch_time", kind="long_term"),
-    *(Behaviour(name=name, kind="short_term", multiplier=0.125)
-      for name in ("click", "like", "comment", "forward", "follow")),
-)
-_SESSION_FEATURES = tuple(
-    StateFeature(name=name, log=name != "hour", mean=12.0 if name == "hour" else 0.0,
-                 std=6.0 if name == "hour" else 1.0) for name in SESSION_FEATURES)
-
 
 def build_world(
     exposures: Exposures,
@@ -50,8 +38,9 @@ def build_world(
     config: WorldConfig,
     *,
     stack: Stack | None = None,
-    behaviours: tuple[Behaviour, ...] = BEHAVIOURS,
+    behaviours: tuple[Behaviour, ...] = (),
     offset: float = 1e-3,
+    responses: Responses = FEED,
 ) -> tuple[World, Calibration]:
     """A world that, under the logged policy, has the exposures' rates and session lengths.
 
@@ -59,10 +48,14 @@ def build_world(
         predict: the scorer's calibrated predictions.
         logged: the declared behaviour policy.
         stack: what the predictions are worth; where None, nothing.
+        behaviours: of the session logs; those that the responses declare where there are none.
+        responses: that the response model was fitted by.
     """
-    stack = stack or empty_stack(np.zeros((1, 0), np.float32), np.zeros(1), len(response.scenes))
-    world = _uncalibrated(exposures, response, stack, predict, fusion_parameters, config, behaviours, offset)
-    targets = measure(exposures, response.scenes)
+    stack = stack or empty_stack(np.zeros((1, 0), np.float32), np.zeros(1), len(response.scenes),
+                                 response.outcome.shape)
+    world = _uncalibrated(exposures, response, stack, predict, fusion_parameters, config,
+                          behaviours or responses.behaviours, offset, responses)
+    targets = measure(exposures, response.scenes, responses)
     world, calibration = finish(calibrate(world, logged, targets), logged, targets)
     if config.candidate_features:
         world = with_candidate_features(world, logged)
@@ -74,34 +67,41 @@ def build_world(
 
 def _uncalibrated(exposures: Exposures, response: ResponseModel, stack: Stack, predict: Predict,
                   fusion_parameters: tuple[str, ...], config: WorldConfig, behaviours: tuple[Behaviour, ...],
-                  offset: float) -> World:
+                  offset: float, responses: Responses) -> World:
     """The world before its logits, watch times, hazards of leaving and normalisation are fitted to the exposures."""
     rng = np.random.default_rng([config.seed, 0xB0])
     entries = _draw_entries(exposures, response.scenes, config.users, rng)
     user_ids = response.user_ids[entries.users]
     pools = _retrieve(exposures, response, user_ids, entries, config, rng)
     predictions = _predictions(predict, response, user_ids, entries, pools, fusion_parameters)
-    columns, encoded = user_features(exposures, user_ids)
-    slopes = draw_slopes(config.meaning_spread, columns, encoded, np.random.default_rng([config.seed, 0xB1]))
-    outputs = _outputs(response, stack, entries, pools, predictions, slopes.slope)
+    columns, encoded = user_features(exposures, user_ids, responses)
+    slopes = draw_slopes(config.meaning_spread, columns, encoded, np.random.default_rng([config.seed, 0xB1]), responses)
+    outputs = _outputs(response, stack, entries, pools, predictions, slopes.slope, group_of_output(responses))
     predictions = predictions.reshape(*pools.shape, -1).transpose(0, 2, 1)
     predictions = np.concatenate([predictions, predictions[..., :config.candidates]], 2)
     features = {**columns, **slopes.columns}
-    state = (StateFeature(name="scene", categories=response.scenes), *encoded, *slopes.features, *_SESSION_FEATURES)
+    state = (StateFeature(name="scene", categories=response.scenes), *encoded, *slopes.features,
+             *(_session_feature(name) for name in responses.session_features))
     vocabulary = Vocabulary(
         behaviours=behaviours, fusion_parameters=fusion_parameters, state_features=state, formula="log_sum",
         state_size=sum(feature.width for feature in state), offset=offset, scenes=response.scenes)
-    scenes = len(response.scenes)
+    scenes, heads = len(response.scenes), len(responses.heads)
     return World(
         config=config, vocabulary=vocabulary, scenes=response.scenes,
         terms=np.log(predictions + np.float32(offset)), predictions=predictions.astype(np.float16),
-        logits=outputs[..., :len(HEADS)].copy(), watch_level=outputs[..., len(HEADS):].copy(),
+        logits=outputs[..., :heads].copy(), watch_level=outputs[..., heads:].copy(),
         item=pools.astype(np.int32), duration_bin=response.duration_bin[pools].astype(np.int8),
         entry_user=entries.user, entry_scene=entries.scene, entry_share=entries.share, user_ids=user_ids,
         item_ids=response.item_ids, outcome=response.outcome, watch_time=response.watch_time,
         watch_spread=stack.spread, leave=np.zeros(scenes),
         page_mean=np.ones(len(entries.user)), page_std=np.ones(scenes), features=features,
-        start=_next_midnight(exposures))
+        start=_next_midnight(exposures), factor=response.factor, responses=responses)
+
+
+def _session_feature(name: str) -> StateFeature:
+    """Of a session as it goes; calibration sets the moments of all but the hour."""
+    hour = name == HOUR
+    return StateFeature(name=name, log=not hour, mean=12.0 if hour else 0.0, std=6.0 if hour else 1.0)
 
 
 def _predictions(predict: Predict, response: ResponseModel, user_ids: np.ndarray, entries: _Entries,
@@ -197,7 +197,7 @@ def _duration_lift(exposures: Exposures, response: ResponseModel, user_ids: np.n
                    item: np.ndarray, scene: np.ndarray) -> np.ndarray:
     """float64[E, durations]: log of how much more often an entry's user was shown a range of durations in its scene
     than all were, drawn to no difference by one exposure."""
-    scenes, ranges = len(response.scenes), len(DURATION_EDGES) + 1
+    scenes, ranges = len(response.scenes), response.watch_time.shape[2]
     shown = response.duration_bin[item]
     user = exposures.column("user_id")
     place = np.searchsorted(user_ids, user).clip(max=len(user_ids) - 1)
@@ -232,9 +232,13 @@ def _history_values(exposures: Exposures, response: ResponseModel, user_ids: np.
 
 
 def _outputs(response: ResponseModel, stack: Stack, entries: _Entries, pools: np.ndarray,
-             predictions: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """float32[E, P, heads + outcomes]: the logits and watch levels of every item of every pool; slope: [U, groups]."""
-    result = np.empty((*pools.shape, len(HEADS) + len(OUTCOMES)), np.float32)
+             predictions: np.ndarray, slope: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """float32[E, P, heads + outcomes]: the logits and watch levels of every item of every pool.
+
+    Args:
+        slope: [U, groups]; group: of every output.
+    """
+    result = np.empty((*pools.shape, len(group)), np.float32)
     users, size = entries.users[entries.user], pools.shape[1]
     of_pools = predictions.reshape(*pools.shape, -1)
     for start in range(0, len(pools), 512):
@@ -243,7 +247,7 @@ def _outputs(response: ResponseModel, stack: Stack, entries: _Entries, pools: np
         of_model = response.outputs(np.repeat(users[part], size), item, scene) * stack.own + stack.base[scene]
         given = stack.inputs(of_pools[part].reshape(len(item), -1)[:, :len(stack.probability)], response.duration[item])
         of_pool = given.reshape(-1, size, given.shape[1]).mean(1)
-        means = np.repeat(slope[entries.user[part]][:, GROUP_OF_OUTPUT], size, axis=0)
+        means = np.repeat(slope[entries.user[part]][:, group], size, axis=0)
         of_scorer = stack.scorer_term(given, np.repeat(of_pool, size, axis=0), means)
         result[part] = (of_model + of_scorer).reshape(-1, size, result.shape[2])
     return result

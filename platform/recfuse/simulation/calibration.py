@@ -17,9 +17,11 @@ import pyarrow.compute as pc
 from recfuse.behaviours import StateFeature
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import Exposures
-from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES, marginals, shrunk_rates, sigmoid, solve_shift
+from recfuse.simulation.response import marginals, shrunk_rates, sigmoid, solve_shift
+from recfuse.simulation.response_network import amounts_of, interactions_of, item_positions, outcomes_of
+from recfuse.simulation.responses import FEED, Responses
 from recfuse.simulation.sessions import SessionEngine
-from recfuse.simulation.world import FEEDBACK, SESSION_FEATURES, World, WorldConfig
+from recfuse.simulation.world import World, WorldConfig
 
 TOLERANCE = 0.1  # relative; of watch time also this many seconds, since small deciles are fractions of one
 DECILES = tuple(range(10, 100, 10))
@@ -34,16 +36,18 @@ class Calibration:
     """
 
     rows: tuple[tuple[str, str, float, float], ...]
+    seconds: str = FEED.seconds
 
     @property
     def off(self) -> tuple[tuple[str, str, float, float], ...]:
         """The rows that are further from the log than TOLERANCE; what the log never has is left out."""
-        return tuple(row for row in self.rows if not within_tolerance(*row[1:]))
+        return tuple(row for row in self.rows if not within_tolerance(*row[1:], seconds=self.seconds))
 
 
-def within_tolerance(measure: str, simulated: float, real: float) -> bool:
-    """Whether a measure of the world is close enough to the log's."""
-    slack = TOLERANCE if measure.startswith("watch_time") else 0.0
+def within_tolerance(measure: str, simulated: float, real: float, seconds: str = FEED.seconds) -> bool:
+    """Whether a measure of the world is close enough to the log's; an amount of this name, which is a time, may also be
+    off by TOLERANCE seconds."""
+    slack = TOLERANCE if seconds and (measure == seconds or measure.startswith(f"{seconds} p")) else 0.0
     return abs(simulated - real) <= max(TOLERANCE * abs(real), slack) or (real == 0 and not slack)
 
 
@@ -53,7 +57,7 @@ class Targets:
 
     Attributes:
         rates: float64[S, heads], what the world is set to: drawn a little to the pooled rate; observed: as they are.
-        watch_time: per scene and outcome, seconds of every exposure, ascending.
+        watch_time: per scene and outcome, the amounts, or the multiples that they are, of every exposure, ascending.
         length: float64[S], requests per session.
     """
 
@@ -63,21 +67,22 @@ class Targets:
     length: np.ndarray
 
 
-def measure(exposures: Exposures, scenes: tuple[str, ...], shrinkage: float = 100.0) -> Targets:
+def measure(exposures: Exposures, scenes: tuple[str, ...], responses: Responses = FEED,
+            shrinkage: float = 100.0) -> Targets:
     """What the log says; rates of interactions are drawn to the pooled rate by so many rows, so that none is 0."""
     scene = pc.index_in(exposures.rows["scene"], pa.array(scenes)).fill_null(-1).to_numpy()
-    long_view = exposures.column("long_view") > 0
-    labels = np.stack([(exposures.column("click") > 0) | long_view, long_view,
-                       *(exposures.column(name) > 0 for name in INTERACTIONS)], 1).astype(np.float64)
-    user, watch = exposures.column("user_id"), exposures.column("watch_time")
-    outcome = labels[:, :2].sum(1).astype(np.int64)
+    outcome, ladder = outcomes_of(exposures, responses), len(responses.ladder)
+    labels = np.concatenate([outcome[:, None] > np.arange(ladder), interactions_of(exposures, responses)],
+                            1).astype(np.float64)
+    user = exposures.column("user_id")
+    watch = amounts_of(exposures, responses, item_positions(exposures))
     observed, watch_time, length = [], [], []
     for index in range(len(scenes)):
         inside = scene == index
         observed.append(labels[inside].mean(0))
-        watch_time.append(tuple(np.sort(watch[inside & (outcome == place)]) for place in range(len(OUTCOMES))))
+        watch_time.append(tuple(np.sort(watch[inside & (outcome == place)]) for place in range(ladder + 1)))
         length.append(max(inside.sum() / max(len(np.unique(user[inside])), 1), 1.05))
-    return Targets(shrunk_rates(labels, scene, len(scenes), shrinkage), np.stack(observed), tuple(watch_time),
+    return Targets(shrunk_rates(labels, scene, len(scenes), shrinkage, ladder), np.stack(observed), tuple(watch_time),
                    np.array(length))
 
 
@@ -145,8 +150,8 @@ class _Sample:
 
     Attributes:
         columns: of their requests, `[N]` each.
-        logits, outcome, watch_time: per scene, the response logits `[places, heads]`, the outcome and the watch time
-            of the places looked at.
+        logits, outcome, watch_time: per scene, the response logits `[places, heads]`, the outcome and the amount (or
+            the multiple that it is) of the places looked at.
     """
 
     columns: dict[str, np.ndarray]
@@ -166,16 +171,17 @@ def _simulate(world: World, logged: FixedGaussian, seed: int, sessions_per_scene
     places: list[list[tuple[np.ndarray, ...]]] = [[] for _ in world.scenes]
     while len(sessions.user):
         context = engine.context(sessions)
-        features = {name: context[name].copy() for name in SESSION_FEATURES}
+        features = {name: context[name].copy() for name in world.responses.session_features}
         # The logged policy reads no state, whose features are not normalised yet.
         page = engine.step(sessions, logged.act(np.zeros((len(sessions.user), 0), np.float32), True, rng).action)
         scene, last = world.entry_scene[sessions.entry], page.left | page.cut
         parts.append({"scene": scene, "entry": sessions.entry, "satisfaction": page.satisfaction, "mood": page.mood,
                       "feedback": page.feedback, "looked": page.looked.sum(1), "last": last, **features})
         answered = world.logits[sessions.entry[:, None], page.shown]
+        factor = world.factor[world.item[sessions.entry[:, None], page.shown]]
         for index, of_scene in enumerate(places):
             looked = (scene == index)[:, None] & page.looked
-            of_scene.append((answered[looked], page.outcome[looked], page.watch_time[looked]))
+            of_scene.append((answered[looked], page.outcome[looked], page.watch_time[looked] / factor[looked]))
         sessions = sessions.take(np.flatnonzero(~last))
     of_places = [[np.concatenate(column) for column in zip(*of_scene, strict=True)] for of_scene in places]
     return _Sample({name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
@@ -205,16 +211,18 @@ def _leaving(mood: np.ndarray, config: WorldConfig, hazard: float) -> float:
 def finish(world: World, logged: FixedGaussian, targets: Targets) -> tuple[World, Calibration]:
     """Compares a fresh simulation with the log; normalises session features and behaviours by it."""
     sample = _simulate(world, logged, 2_000, 5_000)
-    columns, vocabulary = sample.columns, world.vocabulary
+    columns, vocabulary, responses = sample.columns, world.vocabulary, world.responses
     weight = _scene_weights(world)[columns["scene"]]
-    features = tuple(_fitted(feature, columns[feature.name], weight) if feature.name in SESSION_FEATURES else feature
+    features = tuple(_fitted(feature, columns[feature.name], weight)
+                     if feature.name in responses.session_features else feature
                      for feature in vocabulary.state_features)
     behaviours = []
     for behaviour in vocabulary.behaviours:
-        value = columns["feedback"][:, FEEDBACK.index(behaviour.name)].astype(np.float64)
+        value = columns["feedback"][:, world.feedback.index(behaviour.name)].astype(np.float64)
         value = np.log1p(value) if behaviour.transform == "log1p" else value
         # The spread of a rare behaviour from its rate: a small simulation may have none of it.
-        rate = targets.rates[:, HEADS.index(behaviour.name)].mean() if behaviour.name in HEADS else 0.0
+        heads = responses.heads
+        rate = targets.rates[:, heads.index(behaviour.name)].mean() if behaviour.name in heads else 0.0
         scale = max(_moments(value, weight)[1], float(rate)**.5)
         behaviours.append(behaviour.replace(scale=round(scale, 6)))
     vocabulary = vocabulary.replace(state_features=features, behaviours=tuple(behaviours))
@@ -227,14 +235,21 @@ def _compare(world: World, sample: _Sample, targets: Targets) -> Calibration:
         inside = sample.columns["scene"] == index
         rates = marginals(sample.logits[index].astype(np.float64), world.outcome).mean(0)
         rows += [(scene, name, float(rates[head]), float(targets.observed[index, head]))
-                 for head, name in enumerate(HEADS)]
+                 for head, name in enumerate(world.responses.heads)]
         watch, real = sample.watch_time[index], np.concatenate(targets.watch_time[index])
-        rows.append((scene, "watch_time", float(watch.mean()), float(real.mean())))
-        rows += [(scene, f"watch_time p{level}", float(np.percentile(watch, level)), float(np.percentile(real, level)))
-                 for level in DECILES]
+        amount, of_item = world.responses.amount, world.responses.amount_of
+        if amount:
+            rows.append((scene, f"{amount} / {of_item}" if of_item else amount, float(watch.mean()),
+                         float(real.mean())))
+        if amount and not of_item:
+            rows += [(scene, f"{amount} p{level}", *_percentiles(level, watch, real)) for level in DECILES]
         sessions = max(int(sample.columns["last"][inside].sum()), 1)
         rows.append((scene, "session_length", float(inside.sum() / sessions), float(targets.length[index])))
-    return Calibration(tuple(rows))
+    return Calibration(tuple(rows), world.responses.seconds)
+
+
+def _percentiles(level: int, watch: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    return float(np.percentile(watch, level)), float(np.percentile(real, level))
 
 
 def _fitted(feature: StateFeature, values: np.ndarray, weight: np.ndarray) -> StateFeature:

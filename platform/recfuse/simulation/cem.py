@@ -5,78 +5,53 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from recfuse.config import Config, require
+from recfuse.config import require
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.cem import CemResult, cem
 from recfuse.simulation.arms import explored_alike
+from recfuse.simulation.config import CemConfig
 from recfuse.simulation.output import logged_policy, require_json, run_of, write_json
 from recfuse.simulation.rollout import live_with
 from recfuse.simulation.sessions import SessionEngine
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 
 logger = logging.getLogger("recfuse")
 CEM_FILE = "cem.json"
-# A share of the logged policy's behaviour that lacks to a floor costs so many times that share of watch time.
+# A share of the logged policy's behaviour that lacks to a floor costs so many times that share of the measure.
 _SHORTFALL = 10.0
 Array = NDArray[np.float64]
 Scores = Callable[[Array], Array]
 
 
-class CemConfig(Config):
-    """How the cross-entropy method searches for one fusion vector in the simulator."""
-
-    persons: int = Field(2_000, description="Every vector is judged by the lives of so many simulated persons.", ge=1)
-    population: int = Field(24, description="An iteration of the search judges so many vectors.", ge=2)
-    iterations: int = Field(12, description="The search draws so many populations.", ge=1)
-    searches: int = Field(1, description="There are so many searches, each with a seed of its own; the vector that is "
-                          "best on other lives is taken.", ge=1)
-    spread: float = Field(
-        0.7, description="The first population has this standard deviation around the logged policy's mean.", gt=0)
-    floors: dict[str, float] = Field(
-        {}, description="These behaviours change by no less than this, relative to the logged policy without its "
-        "exploration.")
-    seed: int = Field(5, description="The seed of the populations and of the persons' luck.", ge=0)
-
-    @model_validator(mode="after")
-    def _fields_fit(self) -> Self:
-        for name in self.floors:
-            require(name in FEEDBACK, "floors", name, ", ".join(FEEDBACK))
-        return self
-
-    @property
-    def lives(self) -> int:
-        """Simulated lives of all searches."""
-        return self.persons * self.population * self.iterations * self.searches
-
-
-def rollout_objective(world: World, *, persons: int, seed: int, measure: str = "watch_time",
+def rollout_objective(world: World, *, persons: int, seed: int, measure: str = "",
                       floors: Mapping[str, float] | None = None, logged: FixedGaussian | None = None) -> Scores:
     """An objective for CEM: [P, M] fusion vectors → [P] means per person, all vectors with the same luck.
 
     Args:
+        measure: of the world's feedback; empty for its long-term behaviour, as watch time.
         floors: behaviour → the least change relative to the logged policy's mean; what lacks to one costs ten times its
             share. With floors the objective is the change of the measure, relative to the same.
     """
-    require(measure in FEEDBACK, "measure", measure, ", ".join(FEEDBACK))
+    names, measure = world.feedback, measure or world.responses.primary
+    for name in (measure, *(floors or {})):
+        require(name in names, "measure" if name == measure else "floors", name, ", ".join(names))
     engine, some = SessionEngine(world, seed), np.arange(persons)
 
     def means(vectors: Array) -> Array:
         total = live_with(engine, np.repeat(vectors, persons, axis=0), np.tile(some, len(vectors)))
         return np.asarray(total.feedback.reshape(len(vectors), persons, -1).mean(1))
 
-    column = FEEDBACK.index(measure)
+    column = names.index(measure)
     if not floors:
         return lambda vectors: means(vectors)[:, column]
     assert logged is not None
     base = means(logged.mu[None].astype(np.float64))[0]
-    places, least = [FEEDBACK.index(name) for name in floors], np.array(list(floors.values()))
+    places, least = world.columns(floors), np.array(list(floors.values()))
 
     def objective(vectors: Array) -> Array:
         change = means(vectors) / np.maximum(base, 1e-12) - 1
@@ -85,8 +60,8 @@ def rollout_objective(world: World, *, persons: int, seed: int, measure: str = "
     return objective
 
 
-def search(world: World, logged: FixedGaussian, config: CemConfig, measure: str = "watch_time") -> CemResult:
-    """CEM on watch time, or another behaviour of FEEDBACK, started at the logged policy's mean.
+def search(world: World, logged: FixedGaussian, config: CemConfig, measure: str = "") -> CemResult:
+    """CEM on the world's amount, or another column of its feedback, started at the logged policy's mean.
 
     Of several searches the vector that is best on lives that none of them saw; how far apart they are is logged, since
     a search is as noisy as its lives are few.

@@ -12,17 +12,17 @@ from gymnasium.vector.utils import batch_space
 
 from recfuse.config import require
 from recfuse.simulation.sessions import SessionEngine, Sessions
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 
 Reset = tuple[np.ndarray, dict[str, Any]]
 
 
 def rewards(world: World, feedback: np.ndarray) -> np.ndarray:
-    """float64[B] of feedback `[B, len(FEEDBACK)]`: the long-term behaviours, transformed, scaled and weighted."""
+    """float64[B] of feedback `[B, F]`: the long-term behaviours, transformed, scaled and weighted."""
     behaviours = world.vocabulary.long_term
     total = np.zeros(len(feedback))
     for behaviour in behaviours:
-        value = feedback[:, FEEDBACK.index(behaviour.name)].astype(np.float64)
+        value = feedback[:, world.feedback.index(behaviour.name)].astype(np.float64)
         value = np.log1p(value) if behaviour.transform == "log1p" else value
         total += behaviour.weight * value / behaviour.scale
     return total / sum(behaviour.weight for behaviour in behaviours)
@@ -37,8 +37,8 @@ def _spaces(world: World) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
 class FusionVectorEnv(gymnasium.vector.VectorEnv):
     """B environments in one: an episode is a session of a random user, an action the fusion parameters of a request.
 
-    The reward is that of the vocabulary's long-term behaviours; `info["feedback"]` holds all of FEEDBACK. An episode
-    that ends begins anew in the same step; its last state is in `info["final_obs"]`.
+    The reward is that of the vocabulary's long-term behaviours; `info["feedback"]` holds all of `World.feedback`. An
+    episode that ends begins anew in the same step; its last state is in `info["final_obs"]`.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 (gymnasium's form)

@@ -15,14 +15,13 @@ from recfuse.simulation.arms import Arm
 from recfuse.simulation.persons import assign, persons_of
 from recfuse.simulation.rollout import live
 from recfuse.simulation.sessions import SessionEngine
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 from recfuse.stats.experiment import AaResult, AbResult, compare, false_findings
 from recfuse.stats.intervals import DRAWS, LEVEL
 from recfuse.stats.significance import Correction
 
 logger = logging.getLogger("recfuse")
 _ASKED = 256  # persons whose first request says how far an arm explores
-MEASURES = (*FEEDBACK, "requests", "sessions")
 
 
 def ab_test(
@@ -35,7 +34,7 @@ def ab_test(
     users: NDArray[np.bool_] | None = None,
     paired: bool = False,
     looks: int = 0,
-    primary: str = "watch_time",
+    primary: str = "",
     correction: Correction = "holm",
     draws: int = DRAWS,
     level: float = LEVEL,
@@ -56,13 +55,14 @@ def ab_test(
     names = [arm.name for arm in arms]
     require(len(arms) >= 2, "arms", names, "at least two")
     require(len(set(names)) == len(names), "arms", names, "distinct names")
-    require(primary in MEASURES, "primary", primary, ", ".join(MEASURES))
+    measures, primary = world.responses.measures, primary or world.responses.primary
+    require(primary in measures, "primary", primary, ", ".join(measures))
     require(looks >= 0, "looks", looks, "an integer ≥ 0")
     everyone = _everyone(users, persons)
     bucket = assign(everyone, len(arms), seed, shares)
     counts = {arm.name: _count(world, arm, everyone if paired else everyone[bucket == index], seed)
               for index, arm in enumerate(arms)}
-    return compare(counts, MEASURES, primary=primary, looks=looks, paired=paired, correction=correction, draws=draws,
+    return compare(counts, measures, primary=primary, looks=looks, paired=paired, correction=correction, draws=draws,
                    level=level, seed=seed)
 
 
@@ -71,7 +71,7 @@ def _count(world: World, arm: Arm, members: NDArray[np.int64], seed: int) -> NDA
     require(len(members) >= 2, f"arms[{arm.name}]", len(members), "a bucket of at least 2 persons")
     counts = lives(world, arm, members, seed)
     logger.info("A/B test: %s, %s persons, %.1f requests each", arm.name, f"{len(members):,}",
-                counts[:, MEASURES.index("requests")].mean())
+                counts[:, world.responses.measures.index("requests")].mean())
     return counts
 
 
@@ -83,7 +83,8 @@ def aa_test(world: World, arm: Arm, *, runs: int, persons: int, seed: int = 0, u
         runs: tests; persons: in each, half in either bucket.
     """
     require(runs >= 1, "runs", runs, "an integer ≥ 1")
-    false, family = np.zeros(len(MEASURES)), 0
+    measures = world.responses.measures
+    false, family = np.zeros(len(measures)), 0
     progress, everyone = Progress("A/A tests", runs, "runs"), _everyone(users, persons)
     for run in range(runs):
         salt = seed + 7_919 * (run + 1)
@@ -94,7 +95,7 @@ def aa_test(world: World, arm: Arm, *, runs: int, persons: int, seed: int = 0, u
         family += remains
         progress.advance(1)
     progress.finish()
-    return AaResult(MEASURES, runs, false / runs, family / runs)
+    return AaResult(measures, runs, false / runs, family / runs)
 
 
 def lives(world: World, arm: Arm, persons: NDArray[np.int64], seed: int) -> NDArray[np.float64]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from recfuse.learning.cem import cem
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
-from recfuse.simulation.response import OUTCOMES, marginals
+from recfuse.simulation.response import marginals
+from recfuse.simulation.responses import Responses
 from recfuse.simulation.world import World
 from recfuse.stats.intervals import of_sums, relative_change
 
-MEASURES = ("watch_time", "click", "long_view", "like")
 # A set has so many exposures, or a few less where a user has no more; so many of them count as shown.
 SIZE, LEAST, TOP = 7, 5, 2
 # An effect is off where it differs by more than this share of the real one and by more than this many points.
@@ -35,7 +35,7 @@ class Sets:
 
     Attributes:
         terms: float32[n, SIZE, M], what a fusion vector weighs; inside: bool[n, SIZE], false beyond a set's end.
-        feedback: float64[n, SIZE, len(MEASURES)], counted or expected; user: int64[n].
+        feedback: float64[n, SIZE, measures], counted or expected; user: int64[n].
     """
 
     terms: NDArray[np.float32]
@@ -110,6 +110,11 @@ def verdict(effects: Sequence[Effect]) -> str:
             + (f"; off, but inside the log's interval: {'; '.join(noisy)}" if noisy else ""))
 
 
+def measures_of(responses: Responses) -> tuple[str, ...]:
+    """What rankings are compared by: the amount, the ladder and the first interaction."""
+    return (*responses.amounts, *responses.ladder, *responses.interactions[:1])
+
+
 def unseen(exposures: Exposures) -> NDArray[np.bool_]:
     """bool[N]: rows that no scorer was trained on: the response model's share, and the last day."""
     day = exposures.column("day")
@@ -117,11 +122,12 @@ def unseen(exposures: Exposures) -> NDArray[np.bool_]:
     return rows
 
 
-def real_sets(exposures: Exposures, terms: NDArray[np.float32], scene: str, seed: int = 0) -> Sets:
+def real_sets(exposures: Exposures, terms: NDArray[np.float32], scene: str, measures: tuple[str, ...],
+              seed: int = 0) -> Sets:
     """Sets of unseen exposures in a scene, of users who have at least LEAST of them.
 
     Args:
-        terms: [N, M] of every row of the exposures.
+        terms: [N, M] of every row of the exposures. measures: columns of the exposures.
     """
     rows = np.flatnonzero(unseen(exposures) & (exposures.column("scene") == scene))
     rows = np.random.default_rng([seed, 0xF1]).permutation(rows)
@@ -139,8 +145,8 @@ def real_sets(exposures: Exposures, terms: NDArray[np.float32], scene: str, seed
     inside[number, place] = True
     of_sets = np.zeros((sets, SIZE, terms.shape[1]), np.float32)
     of_sets[number, place] = terms[rows]
-    feedback = np.zeros((sets, SIZE, len(MEASURES)))
-    feedback[number, place] = np.stack([exposures.column(name)[rows] for name in MEASURES], 1)
+    feedback = np.zeros((sets, SIZE, len(measures)))
+    feedback[number, place] = np.stack([exposures.column(name)[rows] for name in measures], 1)
     users = np.zeros(sets, np.int64)
     users[number] = user[kept]
     return Sets(of_sets, inside, feedback, users)
@@ -158,18 +164,19 @@ def world_sets(world: World, scene: str, like: Sets, seed: int = 0) -> Sets:
 
 
 def expected_feedback(world: World, entry: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.float64]:
-    """float64[..., len(MEASURES)]: the mean feedback to items of pools that are looked at."""
+    """float64[..., measures]: the mean feedback to items of pools that are looked at, as in `measures_of`."""
     logits = world.logits[entry, place].astype(np.float64)
     chance = marginals(logits, world.outcome)
-    click, long_view = chance[..., 0], chance[..., 1]
-    shares = np.stack([1 - click, click - long_view, long_view], -1)
-    scene, bins = world.entry_scene[entry], world.duration_bin[entry, place]
+    ladder = len(world.responses.ladder)
+    reached = np.concatenate([np.ones_like(chance[..., :1]), chance[..., :ladder]], -1)
+    shares = np.concatenate([reached[..., :-1] - reached[..., 1:], reached[..., -1:]], -1)
     means = np.zeros(shares.shape)
     for luck in (np.arange(_CHANCES) + .5) / _CHANCES:
-        for outcome in range(len(OUTCOMES)):
-            quantile = world.quantile(entry, place, np.asarray(outcome), np.asarray(luck))
-            means[..., outcome] += world.watch_time[scene, outcome, bins, quantile] / _CHANCES
-    return np.stack([(shares * means).sum(-1), click, long_view, chance[..., 2]], -1)
+        for outcome in range(ladder + 1):
+            means[..., outcome] += world.amount(entry, place, np.asarray(outcome), np.asarray(luck)) / _CHANCES
+    amounts = len(world.responses.amounts)
+    amount = (shares * means).sum(-1, keepdims=True)[..., :amounts]
+    return np.concatenate([amount, chance[..., :len(measures_of(world.responses)) - amounts]], -1)
 
 
 def fidelity(world: World, exposures: Exposures, terms: NDArray[np.float32],
@@ -182,12 +189,12 @@ def fidelity(world: World, exposures: Exposures, terms: NDArray[np.float32],
     """
     effects: list[Effect] = []
     for scene in world.scenes:
-        real = real_sets(exposures, terms, scene)
+        real = real_sets(exposures, terms, scene, measures_of(world.responses))
         if len(real.user) < _FEW or len(np.unique(real.user)) < 2:
             continue
         simulated = world_sets(world, scene, real)
         vectors = _rankings(world, simulated, real, hand_tuned)
-        effects += _effects(scene, vectors, simulated, real)
+        effects += _effects(scene, vectors, simulated, real, measures_of(world.responses))
     return tuple(effects)
 
 
@@ -197,19 +204,21 @@ def _rankings(world: World, simulated: Sets, real: Sets,
     names = world.vocabulary.fusion_parameters
     columns = {name: np.eye(len(names))[index] for index, name in enumerate(names)
                if np.ptp(real.terms[..., index][real.inside]) > 0}
-    watch = MEASURES.index("watch_time")
-    found = cem(lambda vectors: simulated.of_best(vectors)[..., watch].mean(1), hand_tuned, .7,
+    amount, measures = world.responses.amount, measures_of(world.responses)
+    primary = measures.index(world.responses.primary)
+    found = cem(lambda vectors: simulated.of_best(vectors)[..., primary].mean(1), hand_tuned, .7,
                 population=24, iterations=12)
     hand = {"hand-tuned": hand_tuned}
-    if "watch_time" in columns:
-        hand["hand-tuned without watch_time"] = hand_tuned * (1 - columns["watch_time"])
+    if amount in columns:
+        hand[f"hand-tuned without {amount}"] = hand_tuned * (1 - columns[amount])
     return {**hand, **columns, "CEM": found.vector}
 
 
-def _effects(scene: str, vectors: Mapping[str, NDArray[np.float64]], simulated: Sets, real: Sets) -> list[Effect]:
+def _effects(scene: str, vectors: Mapping[str, NDArray[np.float64]], simulated: Sets, real: Sets,
+             measures: tuple[str, ...]) -> list[Effect]:
     stacked = np.stack(list(vectors.values()))
     changes = relative_change(simulated.of_best(stacked).mean(1), simulated.of_all.mean(0))
-    width = len(stacked) * len(MEASURES)
+    width = len(stacked) * len(measures)
     best = real.of_best(stacked).transpose(1, 0, 2).reshape(-1, width)
     _, user = np.unique(real.user, return_inverse=True)
     per_user = np.stack([np.bincount(user, column) for column in np.concatenate([best, real.of_all], 1).T], 1)
@@ -219,6 +228,6 @@ def _effects(scene: str, vectors: Mapping[str, NDArray[np.float64]], simulated: 
 
     interval = of_sums(per_user, relative)
     return [Effect(scene, ranking, measure, float(changes[row, column]),
-                   *(float(ends[row * len(MEASURES) + column])
+                   *(float(ends[row * len(measures) + column])
                      for ends in (interval.estimate, interval.low, interval.high)))
-            for row, ranking in enumerate(vectors) for column, measure in enumerate(MEASURES)]
+            for row, ranking in enumerate(vectors) for column, measure in enumerate(measures)]

@@ -9,39 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from recfuse.config import Config, InvalidFieldError, require
+from recfuse.config import InvalidFieldError
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.learning import registry
-from recfuse.learning.online import OnlineSettings, SessionEnv, first_samples, online_config, summary
+from recfuse.learning.online import SessionEnv, first_samples, online_config, summary
 from recfuse.learning.resume import identity_of, write_atomically
-from recfuse.learning.settings import LearningSettings
 from recfuse.runtime.console import Progress
 from recfuse.runtime.outputs import claim
 from recfuse.simulation.environment import FusionVectorEnv
+from recfuse.simulation.online_config import TrainOnlineConfig
 from recfuse.simulation.output import METRICS, WORLD, logged_policy
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 
 logger = logging.getLogger("recfuse")
 JOB = "train_online"
 CHECKPOINT, HISTORY = "checkpoint", "history.jsonl"
-
-
-class TrainOnlineConfig(Config):
-    """From a simulated world to a policy that learned in it."""
-
-    simulation: str = Field(
-        "runs/simulation", description="This is the output of the job `simulate`, whose declared behaviour policy is "
-        "where the policy starts.")
-    output: str = Field(
-        "runs/online", description="This directory gets the bundle, the history and the checkpoint; a rerun goes on "
-        "after the last complete iteration.", min_length=1)
-    learning: LearningSettings = Field(
-        default_factory=lambda: registry.settings("actor_critic"),
-        description="An algorithm whose policy climbs (actor_critic and its kin), networks and rates are these.")
-    online: OnlineSettings = Field(OnlineSettings(), description="The world is rolled like this.")
 
 
 @dataclass(frozen=True)
@@ -64,9 +47,7 @@ class VocabularyEnv(FusionVectorEnv):
 
     def __init__(self, world: World, num_envs: int, seed: int) -> None:
         super().__init__(world, num_envs, seed)
-        names = world.vocabulary.behaviour_names
-        require(set(names) <= set(FEEDBACK), "behaviours", names, f"some of {FEEDBACK}")
-        self._columns = [FEEDBACK.index(name) for name in names]
+        self._columns = world.columns(world.vocabulary.behaviour_names)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """See `FusionVectorEnv.step`."""

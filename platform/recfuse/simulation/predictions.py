@@ -34,9 +34,9 @@ def task_names(scorer: Scorer) -> tuple[str, ...]:
 
 
 def predictor(scorer: Scorer, exposures: Exposures, scenes: tuple[str, ...]) -> Predict:
-    """Predictions as of the end of the logs: users come with the history before the logs and their clicks in them.
+    """Predictions as of the end of the exposures: users come with the history before them and what they opened in them.
 
-    Only clicks in the scorer's share of the rows count, so that it learns nothing from the response model's rows. A
+    Only rows in the scorer's share of the rows count, so that it learns nothing from the response model's rows. A
     task that a scene lacks is predicted 0, which moves no candidate before another.
     """
     shared = row_share(exposures) >= RESPONSE_SHARE
@@ -60,13 +60,13 @@ def predictor(scorer: Scorer, exposures: Exposures, scenes: tuple[str, ...]) -> 
 
 
 def merged_history(exposures: Exposures) -> pa.Table:
-    """`history` with the items clicked in `rows` after it, per user; oldest first."""
+    """`history` with the items opened in `rows` after it, per user; oldest first."""
     lists = exposures.history["items"].combine_chunks()
     before = np.repeat(exposures.history["user_id"].to_numpy(),
                        pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False))
-    clicked = exposures.column("click") > 0  # rows are sorted by time
-    user = np.concatenate([before, exposures.column("user_id")[clicked]])
-    item = np.concatenate([lists.flatten().to_numpy(zero_copy_only=False), exposures.column("item_id")[clicked]])
+    opened = exposures.column(exposures.opened) > 0  # rows are sorted by time
+    user = np.concatenate([before, exposures.column("user_id")[opened]])
+    item = np.concatenate([lists.flatten().to_numpy(zero_copy_only=False), exposures.column("item_id")[opened]])
     order = np.argsort(user, kind="stable")
     users, counts = np.unique(user, return_counts=True)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)

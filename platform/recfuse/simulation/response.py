@@ -15,11 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-INTERACTIONS = ("like", "comment", "forward", "follow", "hate")
-HEADS = ("click", "long_view", *INTERACTIONS)
-OUTCOMES = ("no_click", "click", "long_view")
-# Edges in seconds: the shorter of 18 s and the duration makes a long view, so that short videos stand apart.
-DURATION_EDGES = np.array([1.0, 7.0, 12.0, 18.0, 30.0, 60.0, 120.0, 240.0])
 WATCH_QUANTILES = 256
 
 
@@ -49,10 +44,12 @@ class ResponseModel:
     watch_time: np.ndarray
     duration_bin: np.ndarray
     duration: np.ndarray
+    factor: np.ndarray
 
     def logits(self, user: np.ndarray, item: np.ndarray, scene: np.ndarray) -> np.ndarray:
         """float32[N, heads] of index arrays `[N]`: click; long view given a click; interactions given no click."""
-        return self.outputs(user, item, scene)[:, :len(HEADS)]
+        ends, interactions = self.outcome.shape
+        return self.outputs(user, item, scene)[:, :ends - 1 + interactions]
 
     def outputs(self, user: np.ndarray, item: np.ndarray, scene: np.ndarray) -> np.ndarray:
         """float32[N, outputs]: the heads' logits, then the watch level after every outcome."""
@@ -75,24 +72,31 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def marginals(logits: np.ndarray, outcome: np.ndarray) -> np.ndarray:
-    """P(behaviour), float[..., heads]: the outcome summed out."""
-    click, given = sigmoid(logits[..., 0]), sigmoid(logits[..., 1])
-    shares = np.stack([1 - click, click * (1 - given), click * given], -1)
-    interactions = sigmoid(logits[..., None, 2:] + outcome)
-    result: np.ndarray = np.concatenate([
-        click[..., None], (click * given)[..., None], (shares[..., None] * interactions).sum(-2)], -1)
+    """P(behaviour), float[..., heads]: the outcome summed out.
+
+    Args:
+        logits: of the steps of the ladder, each given the one before, then of the interactions.
+        outcome: [outcomes, interactions], what each end of the ladder adds to an interaction.
+    """
+    ladder = len(outcome) - 1
+    steps = sigmoid(logits[..., :ladder])
+    reached = np.cumprod(steps, -1)
+    before = np.concatenate([np.ones_like(steps[..., :1]), reached[..., :-1]], -1)
+    shares = np.concatenate([before * (1 - steps), reached[..., -1:]], -1)
+    interactions = sigmoid(logits[..., None, ladder:] + outcome)
+    result: np.ndarray = np.concatenate([reached, (shares[..., None] * interactions).sum(-2)], -1)
     return result
 
 
-def shrunk_rates(labels: np.ndarray, scene: np.ndarray, scenes: int, shrinkage: float) -> np.ndarray:
-    """float64[S, heads]: positives over rows, drawn to the pooled rate by `shrinkage` rows; click and long view not.
+def shrunk_rates(labels: np.ndarray, scene: np.ndarray, scenes: int, shrinkage: float, ladder: int) -> np.ndarray:
+    """float64[S, heads]: positives over rows, drawn to the pooled rate by `shrinkage` rows; steps of the ladder not.
 
     Args:
         labels: float64[N, heads], 0 or 1; scene: [N], a row's scene, or −1 for a row that does not count.
         scenes: S; shrinkage: rows' worth of the pooled rate, since a rare behaviour has few positives in a small scene.
     """
     pooled = labels[scene >= 0].mean(0)
-    weight = np.where(np.arange(len(HEADS)) < 2, 1e-9, shrinkage)
+    weight = np.where(np.arange(labels.shape[1]) < ladder, 1e-9, shrinkage)
     sums = np.stack([labels[scene == index].sum(0) for index in range(scenes)])
     counts = np.bincount(scene[scene >= 0], minlength=scenes)[:, None]
     rates: np.ndarray = (sums + weight * pooled) / (counts + weight)
@@ -102,18 +106,19 @@ def shrunk_rates(labels: np.ndarray, scene: np.ndarray, scenes: int, shrinkage: 
 def solve_shift(logits: np.ndarray, outcome: np.ndarray, target: np.ndarray, rounds: int = 6) -> np.ndarray:
     """Per-head shift of the logits [N, heads] after which the mean marginals are the target; steps in log-odds.
 
-    The second head is conditional on the first, so its own target is target[1] / target[0].
+    A step of the ladder is conditional on the one before, so its own target is target[k] / target[k − 1].
     """
-    shift = np.zeros(len(HEADS))
+    ladder, shift = len(outcome) - 1, np.zeros(logits.shape[1])
     for _ in range(rounds):
         rates = marginals(logits + shift.astype(np.float32), outcome).mean(0).astype(np.float64)
-        shift += _log_odds(_conditional(target)) - _log_odds(_conditional(rates))
+        shift += _log_odds(conditional(target, ladder)) - _log_odds(conditional(rates, ladder))
     return shift
 
 
-def _conditional(rates: np.ndarray) -> np.ndarray:
+def conditional(rates: np.ndarray, ladder: int) -> np.ndarray:
+    """Rates of the heads, those of steps of the ladder given the step before."""
     result = rates.copy()
-    result[1] = rates[1] / max(rates[0], 1e-12)
+    result[1:ladder] = rates[1:ladder] / rates[:ladder - 1].clip(min=1e-12)
     return result
 
 

@@ -10,29 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recfuse.config import Config, require
+from recfuse.config import require
 from recfuse.logs.exposures import Exposures
-from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES
+from recfuse.simulation.config import ResponseConfig
+from recfuse.simulation.response import conditional
+from recfuse.simulation.responses import FEED, Responses
 
 _BINS = 16
 _MAX_CATEGORIES = 2_000
-
-
-class ResponseConfig(Config):
-    """How the response model is fitted."""
-
-    factors: int = Field(8, description="Users and items have this many latent factors each.", ge=1)
-    epochs: int = Field(3, description="The fit passes over its rows so many times.", ge=1)
-    batch_size: int = Field(1_024, description="A step of the optimiser (AdamW) takes so many rows.", ge=1)
-    learning_rate: float = Field(0.003, description="The optimiser has this learning rate.", gt=0)
-    weight_decay: float = Field(1.0, description="Embeddings of users and items decay at this rate.", ge=0)
-    seed: int = Field(101, description="The seed of initial values and batches is not the scorer's.")
-    shrinkage: float = Field(
-        2_000.0, description="A scene's rate of a rare behaviour is drawn to the pooled rate by so many rows.", ge=0)
 
 
 @dataclass(frozen=True)
@@ -41,8 +29,9 @@ class Rows:
 
     Attributes:
         user, item: int64, positions among the ascending ids of their tables; scene: int64, position among the scenes.
-        outcome: int64, in the order of OUTCOMES.
-        interactions: float32[N, interactions], 0 or 1; watch_time: seconds.
+        outcome: int64, how many steps of the ladder there were.
+        interactions: float32[N, interactions], 0 or 1; watch_time: the amount, or the multiple that it is.
+        ladder: steps that there may be.
     """
 
     user: np.ndarray
@@ -51,37 +40,107 @@ class Rows:
     outcome: np.ndarray
     interactions: np.ndarray
     watch_time: np.ndarray
+    ladder: int = len(FEED.ladder)
 
     @classmethod
-    def read(cls, exposures: Exposures, scenes: tuple[str, ...]) -> Rows:
-        """Reads exposures, all of them in these scenes."""
-        click = exposures.column("click") > 0
-        # The source counts a handful of long views without a click; here a long view implies one.
-        outcome = np.where(exposures.column("long_view") > 0, 2, click.astype(np.int64))
+    def read(cls, exposures: Exposures, scenes: tuple[str, ...], responses: Responses = FEED) -> Rows:
+        """Reads exposures, all of them in these scenes.
+
+        Raises:
+            InvalidFieldError: a column is missing, or an amount is where the declaration has none.
+        """
+        columns = exposures.rows.column_names
+        for field, names in (("amount", responses.amounts), ("ladder", responses.ladder),
+                             ("interactions", responses.interactions)):
+            for name in names:
+                require(name in columns, f"responses.{field}", name, f"a column of the exposures: {', '.join(columns)}")
+        outcome = outcomes_of(exposures, responses)
+        if responses.amount_after:
+            amount = exposures.column(responses.amount)
+            early = outcome <= responses.ladder.index(responses.amount_after)
+            require(not (amount[early] != 0).any(), responses.amount, float(amount[early].max(initial=0)),
+                    f"0 in exposures without {responses.amount_after}, after which it is declared")
+        item = item_positions(exposures)
         return cls(
             user=_positions(exposures.users["user_id"], exposures.column("user_id"), "user_id"),
-            item=_positions(exposures.items["item_id"], exposures.column("item_id"), "item_id"),
+            item=item,
             scene=pc.index_in(exposures.rows["scene"], pa.array(scenes)).to_numpy().astype(np.int64),
             outcome=outcome,
-            interactions=np.stack([exposures.column(name) > 0 for name in INTERACTIONS], 1).astype(np.float32),
-            watch_time=exposures.column("watch_time"),
+            interactions=interactions_of(exposures, responses).astype(np.float32),
+            watch_time=amounts_of(exposures, responses, item),
+            ladder=len(responses.ladder),
         )
-
-    def label(self, name: str) -> np.ndarray:
-        """bool[N]: whether the behaviour, one of HEADS, took place."""
-        if name in INTERACTIONS:
-            return self.interactions[:, INTERACTIONS.index(name)] > 0
-        return self.outcome >= OUTCOMES.index(name)
 
     @property
     def labels(self) -> np.ndarray:
-        """float64[N, heads], 0 or 1."""
-        return np.stack([self.label(name) for name in HEADS], 1).astype(np.float64)
-
+        """float64[N, heads], 0 or 1: steps of the ladder, then interactions."""
+        steps = self.outcome[:, None] > np.arange(self.ladder)
+        return np.concatenate([steps, self.interactions > 0], 1).astype(np.float64)
 
     def take(self, index: np.ndarray) -> Rows:
         """The rows at these positions, or in this mask."""
-        return Rows(**{name: column[index] for name, column in self.__dict__.items()})
+        return Rows(ladder=self.ladder, **{name: column[index] for name, column in self.__dict__.items()
+                                           if name != "ladder"})
+
+
+def interactions_of(exposures: Exposures, responses: Responses) -> np.ndarray:
+    """bool[N, interactions]"""
+    found = np.zeros((exposures.rows.num_rows, len(responses.interactions)), bool)
+    for place, name in enumerate(responses.interactions):
+        found[:, place] = exposures.column(name) > 0
+    return found
+
+
+def outcomes_of(exposures: Exposures, responses: Responses) -> np.ndarray:
+    """int64[N]: how many steps of the ladder each exposure has; a later step without an earlier one implies it."""
+    outcome = np.zeros(exposures.rows.num_rows, np.int64)
+    for step, name in enumerate(responses.ladder, 1):
+        outcome = np.where(exposures.column(name) > 0, step, outcome)
+    return outcome
+
+
+def item_positions(exposures: Exposures) -> np.ndarray:
+    """int64[N]: the rows' positions among the ascending ids of the items."""
+    return _positions(exposures.items["item_id"], exposures.column("item_id"), "item_id")
+
+
+def amounts_of(exposures: Exposures, responses: Responses, item: np.ndarray) -> np.ndarray:
+    """float32[N]: the amounts of the rows, or the multiples that they are of a number of the item; 0 without any.
+
+    Args:
+        item: [N], as of `item_positions`.
+
+    Raises:
+        InvalidFieldError: an amount that is no number ≥ 0.
+    """
+    if not responses.amount:
+        return np.zeros(len(item), np.float32)
+    amount: np.ndarray = exposures.column(responses.amount)
+    bad = ~(np.isfinite(amount) & (amount >= 0))
+    require(not bad.any(), responses.amount, amount[bad][:1].tolist(), "finite numbers ≥ 0")
+    return (amount / factors_of(exposures, responses)[item]).astype(np.float32) if responses.amount_of else amount
+
+
+def factors_of(exposures: Exposures, responses: Responses) -> np.ndarray:
+    """float32[I]: what amounts are multiples of, in ascending ids of the items; 1 where they are none.
+
+    Raises:
+        InvalidFieldError: the items lack the column, or have a number in it that is not above 0.
+    """
+    if not responses.amount_of:
+        return np.ones(exposures.items.num_rows, np.float32)
+    factor = item_numbers(exposures, responses.amount_of, "amount_of").astype(np.float32)
+    bad = ~(factor > 0)
+    require(not bad.any(), f"items.{responses.amount_of}", factor[bad][:1].tolist(), "numbers > 0 for every item")
+    return factor
+
+
+def item_numbers(exposures: Exposures, name: str, field: str) -> np.ndarray:
+    """float64[I], a number of the items in ascending ids; NaN where unknown. `field`: of the declaration."""
+    require(name in exposures.items.column_names, f"responses.{field}", name,
+            f"a column of the items: {', '.join(exposures.items.column_names)}")
+    numbers: np.ndarray = exposures.items.sort_by("item_id")[name].to_numpy().astype(np.float64)
+    return numbers
 
 
 def watch_levels(rows: Rows, duration_bin: np.ndarray) -> np.ndarray:
@@ -90,7 +149,7 @@ def watch_levels(rows: Rows, duration_bin: np.ndarray) -> np.ndarray:
     Args:
         duration_bin: int64[N].
     """
-    cell = (rows.scene * len(OUTCOMES) + rows.outcome) * (int(duration_bin.max(initial=0)) + 1) + duration_bin
+    cell = (rows.scene * (rows.ladder + 1) + rows.outcome) * (int(duration_bin.max(initial=0)) + 1) + duration_bin
     order = np.lexsort((rows.watch_time, cell))
     first, size = (np.searchsorted(cell[order], cell[order], side=side) for side in ("left", "right"))
     size = size - first
@@ -150,9 +209,9 @@ class ResponseNetwork(nn.Module):
     """Sums of embeddings: users from id, features and history; items from id and features."""
 
     def __init__(self, users: np.ndarray, items: np.ndarray, history: tuple[np.ndarray, np.ndarray], scenes: int,
-                 config: ResponseConfig) -> None:
+                 config: ResponseConfig, ladder: int, interactions: int) -> None:
         super().__init__()
-        outputs = len(HEADS) + len(OUTCOMES)
+        outputs = ladder + interactions + ladder + 1
         width = config.factors + outputs
         self.factors = config.factors
         self.user_codes, self.item_codes = torch.from_numpy(users), torch.from_numpy(items)
@@ -162,7 +221,7 @@ class ResponseNetwork(nn.Module):
         self.past = nn.Embedding(len(items) + 1, width, padding_idx=len(items))
         self.scene = nn.Embedding(scenes, width)
         self.mixing = nn.Parameter(torch.full((outputs, config.factors), 1.0))
-        self.outcome = nn.Parameter(torch.zeros(len(OUTCOMES), len(INTERACTIONS)))
+        self.outcome = nn.Parameter(torch.zeros(ladder + 1, interactions))
         for table in (self.user, self.item, self.past, self.scene):
             nn.init.normal_(table.weight, std=.05)
             with torch.no_grad():
@@ -227,7 +286,8 @@ def train(exposures: Exposures, rows: Rows, level: np.ndarray, scenes: int,
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         users, items = _codes(exposures.users, "user_id"), _codes(exposures.items, "item_id")
-        network = ResponseNetwork(users, items, _history(exposures, len(users)), scenes, config)
+        network = ResponseNetwork(users, items, _history(exposures, len(users)), scenes, config, rows.ladder,
+                                  rows.interactions.shape[1])
         _start_at_rates(network, rows)
         optimiser = _optimiser(network, config)
         tensors = [torch.from_numpy(a) for a in (rows.user, rows.item, rows.scene, rows.outcome, rows.interactions,
@@ -244,9 +304,8 @@ def train(exposures: Exposures, rows: Rows, level: np.ndarray, scenes: int,
 @torch.no_grad()
 def _start_at_rates(network: ResponseNetwork, rows: Rows) -> None:
     """Sets the scenes' biases to the log-odds of the rows' rates."""
-    base = np.array([rows.label(name).mean() for name in HEADS]).clip(1e-6, 1 - 1e-6)
-    base[1] = np.clip(base[1] / base[0], 1e-6, 1 - 1e-6)
-    heads = slice(network.factors, network.factors + len(HEADS))
+    base = conditional(rows.labels.mean(0).clip(1e-6, 1 - 1e-6), rows.ladder).clip(1e-6, 1 - 1e-6)
+    heads = slice(network.factors, network.factors + len(base))
     network.scene.weight[:, heads] = torch.from_numpy(np.log(base / (1 - base))).float()
 
 
@@ -259,13 +318,16 @@ def _optimiser(network: ResponseNetwork, config: ResponseConfig) -> torch.optim.
 
 def _loss(network: ResponseNetwork, user: Tensor, item: Tensor, scene: Tensor, outcome: Tensor,
           interactions: Tensor, level: Tensor) -> Tensor:
-    """Click on all rows, long view on clicked rows, interactions and watch level given the outcome: cross-entropies,
-    and a squared error in units of a logistic deviate's variance."""
-    logits = network(user, item, scene)
-    clicked = (outcome > 0).float()
-    click = functional.binary_cross_entropy_with_logits(logits[:, 0], clicked)
-    given = functional.binary_cross_entropy_with_logits(logits[:, 1], (outcome == 2).float(), weight=clicked)
-    heads = len(HEADS)
-    rest = functional.binary_cross_entropy_with_logits(logits[:, 2:heads] + network.outcome[outcome], interactions)
-    predicted = logits[:, heads:].gather(1, outcome[:, None])[:, 0]
-    return click + given + rest * len(INTERACTIONS) + (predicted - level).square().mean() * 3 / torch.pi**2
+    """Every step of the ladder on the rows that had the step before, interactions and amounts given the outcome:
+    cross-entropies, and a squared error in units of a logistic deviate's variance."""
+    logits, (ends, interacted) = network(user, item, scene), network.outcome.shape
+    ladder = ends - 1
+    loss = logits.new_zeros(())
+    for step in range(ladder):
+        loss = loss + functional.binary_cross_entropy_with_logits(
+            logits[:, step], (outcome > step).float(), weight=(outcome >= step).float())
+    if interacted:
+        loss = loss + interacted * functional.binary_cross_entropy_with_logits(
+            logits[:, ladder:ladder + interacted] + network.outcome[outcome], interactions)
+    predicted = logits[:, ladder + interacted:].gather(1, outcome[:, None])[:, 0]
+    return loss + (predicted - level).square().mean() * 3 / torch.pi**2

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recfuse.simulation.response import HEADS, OUTCOMES, sigmoid
+from recfuse.simulation.response import sigmoid
+from recfuse.simulation.responses import FEED
 
 # Coefficients of inputs in their standard deviations have this one a priori; rare behaviours stay near 0.
 PRIOR = .5
@@ -38,7 +39,7 @@ class Stack:
         within, between: float32[M + 1, outputs], of an input's difference to the mean of its user in the scene, and of
             that mean.
         base: float32[S, outputs], intercepts.
-        spread: float32[3], what the watch level leaves to chance, in units of a logistic deviate.
+        spread: float32[outcomes], what the watch level leaves to chance, in units of a logistic deviate.
     """
 
     probability: NDArray[np.bool_]
@@ -76,14 +77,20 @@ def _inputs(predictions: NDArray[np.float32], duration: NDArray[np.float64],
     return np.column_stack([np.where(probability, odds, logs), np.log1p(np.nan_to_num(duration).clip(0))])
 
 
-def empty_stack(predictions: NDArray[np.float32], duration: NDArray[np.float64], scenes: int) -> Stack:
-    """The stack under which predictions [N, M] are worth nothing, with the moments of their inputs."""
-    outputs = len(HEADS) + len(OUTCOMES)
+def empty_stack(predictions: NDArray[np.float32], duration: NDArray[np.float64], scenes: int,
+                shape: tuple[int, ...] = (FEED.outcomes, len(FEED.interactions))) -> Stack:
+    """The stack under which predictions [N, M] are worth nothing, with the moments of their inputs.
+
+    Args:
+        shape: how many outcomes and interactions there are.
+    """
+    ends, interactions = shape
+    outputs = ends - 1 + interactions + ends
     probability = predictions.max(0, initial=0.0) < 1
     columns = _inputs(predictions, duration, probability)
     nothing = np.zeros((columns.shape[1], outputs), np.float32)
     return Stack(probability, columns.mean(0), columns.std(0) + 1e-9, np.ones(outputs, np.float32), nothing,
-                 nothing.copy(), np.zeros((scenes, outputs), np.float32), np.ones(len(OUTCOMES), np.float32))
+                 nothing.copy(), np.zeros((scenes, outputs), np.float32), np.ones(ends, np.float32))
 
 
 def group_means(columns: NDArray[np.float32], *keys: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -103,7 +110,7 @@ class Held:
         own: float32[N, outputs], the cross-fitted response model's.
         columns, around: float32[N, M + 1], the inputs, and their means over the rows of the same user and scene.
         scene, outcome: int64[N]; labels: float64[N, heads]; level: float64[N].
-        offset: float32[3, interactions], what the outcome adds to an interaction.
+        offset: float32[outcomes, interactions], what the outcome adds to an interaction.
     """
 
     own: NDArray[np.float32]
@@ -125,12 +132,14 @@ def fit_stack(held: Held, empty: Stack) -> Stack:
     scenes, width = len(empty.base), held.columns.shape[1]
     columns = np.concatenate([held.columns - held.around, held.around], 1).astype(np.float64)
     dummies = np.eye(scenes)[held.scene]
-    outputs = len(HEADS) + len(OUTCOMES)
+    ladder, heads = len(held.offset) - 1, held.labels.shape[1]
+    outputs = heads + ladder + 1
     own, given = np.zeros(outputs, np.float32), np.zeros((2 * width, outputs), np.float32)
     base, spread = empty.base.copy(), empty.spread.copy()
     for index in range(outputs):
-        outcome = index - len(HEADS)
-        rows = held.outcome > 0 if index == 1 else held.outcome == outcome if outcome >= 0 else held.outcome >= 0
+        outcome = index - heads
+        # A step of the ladder is asked of the rows that had the one before.
+        rows = held.outcome == outcome if outcome >= 0 else held.outcome >= (index if index < ladder else 0)
         if rows.sum() < 30:
             own[index] = 1.0
             continue
@@ -142,7 +151,7 @@ def fit_stack(held: Held, empty: Stack) -> Stack:
             left = (held.level[rows] - design @ solved).std()
             spread[outcome] = left / max(held.level[rows].std(), 1e-9)
         else:
-            offset = held.offset[held.outcome[rows], index - 2] if index >= 2 else np.zeros(len(of_model))
+            offset = held.offset[held.outcome[rows], index - ladder] if index >= ladder else np.zeros(len(of_model))
             solved = _logistic(design, held.labels[rows, index], offset, scenes)
         own[index], given[:, index], base[:, index] = solved[0] / scale, solved[1:-scenes], solved[-scenes:]
     return dataclasses.replace(empty, own=own, within=given[:width], between=given[width:], base=base, spread=spread)

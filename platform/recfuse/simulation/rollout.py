@@ -12,7 +12,7 @@ from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import Decision, FixedGaussian, Policy
 from recfuse.simulation.sessions import Page, SessionEngine, Sessions
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 
 _PERSONS_AT_ONCE = 16_384
 Act = Callable[[np.ndarray, np.ndarray], Decision]
@@ -27,7 +27,7 @@ class Requests:
             session, from 0.
         entry: position in the world's entries; clock: days since the world's start.
         state: float32[N, S]; mu, sigma, action: float32[N, M]; action_logp: float64.
-        feedback: float32[N, len(FEEDBACK)]; last: bool, the session ended here.
+        feedback: float32[N, F], as in `World.feedback`; last: bool, the session ended here.
         offset: where in the entry's pool the candidates began; seen: bool[N, candidates], those that were not to be
             shown again; shown: int16[N, page], places among the candidates, best first.
     """
@@ -52,7 +52,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Totals:
-    """Per simulated person: float64[n, len(FEEDBACK)] sums over the horizon, and how many requests and sessions."""
+    """Per simulated person: float64[n, F] sums over the horizon, and how many requests and sessions."""
 
     feedback: np.ndarray
     requests: np.ndarray
@@ -133,9 +133,9 @@ def rollout(world: World, policy: Policy, *, seed: int, persons: np.ndarray | No
     return Requests(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def collect(simulation: Iterator[Step], persons: int) -> Totals:
-    """Sums the feedback per slot."""
-    feedback = np.zeros((persons, len(FEEDBACK)))
+def collect(simulation: Iterator[Step], persons: int, columns: int) -> Totals:
+    """Sums the feedback, of so many columns, per slot."""
+    feedback = np.zeros((persons, columns))
     requests, sessions = np.zeros(persons, np.int64), np.zeros(persons, np.int64)
     for step in simulation:  # a slot occurs once in a step, so plain indexing adds right
         feedback[step.slot] += step.page.feedback
@@ -158,7 +158,7 @@ def live(world: World, policy: Policy, persons: NDArray[np.int64], *, seed: int,
         some = persons[start:start + _PERSONS_AT_ONCE]
         simulation = steps(engine, some % world.users, policy_act(policy, explore, rng), persons=some,
                            observe=not isinstance(policy, FixedGaussian))
-        parts.append(collect(simulation, len(some)))
+        parts.append(collect(simulation, len(some), len(world.feedback)))
     return Totals(*(np.concatenate([getattr(part, name) for part in parts])
                     for name in ("feedback", "requests", "sessions")))
 
@@ -173,4 +173,4 @@ def live_with(engine: SessionEngine, vectors: np.ndarray, persons: np.ndarray) -
         return Decision(current, unit, current, np.zeros(len(slot)))
 
     user = persons % engine.world.users
-    return collect(steps(engine, user, act, persons=persons, observe=False), len(persons))
+    return collect(steps(engine, user, act, persons=persons, observe=False), len(persons), len(engine.world.feedback))

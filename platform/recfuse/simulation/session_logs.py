@@ -17,7 +17,7 @@ from recfuse.runtime.console import Progress
 from recfuse.simulation.candidates import logged_candidates
 from recfuse.simulation.rollout import Requests, rollout
 from recfuse.simulation.sessions import DAY
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 
 STAGE = "fine"
 PERSONS_PER_PART = 1_000
@@ -44,7 +44,7 @@ def session_log(world: World, requests: Requests, model_version: str, candidates
     ts = world.start + np.round(requests.clock * DAY * 1e6).astype(np.int64)
     scene = pa.array(np.array(world.scenes)[world.entry_scene[requests.entry]])
     feedback = pa.StructArray.from_arrays(
-        [pa.array(requests.feedback[:, FEEDBACK.index(name)]) for name in vocabulary.behaviour_names],
+        [pa.array(requests.feedback[:, world.feedback.index(name)]) for name in vocabulary.behaviour_names],
         names=list(vocabulary.behaviour_names))
     rows = len(order)
     drawn = (requests.action != requests.mu).any(1)

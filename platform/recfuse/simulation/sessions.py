@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from recfuse.simulation.response import INTERACTIONS, marginals, sigmoid
+from recfuse.simulation.response import marginals, sigmoid
 from recfuse.simulation.uniform import mix, uniform
 from recfuse.simulation.world import World
 from recfuse.state.candidates import CandidateEncoder
@@ -16,8 +16,8 @@ from recfuse.state.encoder import StateEncoder
 DAY = 86_400.0
 # What the draws of a request are for; draws of a place on the page follow, per place.
 _OFFSET, _SCENE, _LEAVE, _RETURN, _START, _OUTCOME, _LOOK, _WATCH, _INTERACT = range(9)
-# State features that move in a session; the others are the entry's.
-_MOVING = ("hour", "requests_so_far", "watch_so_far", "interactions_so_far", "last_watch_time", "last_clicks")
+# A request takes so many seconds, and so many more where the amount is no time.
+_PAUSE, _LOOKING = 5.0, 20.0
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Sessions:
         person: what the luck hangs on; several persons may have the tastes of one user.
         request: requests answered so far; clock: days since the start; mood: of the user, 0 is neutral.
         seen: bool[B, P], shown in this session; key: uint64, what the session's random numbers hang on.
-        watch, interactions, last_watch, last_clicks: the session so far.
+        watch, interactions, last_watch, last_clicks: the session so far: amounts; interactions that are wanted, or
+            last steps of the ladder where there are none; amount and first steps of the last request.
     """
 
     user: np.ndarray
@@ -61,9 +62,9 @@ class Page:
     """What one request of B sessions brought.
 
     Attributes:
-        feedback: float32[B, len(FEEDBACK)], sums over the places looked at.
+        feedback: float32[B, F], as in `World.feedback`, sums over the places looked at.
         shown: int64[B, page], positions in the pool, best place first; looked: bool[B, page].
-        outcome: int64[B, page], in the order of OUTCOMES; watch_time: float32[B, page], seconds; 0 where not looked.
+        outcome: int64[B, page], steps of the ladder; watch_time: float32[B, page], the amount; 0 where not looked.
         left: bool[B], the user left by choice; cut: bool[B], the session reached its greatest length.
         satisfaction: float64[B], raw: before standardisation; mood: float64[B], the user's after it.
         offset: int64[B], where in the pool the candidates began; seen: bool[B, candidates], those that were not to be
@@ -104,8 +105,11 @@ class SessionEngine:
             for of_pool in (world.terms, world.predictions))
         self._places = np.arange(self.config.page)
         # What each interaction adds to satisfaction.
-        self._value = np.array([self.config.hate_value if name == "hate" else self.config.interaction_value
-                                for name in INTERACTIONS], np.float32)
+        responses = world.responses
+        self._value = np.array([self.config.hate_value if name in responses.unwanted else self.config.interaction_value
+                                for name in responses.interactions], np.float32)
+        self._ladder = len(responses.ladder)
+        self._counted = world.columns(responses.wanted or responses.ladder[-1:])
         self._user_columns = {name: world.features[name] for name in self._encoder.names if name in world.features}
 
     def start(self, user: np.ndarray, person: np.ndarray, number: np.ndarray, clock: np.ndarray,
@@ -137,11 +141,18 @@ class SessionEngine:
 
     def context(self, sessions: Sessions) -> dict[str, np.ndarray]:
         """The state features of the next request, as columns `[B]`."""
-        return {**self._entry_context(sessions.entry, sessions.user), **_moving_context(sessions)}
+        return {**self._entry_context(sessions.entry, sessions.user), **self._moving_context(sessions)}
 
     def _entry_context(self, entry: np.ndarray, user: np.ndarray) -> dict[str, np.ndarray]:
         columns = {name: column[user] for name, column in self._user_columns.items()}
         return {**columns, "scene": np.array(self.world.scenes)[self.world.entry_scene[entry]]}
+
+    def _moving_context(self, sessions: Sessions) -> dict[str, np.ndarray]:
+        """What moves in a session, by the names that the responses have."""
+        watch, last = ((sessions.watch,), (sessions.last_watch,)) if self.world.responses.amount else ((), ())
+        columns = (np.floor((sessions.clock * 24 + 8) % 24), sessions.request, *watch, sessions.interactions, *last,
+                   sessions.last_clicks)
+        return dict(zip(self.world.responses.session_features, columns, strict=True))
 
     @cached_property
     def _entry_states(self) -> np.ndarray:
@@ -154,7 +165,8 @@ class SessionEngine:
         """The encoder of what moves, and its columns of the state; None where the state has none of it."""
         vocabulary = self.world.vocabulary
         features, starts = vocabulary.state_features, np.cumsum([0, *(f.width for f in vocabulary.state_features)])
-        moving = [k for k, feature in enumerate(features) if feature.name in _MOVING]
+        names = self.world.responses.session_features
+        moving = [k for k, feature in enumerate(features) if feature.name in names]
         if not moving:
             return None
         places = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in moving])
@@ -167,10 +179,10 @@ class SessionEngine:
         states = self._entry_states[sessions.entry]
         if self._moving is not None:
             encoder, places = self._moving
-            states[:, places] = encoder.encode(_moving_context(sessions), rows=len(states))
+            states[:, places] = encoder.encode(self._moving_context(sessions), rows=len(states))
         if self._candidates is None:
             return states
-        offset, seen = self._offered(sessions)
+        offset, seen = self.offered(sessions)
         encoded = self._candidates.encode(self.predictions(sessions.entry, offset), seen)
         return np.concatenate([states, encoded], 1)
 
@@ -185,7 +197,7 @@ class SessionEngine:
         scores[seen] = -np.inf
         return scores
 
-    def _offered(self, sessions: Sessions) -> tuple[np.ndarray, np.ndarray]:
+    def offered(self, sessions: Sessions) -> tuple[np.ndarray, np.ndarray]:
         """Where in the pool the next request's candidates begin, and which of them are not to be shown again."""
         config = self.config
         offset = (uniform(_luck(sessions), _OFFSET) * config.pool).astype(np.int64)
@@ -202,7 +214,7 @@ class SessionEngine:
         """float64[B]: the mean raw satisfaction with the page that `action` [B, M] ranks, by the response model."""
         shown = self.rank(sessions, action)
         chance = marginals(self.world.logits[sessions.entry[:, None], shown], self.world.outcome)
-        value = chance[..., 0] + chance[..., 1] + chance[..., 2:] @ self._value
+        value = chance[..., :self._ladder].sum(-1) + chance[..., self._ladder:] @ self._value
         attention = self.config.attention ** self._places
         result: np.ndarray = (value @ (attention / attention.sum())).astype(np.float64)
         return result
@@ -213,7 +225,7 @@ class SessionEngine:
 
     def _rank(self, sessions: Sessions, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What is shown, by its places in the pool; and of the candidates offset, seen, and places of what is shown."""
-        offset, seen = self._offered(sessions)
+        offset, seen = self.offered(sessions)
         scores = self.scores(sessions.entry, offset, seen, action)
         places = np.argsort(-scores, axis=1, kind="stable")[:, :self.config.page]
         return (offset[:, None] + places) % self.config.pool, offset, seen, places
@@ -223,8 +235,9 @@ class SessionEngine:
         base = _luck(sessions)
         shown, offset, seen, places = self._rank(sessions, action)
         looked, outcome, interacted, watch = self._respond(sessions, base, shown)
+        amount, amounts = watch.sum(1, keepdims=True), len(self.world.responses.amounts)
         feedback = np.concatenate([
-            watch.sum(1, keepdims=True), (outcome > 0).sum(1, keepdims=True), (outcome > 1).sum(1, keepdims=True),
+            amount[:, :amounts], *((outcome > step).sum(1, keepdims=True) for step in range(self._ladder)),
             interacted.sum(1)], 1).astype(np.float32)
         satisfaction = _satisfaction(looked, outcome, interacted @ self._value)
         scene = self.world.entry_scene[sessions.entry]
@@ -233,13 +246,14 @@ class SessionEngine:
         # Unit variance under the logged policy: chance averages out over requests, steady quality adds up.
         sessions.mood[:] = memory * sessions.mood + np.sqrt(1 - memory**2) * went
         sessions.request += 1
-        sessions.clock += (feedback[:, 0] + 5.0) / DAY
+        spent = amount[:, 0] if self.world.responses.amount_is_time else _LOOKING
+        sessions.clock += (spent + _PAUSE) / DAY
         np.put_along_axis(sessions.seen, shown, True, 1)
         exhausted = sessions.seen.sum(1) > self.config.pool - self.config.candidates
         sessions.seen[exhausted] = False
-        sessions.watch += feedback[:, 0]
-        sessions.interactions += feedback[:, 3:7].sum(1)
-        sessions.last_watch[:], sessions.last_clicks[:] = feedback[:, 0], feedback[:, 1]
+        sessions.watch += amount[:, 0]
+        sessions.interactions += feedback[:, self._counted].sum(1)
+        sessions.last_watch[:], sessions.last_clicks[:] = amount[:, 0], feedback[:, amounts]
         effect = self.config.stay_effect if self.config.responsive else 0.0
         left = uniform(base, _LEAVE) < sigmoid(self.world.leave[scene] - effect * sessions.mood)
         cut = ~left & (sessions.request >= self.config.max_requests)
@@ -262,23 +276,14 @@ class SessionEngine:
         looked = np.logical_and.accumulate(
             (uniform(draw, _LOOK) < self.config.attention) | (self._places == 0), axis=1)
         logits = world.logits[entry, shown]
-        click = sigmoid(logits[..., 0])
         u = uniform(draw, _OUTCOME)
-        long_view = u < click * sigmoid(logits[..., 1])
-        outcome = np.where(looked, (u < click).astype(np.int64) + long_view, 0)
-        chance = sigmoid(logits[..., 2:] + world.outcome[outcome])
-        kinds = np.arange(len(INTERACTIONS))
+        reached = np.cumprod(sigmoid(logits[..., :self._ladder]), -1)
+        outcome = np.where(looked, (u[..., None] < reached).sum(-1), 0)
+        chance = sigmoid(logits[..., self._ladder:] + world.outcome[outcome])
+        kinds = np.arange(chance.shape[-1])
         interacted = (uniform(draw[..., None], _INTERACT, kinds) < chance) & looked[..., None]
-        quantile = world.quantile(entry, shown, outcome, uniform(draw, _WATCH))
-        scene = world.entry_scene[entry]
-        watch = world.watch_time[scene, outcome, world.duration_bin[entry, shown], quantile] * looked
+        watch = world.amount(entry, shown, outcome, uniform(draw, _WATCH)) * looked
         return looked, outcome, interacted, watch
-
-
-def _moving_context(sessions: Sessions) -> dict[str, np.ndarray]:
-    return {"hour": np.floor((sessions.clock * 24 + 8) % 24), "requests_so_far": sessions.request,
-            "watch_so_far": sessions.watch, "interactions_so_far": sessions.interactions,
-            "last_watch_time": sessions.last_watch, "last_clicks": sessions.last_clicks}
 
 
 def _luck(sessions: Sessions) -> np.ndarray:
@@ -287,7 +292,7 @@ def _luck(sessions: Sessions) -> np.ndarray:
 
 
 def _satisfaction(looked: np.ndarray, outcome: np.ndarray, interactions: np.ndarray) -> np.ndarray:
-    """float64[B]: mean over the places looked at of: nothing 0, a click 1, a long view 2, plus what the interactions
+    """float64[B]: mean over the places looked at of: 1 a step of the ladder, plus what the interactions
     [B, page] are worth."""
     result: np.ndarray = ((outcome + interactions) * looked).sum(1) / looked.sum(1)
     return result.astype(np.float64)

@@ -1,18 +1,20 @@
-"""The shop's demo: four pages with click and order, and a catalogue, from a generator with known true probabilities.
+"""A shop: pages with click, order and revenue, and a catalogue, from a generator with known truth.
 
-The pages are the source's: the cart with items in it, the empty cart, the details of an order, the tracking of one. No
-public data at scale has these pages; every number here is made up from a seed.
+The demo has a home page and a cart. The scorer is measured on four pages: the cart with items in it, the empty cart,
+the details of an order, the tracking of one. No public data at scale has such pages; every number here is made up from
+a seed.
 
 The truth, for user u of segment m and age group n, and item i of kind y and colour z, on page s:
 `P(click) = σ(c_s + a_u + k_i + g_s (A[m, y] + ½ B[n, z]) + 1.5 log(before / now))` and
 `P(order | click) = σ(d_s + ½ a_u + ½ k_i + ½ A[m, y] − .8 |log now − log budget_u|)`, with tables of tastes A and B and
 biases a, k. Segment, age group, kind, colour and prices are in the features; biases and budget show through noise.
 Each page has its own strength g_s of taste: what somebody adds to a full cart is more a matter of it than what they see
-while they track a parcel.
+while they track a parcel. An order pays the item's price now.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +24,7 @@ from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.logs.orders import order_exposures
 from recfuse.scenes.registry import Registry, Scene
+from recfuse.simulation.responses import Responses
 
 FIRST_DAY = 20240301
 
@@ -42,7 +45,13 @@ PAGES = {
     "order_details": Page(share=.20, click=-2.5, order=-1.7, taste=1.0),
     "order_tracking": Page(share=.15, click=-2.9, order=-2.0, taste=.8),
 }
-REGISTRY = Registry(scenes=tuple(Scene(name=name, tasks=("click", "order")) for name in PAGES))
+# Those of the demo: where people come in, and where they are about to pay.
+HOME_AND_CART = {
+    "home": Page(share=.60, click=-2.0, order=-1.8, taste=1.2),
+    "cart": Page(share=.40, click=-1.6, order=-1.3, taste=1.6),
+}
+# An order follows a click and pays the item's price.
+RESPONSES = Responses(ladder=("click", "order"), amount="revenue", amount_after="order", amount_of="price")
 _KINDS = ("phone", "shoe", "lamp", "book", "toy", "jacket", "kettle", "bag")
 _COLOURS = ("black", "white", "red", "blue", "green", "grey")
 _SEGMENTS, _AGES = 6, 5
@@ -52,15 +61,22 @@ _SEGMENTS, _AGES = 6, 5
 class Truth:
     """Probabilities that the labels were drawn from, float64[N], in the order of `Exposures.rows`.
 
-    `order` is that of an order at all, not given a click.
+    `order` is that of an order at all, not given a click; `revenue` the mean of what is paid.
     """
 
     click: np.ndarray
     order: np.ndarray
+    revenue: np.ndarray
 
 
-def generate(seed: int = 0, users: int = 3_000, items: int = 400, rows: int = 60_000,
-             days: int = 10) -> tuple[Exposures, Truth]:
+def registry(pages: Iterable[str]) -> Registry:
+    """The scenes of these pages, all of their answers predicted."""
+    return Registry(scenes=tuple(Scene(name=name, tasks=("click", "order", "revenue")) for name in pages),
+                    numbers={"revenue": 100.0})
+
+
+def generate(seed: int = 0, users: int = 3_000, items: int = 400, rows: int = 60_000, days: int = 10,
+             pages: Mapping[str, Page] = PAGES) -> tuple[Exposures, Truth]:
     """Exposures of the shop and their truth; the same arguments give the same rows.
 
     Raises:
@@ -68,28 +84,30 @@ def generate(seed: int = 0, users: int = 3_000, items: int = 400, rows: int = 60
     """
     for name, value, least in (("users", users, 10), ("items", items, 20), ("rows", rows, 200), ("days", days, 2)):
         require(value >= least, name, value, f"an integer ≥ {least}")
-    rng = np.random.default_rng([seed, 0x5409])
+    rng = _generator(seed)
     truth = _tastes(rng, users, items)
     user, item = rng.integers(0, users, rows), rng.choice(items, rows, p=_popularity(rng, items))
-    page = rng.choice(len(PAGES), rows, p=[page.share for page in PAGES.values()])
-    click, given = truth.probabilities(user, item, page)
+    page = rng.choice(len(pages), rows, p=[page.share for page in pages.values()])
+    click, given = truth.probabilities(user, item, page, pages)
     day, hour = rng.integers(0, days, rows), rng.integers(0, 24, rows)
     seconds = day * 86_400 + hour * 3_600 + rng.permutation(rows) * 3_600 // rows
     clicked = rng.random(rows) < click
     order = clicked & (rng.random(rows) < given)
     columns = {
         "user_id": user.astype(np.int64), "item_id": item.astype(np.int64),
-        "scene": np.array(list(PAGES))[page],
+        "scene": np.array(list(pages))[page],
         "ts": pa.array(1_709_251_200_000_000 + seconds * 1_000_000).cast(pa.timestamp("us", "UTC")),
         "day": (FIRST_DAY + day).astype(np.int32), "hour": hour.astype(np.int8),
-        "click": clicked.astype(np.int8), "order": order.astype(np.int8), "drawn": np.arange(rows)}
+        "click": clicked.astype(np.int8), "order": order.astype(np.int8),
+        "revenue": np.where(order, truth.now[item], 0.0).astype(np.float32), "drawn": np.arange(rows)}
     exposures = order_exposures(columns, _users(rng, truth), _catalogue(rng, truth))
     drawn = exposures.rows["drawn"].to_numpy()
-    return _without(exposures, "drawn"), Truth(click[drawn], (click * given)[drawn])
+    paid = click * given * truth.now[item]
+    return _without(exposures, "drawn"), Truth(click[drawn], (click * given)[drawn], paid[drawn])
 
 
 @dataclass(frozen=True)
-class _Tastes:
+class Tastes:
     """What the generator draws of users [U] and items [I]."""
 
     segment: np.ndarray
@@ -104,12 +122,13 @@ class _Tastes:
     kind_taste: np.ndarray
     colour_taste: np.ndarray
 
-    def probabilities(self, user: np.ndarray, item: np.ndarray, page: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """P(click) and P(order | click), float64[N] each."""
+    def probabilities(self, user: np.ndarray, item: np.ndarray, page: np.ndarray,
+                      pages: Mapping[str, Page]) -> tuple[np.ndarray, np.ndarray]:
+        """P(click) and P(order | click), float64[N] each; `page`: positions among the pages."""
         kind = self.kind_taste[self.segment[user], self.kind[item]]
         colour = self.colour_taste[self.age[user], self.colour[item]]
         bias = self.user_bias[user] + self.item_bias[item]
-        base, strength, order = (np.array([getattr(each, name) for each in PAGES.values()])[page]
+        base, strength, order = (np.array([getattr(each, name) for each in pages.values()])[page]
                                  for name in ("click", "taste", "order"))
         click = base + bias + strength * (kind + colour / 2) + 1.5 * np.log(self.before / self.now)[item]
         dear = np.abs(np.log(self.now[item]) - np.log(self.budget[user]))
@@ -117,9 +136,18 @@ class _Tastes:
         return 1 / (1 + np.exp(-click)), 1 / (1 + np.exp(-given))
 
 
-def _tastes(rng: np.random.Generator, users: int, items: int) -> _Tastes:
+def tastes(seed: int = 0, users: int = 3_000, items: int = 400) -> Tastes:
+    """Those of `generate` with the same arguments: the truth of any user and item."""
+    return _tastes(_generator(seed), users, items)
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 0x5409])
+
+
+def _tastes(rng: np.random.Generator, users: int, items: int) -> Tastes:
     now, before = _prices(rng, items)
-    return _Tastes(
+    return Tastes(
         segment=rng.integers(0, _SEGMENTS, users), age=rng.integers(0, _AGES, users),
         kind=rng.integers(0, len(_KINDS), items), colour=rng.integers(0, len(_COLOURS), items),
         user_bias=rng.normal(0, .4, users), item_bias=rng.normal(0, .4, items), now=now, before=before,
@@ -127,7 +155,7 @@ def _tastes(rng: np.random.Generator, users: int, items: int) -> _Tastes:
         colour_taste=rng.normal(0, 1, (_AGES, len(_COLOURS))))
 
 
-def _catalogue(rng: np.random.Generator, truth: _Tastes) -> pa.Table:
+def _catalogue(rng: np.random.Generator, truth: Tastes) -> pa.Table:
     """The items: price now and before, image, and parameters; the rating shows the bias through noise."""
     count = len(truth.kind)
     return pa.table({
@@ -157,7 +185,7 @@ def _popularity(rng: np.random.Generator, items: int) -> np.ndarray:
     return share
 
 
-def _users(rng: np.random.Generator, truth: _Tastes) -> pa.Table:
+def _users(rng: np.random.Generator, truth: Tastes) -> pa.Table:
     count = len(truth.segment)
     return pa.table({
         "user_id": np.arange(count, dtype=np.int64), "segment": truth.segment.astype(np.int64),

@@ -9,64 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import Config
-from recfuse.logs.account import QUARANTINE_LIMIT, Account
+from recfuse.config import from_mapping
+from recfuse.fusion.policies import FixedGaussian
+from recfuse.logs.account import Account
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.inference import SceneScorer
+from recfuse.scenes.registry import Registry, Scene
 from recfuse.simulation.build import build_world
 from recfuse.simulation.calibration import TOLERANCE, Calibration, within_tolerance
+from recfuse.simulation.config import SimulateConfig
 from recfuse.simulation.fidelity import Effect, fidelity, verdict
 from recfuse.simulation.output import HOLDOUT, LOGS, WORLD, behaviour_policy, claimed
 from recfuse.simulation.persons import held_out, persons_of
 from recfuse.simulation.predictions import Scorer, predictor, task_names
 from recfuse.simulation.response_fit import ResponseFit, fit_response
-from recfuse.simulation.response_network import ResponseConfig
+from recfuse.simulation.responses import FEED, Responses
 from recfuse.simulation.session_logs import write_logs
-from recfuse.simulation.sources import read_source
-from recfuse.simulation.world import World, WorldConfig
+from recfuse.simulation.sources import EXPLORATION, RESPONSES, read_source
+from recfuse.simulation.world import World
 
+SIGMA = 0.7
 # AUC of response models as published by others for KuaiRand-Pure, with splits of their own; for orientation.
 PUBLISHED_AUC = {"click": ".673", "long_view": ".712", "like": ".81", "comment": ".81", "forward": ".79",
                  "follow": ".79", "hate": ".75"}
-
-# Hand-tuned, as an operator would: that people open an item, stay, and how long, counts most, what they do with it a
-# third of that.
-HAND_TUNED = {"click": 1.0, "long_view": 1.0, "watch_time": 1.0,
-              "like": 0.3, "comment": 0.3, "forward": 0.3, "follow": 0.3}
-
-
-class SimulateConfig(Config):
-    """Config of the job."""
-
-    logs: str = Field(
-        "embedded", description="A directory with KuaiRand files is read; `embedded` and `shop` are generators.")
-    quarantine_limit: float = Field(QUARANTINE_LIMIT, ge=0, le=1, repr=False, description=(
-        "The job ends with an error after it has written where a larger share of the exposures is quarantined."))
-    scorer: str = Field(
-        "runs/scenes/bundles", description="This is a bundle of kind `scenes`, or a directory that holds one.")
-    output: str = Field(
-        "runs/simulation", description="This directory gets `logs/`, `holdout/`, `world/` and `metrics.json`.")
-    behaviour_mu: dict[str, float] = Field(
-        default_factory=lambda: dict(HAND_TUNED),
-        description="The declared behaviour policy has these means by fusion parameter; one not named has 0.3.")
-    behaviour_sigma: float = Field(
-        0.7, description="The declared behaviour policy explores every parameter with this standard deviation.", gt=0)
-    world: WorldConfig = Field(WorldConfig(), description="This is what the world assumes.")
-    response: ResponseConfig = Field(ResponseConfig(), description="The response model is fitted so.")
-    persons: int = Field(
-        18_000, description="The logs hold so many simulated people; person p has the tastes of the world's user p mod "
-        "`world.users`.", ge=1)
-    held_out_users: float = Field(
-        0.2, description="This share of the world's users never occurs in the logs.", ge=0, lt=1)
-    holdout_persons: int = Field(
-        2_000, description="A second log, for evaluation, holds so many people, of held-out users where there are any; "
-        "0 for none.", ge=0)
-    candidates: bool = Field(
-        True, description="The logs say what each request had to rank and what was shown, as replay needs it.")
-    seed: int = Field(1, description="The seed of the logs.", ge=0)
 
 
 @dataclass(frozen=True)
@@ -101,18 +68,23 @@ class SimulateResult:
         """behaviour, positives and AUC on the last day with its interval, the AUC published for models on the whole
         public data, mean predicted and observed rate; as text."""
         response = self.metrics["response"]
+        published = PUBLISHED_AUC if self.metrics["responses"] == FEED.to_dict() else {}
         interval = {name: "–" if None in ends else "[{:.3f}, {:.3f}]".format(*ends)
                     for name, ends in response["interval"].items()}
         return [(name, f"{response['positives'][name]:,}", "–" if area is None else f"{area:.3f}", interval[name],
-                 PUBLISHED_AUC[name], *(f"{rate:.5f}" for rate in response["rates"][name]))
+                 published.get(name, "–"), *(f"{rate:.5f}" for rate in response["rates"][name]))
                 for name, area in response["auc"].items()]
 
     @property
     def calibration_rows(self) -> list[tuple[str, str, str, str, str, str]]:
         """scene, measure, simulated, real, their ratio, and whether it is within tolerance; as text."""
         return [(scene, name, f"{simulated:.5g}", f"{real:.5g}", f"{simulated / real:.3f}" if real else "–",
-                 "yes" if within_tolerance(name, simulated, real) else "NO")
+                 "yes" if within_tolerance(name, simulated, real, self._seconds) else "NO")
                 for scene, name, simulated, real in self.metrics["calibration"]]
+
+    @property
+    def _seconds(self) -> str:
+        return from_mapping(Responses, self.metrics["responses"]).seconds
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -121,6 +93,11 @@ class SimulateResult:
         return tuple(Effect(*names, *(nan if value is None else value for value in values))
                      for *names, simulated, real, low, high in self.metrics["fidelity"]
                      for values in [(simulated, real, low, high)])
+
+    @property
+    def fidelity_columns(self) -> tuple[str, ...]:
+        """Heads of `fidelity_rows`."""
+        return ("scene", "ranking", *dict.fromkeys(effect.measure for effect in self.effects))
 
     @property
     def fidelity_rows(self) -> list[tuple[str, ...]]:
@@ -141,14 +118,40 @@ class SimulateResult:
     def verdict(self) -> str:
         """How much of the calibration holds, in a sentence."""
         rows = self.metrics["calibration"]
-        off = [f"{scene} {name}" for scene, name, *values in rows if not within_tolerance(name, *values)]
-        return (f"{len(rows) - len(off)} of {len(rows)} measures within {TOLERANCE:.0%} of the log (watch time also "
-                f"within {TOLERANCE:g} s)" + (f"; outside: {', '.join(off)}" if off else ""))
+        off = [f"{scene} {name}" for scene, name, simulated, real in rows
+               if not within_tolerance(name, simulated, real, self._seconds)]
+        slack = f" ({self._seconds.replace('_', ' ')} also within {TOLERANCE:g} s)" if self._seconds else ""
+        return (f"{len(rows) - len(off)} of {len(rows)} measures within {TOLERANCE:.0%} of the log{slack}"
+                + (f"; outside: {', '.join(off)}" if off else ""))
 
 
 def load_scorer(path: str | Path) -> Scorer:
     """The scorer of a bundle, or of the newest in a directory."""
     return SceneScorer.from_bundle(read_bundle(newest_bundle(path, "scenes"), "scenes"))
+
+
+def responses_of(config: SimulateConfig) -> Responses:
+    """The declared ones, or those that the source is known for."""
+    return config.responses or RESPONSES.get(config.logs, FEED)
+
+
+def declared_policy(config: SimulateConfig, responses: Responses, parameters: tuple[str, ...]) -> FixedGaussian:
+    """The behaviour policy of the logs."""
+    return behaviour_policy(responses.weights(config.behaviour_mu, parameters), sigma_of(config), parameters)
+
+
+def sigma_of(config: SimulateConfig) -> float:
+    """How far the behaviour policy explores: as declared, or as the source is known."""
+    return config.behaviour_sigma or EXPLORATION.get(config.logs, SIGMA)
+
+
+def _registry(config: SimulateConfig, scorer: Scorer) -> Registry | None:
+    """The labels of files that are known for nothing (`native`), by which they are checked."""
+    if config.layout != "native":
+        return None
+    responses = responses_of(config)
+    return Registry(scenes=tuple(Scene(name=name, tasks=responses.feedback) for name in scorer.tasks),
+                    numbers=dict.fromkeys(responses.amounts, 1.0))
 
 
 def simulate(config: SimulateConfig) -> SimulateResult:
@@ -177,7 +180,7 @@ def simulate(config: SimulateConfig) -> SimulateResult:
 
 def _build(config: SimulateConfig, scorer: Scorer, run: str) -> tuple[World, dict[str, Any]]:
     """Makes the world, and what its fit and calibration are worth; nothing is written yet."""
-    exposures = read_source(config.logs).exposures
+    exposures = read_source(config.logs, config.layout, registry=_registry(config, scorer)).exposures
     made = make_world(config, scorer, exposures)
     return made.world, {"run": run, "exposures": str(exposures.account), "account": asdict(exposures.account),
                         **_report(config, made)}
@@ -186,7 +189,7 @@ def _build(config: SimulateConfig, scorer: Scorer, run: str) -> tuple[World, dic
 def _write(config: SimulateConfig, world: World, run: str, metrics: dict[str, Any], reused: bool) -> SimulateResult:
     """Writes what is missing of the logs and of the holdout."""
     output, version = Path(config.output), f"declared-{run}"
-    policy = behaviour_policy(config.behaviour_mu, config.behaviour_sigma, world.vocabulary.fusion_parameters)
+    policy = declared_policy(config, world.responses, world.vocabulary.fusion_parameters)
     out = held_out(world, config.held_out_users)
     rows = write_logs(world, policy, output / LOGS, persons=persons_of(~out, config.persons), seed=config.seed,
                       model_version=version, candidates=config.candidates)
@@ -209,21 +212,22 @@ class Made:
 
 def make_world(config: SimulateConfig, scorer: Scorer, exposures: Exposures) -> Made:
     """Fits the response model, builds the world and holds what ranking changes in it against the exposures."""
-    scenes, parameters = tuple(scorer.tasks), task_names(scorer)
+    scenes, parameters, responses = tuple(scorer.tasks), task_names(scorer), responses_of(config)
     exposures = exposures.filter(np.isin(exposures.column("scene"), scenes))
     scores = scorer.score_exposures(exposures)
     predictions = np.nan_to_num(np.stack([scores[task] for task in parameters], 1), nan=0.0)
-    fit = fit_response(exposures, scenes, config.response, predictions)
-    logged = behaviour_policy(config.behaviour_mu, config.behaviour_sigma, parameters)
-    world, calibration = build_world(exposures, fit.model, predictor(scorer, exposures, scenes), parameters, logged,
-                                     config.world, stack=fit.stack)
+    fit = fit_response(exposures, scenes, config.response, predictions, responses)
+    logged = declared_policy(config, responses, parameters)
+    world, calibration = build_world(
+        exposures, fit.model, predictor(scorer, exposures, scenes), parameters, logged,
+        config.world, stack=fit.stack, responses=responses)
     terms = np.log(predictions + np.float32(world.vocabulary.offset))
     return Made(world, fit, calibration, fidelity(world, exposures, terms, logged.mu.astype(np.float64)))
 
 
 def _report(config: SimulateConfig, made: Made) -> dict[str, Any]:
     """JSON values; there is no NaN in JSON."""
-    fit = made.fit
+    fit, world = made.fit, made.world
     return {
         "response": {"rows": fit.rows, "test_rows": fit.test_rows,
                      "auc": {name: None if np.isnan(area) else area for name, area in fit.auc.items()},
@@ -234,6 +238,8 @@ def _report(config: SimulateConfig, made: Made) -> dict[str, Any]:
         "calibration": [list(row) for row in made.calibration.rows],
         "fidelity": [[None if isinstance(value, float) and np.isnan(value) else value
                       for value in dataclasses.astuple(effect)] for effect in made.effects],
-        "behaviour_policy": {"mu": config.behaviour_mu, "sigma": config.behaviour_sigma},
+        "behaviour_policy": {"mu": world.responses.weights(config.behaviour_mu, world.vocabulary.fusion_parameters),
+                             "sigma": sigma_of(config)},
+        "responses": world.responses.to_dict(),
         "world": config.world.to_dict(), "held_out_users": config.held_out_users,
     }

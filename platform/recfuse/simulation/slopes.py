@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recfuse.behaviours import StateFeature
-from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES
+from recfuse.simulation.responses import FEED, Responses
 
 GROUPS = ("views", "interactions", "watch")
-# Outputs of the response model → group: click and long view, interactions, the watch level after every outcome.
-GROUP_OF_OUTPUT = np.repeat(np.arange(len(GROUPS)), (len(HEADS) - len(INTERACTIONS), len(INTERACTIONS), len(OUTCOMES)))
 _VISIBLE = .8  # share of a slope's variance (of its logarithm) that is a function of the features
 # The variance with which one past exposure tells a slope: of click in the public log, 1 / (p (1 − p) var log-odds).
 _NOISE = 30.0
@@ -36,8 +34,13 @@ class Slopes:
     features: tuple[StateFeature, ...]
 
 
+def group_of_output(responses: Responses) -> NDArray[np.int64]:
+    """Outputs of the response model → group: the ladder, interactions, the level of the amount after every outcome."""
+    return np.repeat(np.arange(len(GROUPS)), (len(responses.ladder), len(responses.interactions), responses.outcomes))
+
+
 def draw_slopes(spread: float, columns: Mapping[str, NDArray], features: Sequence[StateFeature],
-                rng: np.random.Generator) -> Slopes:
+                rng: np.random.Generator, responses: Responses = FEED) -> Slopes:
     """Log-normal slopes of the users, with this standard deviation; none where it is 0.
 
     Args:
@@ -50,11 +53,15 @@ def draw_slopes(spread: float, columns: Mapping[str, NDArray], features: Sequenc
     past = np.asarray(columns["past_exposures"], np.float64)
     slope, shown, described = np.empty((users, len(GROUPS)), np.float32), {}, []
     for index, group in enumerate(GROUPS):
+        if not {"interactions": responses.interactions, "watch": responses.amount}.get(group, True):
+            slope[:, index] = 1.0
+            continue
         seen, unseen = _projection(columns, features, rng), rng.standard_normal(users)
         slope[:, index] = np.exp(sigma * (_VISIBLE**.5 * seen + (1 - _VISIBLE)**.5 * unseen) - sigma**2 / 2)
         # Drawn to 1 by its reliability, as who estimates slopes from few exposures would.
         estimate = slope[:, index] - 1 + rng.standard_normal(users) * np.sqrt(_NOISE / past.clip(min=.5))
-        name = f"past_meaning_{group}"
+        of = responses.amount.removesuffix("_time") if group == "watch" else group
+        name = f"past_meaning_{of}"
         shown[name] = np.round(estimate * past / (past + _NOISE / spread**2), 6)
         described.append(StateFeature(name=name, mean=round(float(shown[name].mean()), 6),
                                       std=round(float(shown[name].std()) + 1e-6, 6)))

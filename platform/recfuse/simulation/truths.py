@@ -17,7 +17,7 @@ from recfuse.config import require
 from recfuse.fusion.policies import Policy
 from recfuse.simulation.sessions import SessionEngine, Sessions
 from recfuse.simulation.uniform import mix, uniform
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 from recfuse.stats.intervals import bootstrap, relative_change
 
 _PERSONS_AT_ONCE = 4_096
@@ -70,7 +70,7 @@ def truths(world: World, logged: Policy, policy: Policy, *, persons: NDArray[np.
     engine = SessionEngine(world, seed)
     parts = [_sums(engine, logged, policy, persons[start:start + _PERSONS_AT_ONCE], explore, discount)
              for start in range(0, len(persons), _PERSONS_AT_ONCE)]
-    columns = [FEEDBACK.index(name) for name in world.vocabulary.behaviour_names]
+    columns = world.columns(world.vocabulary.behaviour_names)
     return _changes(*(np.concatenate(part)[:, columns] if part[0].ndim == 2 else np.concatenate(part)
                       for part in zip(*parts, strict=True)))
 
@@ -96,7 +96,7 @@ def _sums(engine: SessionEngine, logged: Policy, policy: Policy, persons: NDArra
           discount: float) -> tuple[Array, ...]:
     """What `_changes` takes, of all behaviours of a world."""
     noise = _Noise(engine.seed)
-    base, alone, base_sessions = (np.zeros((len(persons), len(FEEDBACK))) for _ in range(3))
+    base, alone, base_sessions = (np.zeros((len(persons), len(engine.world.feedback))) for _ in range(3))
     requests, begun = np.zeros(len(persons)), []
     sessions, slot = _first(engine, persons)
     while len(slot):
@@ -119,7 +119,7 @@ def _sums(engine: SessionEngine, logged: Policy, policy: Policy, persons: NDArra
 def _follow(engine: SessionEngine, policy: Policy, noise: _Noise, persons: NDArray[np.int64],
             explore: bool) -> tuple[Array, Array]:
     """What persons [n] bring over the time under a policy, and by how many requests."""
-    total, requests = np.zeros((len(persons), len(FEEDBACK))), np.zeros(len(persons))
+    total, requests = np.zeros((len(persons), len(engine.world.feedback))), np.zeros(len(persons))
     sessions, slot = _first(engine, persons)
     while len(slot):
         noise.stand_at(sessions)
@@ -133,7 +133,7 @@ def _follow(engine: SessionEngine, policy: Policy, noise: _Noise, persons: NDArr
 def _sessions(engine: SessionEngine, policy: Policy, noise: _Noise, begun: list[tuple[np.ndarray, Sessions]],
               persons: int, explore: bool, discount: float) -> Array:
     """What the sessions that have begun bring per person, if the policy decides them to their ends."""
-    total = np.zeros((persons, len(FEEDBACK)))
+    total = np.zeros((persons, len(engine.world.feedback)))
     slot = np.concatenate([some for some, _ in begun])
     names = vars(begun[0][1])
     sessions = Sessions(**{name: np.concatenate([getattr(one, name) for _, one in begun]) for name in names})

@@ -8,15 +8,16 @@ import pyarrow.compute as pc
 
 from recfuse.behaviours import StateFeature
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
+from recfuse.simulation.responses import FEED, Responses
 
 _CATEGORIES, _NUMBERS = 5, 4
 _MOST_VALUES = 8
 
 
-def user_features(exposures: Exposures,
-                  user_ids: np.ndarray) -> tuple[dict[str, np.ndarray], tuple[StateFeature, ...]]:
+def user_features(exposures: Exposures, user_ids: np.ndarray,
+                  responses: Responses = FEED) -> tuple[dict[str, np.ndarray], tuple[StateFeature, ...]]:
     """State features of the users: how they answered before (in rows the response model has not seen), and of the
-    table's columns those that say most about watch time there.
+    table's columns those that say most about the long-term behaviour there.
 
     Args:
         user_ids: [U], ascending.
@@ -24,15 +25,16 @@ def user_features(exposures: Exposures,
     Returns:
         Feature → column `[U]`; and the features, in the same order.
     """
-    answered = _answered(exposures, user_ids)
+    answered = _answered(exposures, user_ids, responses)
     features = [_numeric(name, column, log=name == "past_exposures") for name, column in answered.items()]
-    target = answered["past_watch_time"] - answered["past_watch_time"].mean()
+    past = answered[f"past_{responses.amount or f'{responses.primary}_rate'}"]
+    target = past - past.mean()
     columns, chosen = _of_table(exposures, user_ids, target)
     columns, features = {**answered, **columns}, [*features, *chosen]
     return {feature.name: columns[feature.name] for feature in features}, tuple(features)
 
 
-def _answered(exposures: Exposures, user_ids: np.ndarray) -> dict[str, np.ndarray]:
+def _answered(exposures: Exposures, user_ids: np.ndarray, responses: Responses) -> dict[str, np.ndarray]:
     """Feature → column `[U]` of how often and how the users answered in the scorer's share of the rows."""
     shared = row_share(exposures) >= RESPONSE_SHARE
     user = exposures.column("user_id")[shared]
@@ -47,10 +49,11 @@ def _answered(exposures: Exposures, user_ids: np.ndarray) -> dict[str, np.ndarra
         drawn: np.ndarray = (np.bincount(place, values, len(user_ids)) + 2 * pooled) / (counts + 2)
         return drawn
 
-    watch = np.log1p(np.maximum(exposures.column("watch_time")[shared][inside].astype(np.float64), 0))
-    return {"past_exposures": counts, "past_watch_time": mean(watch),
+    amounts = {f"past_{name}": mean(np.log1p(np.maximum(exposures.column(name)[shared][inside].astype(np.float64), 0)))
+               for name in responses.amounts}
+    return {"past_exposures": counts, **amounts,
             **{f"past_{name}_rate": mean((exposures.column(name)[shared][inside] > 0).astype(np.float64))
-               for name in ("click", "long_view", "like")}}
+               for name in (*responses.ladder, *responses.interactions[:1])}}
 
 
 def _of_table(exposures: Exposures, user_ids: np.ndarray,
@@ -64,9 +67,10 @@ def _of_table(exposures: Exposures, user_ids: np.ndarray,
         if name == "user_id":
             continue
         if pa.types.is_floating(table[name].type):
-            values = np.nan_to_num(table[name].to_numpy().astype(np.float64))
-            columns[name] = values = values.clip(min=0)
-            numbers.append((_strength(_ranks(values), target), _numeric(name, values, log=True)))
+            columns[name] = values = np.nan_to_num(table[name].to_numpy().astype(np.float64))
+            # Of all users, since a state is refused where a logarithm meets a number below 0.
+            log = bool((np.nan_to_num(exposures.users[name].to_numpy()) >= 0).all())
+            numbers.append((_strength(_ranks(values), target), _numeric(name, values, log=log)))
         else:
             texts = pc.fill_null(table[name].cast(pa.string()), "").to_numpy(zero_copy_only=False).astype(str)
             frequent = [str(text) for text in np.unique(texts)]

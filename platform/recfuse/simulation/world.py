@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,15 +18,14 @@ from pydantic import Field, model_validator
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import Config, InvalidFieldError, from_mapping, require
-from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES, sigmoid
+from recfuse.simulation.response import sigmoid
+from recfuse.simulation.responses import FEED, Responses
 
 # What a page's response is counted in; a vocabulary's behaviours are some of these.
-FEEDBACK = ("watch_time", "click", "long_view", *INTERACTIONS)
+FEEDBACK = FEED.feedback
 # Of the files below; a world of another one does not mean the same.
-FORMAT = 3
+FORMAT = 4
 VOCABULARY_FILE, ARRAYS_FILE, WORLD_FILE = "vocabulary.yaml", "world.npz", "world.json"
-# Features of a session as it goes; all but the hour through log(1 + x).
-SESSION_FEATURES = ("hour", "requests_so_far", "watch_so_far", "interactions_so_far", "last_watch_time", "last_clicks")
 
 
 class WorldConfig(Config):
@@ -92,9 +91,9 @@ class World:
             prediction; the pool's beginning is repeated at its end, so that a window of candidates is one slice.
         predictions: float16[E, M, P + candidates], what `terms` are of: as a log keeps them.
         logits: float32[E, P, H] of the response model, calibrated to this world.
-        watch_level: float32[E, P, 3]: after every outcome, the log-odds of the quantile at which the watch time of an
-            item lies among those of its scene, outcome and range of durations, but for chance; watch_spread:
-            float32[3], how much of it is chance.
+        watch_level: float32[E, P, outcomes]: after every outcome, the log-odds of the quantile at which the watch time
+            of an item lies among those of its scene, outcome and range of durations, but for chance; watch_spread:
+            float32[outcomes], how much of it is chance.
         item: int32[E, P], positions in `item_ids`; duration_bin: int8[E, P].
         entry_user, entry_scene: int64[E]; the entries of a user are neighbours, those of user u from `first_entry[u]`.
         entry_share: float64[E], cumulated within a user: which of the user's entries a session is.
@@ -105,6 +104,8 @@ class World:
             the logged policy: mood is about what is better or worse than that. page_std: float64[S], its spread.
         features: state feature → column `[U]` (strings for categorical ones).
         start: first day of the simulation, µs since 1970, UTC.
+        factor: float32[I], what the amount of an item is a multiple of; 1 for nothing.
+        responses: what users may answer with; `watch_time` stands for its amount, `duration_bin` for its item column.
     """
 
     config: WorldConfig
@@ -129,6 +130,8 @@ class World:
     page_std: np.ndarray
     features: Mapping[str, np.ndarray]
     start: int
+    factor: np.ndarray
+    responses: Responses = FEED
 
     def __post_init__(self) -> None:
         entries, parameters, padded = self.terms.shape
@@ -138,14 +141,22 @@ class World:
                 f"{self.vocabulary.action_size} fusion parameters")
         require(self.predictions.shape == self.terms.shape, "predictions", self.predictions.shape,
                 f"{self.terms.shape}, as terms")
-        require(self.logits.shape == (entries, pool, len(HEADS)), "logits", self.logits.shape,
-                f"{(entries, pool, len(HEADS))}")
-        require(self.watch_level.shape == (entries, pool, len(OUTCOMES)), "watch_level", self.watch_level.shape,
-                f"{(entries, pool, len(OUTCOMES))}")
-        require(self.outcome.shape == (len(OUTCOMES), len(INTERACTIONS)), "outcome", self.outcome.shape,
-                f"{(len(OUTCOMES), len(INTERACTIONS))}")
-        unknown = set(self.vocabulary.behaviour_names) - set(FEEDBACK)
-        require(not unknown, "behaviours", sorted(unknown), f"some of {', '.join(FEEDBACK)}")
+        heads, outcomes, interactions = (len(self.responses.heads), self.responses.outcomes,
+                                         len(self.responses.interactions))
+        for name, shape in (("logits", (entries, pool, heads)), ("watch_level", (entries, pool, outcomes)),
+                            ("outcome", (outcomes, interactions))):
+            require(getattr(self, name).shape == shape, name, getattr(self, name).shape, str(shape))
+        unknown = set(self.vocabulary.behaviour_names) - set(self.feedback)
+        require(not unknown, "behaviours", sorted(unknown), f"some of {', '.join(self.feedback)}")
+
+    @property
+    def feedback(self) -> tuple[str, ...]:
+        """Names of the columns of what a request brings."""
+        return self.responses.feedback
+
+    def columns(self, names: Iterable[str]) -> list[int]:
+        """Their places among `feedback`."""
+        return [self.feedback.index(name) for name in names]
 
     @property
     def users(self) -> int:
@@ -163,6 +174,12 @@ class World:
         columns = self.watch_time.shape[-1]
         result: np.ndarray = (sigmoid(level) * columns).astype(np.int64).clip(max=columns - 1)
         return result
+
+    def amount(self, entry: np.ndarray, place: np.ndarray, outcome: np.ndarray, chance: np.ndarray) -> np.ndarray:
+        """float32[...]: the amount of items of pools after an outcome, given uniform numbers `chance`."""
+        quantile = self.quantile(entry, place, outcome, chance)
+        drawn: np.ndarray = self.watch_time[self.entry_scene[entry], outcome, self.duration_bin[entry, place], quantile]
+        return drawn * self.factor[self.item[entry, place]] if self.responses.amount_of else drawn
 
     def under(self, vocabulary: Vocabulary) -> World:
         """The same world, read and ranked by another vocabulary of the same fusion parameters and contexts."""
@@ -185,7 +202,8 @@ class World:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"feature_{name}": column for name, column in self.features.items()}
         np.savez(directory / ARRAYS_FILE, **arrays)
-        plain = {"format": FORMAT, "config": self.config.to_dict(), "scenes": self.scenes, "start": self.start}
+        plain = {"format": FORMAT, "config": self.config.to_dict(), "scenes": self.scenes, "start": self.start,
+                 "responses": self.responses.to_dict()}
         (directory / WORLD_FILE).write_text(json.dumps(plain, indent=1))
         self.vocabulary.save(directory / VOCABULARY_FILE)
 
@@ -207,18 +225,20 @@ class World:
                     f"a world of format {FORMAT}; older ones are built anew by the job simulate")
             known = {name: values.pop(name) for name in _ARRAYS}
             config, scenes, start = plain["config"], tuple(plain["scenes"]), int(plain["start"])
+            # Worlds of before this was declared are those of a feed.
+            responses = from_mapping(Responses, plain.get("responses", {}), WORLD_FILE)
         except InvalidFieldError:
             raise
         except (ValueError, KeyError, OSError) as error:
             raise InvalidFieldError("world", str(directory), f"a world that `simulate` wrote ({error})") from None
         features = {name.removeprefix("feature_"): column for name, column in values.items()}
         return cls(config=from_mapping(WorldConfig, config, WORLD_FILE), scenes=scenes, start=start, features=features,
-                   vocabulary=Vocabulary.load(directory / VOCABULARY_FILE), **known)
+                   vocabulary=Vocabulary.load(directory / VOCABULARY_FILE), responses=responses, **known)
 
 
 _ARRAYS = ("terms", "predictions", "logits", "watch_level", "watch_spread", "item", "duration_bin", "entry_user",
-           "entry_scene", "entry_share", "user_ids", "item_ids", "outcome", "watch_time", "leave", "page_mean",
-           "page_std")
+           "entry_scene", "entry_share", "user_ids", "item_ids", "outcome", "watch_time", "factor", "leave",
+           "page_mean", "page_std")
 
 
 def contexts_of(directory: str | Path) -> tuple[Mapping[str, np.ndarray], np.ndarray]:

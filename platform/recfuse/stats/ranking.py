@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from recfuse.config import require
@@ -250,6 +249,8 @@ def number_metrics(scene: str, task: str, observed: ArrayLike, predicted: ArrayL
     y, p = np.asarray(observed, np.float64), np.asarray(predicted, np.float64)
     require(y.shape == p.shape and y.ndim == 1 and len(y) > 0, "predicted", p.shape, f"{y.shape}, one a row")
     error = p - y
+    import pandas as pd
+
     ranks = pd.DataFrame({"y": y, "p": p}).rank()
     varies = bool(y.std() > 0 and p.std() > 0)
     return NumberMetrics(

@@ -8,7 +8,7 @@ import pytest
 
 from recfuse.evaluation.advice import advice, least_scale, mean_square
 from recfuse.evaluation.answers import EstimateOptions
-from recfuse.evaluation.blocks import blocks_of
+from recfuse.evaluation.blocks import blocks_of, relative
 from recfuse.evaluation.estimator import QUESTIONS, USER_OVER_TIME, estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS
 from recfuse.evaluation.ope import importance_sampling, ncis
@@ -53,15 +53,37 @@ def test_what_is_not_normalised_is_refused_where_the_mean_ratio_leaves_one():
     np.testing.assert_allclose(found.bias_bound, .06)
 
 
-def test_a_cap_that_moves_a_normalised_estimate_is_refused():
-    """Large ratios have large feedback: what a cap of 2 cuts would move the estimate by more than its interval."""
+def test_what_a_cap_hides_widens_the_interval_or_is_refused():
+    """Large ratios have large feedback, E (5 + a) = 5.5 under N(.5, 1): a cap of 2.5 pulls the estimate down to where
+    chance alone does not reach the truth any more; one of 2 by more than the interval."""
     rng = np.random.default_rng(0)
     action = rng.standard_normal(20_000)
     log = -.5 * (action - 1)**2, -.5 * action**2, 5 + action[:, None], 2.0, np.arange(20_000)
     assert "is missing would move the estimate by" in ncis(*log).refused or "1 is expected" in ncis(*log).refused
-    mild = -.5 * (action - .5)**2, *log[1:3], 3.0, log[4]
-    assert "is missing would move the estimate by" in ncis(*mild).refused
-    assert not ncis(*mild[:3], np.inf, mild[4]).refused
+    mild = -.5 * (action - .5)**2, *log[1:3]
+    assert "is missing would move the estimate by" in ncis(*mild, 2.0, log[4]).refused
+    found, free = ncis(*mild, 2.5, log[4]), ncis(*mild, np.inf, log[4])
+    assert found.high[0] - found.allowance[0] < 5.5 + .01 < free.high[0]
+    assert found.low[0] < 5.5 < found.high[0]
+    logged = action.mean() + 5
+    assert found.change_high[0] - found.change[0] > found.allowance[0] / logged
+    assert free.allowance[0] == 0
+
+
+def test_a_behaviour_of_few_events_has_no_interval():
+    """Of 400 users 16 have an event, of equal weights: 16 effective events; the dense column keeps its interval."""
+    users = np.arange(400)
+    feedback = np.column_stack([1 + users % 3, users < 16]).astype(float)
+    found = ncis(np.zeros(400), np.zeros(400), feedback, np.inf, users)
+    assert np.isfinite(found.change_low[0])
+    assert np.isnan([found.low[1], found.high[1], found.change_low[1], found.change_high[1]]).all()
+    assert found.estimate[1] == pytest.approx(.04)
+    assert relative(found, 1) == "+0.0% (too few events)"
+    enough = ncis(np.zeros(400), np.zeros(400), feedback, np.inf, users, EstimateOptions(min_events=16))
+    assert np.isfinite(enough.change_low).all()
+    # Signed feedback may have a small sum of many events.
+    signed = np.column_stack([np.where(users % 2, 1.0, -1.0)])
+    assert np.isfinite(ncis(np.zeros(400), np.zeros(400), signed, np.inf, users).low).all()
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import random_logs
 from deltalake import write_deltalake
 from session_logs import for_delta
 
-from jobs.evaluate import main
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.evaluation.evaluate import evaluate
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
+from recfuse.jobs.evaluate import main
 from recfuse.logs import exchange
 from recfuse.logs import ingest as ingest_module
 from recfuse.logs.reading import ReadingConfig, read_sample_piece, sample_pieces

@@ -11,7 +11,7 @@ from recfuse.evaluation.ope import EstimateOptions
 from recfuse.evaluation.sequential import Sessions, critic_weights, fitted_q_estimate, sequential_doubly_robust
 from tests.unit.evaluation import mdp
 
-FEW = EstimateOptions(min_ess=1, draws=2, ratio_tolerance=np.inf)
+FEW = EstimateOptions(min_ess=1, min_events=0, draws=2, ratio_tolerance=np.inf)
 SOME = EstimateOptions(draws=300, ratio_tolerance=.1)
 
 STATES = np.eye(2, dtype=np.float32)[:, 1:]

@@ -23,7 +23,7 @@ from recfuse.evaluation.estimator import estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS
 from recfuse.evaluation.held_out import Reading, check_vocabulary, read_held_out
 from recfuse.fusion.inference import FusionActor
-from recfuse.logs.ingest import IngestConfig
+from recfuse.logs.config import IngestConfig
 from recfuse.logs.reading import ReadingConfig, read_log
 from recfuse.logs.sessions import Sessions
 

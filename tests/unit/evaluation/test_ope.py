@@ -7,7 +7,7 @@ import torch
 from recfuse.config import InvalidFieldError
 from recfuse.evaluation.ope import EstimateOptions, direct_method, doubly_robust, importance_sampling, ncis
 
-FEW = EstimateOptions(min_ess=1, draws=20, ratio_tolerance=np.inf)
+FEW = EstimateOptions(min_ess=1, min_events=0, draws=20, ratio_tolerance=np.inf)
 
 
 def test_by_hand():

@@ -23,8 +23,8 @@ from benchmarks.real_rankings import (
     hand_tuned_level,
 )
 from recfuse.config import InvalidFieldError
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND, Registry, Scene
 from recfuse.scenes.sources import Source
 from recfuse.simulation.exposures import generate

@@ -18,7 +18,7 @@ from recfuse.evaluation.sequential import (
 from recfuse.evaluation.sessions import Sessions
 from tests.unit.evaluation import mdp
 
-FEW = EstimateOptions(min_ess=1, draws=10, ratio_tolerance=np.inf)
+FEW = EstimateOptions(min_ess=1, min_events=0, draws=10, ratio_tolerance=np.inf)
 # Sessions a = requests 0, 2 and b = request 1; ratios 2, 1/2 | 4; rewards 1, 10 | 3; γ = 1/2.
 HAND = dict(log_prob=np.log([.4, .8, .2]), behaviour_log_prob=np.log([.2, .2, .4]), feedback=[[1.0], [3.0], [10.0]],
             discount=.5, cap=np.inf, session_id=["a", "b", "a"], user_id=["u", "v", "u"])

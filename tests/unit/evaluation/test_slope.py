@@ -64,8 +64,8 @@ def test_only_caps_that_cut_something_compete():
     assert reached((10.0,), np.log([1.0, 2.0])) == [10.0]
 
 
-def test_the_largest_cap_with_support_is_taken():
-    """Of 2,000 ratios one is 5,000 and ruins the effective sample size; a cap of 100 leaves enough."""
+def test_the_lowest_cap_with_support_is_taken_and_of_what_is_not_normalised_the_largest():
+    """Of 2,000 ratios one is 5,000 and ruins the effective sample size; a cap of 5 leaves nearly all of the rest."""
     rng = np.random.default_rng(0)
     ratio = np.append(rng.uniform(.8, 1.2, 1_999), 5e3)
     values, users = rng.random((2_000, 1)) + 1, np.arange(2_000)
@@ -74,8 +74,13 @@ def test_the_largest_cap_with_support_is_taken():
         return ratio_part(ratios, values, np.ones(2_000), users, EstimateOptions(draws=50))
 
     found = choose_cap(part, np.log(ratio), CAPS, EstimateOptions(draws=50))
-    assert (found.cap, found.refused) == (100.0, "")
+    assert (found.cap, found.refused) == (5.0, "")
     assert found.capped_share == pytest.approx(1 / 2_000)
+
+    def plain(ratios):
+        return ratio_part(ratios, values, np.ones(2_000), users, EstimateOptions(draws=50), normalise=False)
+
+    assert choose_cap(plain, np.log(ratio), CAPS, EstimateOptions(draws=50)).cap == 20.0
     refused = choose_cap(part, np.log(ratio), (np.inf,), EstimateOptions(draws=50))
     assert "effective sample size" in refused.refused
 

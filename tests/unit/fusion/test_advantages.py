@@ -7,7 +7,7 @@ import torch
 
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.advantages import (
-    COLUMNS,
+    REGRESSION_COLUMNS,
     RegressedAdvantage,
     action_terms,
     plan,
@@ -95,7 +95,7 @@ def test_a_model_within_the_budget_is_whole():
 def test_wide_models_keep_to_the_budget(states, actions):
     cut = plan(states, actions)
     assert str(cut)
-    assert cut.columns <= COLUMNS
+    assert cut.columns <= REGRESSION_COLUMNS
     assert cut.whole == (1 + states) * (1 + actions) + actions * (actions + 1) // 2
 
 

@@ -8,8 +8,9 @@ from scipy import stats
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.bundle import BundleError, read_bundle, write_bundle
 from recfuse.config import InvalidFieldError
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation, long_term_policy
+from recfuse.fusion.networks import GaussianPolicies, Normalisation, long_term_policy
 from recfuse.fusion.policies import FixedGaussian
 
 STATES, ACTIONS = 12, 4

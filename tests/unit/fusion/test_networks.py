@@ -5,11 +5,11 @@ import torch
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.config import InvalidFieldError
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.networks import (
     BatchedMLP,
     Critics,
     GaussianPolicies,
-    NetworkConfig,
     Normalisation,
     gaussian_entropy,
     gaussian_kl,

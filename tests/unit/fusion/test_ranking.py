@@ -15,12 +15,12 @@ from recfuse.fusion.ranking import fuse, rank
 from recfuse.fusion.replay import Candidates
 from recfuse.logs.candidates import reproduces
 from recfuse.logs.candidates import scores_of as log_scores
+from recfuse.serving.fusion import fuse_columns
 from recfuse.state.candidates import CandidateEncoder
-from serving.fusion import fuse_columns
 
 
-def test_linear_worked_example_of_the_source():
-    """0.8 · 60 + 0.5 · 0.50 + 0.9 · 0.30 = 48.52; the source prints 48.25, a slip of its own."""
+def test_linear_worked_example():
+    """0.8 · 60 + 0.5 · 0.50 + 0.9 · 0.30 = 48.52 (maths 2.1)."""
     scores = fuse(torch.tensor([[60.0, 0.50, 0.30]]), torch.tensor([0.8, 0.5, 0.9]))
     torch.testing.assert_close(scores, torch.tensor([48.52]))
 

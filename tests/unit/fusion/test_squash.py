@@ -10,7 +10,8 @@ import torch
 from scipy import integrate
 
 from recfuse.config import InvalidFieldError
-from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.fusion.config import NetworkConfig
+from recfuse.fusion.networks import GaussianPolicies, Normalisation
 from recfuse.fusion.policies import decide
 from recfuse.fusion.squash import log_slope, squash, unsquash
 from recfuse.stats.gaussian import squash_array, squashed_log_density, unsquash_array

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from recfuse.config import InvalidFieldError
-from recfuse.fusion.networks import ActionValues, NetworkConfig, Normalisation
+from recfuse.fusion.config import NetworkConfig
+from recfuse.fusion.networks import ActionValues, Normalisation
 from recfuse.learning.action_values import action_value_loss
-from recfuse.learning.algorithms.iql import expectile_loss, implicit_loss
-from recfuse.learning.algorithms.td3_bc import td3_bc_loss
+from recfuse.learning.fits.iql import expectile_loss, implicit_loss
+from recfuse.learning.fits.td3_bc import td3_bc_loss
 
 
 def test_implicit_loss_by_hand():

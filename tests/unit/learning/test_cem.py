@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 
 from recfuse.config import InvalidFieldError
-from recfuse.learning.algorithms.cem import importance_sums, logged_scores
 from recfuse.learning.cem import cem
+from recfuse.learning.fits.cem import importance_sums, logged_scores
 
 OPTIMUM = np.array([0.5, -1.0, 2.0])
 

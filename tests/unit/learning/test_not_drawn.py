@@ -8,7 +8,7 @@ import samples as toy
 import torch
 from learners import build, fit, fit_all, settings_of
 
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.fusion.config import NetworkConfig
 from recfuse.learning import registry
 from recfuse.learning.settings import StoppingRule
 

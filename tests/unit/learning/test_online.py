@@ -9,9 +9,11 @@ import samples as toy
 import torch
 
 from recfuse.config import InvalidFieldError
-from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.fusion.config import NetworkConfig
+from recfuse.fusion.networks import GaussianPolicies, Normalisation
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.learning.online import OnlineSettings, TorchPolicy, first_samples, roll, summary
+from recfuse.learning.config import OnlineSettings
+from recfuse.learning.online import TorchPolicy, first_samples, roll, summary
 from recfuse.learning.samples import InMemory, SampleSet, arrays
 from recfuse.learning.training import describe
 

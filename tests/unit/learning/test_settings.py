@@ -8,17 +8,17 @@ import tyro
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.config import InvalidFieldError, from_mapping, load
-from recfuse.fusion.networks import NetworkConfig
+from recfuse.fusion.config import NetworkConfig
 from recfuse.learning import registry
 from recfuse.learning.algorithms.cem import CemConfig
 from recfuse.learning.algorithms.cloning import BehaviourCloningConfig
 from recfuse.learning.algorithms.iql import IqlConfig
 from recfuse.learning.algorithms.td3_bc import Td3BcConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
+from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.options import choose_algorithm
 from recfuse.learning.phases import names_of
 from recfuse.learning.settings import LearningSettings, StoppingRule
-from recfuse.learning.training import TrainFusionConfig
 from recfuse.runtime.console import start
 
 LONG, SHORT = Behaviour(name="watch_time", kind="long_term"), Behaviour(name="like", kind="short_term")

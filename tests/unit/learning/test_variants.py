@@ -17,13 +17,13 @@ from recfuse.evaluation.answers import EstimateOptions
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.replay import Candidates, scores_of
 from recfuse.learning import registry
-from recfuse.learning.algorithms.item_value import ascended, worth_of
+from recfuse.learning.fits.item_value import ascended, worth_of
 from recfuse.learning.page_effects import Objective
 from recfuse.learning.phases import names_of
 from recfuse.learning.replay_settings import ReplaySettings
 from recfuse.learning.settings import StoppingRule
-from serving.fusion import fuse_columns
-from tune.judges import OffPolicyJudge
+from recfuse.serving.fusion import fuse_columns
+from recfuse.tune.judges import OffPolicyJudge
 
 
 def served(directory: Path, output: Path, algorithm: str, **changes: Any) -> tuple[Any, FusionActor]:

@@ -10,7 +10,7 @@ import pytest
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.aliexpress import TEST, TRAINING, VALIDATION, feature_columns, read_exposures
-from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.sources import read_logs
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.fit import train

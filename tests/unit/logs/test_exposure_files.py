@@ -38,7 +38,7 @@ def test_exposures_survive_the_way_through_files(tmp_path: Path, prefix: str) ->
     assert back.users.equals(exposures.users)
     assert back.items.equals(exposures.items)
     assert back.account.kept == 400
-    source = read_logs(f"{prefix}{tmp_path}/shop", "native", registry=shop.REGISTRY)
+    source = read_logs(f"{prefix}{tmp_path}/shop", "native", registry=shop.registry(shop.PAGES))
     assert source.exposures.rows.equals(back.rows)
 
 

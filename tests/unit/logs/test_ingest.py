@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recfuse.config import InvalidFieldError
-from recfuse.logs.ingest import IngestConfig
+from recfuse.logs.config import IngestConfig
 
 BAD = [
     (dict(logs=""), "logs: got ''; allowed: a text that is not empty"),

@@ -18,8 +18,8 @@ ARM = {"estimate": [.05, None], "low": [.01, None], "high": [.09, None], "adjust
 ANSWER = {"estimator": "NCIS", "formula": "Σ ρ_t r_t / Σ ρ_t", "estimate": [11.0, .02], "low": [10.0, .01],
           "high": [12.0, .03], "change": [.1, 0.0], "change_low": [.05, -.5], "change_high": [.15, .5],
           "effective_sample_size": [500.0, 500.0], "requests": 1_000, "users": 90, "mean_ratio": .98,
-          "capped_share": .01, "cap": 10.0, "window": None, "bias_bound": [.3, .1], "feedback_share": None,
-          "ranks_only": False, "refused": "", "warnings": []}
+          "capped_share": .01, "cap": 10.0, "window": None, "bias_bound": [.3, .1], "allowance": [.2, 0.0],
+          "feedback_share": None, "ranks_only": False, "refused": "", "warnings": []}
 NONE = {"estimate": [None, None], "low": [None, None], "high": [None, None], "change": [None, None],
         "change_low": [None, None], "change_high": [None, None]}
 REFUSED = {**ANSWER, **NONE, "estimator": "IS", "refused": "the mean ratio is .5, <too little>"}
@@ -32,7 +32,8 @@ BLOCKS = [
      "disagreements": [{"first": "NCIS", "second": "SN-DR", "behaviour": "like", "difference": .2, "low": .1,
                         "high": .3}]},
     {**QUESTION, "question": "a whole session", "unit": "session",
-     "answers": [{**ANSWER, "estimator": "ratio of rates", "window": 3}, RANKS],
+     "answers": [{**ANSWER, "estimator": "ratio of rates", "window": 3,
+                  "warnings": ["states shift under this policy: +10.0%, outside of [+1.0%, +3.0%]"]}, RANKS],
      "trend": [{"window": 1, "change": [.02, 0], "change_low": [.01, 0], "change_high": [.03, 0]},
                {"window": 2, "change": [.1, 0], "change_low": [.05, 0], "change_high": [.15, 0]}]},
     {**QUESTION, "question": "a user over a time", "unit": "user", "answers": [], "nobody": "no log answers this"}]
@@ -157,8 +158,7 @@ def test_what_disagrees_and_what_shifts_stands_in_the_opening(text):
     assert found == [
         "“one changed request”: NCIS and SN-DR disagree on like by +20.0% [+10.0, +30.0]; at least one of them is "
         "wrong.",
-        "“a whole session”: states shift under this policy. Two requests weighed together give +10.0% watch_time, "
-        "outside [+1.0, +3.0] of one.",
+        "“a whole session”: states shift under this policy: +10.0%, outside of [+1.0%, +3.0%].",
         "2 of 4 intervals leave out the simulated truth: NCIS on watch_time; ratio of rates on watch_time."]
     assert all(text.index(sentence) < text.index("<li>In the simulator") for sentence in found)
     assert alarms(ReportData()) == []

@@ -101,6 +101,18 @@ def test_progress_counts(caplog, monkeypatch):
     assert caplog.messages[0].endswith("; loss 1")
 
 
+@pytest.mark.parametrize(("done", "pace"), [
+    (0, None), (1, "10.0 s each"), (9, "1.1 s each"), (10, "1/s"), (25_000, "2,500/s")])
+def test_a_rate_below_one_a_second_is_said_as_seconds_of_each(caplog, monkeypatch, done, pace):
+    monkeypatch.setattr(logging.getLogger("recfuse"), "propagate", True)
+    now = iter([0.0, *[10.0] * 5])
+    monkeypatch.setattr("recfuse.runtime.console.time.monotonic", lambda: next(now))
+    with caplog.at_level(logging.INFO, logger="recfuse"):
+        progress = Progress("work", unit="iterations")
+        progress.advance(done)
+    assert caplog.messages[0] == (f"work: {done:,} iterations{f', {pace}' if pace else ''}")
+
+
 WORK = """
 import time
 from recfuse.runtime.console import Progress, log_to_terminal, logger

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recfuse.logs.exposures import Exposures
-from recfuse.scenes.model import ModelConfig
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.problem import Problem, prepare

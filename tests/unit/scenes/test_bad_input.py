@@ -11,9 +11,9 @@ import pytest
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.dataset import scene_rows, split_by_time
 from recfuse.scenes.features import Feature
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.problem import prepare

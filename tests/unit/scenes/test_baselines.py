@@ -17,16 +17,16 @@ from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.architectures import build_model
+from recfuse.scenes.config import Architecture, ModelConfig
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import Architecture, ModelConfig
 from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import Problem
 from recfuse.scenes.training.step import Stepper
-from serving.catalogue import Catalogue, FixedCatalogue
-from serving.config import ServingConfig
-from serving.formats import Body
-from serving.models import FixedModel
-from serving.scenes import ScenesService
+from recfuse.serving.catalogue import Catalogue, FixedCatalogue
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.formats import Body
+from recfuse.serving.models import FixedModel
+from recfuse.serving.scenes import ScenesService
 
 ARCHITECTURES = get_args(Architecture)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from recfuse.config import InvalidFieldError
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.dataset import label_matrix, scene_rows, split_by_time
 from recfuse.scenes.depth import browsing_depth, with_depth
 from recfuse.scenes.evaluation import TestDay
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.fit import train

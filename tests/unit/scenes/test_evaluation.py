@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from recfuse.logs.exposures import Exposures
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.dataset import TimeSplit, scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay, Transfer, details, to_json
 from recfuse.scenes.experts import ExpertHealth, collapsed
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.fit import train

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recfuse.config import InvalidFieldError
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.loss import multi_scene_loss
 from recfuse.scenes.mixture import MultiSceneModel, extract_scene
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.request import RequestNetwork, SourceSizes
 
 PAIR_SCENE = (0, 0, 1, 2, 2, 2)

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.train_scenes import main
 from recfuse.config import InvalidFieldError
+from recfuse.jobs.train_scenes import main
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import Exposures
-from recfuse.scenes.train_scenes import TrainScenesConfig
-from tune.scenes import scenes_study
-from tune.settings import ScenesConfig, SweepConfig
+from recfuse.scenes.config import TrainScenesConfig
+from recfuse.tune.scenes import scenes_study
+from recfuse.tune.settings import ScenesConfig, SweepConfig
 
 from .conftest import MODEL, REGISTRY, TRAINING
 
@@ -55,7 +55,7 @@ def test_metrics_of_somebody_else_are_not_written_over(logs: Path, content: str)
 
 def test_a_sweep_of_the_scorer_refuses_them(tmp_path: Path, exposures: Exposures, monkeypatch) -> None:
     bad = replace(exposures, account=Account(rows_in=10, kept=9, quarantined={"broken": 1}))
-    monkeypatch.setattr("tune.scenes.read_source", lambda logs: SimpleNamespace(exposures=bad))
+    monkeypatch.setattr("recfuse.tune.scenes.read_source", lambda logs: SimpleNamespace(exposures=bad))
     config = SweepConfig(learner="scenes", scenes=ScenesConfig(), space=({"training.learning_rate": [1e-3]},),
                          output=str(tmp_path))
     with pytest.raises(InvalidFieldError, match=r"scenes\.logs: got '10.0% of the rows quarantined'"):

@@ -11,12 +11,12 @@ import torch
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
+from recfuse.scenes.config import ModelConfig, TrainScenesConfig
 from recfuse.scenes.dataset import scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
-from recfuse.scenes.train_scenes import TrainScenesConfig, train_scenes
+from recfuse.scenes.train_scenes import train_scenes
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import prepare

@@ -13,9 +13,9 @@ import torch
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes import dataset
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.encoder import FeatureEncoder
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.training import blocks, local, shift, step, stop, tensors
 from recfuse.scenes.training import problem as preparation
@@ -173,7 +173,7 @@ def test_bad_configs_are_named(field: str, value: object) -> None:
 
 def test_manual_weights_come_by_task_and_by_pair(problem: Problem, exposures: Exposures,
                                                  training_rows: np.ndarray) -> None:
-    """The source's earlier system weighs a click 15 times; a pair's own weight goes before its task's."""
+    """A click weighs 15 times; a pair's own weight goes before its task's."""
     registry = Registry(scenes=(Scene(name="0", tasks=("click",)), Scene(name="1", tasks=("click", "long_view"))))
     rows = scene_rows(exposures, registry)
     chosen = rows.column("day") < rows.column("day").max()

@@ -17,19 +17,20 @@ import pytest
 from recfuse.behaviours import Behaviour, CandidateFeatures, StateFeature, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.networks import GaussianPolicies, NetworkConfig, Normalisation
+from recfuse.fusion.networks import GaussianPolicies, Normalisation
+from recfuse.serving.api import create_app
+from recfuse.serving.catalogue import Catalogue, FixedCatalogue
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.decision_log import DecisionLog
+from recfuse.serving.formats import answering
+from recfuse.serving.fusion import FusionModel, FusionService
+from recfuse.serving.gateway import Backends
+from recfuse.serving.models import FixedModel
+from recfuse.serving.replicas import described
+from recfuse.serving.scenes import ScenesService
 from recfuse.state.store import UserState, UserStateStore
-from serving.api import create_app
-from serving.catalogue import Catalogue, FixedCatalogue
-from serving.config import ServingConfig
-from serving.decision_log import DecisionLog
-from serving.formats import answering
-from serving.fusion import FusionModel, FusionService
-from serving.gateway import Backends
-from serving.models import FixedModel
-from serving.replicas import described
-from serving.scenes import ScenesService
 
 TASKS = ("click", "long_view")
 CANDIDATE_WIDTH = CandidateFeatures.width_of(len(TASKS))
@@ -156,16 +157,16 @@ def wide(models: Path, vocabulary: Vocabulary) -> Vocabulary:
 
 @pytest.fixture
 def start(tmp_path: Path, models: Path) -> Iterator[Callable[..., Application]]:
-    """Starts applications; keywords go to the config."""
+    """Starts applications, with a scorer of one's own where it is given; other keywords go to the config."""
     started: list[Application] = []
 
-    def begin(**options: Any) -> Application:
+    def begin(scorer: Any = None, **options: Any) -> Application:
         config = ServingConfig(models=str(models), decision_log=str(tmp_path / "decisions"), **options)
         pointer = read_pointer(models)
         actor = FusionActor.from_bundle(read_bundle(models / str(pointer.fusion)))
         users = UserStateStore(models / "users.sqlite")
         catalogue = FixedCatalogue(Catalogue.load(models / "catalogue.parquet"))
-        log, scorer = DecisionLog(config.decision_log), FakeScorer()
+        log, scorer = DecisionLog(config.decision_log), scorer or FakeScorer()
         fusion = LocalFusion(config, FixedModel(FusionModel(actor)), log, users, catalogue)
         scenes = LocalScenes(config, FixedModel(scorer), users, catalogue)
         api = create_app(Backends(fusion, scenes), config)

@@ -46,17 +46,24 @@ def test_fusion_ranks_by_the_declared_formula(start: Callable[..., Any]) -> None
     application = start(log_candidates=False)
     answer = application.post(FUSION, with_(FUSION_BODY, explore=False)).json()
     decision = application.actor.act(np.array([[0.5, 1, 0, 0]], np.float32), explore=False)
-    np.testing.assert_allclose(answer["mu"], decision.mu[0], atol=1e-6)
-    np.testing.assert_allclose(answer["sigma"], decision.sigma[0], atol=1e-6)
+    np.testing.assert_allclose(list(answer["mu"].values()), decision.mu[0], atol=1e-6)
+    np.testing.assert_allclose(list(answer["sigma"].values()), decision.sigma[0], atol=1e-6)
     assert answer["action"] == answer["mu"]
     assert answer["action_logp"] == pytest.approx(decision.action_logp[0], abs=1e-9)
     assert answer["model_version"] == application.actor.version
     assert answer["state_source"] == "request"
-    click, long_view = answer["action"]
+    click, long_view = answer["action"]["click"], answer["action"]["long_view"]
     rows = zip("abc", [.1, .5, .2], [.3, .1, .9], strict=True)
     expected = {item: click * math.log(p + .001) + long_view * math.log(q + .001) for item, p, q in rows}
     assert [item["item_id"] for item in answer["items"]] == sorted(expected, key=lambda item: -expected[item])
     assert {item["item_id"]: item["score"] for item in answer["items"]} == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_an_answer_says_of_the_policy_has_names(application: Any) -> None:
+    names = list(application.actor.vocabulary.fusion_parameters)
+    for path, body in ((FUSION, FUSION_BODY), (RECOMMEND, RECOMMEND_BODY)):
+        answer = application.post(path, body).json()
+        assert [list(answer[vector]) for vector in ("mu", "sigma", "action")] == [names] * 3
 
 
 def test_fusion_options(application: Any) -> None:
@@ -94,7 +101,8 @@ def test_state_from_context_store_or_defaults(
     body = with_(FUSION_BODY, state=None, user_id=user_id, explore=False, scene="shop")
     answer = application.post(FUSION, body if context is None else {**body, "context": context}).json()
     state = np.array([[(age - 30) / 10, 0, 1, 0]], np.float32)
-    np.testing.assert_allclose(answer["mu"], application.actor.act(state, explore=False).mu[0], atol=1e-6)
+    expected = application.actor.act(state, explore=False).mu[0]
+    np.testing.assert_allclose(list(answer["mu"].values()), expected, atol=1e-6)
     assert answer["state_source"] == source
 
 
@@ -155,10 +163,9 @@ def test_recommend_composes_the_two(application: Any) -> None:
     answer = application.post(RECOMMEND, {**RECOMMEND_BODY, "explore": False, "explain": True, "top_n": 2}).json()
     assert (answer["state_source"], answer["scenes_version"], len(answer["items"])) == ("store", "scenes-fake", 2)
     expected = application.actor.act(np.array([[2, 1, 0, 0]], np.float32), explore=False)
-    np.testing.assert_allclose(answer["mu"], expected.mu[0], atol=1e-6)
+    np.testing.assert_allclose(list(answer["mu"].values()), expected.mu[0], atol=1e-6)
     for item in answer["items"]:
-        score = sum(a * math.log(item["predictions"][task] + .001)
-                    for a, task in zip(answer["action"], ("click", "long_view"), strict=True))
+        score = sum(a * math.log(item["predictions"][task] + .001) for task, a in answer["action"].items())
         assert item["score"] == pytest.approx(score, abs=1e-5)
         assert item["catalogue"]["parameters"]["brand"] in ("a", "b")
     assert "predictions" not in application.post(RECOMMEND, RECOMMEND_BODY).json()["items"][0]

@@ -11,10 +11,10 @@ import yaml
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle.pointer import Pointer, write_pointer
 from recfuse.config import InvalidFieldError
-from serving import app as module
-from serving.app import build_app
-from serving.config import CONFIG_VARIABLE, ServingConfig
-from serving.deployments import ApplicationDeployment
+from recfuse.serving import app as module
+from recfuse.serving.app import build_app
+from recfuse.serving.config import CONFIG_VARIABLE, ServingConfig
+from recfuse.serving.deployments import ApplicationDeployment
 
 from .conftest import write_policy
 
@@ -30,8 +30,10 @@ def test_what_the_models_directory_lacks_is_said(tmp_path: Path, vocabulary: Voc
     assert "current.json" in refusal()
     assert "make demo" in refusal()
     bundle = write_policy(tmp_path, vocabulary, seed=1)
+    write_pointer(tmp_path, Pointer())
+    assert "fusion is null" in refusal()
     write_pointer(tmp_path, Pointer(fusion=bundle.name))
-    assert "scenes is null" in refusal()
+    build_app({"models": str(tmp_path)})  # no scorer is needed
     (bundle / "policy.safetensors").write_bytes(b"")
     assert "SHA-256" in refusal()
 

@@ -24,13 +24,13 @@ from recfuse.fusion.policies import FixedGaussian, LinearGaussian
 from recfuse.fusion.replay import Candidates, pages
 from recfuse.logs.sessions import SessionRule, to_samples
 from recfuse.logs.validation import check
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.decision_log import DECISION, DecisionLog, Keeping, packed_size, unpacked
+from recfuse.serving.formats import Body
+from recfuse.serving.fusion import FusionModel, FusionService
+from recfuse.serving.models import FixedModel
+from recfuse.serving.mover import Mover
 from recfuse.state.candidates import CandidateEncoder, as_logged
-from serving.config import ServingConfig
-from serving.decision_log import DECISION, DecisionLog, Keeping, packed_size, unpacked
-from serving.formats import Body
-from serving.fusion import FusionModel, FusionService
-from serving.models import FixedModel
-from serving.mover import Mover
 
 from .conftest import CANDIDATE_WIDTH as WIDTH
 from .conftest import TASKS, serve_policy, write_policy
@@ -235,7 +235,7 @@ def test_one_vector_serves_with_and_without_candidate_features(
     application = start(explore=False)
     request = body(30, 4, top_n=5, explore=False)
     answer = application.post(FUSION, request).json()
-    assert answer["action"] == [1.0, 0.5]
+    assert list(answer["action"].values()) == [1.0, 0.5]
     columns = as_logged(np.array(list(request["candidates"]["predictions"].values())))
     assert columns is not None
     terms = np.log(columns.astype(np.float64) + 1e-3) if formula == "log_sum" else columns.astype(np.float64)

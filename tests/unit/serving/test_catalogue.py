@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recfuse.config import InvalidFieldError
-from serving.catalogue import Catalogue
+from recfuse.serving.catalogue import Catalogue
 
 TABLE = pa.table({"item_id": [30, 10, 20], "price": [3.0, 1.0, None], "author": [7, 8, 9], "tag": ["x", None, "z"],
                   "sizes": [[1, 2], [], None]})

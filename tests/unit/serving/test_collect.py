@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from jobs.collect import CollectConfig, main
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle.pointer import Pointer, write_pointer
 from recfuse.config import InvalidFieldError
+from recfuse.jobs.collect import CollectConfig, main
 
 
 def config(application: Any, models: Path, output: Path) -> CollectConfig:

@@ -18,9 +18,9 @@ from deltalake import DeltaTable
 
 from recfuse.behaviours import Vocabulary
 from recfuse.logs.reading import ReadingConfig, read_log
-from serving import decision_log
-from serving.decision_log import DECISION, DecisionLog
-from serving.mover import MoveAccount, Mover
+from recfuse.serving import decision_log
+from recfuse.serving.decision_log import DECISION, DecisionLog
+from recfuse.serving.mover import MoveAccount, Mover
 
 STATE = np.array([0.1, 1, 0, 0], np.float32)
 # log N((.3, .4); (.1, .2), 1): −½ (.04 + .04) − ln 2π.
@@ -118,7 +118,7 @@ def test_a_line_cut_by_the_death_of_a_replica_is_counted(tmp_path: Path, vocabul
 def test_what_was_awaited_survives_the_kill_of_its_process(tmp_path: Path, vocabulary: Vocabulary) -> None:
     script = """
 import asyncio, os, signal, sys
-from serving.decision_log import DecisionLog
+from recfuse.serving.decision_log import DecisionLog
 async def main():
     log = DecisionLog(sys.argv[1])
     row = {"user_id": "u", "session_id": None, "stage": "fine", "scene": "feed", "state": [0, 0, 0, 0], "mu": [0, 0],
@@ -187,8 +187,9 @@ def test_answers_and_feedback_reach_the_session_log(application: Any, tmp_path: 
     [row] = DeltaTable(tmp_path / "out" / "sessions").to_pyarrow_table().to_pylist()
     assert (row["user_id"], row["stage"], row["scene"], row["session_id"]) == ("7", "coarse", "shop", "s")
     assert (row["feedback"], row["last"]) == ({"watch_time": 4.0, "like": 0.0}, True)
-    for name in ("mu", "sigma", "action"):
-        np.testing.assert_array_equal(np.array(row[name], np.float32), np.array(answer[name], np.float32))
+    for name in ("mu", "sigma", "action"):  # in the log in the vocabulary's order, in the answer by their names
+        named = [answer[name][parameter] for parameter in vocabulary.fusion_parameters]
+        np.testing.assert_array_equal(np.array(row[name], np.float32), np.array(named, np.float32))
     assert (row["action_logp"], row["model_version"]) == (answer["action_logp"], answer["model_version"])
 
 

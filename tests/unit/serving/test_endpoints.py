@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
-import serving
+from recfuse import serving
 from recfuse.bundle.arms import Arms, Canary
-from serving import endpoints
-from serving.api import create_api
-from serving.config import ServingConfig
-from serving.endpoints import ENDPOINTS, FEEDBACK, MODELS, RANK_FUSION, RANK_SCENE, RECOMMEND, Endpoint, Offer
-from serving.gateway import Backends
-from serving.replicas import FusionReplica, ScenesReplica
+from recfuse.serving import endpoints
+from recfuse.serving.api import create_api
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.endpoints import ENDPOINTS, FEEDBACK, MODELS, RANK_FUSION, RANK_SCENE, RECOMMEND, Endpoint, Offer
+from recfuse.serving.gateway import Backends
+from recfuse.serving.replicas import FusionReplica, ScenesReplica
 
 from .test_api import FEEDBACK_BODY, FUSION_BODY, RECOMMEND_BODY, SCENES_BODY
 

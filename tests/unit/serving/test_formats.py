@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.formats import MESSAGE_PACK, Body, RefusedError, decode, encode
-from serving.schemas import FusionRequest
+from recfuse.serving.formats import MESSAGE_PACK, Body, RefusedError, decode, encode
+from recfuse.serving.schemas import FusionRequest
 
 from .test_api import FEEDBACK, FUSION, FUSION_BODY, RECOMMEND, SCENES, SCENES_BODY, with_
 from .test_fuzz import BODIES, FUZZ, VALUES, paths_of, replaced

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from recfuse.behaviours import Behaviour, Formula, Vocabulary
 from recfuse.fusion import ranking
 from recfuse.fusion.policies import Decision, FixedGaussian
-from serving.config import ServingConfig
-from serving.decision_log import DecisionLog
-from serving.formats import Body, RefusedError
-from serving.fusion import FusionModel, FusionService, best_first, fuse_columns
-from serving.models import FixedModel
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.decision_log import DecisionLog
+from recfuse.serving.formats import Body, RefusedError
+from recfuse.serving.fusion import FusionModel, FusionService, best_first, fuse_columns
+from recfuse.serving.models import FixedModel
 
 
 class FixedActor:

@@ -10,11 +10,11 @@ import httpx
 import orjson
 import pytest
 
-from serving.api import create_app
-from serving.config import ServingConfig
-from serving.endpoints import ENDPOINTS, MODELS, RECOMMEND
-from serving.formats import Reply
-from serving.gateway import Backends
+from recfuse.serving.api import create_app
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.endpoints import ENDPOINTS, HEALTH, MODELS, RECOMMEND
+from recfuse.serving.formats import Reply
+from recfuse.serving.gateway import Backends
 
 
 class BusyError(Exception):
@@ -51,9 +51,27 @@ def busy(*_: Any) -> Any:
                          ids=lambda endpoint: endpoint.name)
 def test_a_backend_without_room_is_a_503_after_which_a_client_may_come_back(endpoint: Any) -> None:
     backends = Backends(Remote(busy), Remote(busy), unavailable=(BusyError,))
+    backends.are_ready = True
     [answer] = send(backends, endpoint.method, endpoint.path_of(stage="fine", scene="1"))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json()["error"]["value"] == "no replica has room"
+
+
+@pytest.mark.parametrize("endpoint", [*(each for each in ENDPOINTS if each.steps or each is MODELS), HEALTH],
+                         ids=lambda endpoint: endpoint.name)
+def test_until_all_replicas_have_their_models_the_server_is_starting(endpoint: Any) -> None:
+    models = {"there": False}
+
+    def described(*_: Any) -> Any:
+        return {} if models["there"] else busy()
+
+    backends = Backends(Remote(described), Remote(lambda *_: {}), unavailable=(BusyError,))
+    ask = (backends, endpoint.method, endpoint.path_of(stage="fine", scene="1"))
+    [answer] = send(*ask)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["value"] == "starting"
+    models["there"] = True
+    assert send(*ask)[0].json().get("error", {}).get("value") != "starting"
 
 
 def test_an_error_of_another_kind_is_ours() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serving.logs import REQUEST_ID, JsonFormatter
+from recfuse.serving.logs import REQUEST_ID, JsonFormatter
 
 
 def formatted(**extra: Any) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.collect import CollectConfig, main
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle.pointer import Pointer, write_pointer
 from recfuse.config import InvalidFieldError
-from serving.decision_log import DECISION
-from serving.mover import Mover
+from recfuse.jobs.collect import CollectConfig, main
+from recfuse.serving.decision_log import DECISION
+from recfuse.serving.mover import Mover
 
 from .conftest import write_policy
 from .test_decision_log import decision, write

@@ -12,12 +12,12 @@ import orjson
 from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import read_pointer
 from recfuse.fusion.inference import FusionActor
-from serving.config import ServingConfig
-from serving.decision_log import DecisionLog
-from serving.formats import Body
-from serving.fusion import FusionModel, FusionService
-from serving.meters import METERS, LocalMeters
-from serving.models import FixedModel
+from recfuse.serving.config import ServingConfig
+from recfuse.serving.decision_log import DecisionLog
+from recfuse.serving.formats import Body
+from recfuse.serving.fusion import FusionModel, FusionService
+from recfuse.serving.meters import METERS, LocalMeters
+from recfuse.serving.models import FixedModel
 
 
 class Recorded:

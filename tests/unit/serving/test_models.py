@@ -14,8 +14,8 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError
 from recfuse.bundle.pointer import POINTER, Pointer, write_pointer
 from recfuse.fusion.inference import FusionActor
-from serving.models import ServedCatalogue, ServedModel
-from serving.publish import publish
+from recfuse.serving.models import ServedCatalogue, ServedModel
+from recfuse.serving.publish import publish
 
 from .conftest import write_policy
 

@@ -18,9 +18,9 @@ from recfuse.config import InvalidFieldError
 from recfuse.logs.reading import ReadingConfig, read_log
 from recfuse.logs.schema import session_log_schema
 from recfuse.logs.validation import check
-from serving.decision_log import DECISION, FEEDBACK
-from serving.mover import MoveAccount, Mover, only_mover
-from serving.mover_process import MoverProcess
+from recfuse.serving.decision_log import DECISION, FEEDBACK
+from recfuse.serving.mover import MoveAccount, Mover, only_mover
+from recfuse.serving.mover_process import MoverProcess
 
 from .test_decision_log import STATE, decision, event, write
 from .test_meters import Recorded

@@ -15,8 +15,8 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import BundleError
 from recfuse.bundle.pointer import Pointer, read_pointer
 from recfuse.config import InvalidFieldError
+from recfuse.serving.publish import publish
 from recfuse.state.store import UserState, UserStateStore
-from serving.publish import publish
 
 from .conftest import write_policy
 

@@ -4,8 +4,7 @@ import pytest
 
 from recfuse.config import InvalidFieldError, load
 from recfuse.report.config import ReportConfig
-from recfuse.simulation.ab_test import AbTestConfig
-from recfuse.simulation.simulate import SimulateConfig
+from recfuse.simulation.config import AbTestConfig, SimulateConfig
 
 
 def test_bad_configs_are_refused():

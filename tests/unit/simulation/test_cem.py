@@ -5,7 +5,8 @@ import pytest
 
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.simulation.arms import Arm
-from recfuse.simulation.cem import CemConfig, rollout_objective, search
+from recfuse.simulation.cem import rollout_objective, search
+from recfuse.simulation.config import CemConfig
 from tests.unit.simulation import worlds
 
 GOOD = Arm("good", FixedGaussian([2, 2, 0, 0, 0, 0], .5))

@@ -6,8 +6,9 @@ import pytest
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.simulation.arms import Arm
-from recfuse.simulation.experiment import MEASURES, aa_test, ab_test
+from recfuse.simulation.experiment import aa_test, ab_test
 from recfuse.simulation.persons import held_out, persons_of
+from recfuse.simulation.responses import FEED
 from recfuse.stats.experiment import AaResult
 from tests.unit.simulation import worlds
 
@@ -21,7 +22,7 @@ def test_a_better_ranking_wins_and_the_interval_says_so():
     assert 0 < low < estimate < high
     assert [arm.name for arm in result.arms] == ["bad", "good"]
     assert sum(arm.users for arm in result.arms) == 3_000
-    assert len(result.rows()) == len(MEASURES)
+    assert len(result.rows()) == len(FEED.measures)
 
 
 def test_pairs_narrow_the_interval():
@@ -62,12 +63,12 @@ def test_bad_tests_are_refused(arms, persons, message):
 def test_findings_are_marked_after_the_correction_and_the_detectable_effect_is_said():
     result = ab_test(worlds.world(), [BAD, GOOD], persons=3_000, seed=1, draws=100)
     good = result.arms[1]
-    watch = MEASURES.index("watch_time")
+    watch = FEED.measures.index("watch_time")
     assert (good.adjusted >= good.p_value).all()
     assert good.adjusted[watch] < .05
     assert result.rows()[watch][2].endswith("*")
     assert 0 < good.detectable[watch] < result.effect("good", "watch_time")[0]
-    assert len(result.detectable_rows()) == len(MEASURES)
+    assert len(result.detectable_rows()) == len(FEED.measures)
     assert result.look_rows() == []
 
 
@@ -86,16 +87,16 @@ def test_early_looks_widen_and_the_last_is_the_estimate_of_the_test():
 def test_a_policy_against_itself_is_rarely_different():
     """40 A/A tests of 200 persons: 5% is two of them; more than eight would be a chance of one in a thousand."""
     result = aa_test(worlds.world(), Arm("logged", worlds.LOGGED, explore=True), runs=40, persons=200, draws=200)
-    assert result.false[MEASURES.index("watch_time")] <= .2
+    assert result.false[FEED.measures.index("watch_time")] <= .2
     assert 0 < result.false.mean() < .12
     assert result.family <= .25
-    assert len(result.rows()) == len(MEASURES) + 2
+    assert len(result.rows()) == len(FEED.measures) + 2
 
 
 @pytest.mark.parametrize(("false", "level", "believed"), [(.05, .95, True), (.079, .95, True), (.081, .95, False),
                                                           (.019, .95, False), (.1, .9, True), (.05, .9, False)])
 def test_a_test_that_sees_differences_where_there_are_none_is_not_believed(false, level, believed):
-    verdict = AaResult(MEASURES, 200, np.full(len(MEASURES), false), .03).verdict(level)
+    verdict = AaResult(FEED.measures, 200, np.full(len(FEED.measures), false), .03).verdict(level)
     assert f"in {false:.1%} of the intervals" in verdict
     assert ("DO NOT BELIEVE" in verdict) is not believed
 
@@ -106,7 +107,7 @@ def test_no_person_lives_in_two_buckets():
 
     def live(world, arm, persons, seed):
         lived.append(set(persons.tolist()))
-        return np.ones((len(persons), len(MEASURES)))
+        return np.ones((len(persons), len(FEED.measures)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("recfuse.simulation.experiment.lives", live)

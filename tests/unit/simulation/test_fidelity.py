@@ -7,19 +7,22 @@ import pytest
 
 from recfuse.simulation.fidelity import (
     LEAST,
-    MEASURES,
     SIZE,
     TOP,
     Effect,
     Sets,
     expected_feedback,
     fidelity,
+    measures_of,
     real_sets,
     unseen,
     verdict,
 )
 from recfuse.simulation.response import marginals
+from recfuse.simulation.responses import FEED
 from tests.unit.simulation import worlds
+
+MEASURES = measures_of(FEED)
 
 
 def terms():
@@ -28,7 +31,7 @@ def terms():
 
 def test_sets_of_the_log_are_users_unseen_exposures():
     exposures = worlds.exposures()[0]
-    sets = real_sets(exposures, terms(), "1")
+    sets = real_sets(exposures, terms(), "1", MEASURES)
     assert sets.inside.shape[1] == SIZE
     size = sets.inside.sum(1)
     assert (size >= LEAST).all()

@@ -8,9 +8,10 @@ import pytest
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import RESPONSE_SHARE, row_share
-from recfuse.simulation.response import HEADS, INTERACTIONS, marginals, sigmoid, solve_shift
+from recfuse.simulation.response import marginals, sigmoid, solve_shift
 from recfuse.simulation.response_fit import fit_response
 from recfuse.simulation.response_network import ResponseConfig, Rows, watch_levels
+from recfuse.simulation.responses import FEED
 from tests.unit.simulation import worlds
 
 
@@ -22,7 +23,7 @@ def test_marginals_by_hand():
     def odds(p):
         return np.log(p / (1 - p))
 
-    count = len(INTERACTIONS)
+    count = len(FEED.interactions)
     logits = np.array([odds(.5), odds(.25), *[odds(.01)] * count])
     outcome = np.array([[0.] * count, [odds(.02) - odds(.01)] * count, [odds(.04) - odds(.01)] * count])
     np.testing.assert_allclose(marginals(logits, outcome), [.5, .125, *[.0175] * count], rtol=1e-12)
@@ -109,8 +110,8 @@ def test_watch_levels_by_hand():
 
 def test_a_shift_reaches_its_target():
     rng = np.random.default_rng(0)
-    logits = rng.normal(-3, 1, (2_000, len(HEADS))).astype(np.float32)
-    outcome = rng.normal(size=(3, len(INTERACTIONS))).astype(np.float32)
+    logits = rng.normal(-3, 1, (2_000, len(FEED.heads))).astype(np.float32)
+    outcome = rng.normal(size=(3, len(FEED.interactions))).astype(np.float32)
     target = np.array([.5, .3, .02, .003, .001, .001, .0008])
     shift = solve_shift(logits, outcome, target, rounds=12)
     np.testing.assert_allclose(marginals(logits + shift, outcome).mean(0), target, rtol=1e-3)

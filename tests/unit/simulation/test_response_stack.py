@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from recfuse.simulation.response import HEADS, INTERACTIONS, OUTCOMES, sigmoid
+from recfuse.simulation.response import sigmoid
 from recfuse.simulation.response_stack import Held, empty_stack, fit_stack, group_means
+from recfuse.simulation.responses import FEED
 from tests.unit.simulation import worlds
 
-OUTPUTS = len(HEADS) + len(OUTCOMES)
+OUTPUTS = len(FEED.heads) + FEED.outcomes
 
 
 def held(rows=40_000, seed=0):
@@ -26,11 +27,11 @@ def held(rows=40_000, seed=0):
     odds = .5 * own[:, 0] + (columns - around)[:, 0] + 2 * around[:, 0]
     click = rng.random(rows) < sigmoid(odds)
     outcome = np.where(click, 1 + (rng.random(rows) < .5), 0)
-    labels = np.zeros((rows, len(HEADS)))
+    labels = np.zeros((rows, len(FEED.heads)))
     labels[:, 0], labels[:, 1], labels[:, 2] = click, outcome == 2, rng.random(rows) < .05
     level = .7 * (columns - around)[:, 1] + rng.logistic(size=rows)
     return Held(own, columns, around, rng.integers(0, 2, rows), outcome, labels, level,
-                np.zeros((3, len(INTERACTIONS)), np.float32)), empty
+                np.zeros((3, len(FEED.interactions)), np.float32)), empty
 
 
 def test_the_coefficients_are_found():
@@ -38,8 +39,8 @@ def test_the_coefficients_are_found():
     assert stack.own[0] == pytest.approx(.5, abs=.05)
     np.testing.assert_allclose(stack.within[:, 0], [1, 0, 0], atol=.08)
     np.testing.assert_allclose(stack.between[:, 0], [2, 0, 0], atol=.1)
-    for index in range(len(OUTCOMES)):
-        np.testing.assert_allclose(stack.within[:, len(HEADS) + index], [0, .7, 0], atol=.06)
+    for index in range(FEED.outcomes):
+        np.testing.assert_allclose(stack.within[:, len(FEED.heads) + index], [0, .7, 0], atol=.06)
     np.testing.assert_allclose(stack.within[:, 1], 0, atol=.08)
 
 

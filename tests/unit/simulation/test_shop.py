@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from recfuse.config import InvalidFieldError, load
+from recfuse.scenes.config import TrainScenesConfig
 from recfuse.scenes.dataset import split_by_time
-from recfuse.scenes.train_scenes import TrainScenesConfig
 from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import prepare
+from recfuse.serving.catalogue import Catalogue
+from recfuse.serving.scenes import fuse_tasks
 from recfuse.simulation import shop
 from recfuse.stats.ranking import auc
-from serving.catalogue import Catalogue
-from serving.scenes import fuse_tasks
 
 
 def test_labels_come_from_the_truth() -> None:
@@ -59,7 +59,7 @@ def test_the_scorer_comes_near_the_best_possible_auc_and_is_served(tmp_path: Pat
     exposures, truth = shop.generate()
     split = split_by_time(exposures, config.share)
     training = config.training.replace(epochs=2, bfloat16=False)
-    problem = prepare(exposures, split.training, shop.REGISTRY, config.model, training, config.features)
+    problem = prepare(exposures, split.training, shop.registry(shop.PAGES), config.model, training, config.features)
     scorer = train(problem, tmp_path)
     scores = scorer.score_exposures(exposures)
     for task, gap in (("click", .045), ("order", .06)):

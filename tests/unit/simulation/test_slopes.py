@@ -5,7 +5,8 @@ import pytest
 
 from recfuse.behaviours import StateFeature
 from recfuse.config import InvalidFieldError
-from recfuse.simulation.slopes import GROUP_OF_OUTPUT, GROUPS, draw_slopes
+from recfuse.simulation.responses import FEED
+from recfuse.simulation.slopes import GROUPS, draw_slopes, group_of_output
 from recfuse.simulation.world import WorldConfig
 from tests.unit.simulation import worlds
 
@@ -79,7 +80,7 @@ def test_equal_seeds_give_equal_slopes():
 
 
 def test_every_output_has_a_group():
-    assert [GROUPS[index] for index in GROUP_OF_OUTPUT] == ["views"] * 2 + ["interactions"] * 5 + ["watch"] * 3
+    assert [GROUPS[index] for index in group_of_output(FEED)] == ["views"] * 2 + ["interactions"] * 5 + ["watch"] * 3
 
 
 def test_bad_spreads_are_refused():

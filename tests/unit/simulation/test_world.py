@@ -81,7 +81,7 @@ def test_a_world_of_an_older_version_is_refused(tmp_path):
     plain = json.loads((tmp_path / "world.json").read_text())
     del plain["format"]
     (tmp_path / "world.json").write_text(json.dumps(plain))
-    with pytest.raises(InvalidFieldError, match=r"world: got .*; allowed: a world of format 3.*simulate") as refusal:
+    with pytest.raises(InvalidFieldError, match=r"world: got .*; allowed: a world of format 4.*simulate") as refusal:
         World.load(tmp_path)
     assert "\n" not in str(refusal.value)
 

@@ -12,9 +12,9 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
 from recfuse.simulation.build import build_world
 from recfuse.simulation.calibration import Calibration
+from recfuse.simulation.config import ResponseConfig
 from recfuse.simulation.exposures import SCENES, Truth, generate_with_truth
 from recfuse.simulation.response_fit import ResponseFit, fit_response
-from recfuse.simulation.response_network import ResponseConfig
 from recfuse.simulation.world import World, WorldConfig
 
 TASKS = ("click", "long_view", "like", "comment", "forward", "follow")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tune.frontier import cheapest, closest, finished_points, frontier, keeps, non_dominated
-from tune.ledger import FAILED, FINISHED, STOPPED
+from recfuse.tune.frontier import cheapest, closest, finished_points, frontier, keeps, non_dominated
+from recfuse.tune.ledger import FAILED, FINISHED, STOPPED
 
 
 def rows():

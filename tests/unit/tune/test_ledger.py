@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recfuse.config import InvalidFieldError
-from tune.ledger import EARLIER, FAILED, FINISHED, JSONL, PARQUET, Ledger
+from recfuse.tune.ledger import EARLIER, FAILED, FINISHED, JSONL, PARQUET, Ledger
 
 SWEEP = "s1"
 

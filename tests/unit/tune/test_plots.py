@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from recfuse.report.page import render
-from tune.frontier import Point, cheapest
-from tune.judges import Worth
-from tune.plots import SECTIONS, SweepData, discount_pairs, lambda_series, sections
+from recfuse.tune.frontier import Point, cheapest
+from recfuse.tune.judges import Worth
+from recfuse.tune.plots import SECTIONS, SweepData, discount_pairs, lambda_series, sections
 
 
 def point(number: int, watch: float, like: float, **choices) -> Point:

@@ -7,8 +7,8 @@ import samples as toy
 
 from recfuse.config import InvalidFieldError
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
-from tune import space
-from tune.space import Range
+from recfuse.tune import space
+from recfuse.tune.space import Range
 
 
 def test_a_grid_is_the_config_and_every_combination_of_each_block_once():

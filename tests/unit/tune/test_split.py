@@ -8,7 +8,8 @@ import pytest
 import samples as toy
 
 from recfuse.config import InvalidFieldError
-from tune.split import GROUPS, SplitConfig, groups_of, split_samples
+from recfuse.tune.settings import SplitConfig
+from recfuse.tune.split import GROUPS, groups_of, split_samples
 
 
 def test_every_user_has_one_group_and_the_shares_are_kept():

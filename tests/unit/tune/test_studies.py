@@ -13,24 +13,24 @@ import samples as toy
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
+from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
-from recfuse.fusion.networks import NetworkConfig
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.settings import StoppingRule
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.dataset import scene_rows
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig
 from recfuse.scenes.registry import KUAIRAND
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.simulation.arms import Arm
+from recfuse.tune.fusion import FusionStudy, fusion_study
+from recfuse.tune.judges import SimulatorJudge, flat
+from recfuse.tune.scenes import ScenesStudy
+from recfuse.tune.settings import ScenesConfig, SplitConfig, SweepConfig
+from recfuse.tune.split import GROUPS, JUDGE, LAST, LEARN, groups_of
+from recfuse.tune.studies import BUNDLE, DONE, Study
 from tests.unit.simulation import worlds
-from tune.fusion import FusionStudy, fusion_study
-from tune.judges import SimulatorJudge, flat
-from tune.scenes import ScenesStudy
-from tune.settings import ScenesConfig, SweepConfig
-from tune.split import GROUPS, JUDGE, LAST, LEARN, SplitConfig, groups_of
-from tune.studies import BUNDLE, DONE, Study
 
 TWO = StoppingRule(iterations=2)
 LEARNING = TwoStageConfig(network=NetworkConfig(hidden=(8,)), critics=TWO, cloning=TWO, stage_one=TWO, stage_two=TWO)

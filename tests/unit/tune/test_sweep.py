@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import demo
 from recfuse.config import InvalidFieldError, load
-from tune import samples, sweep
-from tune.conclusion import silent
-from tune.scenes import scenes_study
-from tune.search import SearchConfig, planned
-from tune.settings import SweepConfig
+from recfuse.jobs import _flow, demo
+from recfuse.tune import samples, sweep
+from recfuse.tune.conclusion import silent
+from recfuse.tune.scenes import scenes_study
+from recfuse.tune.search import planned
+from recfuse.tune.settings import SearchConfig, SweepConfig
 
 CONFIGS = Path(sweep.__file__).parent / "config"
 SPACE = ({"multipliers.total": [1.0]},)
@@ -22,7 +22,7 @@ SPACE = ({"multipliers.total": [1.0]},)
 
 def test_absent_samples_are_made_as_the_demo_makes_them(tmp_path, monkeypatch):
     """Same configs, so that the demo takes up what the sweep made, and the sweep what the demo made."""
-    class Enough(Exception):
+    class EnoughError(BaseException):  # as an interrupt, of which the demo makes no line
         pass
 
     seen: list = []
@@ -32,21 +32,21 @@ def test_absent_samples_are_made_as_the_demo_makes_them(tmp_path, monkeypatch):
 
     def stop(config):
         seen.append(config)
-        raise Enough
+        raise EnoughError
 
     def steps(run) -> list:
         seen.clear()
-        with pytest.raises(Enough):
+        with pytest.raises(EnoughError):
             run()
         return list(seen)
 
-    for steps_of, name in ((demo.train_scenes, "main"), (samples, "train_scenes")):
-        monkeypatch.setattr(steps_of, name, main_of(SimpleNamespace(bundle="b")))
-    for steps_of, name in ((demo.simulate, "main"), (samples, "simulate")):
-        monkeypatch.setattr(steps_of, name, main_of(SimpleNamespace(logs="l")))
-    for steps_of, name in ((demo.ingest, "main"), (samples, "ingest")):
+    for steps_of, name in ((_flow.train_scenes, "main"), (samples, "train_scenes")):
+        monkeypatch.setattr(steps_of, name, main_of(SimpleNamespace(bundle="b", headline="", reused=False)))
+    for steps_of, name in ((_flow.simulate, "main"), (samples, "simulate")):
+        monkeypatch.setattr(steps_of, name, main_of(SimpleNamespace(logs="l", requests=1, reused=False)))
+    for steps_of, name in ((_flow.ingest, "main"), (samples, "ingest")):
         monkeypatch.setattr(steps_of, name, stop)
-    monkeypatch.setattr(demo, "cluster", contextlib.nullcontext)  # starts no Ray
+    monkeypatch.setattr("recfuse.runtime.cluster.cluster", contextlib.nullcontext)  # starts no Ray
     out = str(tmp_path / "demo")
     ours = steps(lambda: samples.make_samples(out))
     theirs = steps(lambda: demo.main(demo.DemoConfig(output=out)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from recfuse.learning.imitation import CLONING
 from recfuse.learning.phases import Phase
 from recfuse.learning.registry import register
 from recfuse.learning.settings import AlgorithmName, LearningSettings, named
@@ -18,4 +17,6 @@ class BehaviourCloningConfig(LearningSettings):
     @property
     def fits(self) -> tuple[Phase, ...]:
         """Cloning alone."""
+        from recfuse.learning.imitation import CLONING
+
         return (CLONING,)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 from pydantic import Field
 
 from recfuse.behaviours import Vocabulary
-from recfuse.learning.algorithms.actor_critic import CHANGE, POLICY, ActorCriticConfig, following, relative_change
-from recfuse.learning.context import Context
-from recfuse.learning.metrics import Metric, Metrics, Per
+from recfuse.learning.algorithms.actor_critic import ActorCriticConfig
 from recfuse.learning.phases import Phase
 from recfuse.learning.registry import register
 from recfuse.learning.settings import AlgorithmName, StoppingRule, named, require_short_term
-
-MULTIPLIER = Metric("multiplier", Per.SHORT_TERM)
 
 
 @register
@@ -40,6 +33,8 @@ class RcpoConfig(ActorCriticConfig):
     @property
     def climb(self) -> Phase:
         """See `ActorCriticConfig`."""
+        from recfuse.learning.fits.rcpo import CONSTRAINED_POLICY, FOLLOWED_CONSTRAINED_POLICY
+
         return FOLLOWED_CONSTRAINED_POLICY if self.critics_follow else CONSTRAINED_POLICY
 
     def apply_to(self, vocabulary: Vocabulary) -> Vocabulary:
@@ -61,21 +56,3 @@ class RcpoMixedConfig(RcpoConfig):
     def critics_follow(self) -> bool:
         """Always, because the mixed reward moves with the multipliers."""
         return True
-
-
-def ascend(context: Context[RcpoConfig], means: Metrics) -> Metrics:
-    """The relative changes and the multipliers of the pass; then each multiplier moves by its behaviour's shortfall."""
-    changes, settings = relative_change(context, means), context.settings
-    floors = torch.tensor([settings.floors.get(behaviour.name, 0.0) for behaviour in context.vocabulary.short_term],
-                          device=context.device)
-    multipliers = context.module.multipliers
-    used = multipliers.clone()
-    multipliers += settings.dual_step * (floors - changes[CHANGE][context.rewards.short])
-    multipliers.clamp_(0.0, settings.multiplier_max)
-    context.memory.forget(("multipliers",))
-    return {**changes, MULTIPLIER: used}
-
-
-CONSTRAINED_POLICY = replace(
-    POLICY, rule=lambda settings: StoppingRule(iterations=settings.policy.iterations), finish=ascend)
-FOLLOWED_CONSTRAINED_POLICY = following(CONSTRAINED_POLICY)

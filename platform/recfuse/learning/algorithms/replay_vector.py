@@ -7,10 +7,8 @@ from typing import Self
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import require
-from recfuse.learning.critics import CRITICS
 from recfuse.learning.phases import Phase
 from recfuse.learning.registry import register
-from recfuse.learning.replay_policy import REPLAY
 from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.settings import AlgorithmName, Networks, named
 
@@ -34,6 +32,9 @@ class ReplayVectorConfig(ReplayAlgorithmConfig):
     @property
     def fits(self) -> tuple[Phase, ...]:
         """Critics, then the search."""
+        from recfuse.learning.critics import CRITICS
+        from recfuse.learning.replay_policy import REPLAY
+
         return (CRITICS, REPLAY)
 
     def networks(self, vocabulary: Vocabulary, values: tuple[float, ...]) -> Networks:

@@ -11,11 +11,12 @@ from torch import Tensor
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.architectures import build_model
+from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.dataset import EncodedRows, count_pairs, encode_exposures
 from recfuse.scenes.encoder import FeatureEncoder
 from recfuse.scenes.features import Feature, declared_features
 from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.model import ModelConfig, SceneModel
+from recfuse.scenes.model import SceneModel
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.weights import task_weights

@@ -1,0 +1,5 @@
+"""`python -m recfuse` is the command `recfuse`."""
+
+from recfuse.cli import main
+
+main()
