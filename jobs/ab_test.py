@@ -28,7 +28,7 @@ def main(config: AbTestConfig) -> AbTestResult:
     table(f"Smallest difference found with 80% power ({sizes} persons)", ["measure", *names],
           test.result.detectable_rows())
     if looks := test.result.look_rows():
-        table(f"Looks at {config.primary}; the intervals hold at all of them at once", [
+        table(f"Looks at {test.primary}; the intervals hold at all of them at once", [
             "policy", "persons", "difference", ""], looks)
     return test
 

@@ -27,13 +27,15 @@ METRICS = "metrics.json"
 class AbTestResult:
     """The result of the job; `cem_bundle` is None where CEM took no part, `aa` where no A/A test was asked for.
 
-    `reach`: arm → how far exploration turns its rankings (`recfuse.simulation.experiment.reach`).
+    `reach`: arm → how far exploration turns its rankings (`recfuse.simulation.experiment.reach`). `primary`: what was
+    looked at.
     """
 
     result: AbResult
     metrics: Path
     cem_bundle: Path | None
     reach: dict[str, float]
+    primary: str
     aa: AaResult | None = None
 
 
@@ -41,6 +43,7 @@ def run_ab_test(config: AbTestConfig) -> AbTestResult:
     """Runs the test of the config and writes `metrics.json`. CEM's search is taken up from an earlier run."""
     simulation, output = Path(config.simulation), Path(config.output)
     world = World.load(simulation / WORLD)
+    config = config.replace(primary=config.primary or world.responses.primary)
     require(not output.exists() or output.is_dir(), "output", config.output, "a directory")
     require_json(output / METRICS, "arms")
     output.mkdir(parents=True, exist_ok=True)
@@ -62,7 +65,7 @@ def run_ab_test(config: AbTestConfig) -> AbTestResult:
                      correction=config.correction, level=config.level)
     far = {arms[text].name: reach(world, arms[text]) for text in config.policies}
     write_json(output / METRICS, to_json(result, config, far, aa), "arms")
-    return AbTestResult(result, output / METRICS, bundle, far, aa)
+    return AbTestResult(result, output / METRICS, bundle, far, config.primary, aa)
 
 
 def _users(world: World, simulation: Path, who: Who) -> NDArray[np.bool_] | None:
