@@ -119,7 +119,7 @@ class RankingPolicy:
         from recfuse.serving.fusion import best_first, fuse_columns
 
         vocabulary, names = self.vocabulary, self.vocabulary.fusion_parameters
-        columns = self._columns(predictions)
+        columns = self._rounded(self._columns(predictions))
         shown = None if seen is None else np.asarray(seen, bool)
         require(shown is None or shown.shape == columns.shape[1:], "seen", seen, f"{columns.shape[1]} booleans")
         encoded = self._context(state)
@@ -150,6 +150,15 @@ class RankingPolicy:
                 columns.shape, f"{len(names)} rows ({', '.join(names)}) of at least one candidate")
         require(bool(np.isfinite(columns).all()), "predictions", "not finite", "finite numbers")
         return columns
+
+    def _rounded(self, columns: Array) -> Array:
+        """As a log keeps them, by which serving ranks; as they are where half precision does not hold them."""
+        from recfuse.state.candidates import as_logged
+
+        rounded = as_logged(columns)
+        taken = rounded is not None and (
+            self.vocabulary.formula == "linear" or float(rounded.min()) + self.vocabulary.offset > 0)
+        return rounded.astype(np.float64) if rounded is not None and taken else columns
 
     def _context(self, state: ArrayLike | Mapping[str, Any]) -> NDArray[np.float32]:
         """The part of the state that says who asks and when, float32[context_size]."""
