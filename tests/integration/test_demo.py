@@ -83,6 +83,16 @@ def test_what_its_screen_leaves_out_is_in_its_log(finished, output):
     assert " 0/s" not in log
 
 
+def test_the_python_page_ranks_and_reads_on_its_output(finished, output, capsys):
+    """The page's blocks but the one that learns, literally, on this demo in place of runs/demo."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(), re.M | re.S)
+    assert len(blocks) == 3
+    assert "train(" in blocks[2]
+    for block in blocks[:2]:
+        exec(block.replace("runs/demo", str(output)), {})
+    assert "Log(" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def interrupted(finished, output, tmp_path_factory):
     """What a demo said that Ctrl-C ended at each moment, its code, and what it left running.
