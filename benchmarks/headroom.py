@@ -31,7 +31,7 @@ from recfuse.simulation.output import logged_policy
 from recfuse.simulation.responses import FEED
 from recfuse.simulation.rollout import live_with
 from recfuse.simulation.sessions import SessionEngine
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 from recfuse.stats.intervals import Interval, paired_difference
 
 SHOWN = ("watch_time", "requests", "forward", "follow", "comment", "like")
@@ -61,7 +61,7 @@ class HeadroomConfig(Config):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:
-        require(set(self.measures) <= set(FEEDBACK), "measures", self.measures, ", ".join(FEEDBACK))
+        require(set(self.measures) <= set(FEED.feedback), "measures", self.measures, ", ".join(FEED.feedback))
         require(self.elite < self.population, "elite", self.elite, f"1 to population - 1 = {self.population - 1}")
         return self
 
@@ -133,7 +133,7 @@ def watch_time(world: World, vectors: NDArray[np.float64], users: NDArray[np.int
     weights = vectors.reshape(-1, vectors.shape[-1])
     for life in range(lives):
         lived = live_with(engine, weights, np.tile(users + life * world.users, len(vectors)))
-        total += lived.feedback[:, FEEDBACK.index("watch_time")].reshape(total.shape)
+        total += lived.feedback[:, FEED.feedback.index("watch_time")].reshape(total.shape)
     return total / lives
 
 

@@ -35,7 +35,7 @@ from recfuse.simulation.output import WORLD, held_out_share, logged_policy
 from recfuse.simulation.persons import held_out, persons_of
 from recfuse.simulation.rollout import rollout
 from recfuse.simulation.truths import truths
-from recfuse.simulation.world import FEEDBACK, World
+from recfuse.simulation.world import World
 
 _LOG_SEED, _TRUTH_SEED = 40_000_003, 50_000_017
 _KEPT = ("log_prob", "users", "request_values", "session_values", "logged_values", "moments")
@@ -175,7 +175,7 @@ def fresh_log(world: World, logged: FixedGaussian, persons: np.ndarray, number: 
     """The log of these persons, with luck of its own."""
     rows = rollout(world, logged, seed=_LOG_SEED + number, persons=persons)
     order = np.lexsort([rows.request, rows.number, rows.person])
-    columns = [FEEDBACK.index(name) for name in world.vocabulary.behaviour_names]
+    columns = world.columns(world.vocabulary.behaviour_names)
     sessions = np.cumsum(rows.request[order] == 0)
     # Below 0, no id is one of the samples' users.
     return HeldOut(user_id=-1 - rows.person[order], state=rows.state[order], action=rows.action[order],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from recfuse.learning.options import choose_algorithm
 from recfuse.runtime.console import start, table
-from recfuse.simulation.online_config import TrainOnlineConfig
+from recfuse.simulation.config import TrainOnlineConfig
 
 if TYPE_CHECKING:
     from recfuse.simulation.online import TrainOnlineResult

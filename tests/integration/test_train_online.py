@@ -106,7 +106,7 @@ def test_what_does_not_learn_online_is_named():
 
 def test_the_job_learns_in_the_simulator_and_exports(tmp_path):
     from recfuse.jobs.train_online import main
-    from recfuse.simulation.online_config import TrainOnlineConfig
+    from recfuse.simulation.config import TrainOnlineConfig
     from tests.unit.simulation import worlds
 
     world = worlds.world()

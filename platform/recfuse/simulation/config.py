@@ -1,4 +1,4 @@
-"""What a user may say about a simulated world, its logs, and the tests in it."""
+"""What a user may say about a simulated world, its logs, the tests and the learning in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
+from recfuse.learning import registry
+from recfuse.learning.config import OnlineSettings
+from recfuse.learning.settings import LearningSettings
 from recfuse.logs.account import QUARANTINE_LIMIT
 from recfuse.scenes.config import Layout
 from recfuse.simulation.responses import Responses
@@ -40,8 +43,8 @@ class SimulateConfig(Config):
         "generators.")
     layout: Layout = Field("kuairand", description="The directory's files have this layout.")
     responses: Responses | None = Field(
-        None, description="What users may answer with, and which answer follows which; absent, as the source is known: "
-        "a feed or the shop.")
+        None, description="What users may answer with, and which answer follows which; absent, as the exposures are "
+        "known: a feed or the shop.")
     quarantine_limit: float = Field(QUARANTINE_LIMIT, ge=0, le=1, repr=False, description=(
         "The job ends with an error after it has written where a larger share of the exposures is quarantined."))
     scorer: str = Field(
@@ -134,3 +137,18 @@ class AbTestConfig(Config):
                 "1 with interval: fixed, which is wrong more often with every look; any number with "
                 "interval: always_valid")
         return self
+
+
+class TrainOnlineConfig(Config):
+    """From a simulated world to a policy that learned in it."""
+
+    simulation: str = Field(
+        "runs/simulation", description="This is the output of the job `simulate`, whose declared behaviour policy is "
+        "where the policy starts.")
+    output: str = Field(
+        "runs/online", description="This directory gets the bundle, the history and the checkpoint; a rerun goes on "
+        "after the last complete iteration.", min_length=1)
+    learning: LearningSettings = Field(
+        default_factory=lambda: registry.settings("actor_critic"),
+        description="An algorithm whose policy climbs (actor_critic and its kin), networks and rates are these.")
+    online: OnlineSettings = Field(OnlineSettings(), description="The world is rolled like this.")

@@ -17,8 +17,8 @@ from recfuse.learning.online import SessionEnv, first_samples, online_config, su
 from recfuse.learning.resume import identity_of, write_atomically
 from recfuse.runtime.console import Progress
 from recfuse.runtime.outputs import claim
+from recfuse.simulation.config import TrainOnlineConfig
 from recfuse.simulation.environment import FusionVectorEnv
-from recfuse.simulation.online_config import TrainOnlineConfig
 from recfuse.simulation.output import METRICS, WORLD, logged_policy
 from recfuse.simulation.world import World
 

@@ -131,7 +131,7 @@ def load_scorer(path: str | Path) -> Scorer:
 
 
 def responses_of(config: SimulateConfig) -> Responses:
-    """The declared ones, or those that the source is known for."""
+    """The declared ones, or those that the exposures are known for."""
     return config.responses or RESPONSES.get(config.logs, FEED)
 
 
@@ -141,7 +141,7 @@ def declared_policy(config: SimulateConfig, responses: Responses, parameters: tu
 
 
 def sigma_of(config: SimulateConfig) -> float:
-    """How far the behaviour policy explores: as declared, or as the source is known."""
+    """How far the behaviour policy explores: as declared, or as the exposures are known."""
     return config.behaviour_sigma or EXPLORATION.get(config.logs, SIGMA)
 
 

@@ -22,7 +22,6 @@ from recfuse.simulation.response import sigmoid
 from recfuse.simulation.responses import FEED, Responses
 
 # What a page's response is counted in; a vocabulary's behaviours are some of these.
-FEEDBACK = FEED.feedback
 # Of the files below; a world of another one does not mean the same.
 FORMAT = 4
 VOCABULARY_FILE, ARRAYS_FILE, WORLD_FILE = "vocabulary.yaml", "world.npz", "world.json"
@@ -97,7 +96,7 @@ class World:
         item: int32[E, P], positions in `item_ids`; duration_bin: int8[E, P].
         entry_user, entry_scene: int64[E]; the entries of a user are neighbours, those of user u from `first_entry[u]`.
         entry_share: float64[E], cumulated within a user: which of the user's entries a session is.
-        user_ids, item_ids: int64[U], int64[I]: the source's ids.
+        user_ids, item_ids: int64[U], int64[I]: the exposures' ids.
         outcome, watch_time: of the response model.
         leave: float64[S], log-odds of leaving after a request at neutral mood.
         page_mean: float64[E], the raw satisfaction with a page that the user has learned to expect in the scene, under

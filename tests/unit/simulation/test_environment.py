@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 
 from recfuse.config import InvalidFieldError
 from recfuse.simulation.environment import ENVIRONMENT, FusionEnv, FusionVectorEnv, make_env, rewards
-from recfuse.simulation.world import FEEDBACK
+from recfuse.simulation.responses import FEED
 from tests.unit.simulation import worlds
 
 
@@ -71,7 +71,7 @@ def test_rewards_are_transformed_and_scaled(transform, watched, reward):
     watch_time, *others = world.vocabulary.behaviours
     behaviours = (watch_time.replace(transform=transform, scale=4.0), *others)
     world = world.replace(vocabulary=world.vocabulary.replace(behaviours=behaviours))
-    feedback = np.zeros((1, len(FEEDBACK)))
+    feedback = np.zeros((1, len(FEED.feedback)))
     feedback[0, 0] = watched
     assert rewards(world, feedback)[0] == pytest.approx(reward / 4.0)
 

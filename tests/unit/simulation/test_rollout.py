@@ -7,9 +7,9 @@ import pytest
 from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.logs.schema import session_log_schema
+from recfuse.simulation.responses import FEED
 from recfuse.simulation.rollout import rollout
 from recfuse.simulation.session_logs import session_log, write_logs
-from recfuse.simulation.world import FEEDBACK
 from recfuse.stats.gaussian import gaussian_log_density
 from tests.unit.simulation import worlds
 
@@ -70,7 +70,7 @@ def test_a_persons_luck_depends_on_nobody_else():
 
 
 def test_hate_stays_rare(requests):
-    hate = requests.feedback[:, FEEDBACK.index("hate")]
+    hate = requests.feedback[:, FEED.feedback.index("hate")]
     assert hate.mean() < .05
 
 

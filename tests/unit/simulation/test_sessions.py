@@ -10,10 +10,10 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.fusion.ranking import fuse, rank
 from recfuse.simulation.environment import rewards
 from recfuse.simulation.response import marginals, sigmoid
+from recfuse.simulation.responses import FEED
 from recfuse.simulation.rollout import rollout
 from recfuse.simulation.sessions import SessionEngine
 from recfuse.simulation.uniform import mix, uniform
-from recfuse.simulation.world import FEEDBACK
 from recfuse.state.encoder import StateEncoder
 from tests.unit.simulation import worlds
 
@@ -92,7 +92,7 @@ def test_feedback_is_consistent():
     engine = SessionEngine(worlds.world(), seed=4)
     sessions = start(engine, 512)
     page = engine.step(sessions, np.ones((512, 6), np.float32))
-    value = {name: page.feedback[:, index] for index, name in enumerate(FEEDBACK)}
+    value = {name: page.feedback[:, index] for index, name in enumerate(FEED.feedback)}
     looked = page.looked.sum(1)
     assert page.looked[:, 0].all()
     assert (value["click"] <= looked).all()
@@ -181,7 +181,7 @@ def test_every_behaviour_is_drawn_at_its_rate_and_a_double_sigmoid_is_caught(mon
     monkeypatch.setattr("recfuse.simulation.sessions.sigmoid", lambda logits: sigmoid(sigmoid(logits)))
     twice, error = drawn_over_declared(worlds.world())
     assert not (np.abs(twice - 1) < 5 * error).all()
-    assert twice[FEEDBACK.index("hate") - 1] > 100
+    assert twice[FEED.feedback.index("hate") - 1] > 100
 
 
 def test_a_good_mood_shortens_the_return():

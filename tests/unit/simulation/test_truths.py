@@ -7,7 +7,6 @@ from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.simulation.rollout import live, rollout
 from recfuse.simulation.truths import truths
-from recfuse.simulation.world import FEEDBACK
 from tests.unit.simulation import worlds
 
 OTHER = FixedGaussian([1.5, .2, .5, 1, 1, 1], .3)
@@ -52,7 +51,7 @@ def test_the_sums_are_those_of_other_simulations():
     """Policies that draw nothing live as `live` and `rollout` let them."""
     world, logged = worlds.world(), FixedGaussian(worlds.LOGGED.mu, 1e-9)
     found = truths(world, logged, OTHER, persons=PERSONS, seed=3, explore=False)
-    columns = [FEEDBACK.index(name) for name in world.vocabulary.behaviour_names]
+    columns = world.columns(world.vocabulary.behaviour_names)
     base, other = (live(world, policy, PERSONS, seed=3, explore=False, rng=np.random.default_rng())
                    for policy in (logged, OTHER))
     total = other.feedback[:, columns].sum(0) / base.feedback[:, columns].sum(0) - 1
