@@ -20,9 +20,8 @@ from torch import Tensor
 
 from recfuse.config import Config
 from recfuse.runtime.console import table
-from recfuse.scenes.config import ModelConfig
+from recfuse.scenes.config import SOURCES, ModelConfig
 from recfuse.scenes.dataset import scene_rows
-from recfuse.scenes.features import SOURCES
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.mixture import MultiSceneModel
 from recfuse.scenes.request import RequestNetwork, SourceSizes

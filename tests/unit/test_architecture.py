@@ -63,6 +63,13 @@ def test_every_environment_variable_is_explained():
             assert known, f"{file.relative_to(ROOT)}: {name} is not in docs/cluster.md"
 
 
+def test_every_benchmark_finds_what_it_imports():
+    """Nobody runs them in every change; those of a peer's own environment are left out."""
+    for file in sorted((ROOT / "benchmarks").glob("*.py")):
+        if file.stem not in ("learner_d3rlpy", "scorer_peer"):
+            importlib.import_module(f"benchmarks.{file.stem}")
+
+
 def test_rooms_do_not_grow_together():
     pairs = rooms.pairs()
     assert len(pairs) <= MOST_PAIRS, "\n".join(f"{importer} → {imported}" for importer, imported in sorted(pairs))
