@@ -22,9 +22,9 @@ class InitConfig(Config):
     behaviours: str = Field("", description=(
         "Behaviours as `name:kind,name`; long_term is dense and to rise, short_term, the default, is sparse."))
     predictions: str = Field("", description="Names of the predictions that are fused, in their order, as `name,name`.")
-    scenes: str = Field("", description="Names of the pages, as `name,name`; empty takes the log's, or allows any.")
+    scenes: str = Field("", description="Names of the scenes, as `name,name`; empty takes the log's, or allows any.")
     formula: Literal["linear", "log_sum", "power"] | None = Field(None, description=(
-        "How predictions are fused; nothing takes what the log's pages fit, or linear."))
+        "How predictions are fused; nothing takes what the shown pages of the log fit, or linear."))
     page: int = Field(10, ge=1, description="Without a log, states say what the best so many candidates are like.")
     rows: int = Field(20_000, ge=1, description="So many rows of the log are looked at.")
     output: str = Field("vocabulary.yaml", min_length=1, description="This file is written; it must not exist yet.")
@@ -51,7 +51,7 @@ def main(config: InitConfig, ask: Callable[[str], str] | None = None) -> Path:
         for name, given in (("behaviours", behaviours), ("predictions", predictions)):
             require(bool(given), name, "", f"{name} as options, or a session log (--logs)")
         draft = declare(behaviours, predictions, scenes, config.formula or "linear", config.page)
-    _write_new(path, to_yaml(draft.vocabulary, config.logs or "one's own pages"))
+    _write_new(path, to_yaml(draft.vocabulary, config.logs or "one's own scenes"))
     for guess in draft.guesses:
         print(guess)
     print(f"wrote {path}; read it, then: " + (
@@ -76,7 +76,7 @@ def _asked(config: InitConfig, ask: Callable[[str], str]) -> InitConfig:
     return config.replace(
         behaviours=ask("Behaviours by commas, the dense ones with :long_term (revenue:long_term,click,order): "),
         predictions=ask("Predictions that are fused, by commas (add_to_cart,margin): "),
-        scenes=ask("Pages, by commas (empty allows any): "))
+        scenes=ask("Scenes, by commas (empty allows any): "))
 
 
 def command() -> None:

@@ -201,12 +201,13 @@ class SessionEngine:
         """Where in the pool the next request's candidates begin, and which of them are not to be shown again."""
         config = self.config
         offset = (uniform(_luck(sessions), _OFFSET) * config.pool).astype(np.int64)
-        seen = np.take_along_axis(sessions.seen, self._places_in_pool(offset), 1)
+        seen = np.take_along_axis(sessions.seen, self.places_in_pool(offset), 1)
         # Candidates that would not fill a page are all offered anew.
         seen[(~seen).sum(1) < config.page] = False
         return offset, seen
 
-    def _places_in_pool(self, offset: np.ndarray) -> np.ndarray:
+    def places_in_pool(self, offset: np.ndarray) -> np.ndarray:
+        """int64[B, candidates], of the candidates that begin at these places of the pools."""
         places: np.ndarray = (offset[:, None] + np.arange(self.config.candidates)) % self.config.pool
         return places
 

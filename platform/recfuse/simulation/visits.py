@@ -92,7 +92,7 @@ def _bodies(engine: SessionEngine, sessions: Sessions, stage: str, explore: bool
     offset, seen = engine.offered(sessions)
     predictions = engine.predictions(sessions.entry, offset).astype(np.float64)
     context = {name: column.tolist() for name, column in engine.context(sessions).items()}
-    pool = (offset[:, None] + np.arange(engine.config.candidates)) % engine.config.pool
+    pool = engine.places_in_pool(offset)
     names = world.vocabulary.fusion_parameters
     for row in range(len(sessions.user)):
         item_ids = world.item_ids[world.item[sessions.entry[row], pool[row]]].tolist()
