@@ -133,9 +133,11 @@ class Slow(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     may_answer = threading.Event()
+    began = threading.Semaphore(0)
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        self.began.release()
         self.may_answer.wait(10)
         self.do_GET()
 
@@ -170,7 +172,7 @@ def crowded(tmp_path: Path) -> Iterator[tuple[int, int]]:
             waiting = [HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(ROOM)]
             for connection in waiting:
                 connection.request("POST", "/v1/recommend", b"x" * 7_000)
-            time.sleep(0.2)
+            assert all(Slow.began.acquire(timeout=10) for _ in waiting)
             yield port, metrics
             Slow.may_answer.set()
             assert [connection.getresponse().status for connection in waiting] == [200] * ROOM
@@ -204,13 +206,22 @@ def test_one_more_than_there_is_room_for_is_refused_at_once(crowded: tuple[int, 
         assert time.monotonic() - begin < 1.0
         assert set(error) == {"field", "value", "allowed", "reason"}
         assert error["value"] == f"{ROOM} requests at a time"
-    exporter = HTTPConnection("127.0.0.1", crowded[1], timeout=10)
-    exporter.request("GET", "/metrics")
-    series = dict(re.findall(r'^(haproxy_\w+)\{proxy="one",(?:server="a",)?code="5xx"\} (\d+)', exporter.getresponse()
-                             .read().decode(), re.MULTILINE))
     board = (Path(__file__).parents[3] / "serving" / "grafana.json").read_text()
     backend, server = re.findall(r"haproxy_\w+", board)
+    deadline = time.monotonic() + 10
+    # HAProxy counts an answer once it has been sent, so the client may be ahead of its counters.
+    while (series := _failures(crowded[1]))[backend] != "2" and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert (series[backend], series[server]) == ("2", "0")  # the board shows the difference
+
+
+def _failures(metrics: int) -> dict[str, str]:
+    """What HAProxy has counted of the answers of 5xx, by the name of the series."""
+    exporter = HTTPConnection("127.0.0.1", metrics, timeout=10)
+    exporter.request("GET", "/metrics")
+    text = exporter.getresponse().read().decode()
+    exporter.close()
+    return dict(re.findall(r'^(haproxy_\w+)\{proxy="one",(?:server="a",)?code="5xx"\} (\d+)', text, re.MULTILINE))
 
 
 def test_the_template_of_this_ray_is_the_one_that_is_corrected() -> None:
