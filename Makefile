@@ -30,7 +30,7 @@ install: .venv/.installed
 
 demo: .venv/.installed ## the main job: exposures → scorer → session logs → samples → policy → A/B test → bundles → answers over HTTP → report
 	@env $(if $(PORTABLE),$(SAME_INSTRUCTIONS)) $(BIN)/python -m jobs.demo --output "$(OUT)" \
-		$(if $(LOGS),--logs "$(LOGS)") $(if $(SHOP),--logs shop) $(if $(PORTABLE),--portable) $(if $(VERBOSE),--verbose)
+		$(if $(LOGS),--exposures "$(LOGS)") $(if $(SHOP),--exposures shop) $(if $(PORTABLE),--portable) $(if $(VERBOSE),--verbose)
 
 serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
 	@# A Ray of its own, on loopback (see recfuse.runtime.ray_compat.on_loopback), unless RAY_ADDRESS names another: without an address

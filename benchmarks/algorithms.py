@@ -12,8 +12,8 @@ hand_tuned` they are those of the declared hand-tuned policy.
 A second table takes the effects apart: requests per user, and every behaviour per request. What a policy gains on a
 page and loses by shorter or rarer sessions is seen there.
 
-    python -m benchmarks.algorithms --logs DIR --scorer BUNDLE --seeds 20
-    python -m benchmarks.algorithms --logs DIR --scorer BUNDLE --log-persons 50000 --seeds 3
+    python -m benchmarks.algorithms --exposures DIR --scorer BUNDLE --seeds 20
+    python -m benchmarks.algorithms --exposures DIR --scorer BUNDLE --log-persons 50000 --seeds 3
     python -m benchmarks.algorithms --logged hand_tuned
     python -m benchmarks.algorithms --world.stay-effect 0          # what is shown has no consequences beyond its page
     python -m benchmarks.algorithms --discounts short_term 0.95    # interactions count over the whole session
@@ -86,7 +86,7 @@ class AlgorithmsConfig:
         learning: of every algorithm, as far as it has such fields.
     """
 
-    logs: str = "embedded"
+    exposures: str = "embedded"
     scorer: str = "runs/demo/scenes/bundles"
     output: str = "runs/algorithms"
     algorithms: tuple[str, ...] = ("interaction_only", "replay_vector", "two_stage")
@@ -121,8 +121,8 @@ def once(config: AlgorithmsConfig, seed: int) -> np.ndarray:
     if done.is_file() and (found := json.loads(done.read_text()))["identity"] == identity:
         return np.array(found["means"])
     simulated = simulate(SimulateConfig(
-        logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", seed=seed, persons=config.log_persons,
-        world=config.world.replace(seed=seed), holdout_persons=0))
+        exposures=config.exposures, scorer=config.scorer, output=f"{out}/simulation", seed=seed,
+        persons=config.log_persons, world=config.world.replace(seed=seed), holdout_persons=0))
     world = World.load(out / "simulation" / WORLD)
     hand_tuned = logged_policy(out / "simulation", world)
     vectors = {"cem": search(world, hand_tuned, BUDGET.replace(seed=seed)).vector}

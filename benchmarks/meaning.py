@@ -3,7 +3,7 @@
 Variance over persons of the slope of answers on predictions, whose mean is 1, on exposures that the scorer never saw;
 a person is a user in a scene. `WorldConfig.meaning_spread` is the root of it.
 
-    python -m benchmarks.meaning --logs DIR --scorer runs/scenes/bundles
+    python -m benchmarks.meaning --exposures DIR --scorer runs/scenes/bundles
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ _POSITIVES = 300
 class MeaningConfig(Config):
     """Which log is asked, and whose predictions."""
 
-    logs: str = Field("embedded", description="A directory with KuaiRand files is read; `embedded` is a generator.")
+    exposures: str = Field("embedded", description=(
+        "A directory with KuaiRand files is read; `embedded` is a generator."))
     scorer: str = Field(
         "runs/scenes/bundles", description="This is a bundle of kind `scenes`, or a directory that holds one.")
 
 
 def main(config: MeaningConfig) -> dict[str, MeaningSpread]:
     """Prints, and returns, the spread by behaviour."""
-    scorer, exposures = load_scorer(config.scorer), read_source(config.logs).exposures
+    scorer, exposures = load_scorer(config.scorer), read_source(config.exposures).exposures
     exposures = exposures.filter(np.isin(exposures.column("scene"), list(scorer.tasks)))
     scores, rows = scorer.score_exposures(exposures), unseen(exposures)
     person = np.unique(np.stack([np.unique(exposures.column(name), return_inverse=True)[1]

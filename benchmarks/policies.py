@@ -4,7 +4,7 @@ Prints, per policy and behaviour, the relative difference per user to the logged
 seeds, and how often its 95% interval lay above and below zero. CEM and the learned policies play their means, without
 exploration, and so does `logged_mean`: what a learned policy gains beyond it is what it has learned.
 
-    python -m benchmarks.policies --logs DIR --scorer BUNDLE --seeds 3
+    python -m benchmarks.policies --exposures DIR --scorer BUNDLE --seeds 3
     python -m benchmarks.policies --world.stay-effect 0       # what is shown has no consequences beyond its page
 """
 
@@ -34,7 +34,8 @@ SHOWN = ("watch_time", "click", "long_view", "like", "comment", "forward", "foll
 class PoliciesConfig(Config):
     """What is repeated over seeds."""
 
-    logs: str = Field("embedded", description="A directory with KuaiRand files is read; `embedded` is a generator.")
+    exposures: str = Field("embedded", description=(
+        "A directory with KuaiRand files is read; `embedded` is a generator."))
     scorer: str = Field(
         "runs/demo/scenes/bundles", description="Predictions of this bundle, or of one in this directory, are fused.")
     output: str = Field("runs/policies", description="Everything that is made lies beneath this directory.")
@@ -53,8 +54,8 @@ def repetition(config: PoliciesConfig, seed: int) -> AbResult:
     """World, logs, samples, policies and test of one seed."""
     out = Path(config.output) / f"seed-{seed}"
     world = config.world.replace(seed=seed)
-    simulated = simulate(SimulateConfig(logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", world=world,
-                                        holdout_persons=0, seed=seed))
+    simulated = simulate(SimulateConfig(exposures=config.exposures, scorer=config.scorer, output=f"{out}/simulation",
+                                        world=world, holdout_persons=0, seed=seed))
     samples = ingest(IngestConfig(logs=str(simulated.logs), output=f"{out}/samples")).samples
     policies = []
     for advantage in ("regressed", "sampled"):

@@ -8,8 +8,8 @@ seeds, and a user counts with the mean over these, and over the scorers where se
 The platform chose the rows and their order, and only feedback on the item itself counts: what a ranking does to the
 rest of a session is not seen.
 
-    python -m benchmarks.real_feedback --logs DIRECTORY
-    python -m benchmarks.real_feedback --logs DIRECTORY --scorers runs/scenes/bundles --top 3
+    python -m benchmarks.real_feedback --exposures DIRECTORY
+    python -m benchmarks.real_feedback --exposures DIRECTORY --scorers runs/scenes/bundles --top 3
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SIX, ALL = "CEM, six columns", "CEM, all columns"
 class RealFeedbackConfig(Config):
     """Which logs, which scorers, and how the rankings are searched and judged."""
 
-    logs: str = Field(description="A directory with KuaiRand files; `embedded` runs on made-up exposures.")
+    exposures: str = Field(description="A directory with KuaiRand files; `embedded` runs on made-up exposures.")
     scorers: tuple[str, ...] = Field((), description=(
         "Bundles of kind `scenes` with watch time, or directories that hold one; without any, some are trained."))
     trained: int = Field(1, description="So many scorers are trained where none is given, one a seed.", ge=1)
@@ -80,7 +80,7 @@ class RealFeedbackConfig(Config):
 def main(config: RealFeedbackConfig) -> dict[str, Array]:
     """Ranks, judges, prints and writes; returns ranking → [users, FEEDBACK], the feedback of every user's top."""
     begin = time.monotonic()
-    source = read_source(config.logs)
+    source = read_source(config.exposures)
     scorers = [scorer_of(path) for path in config.scorers] or [
         trained(config, source, seed) for seed in range(config.trained)]
     judged = [judge(config, unseen(config, source, scorer)) for scorer in scorers]
@@ -94,7 +94,7 @@ def main(config: RealFeedbackConfig) -> dict[str, Array]:
 
 def trained(config: RealFeedbackConfig, source: Source, seed: int) -> SceneScorer:
     """A scorer by the job's own defaults, in this process."""
-    job = TrainScenesConfig(logs=config.logs, output=f"{config.output}/scenes-{seed}", intervals=0,
+    job = TrainScenesConfig(exposures=config.exposures, output=f"{config.output}/scenes-{seed}", intervals=0,
                             training=TrainingConfig(workers=0, seed=seed))
     return scorer_of(train_scenes(job, source.exposures, source.registry, source.features).bundle)
 

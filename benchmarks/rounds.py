@@ -5,7 +5,7 @@ alone. The test is on users whom no log held; there every arm but `logged` plays
 simulator twice: with its own budget of simulated lives, and with no more of them than the rounds took together. Prints,
 per seed and over the seeds, the relative difference per user to the logged policy.
 
-    python -m benchmarks.rounds --logs DIR --scorer BUNDLE --seeds 3 --rounds 3
+    python -m benchmarks.rounds --exposures DIR --scorer BUNDLE --seeds 3 --rounds 3
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from recfuse.stats.experiment import AbResult
 class RoundsConfig(Config):
     """How often the loop is closed, and over how many seeds."""
 
-    logs: str = Field("embedded", description="A directory with KuaiRand files is read; `embedded` is a generator.")
+    exposures: str = Field("embedded", description=(
+        "A directory with KuaiRand files is read; `embedded` is a generator."))
     scorer: str = Field(
         "runs/demo/scenes/bundles", description="Predictions of this bundle, or of one in this directory, are fused.")
     output: str = Field("runs/rounds", description="Everything that is made lies beneath this directory.")
@@ -67,8 +68,8 @@ def repetition(config: RoundsConfig, seed: int) -> AbResult:
     """World, rounds and test of one seed."""
     out = Path(config.output) / f"seed-{seed}"
     simulated = simulate(SimulateConfig(
-        logs=config.logs, scorer=config.scorer, output=f"{out}/simulation", persons=config.persons, holdout_persons=0,
-        world=config.world.replace(seed=seed), seed=seed))
+        exposures=config.exposures, scorer=config.scorer, output=f"{out}/simulation", persons=config.persons,
+        holdout_persons=0, world=config.world.replace(seed=seed), seed=seed))
     world = World.load(simulated.world)
     persons = persons_of(~held_out(world, SimulateConfig().held_out_users), config.persons)
     logs, policies = Path(simulated.logs), []

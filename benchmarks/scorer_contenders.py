@@ -49,7 +49,7 @@ BASELINES = {name: Ours(ModelConfig(architecture=name), .05, 3e-3) for name in g
 class ScoreboardConfig(Config):
     """What is compared, and how long."""
 
-    logs: str = Field(description="The KuaiRand files are in this directory.")
+    exposures: str = Field(description="The KuaiRand files are in this directory.")
     output: str = Field("runs/benchmarks", description=(
         "The directory gets the environments, the shared data, and the trainings done so far."))
     rounds: int = Field(5, ge=0, description="Every contender is trained with so many seeds.")
@@ -103,7 +103,7 @@ def timed(trainings: dict[int, list[Round]], config: ScoreboardConfig) -> list[R
 
 def rows_of(config: ScoreboardConfig) -> tuple[Exposures, np.ndarray]:
     """The exposures of the five pages, and which rows train."""
-    exposures = scene_rows(read_exposures(config.logs), REGISTRY)
+    exposures = scene_rows(read_exposures(config.exposures), REGISTRY)
     return exposures, exposures.column("day") <= config.last_training_day
 
 

@@ -5,7 +5,7 @@ process, `ray, object store` reads the same rows as blocks of Ray's object store
 `ray, parquet` streams them from files. Ray Data takes a fixed time until its first batch, whatever there is to read,
 which is shown apart; `--repeat` lengthens the epoch, to see what remains of it.
 
-    python -m benchmarks.scorer_ingest --logs DIRECTORY
+    python -m benchmarks.scorer_ingest --exposures DIRECTORY
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from recfuse.simulation.sources import read_source
 class IngestConfig(Config):
     """What is compared."""
 
-    logs: str = Field("embedded", description="The KuaiRand files are in this directory, or `embedded` generates rows.")
+    exposures: str = Field("embedded", description=(
+        "The KuaiRand files are in this directory, or `embedded` generates rows."))
     rounds: int = Field(3, ge=1, description="Every source is read so often.")
     repeat: int = Field(1, ge=1, description="The rows come so often in an epoch.")
     batch_size: int = Field(2048, ge=1, description="The training takes batches of so many rows.")
@@ -53,7 +54,7 @@ def main(config: IngestConfig) -> None:
     """Runs the comparison and prints it."""
     torch.set_num_threads(config.threads)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    source = read_source(config.logs)
+    source = read_source(config.exposures)
     exposures = scene_rows(source.exposures, source.registry)
     problem = prepare(exposures, np.ones(exposures.rows.num_rows, bool), source.registry, ModelConfig(),
                       TrainingConfig(workers=0, batch_size=config.batch_size, threads=config.threads))

@@ -4,7 +4,7 @@ Compared, round by round, medians: the whole of `SceneScorer.score` (features, m
 with what the candidates share computed once; the network without sharing, every row whole; the same as a program of
 torch.export; and bare matmuls of the shapes that the shared path needs. Weights are random: time does not see them.
 
-    python -m benchmarks.scorer_request --logs DIRECTORY
+    python -m benchmarks.scorer_request --exposures DIRECTORY
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ SCENE = "1"
 class RequestConfig(Config):
     """What is measured."""
 
-    logs: str = Field("embedded", description="The KuaiRand files are in this directory, or `embedded` generates rows.")
+    exposures: str = Field("embedded", description=(
+        "The KuaiRand files are in this directory, or `embedded` generates rows."))
     candidates: int = Field(1_000, ge=1, description="The request has so many candidates.")
     rounds: int = Field(200, ge=1, description="Every contender runs so often.")
     history_length: int = Field(50, ge=0, description="The user has so many last items.")
@@ -45,7 +46,7 @@ class RequestConfig(Config):
 def main(config: RequestConfig) -> None:
     """Runs the comparison and prints it."""
     torch.set_num_threads(1)
-    source = read_source(config.logs)
+    source = read_source(config.exposures)
     exposures = scene_rows(source.exposures, source.registry)
     problem = prepare(exposures, np.ones(exposures.rows.num_rows, bool), source.registry,
                       ModelConfig(history_length=config.history_length), TrainingConfig(workers=0, minimum_positives=1))

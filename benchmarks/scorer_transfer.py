@@ -10,7 +10,7 @@ Embeddings, vocabularies and histories of a page's own model come from that page
 watched before the logs). Differences of AUC on the test days are means over seeds; their intervals are a bootstrap over
 users with draws shared by both models.
 
-    python -m benchmarks.scorer_transfer --logs DIRECTORY
+    python -m benchmarks.scorer_transfer --exposures DIRECTORY
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TransferConfig(Config):
     of joint training over it, first with the same recipe, then with its own (batch size, epochs).
     """
 
-    logs: str = Field(description="The KuaiRand files are in this directory.")
+    exposures: str = Field(description="The KuaiRand files are in this directory.")
     seeds: int = Field(3, ge=1, description="Every model is trained so often, and differences are averaged.")
     draws: int = Field(400, ge=1, description="The bootstrap over users draws so often.")
     last_training_day: int = Field(20220503, description="The days after this one (yyyymmdd) test.")
@@ -59,7 +59,8 @@ def main(config: TransferConfig) -> None:
     """Runs the comparison and prints it."""
     log_to_terminal()
     torch.set_num_threads(config.threads)
-    exposures, training = rows_of(ScoreboardConfig(logs=config.logs, last_training_day=config.last_training_day))
+    exposures, training = rows_of(ScoreboardConfig(
+        exposures=config.exposures, last_training_day=config.last_training_day))
     for name in config.inputs:
         begin, lines = time.monotonic(), []
         joint = [fit(exposures, training, OURS[name], (2048, 1), seed) for seed in range(config.seeds)]

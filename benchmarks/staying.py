@@ -5,7 +5,7 @@ nothing), with scene, day, part of the day, place in the day, duration and watch
 clustered by user. `WorldConfig.stay_effect` and `interaction_value` can be held against it; public exposures are a
 small part of what was shown, so that effects are thinned as much as the rows are, but the likes' and the clicks' alike.
 
-    python -m benchmarks.staying --logs DIR
+    python -m benchmarks.staying --exposures DIR
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ _FEW = 1_000  # rows of a scene below which it shares a column with the others
 class StayingConfig(Config):
     """Which log is asked."""
 
-    logs: str = Field("embedded", description="A directory with KuaiRand files is read; `embedded` is a generator.")
+    exposures: str = Field("embedded", description=(
+        "A directory with KuaiRand files is read; `embedded` is a generator."))
 
 
 def main(config: StayingConfig) -> dict[str, dict[str, tuple[float, float]]]:
     """Prints, and returns, (points, half of the 95% interval) per outcome and response."""
-    changes = effects(read_source(config.logs).exposures)
+    changes = effects(read_source(config.exposures).exposures)
     names = next(iter(changes.values()))
     table("Another exposure follows: percentage points more after a response, with 95% intervals; within users",
           ["outcome", *names], [[outcome, *(f"{100 * point:+.1f} ± {100 * half:.1f}" for point, half in of.values())]

@@ -46,7 +46,7 @@ class Made:
 def flow(config: DemoConfig, output: Output, screen: Screen) -> Path:
     """The steps and the closing words."""
     out, begin = Path(config.output), time.monotonic()
-    made = learn(config, screen, config.logs or "embedded", out)
+    made = learn(config, screen, config.exposures or "embedded", out)
     with screen.step("A/B test") as step:
         # As served: all of them explore, and what merely not exploring brings has its own row. Everybody lives once
         # under each policy, as in no real test, so that a few thousand people tell them apart.
@@ -69,16 +69,16 @@ def flow(config: DemoConfig, output: Output, screen: Screen) -> Path:
     return evaluated.page
 
 
-def learn(config: DemoConfig, screen: Screen, logs: str, out: Path) -> Made:
+def learn(config: DemoConfig, screen: Screen, exposures: str, out: Path) -> Made:
     """From exposures to a fusion policy."""
     with screen.step("scorer") as step:
         scenes = train_scenes.main(train_scenes.TrainScenesConfig(
-            logs=logs, output=f"{out}/scenes",
+            exposures=exposures, output=f"{out}/scenes",
             training=TrainingConfig(bfloat16=False if config.portable else None)))
         step.figure, step.kept = scenes.headline, scenes.reused
     with screen.step("world") as step:
         world = simulate.main(simulate.SimulateConfig(
-            logs=logs, scorer=str(scenes.bundle), output=f"{out}/simulation", persons=config.persons))
+            exposures=exposures, scorer=str(scenes.bundle), output=f"{out}/simulation", persons=config.persons))
         step.figure = f"{world.requests:,} requests of {config.persons:,} people in session logs"
         step.kept = world.reused
     with screen.step("samples") as step:
@@ -98,7 +98,7 @@ def publish_and_serve(config: DemoConfig, output: Output, screen: Screen, made: 
     out = Path(config.output)
     with screen.step("models") as step:
         pointer = export.main(export.ExportConfig(
-            logs=config.logs or "embedded", fusion=str(made.fusion.bundle), scenes=str(made.scenes.bundle),
+            exposures=config.exposures or "embedded", fusion=str(made.fusion.bundle), scenes=str(made.scenes.bundle),
             world=str(made.world.world), models=f"{out}/models"))
         if (catalogue := pointer.path(out / "models", "catalogue")) is not None:
             step.figure = f"{pq.read_metadata(catalogue).num_rows:,} items in the catalogue"

@@ -7,10 +7,10 @@ what is finished. The screen has a line a step; what the jobs say is in the outp
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -28,7 +28,9 @@ STEPS = 8
 class DemoConfig(Config):
     """Config of the demo."""
 
-    logs: str = Field(
+    former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}
+
+    exposures: str = Field(
         "", description="Exposures: a directory with KuaiRand files is read; `shop` is a generator; empty takes the "
         "embedded simulator's.")
     output: str = Field("runs/demo", description="Everything that is made lies beneath this directory.")
@@ -49,7 +51,7 @@ def main(config: DemoConfig) -> Path:
     with claimed(config.output) as output:
         output.replace(LOG, "")  # Another run's lines are not this one's.
         with screened(Path(config.output) / LOG, STEPS, config.verbose) as screen:
-            screen.say(f"{config.logs or 'the embedded simulator'} → {config.output}; a rerun takes up what is "
+            screen.say(f"{config.exposures or 'the embedded simulator'} → {config.output}; a rerun takes up what is "
                        f"finished; everything that is said: {screen.path}\n")
             print_config(config)
             with cluster():

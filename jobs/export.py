@@ -29,7 +29,7 @@ def main(config: ExportConfig) -> Pointer:
 def _exposures(config: ExportConfig) -> Exposures:
     from recfuse.simulation.sources import read_source
 
-    return read_source(config.logs, config.layout).exposures
+    return read_source(config.exposures, config.layout).exposures
 
 
 def command() -> None:

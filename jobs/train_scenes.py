@@ -20,11 +20,11 @@ def main(config: TrainScenesConfig) -> TrainScenesResult:
     from recfuse.scenes.train_scenes import train_scenes
     from recfuse.simulation.sources import read_source
 
-    source = read_source(config.logs, config.layout, config.orphan, config.registry)
+    source = read_source(config.exposures, config.layout, config.orphan, config.registry)
     result = train_scenes(config, source.exposures, source.registry, source.features)
     for title, columns, lines in result.tables():
         table(title, columns, lines)
-    source.exposures.account.require(config.quarantine_limit, "logs")
+    source.exposures.account.require(config.quarantine_limit, "exposures")
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -118,12 +118,14 @@ def with_tokens_of_environment(config: ServingConfig) -> ServingConfig:
 class ExportConfig(Config):
     """Config of the job."""
 
+    former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}
+
     fusion: str = Field("", description=(
         "The policy is this fusion bundle, or the newest of this directory of bundles; empty leaves the policy."))
     scenes: str = Field("", description=(
         "The scorer is this scenes bundle, or the newest of this directory of bundles; empty leaves the scorer, or "
         "none."))
-    logs: str = Field("", description=(
+    exposures: str = Field("", description=(
         "The items of these exposures are the catalogue and their users are known: a directory, or `embedded`, the "
         "simulator's; empty leaves catalogue and users."))
     layout: Layout = Field("kuairand", description="The exposures' files are laid out in this way.")
@@ -135,17 +137,17 @@ class ExportConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ExportConfig:
-        sources = {"fusion": self.fusion, "scenes": self.scenes, "catalogue": self.logs, "users": self.logs}
-        require(any(sources.values()), "fusion", "", "a fusion bundle; or scenes, or logs, or several of them")
+        sources = {"fusion": self.fusion, "scenes": self.scenes, "catalogue": self.exposures, "users": self.exposures}
+        require(any(sources.values()), "fusion", "", "a fusion bundle; or scenes, or exposures, or several of them")
         for part in self.parts:
-            require(bool(sources[part]), "parts", part, "parts that are named by fusion, scenes or logs")
+            require(bool(sources[part]), "parts", part, "parts that are named by fusion, scenes or exposures")
         return self
 
     @property
     def published(self) -> tuple[Part, ...]:
         """The parts that are published."""
-        named = [part for part, source in zip(PARTS, (self.fusion, self.scenes, self.logs, self.logs), strict=True)
-                 if source]
+        sources = (self.fusion, self.scenes, self.exposures, self.exposures)
+        named = [part for part, source in zip(PARTS, sources, strict=True) if source]
         return tuple(part for part in named if not self.parts or part in self.parts)
 
 

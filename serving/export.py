@@ -26,14 +26,14 @@ def export(config: ExportConfig, known: Callable[[ExportConfig], Known | Exposur
     """Publishes the parts and returns the pointer.
 
     Args:
-        known: items and users of what `config.logs` names; of the layout `native` they are read here.
+        known: items and users of what `config.exposures` names; of the layout `native` they are read here.
         contexts: of a simulated world: state feature → column [U], and the ids [U] of its users.
 
     Raises:
         BundleError: a bundle is missing or does not verify.
         InvalidFieldError: the logs, the world or a catalogue cannot be read.
     """
-    tables = functools.cache(lambda: read_known(config.logs) if config.layout == "native" else known(config))
+    tables = functools.cache(lambda: read_known(config.exposures) if config.layout == "native" else known(config))
     make: dict[Part, Callable[[], Any]] = {
         "fusion": lambda: newest_bundle(config.fusion, "fusion"),
         "scenes": lambda: newest_bundle(config.scenes, "scenes"),

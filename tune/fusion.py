@@ -49,7 +49,7 @@ from recfuse.tune.studies import BUNDLE, DONE, EXPLAINED, FINAL_PASSES, OFF_POLI
 def fusion_study(config: SweepConfig) -> tuple[FusionStudy, Identity, Judge]:
     """The study, what its rows depend on, and the judge of the winner."""
     if not config.samples:
-        make_samples(config.demo, config.logs)
+        make_samples(config.demo, config.exposures)
     output = Path(config.output).absolute()
     split = split_samples(config.samples_directory, output / "split", config.split)
     samples = SampleSet.open(split[LEARN], config.learning.network.action_range)

@@ -17,19 +17,19 @@ from recfuse.simulation.sources import read_source
 logger = logging.getLogger("recfuse")
 
 
-def make_samples(demo: str, logs: str = "embedded") -> None:
+def make_samples(demo: str, exposures: str = "embedded") -> None:
     """Makes what is absent in the demo's directory, with the demo's configs, so that the demo takes it up.
 
     Args:
         demo: output of jobs/demo.py, or where it would be.
-        logs: exposures, as of the demo.
+        exposures: as of the demo.
     """
     samples = Path(demo) / "samples"
     if (samples / VOCABULARY_FILE).is_file():
         return
     logger.info("sweep: %s is absent; making the demo's samples", samples)
-    scorer = TrainScenesConfig(logs=logs, output=f"{demo}/scenes")
-    source = read_source(scorer.logs, scorer.layout, scorer.orphan, scorer.registry)
+    scorer = TrainScenesConfig(exposures=exposures, output=f"{demo}/scenes")
+    source = read_source(scorer.exposures, scorer.layout, scorer.orphan, scorer.registry)
     scenes = train_scenes(scorer, source.exposures, source.registry, source.features)
-    world = simulate(SimulateConfig(logs=logs, scorer=str(scenes.bundle), output=f"{demo}/simulation"))
+    world = simulate(SimulateConfig(exposures=exposures, scorer=str(scenes.bundle), output=f"{demo}/simulation"))
     ingest(IngestConfig(logs=str(world.logs), output=str(samples)))

@@ -33,8 +33,8 @@ def scenes_study(config: SweepConfig) -> tuple[ScenesStudy, Identity, Callable[[
     """The study, what its rows depend on, and the judge of the winner."""
     require(config.search.scheduler == "fifo", "search.scheduler", config.search.scheduler,
             "fifo, because a trial of the scorer reports once, at its end")
-    exposures = scene_rows(read_source(config.scenes.logs).exposures, KUAIRAND)
-    exposures.account.require(config.quarantine_limit, "scenes.logs")
+    exposures = scene_rows(read_source(config.scenes.exposures).exposures, KUAIRAND)
+    exposures.account.require(config.quarantine_limit, "scenes.exposures")
     group = ScenesStudy.deal(exposures, config.split)
     # A number has no AUC to be judged by.
     tasks = tuple(task for task in dict.fromkeys(task for scene in KUAIRAND.scenes for task in scene.tasks)

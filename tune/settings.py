@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 from pydantic import Field, model_validator
@@ -70,7 +70,10 @@ class SplitConfig(Config):
 class ScenesConfig(Config):
     """What every trial of the scorer learns with; a sweep changes `model.FIELD` and `training.FIELD`."""
 
-    logs: str = Field("embedded", description="A directory with KuaiRand files is read; `embedded` is a generator.")
+    former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}
+
+    exposures: str = Field("embedded", description=(
+        "A directory with KuaiRand files is read; `embedded` is a generator."))
     model: ModelConfig = Field(default_factory=ModelConfig, description="The scorer has these sizes.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="The scorer is trained so.")
     test_day: int | None = Field(
@@ -80,6 +83,8 @@ class ScenesConfig(Config):
 
 class SweepConfig(Config):
     """Config of a sweep."""
+
+    former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}
 
     learner: Literal["fusion", "scenes"] = Field(
         "fusion", description="Trials are of the fusion learner or of the scorer (`scenes`).")
@@ -99,8 +104,8 @@ class SweepConfig(Config):
     simulation: str = Field(
         "", description="This is the output of the job `simulate`; empty takes the demo's.")
     demo: str = Field("runs/demo", description="The demo has its results in this directory.")
-    logs: str = Field("embedded", min_length=1, description="The demo's samples, where they are absent, are made from "
-                      "these exposures: a directory, `embedded` or `shop`.")
+    exposures: str = Field("embedded", min_length=1, description=(
+        "The demo's samples, where they are absent, are made from these exposures: a directory, `embedded` or `shop`."))
     output: str = Field(
         "runs/sweep", description="This directory gets `trials.jsonl`, `trials.parquet`, the trials' bundles, "
         "`summary.json` and `report.html`.")

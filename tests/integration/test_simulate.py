@@ -76,7 +76,7 @@ def test_many_quarantined_exposures_end_the_job_after_it_has_written(config, tmp
     monkeypatch.setattr("recfuse.simulation.simulate.read_source", lambda logs, *_, **__: Source(bad, KUAIRAND))
     config = config.replace(quarantine_limit=.5 * 1_000 / (kept + 1_000))
     for _ in range(2):  # a rerun, which takes the world up, says so too
-        with pytest.raises(InvalidFieldError, match=r"logs: got .* of the rows quarantined"):
+        with pytest.raises(InvalidFieldError, match=r"exposures: got .* of the rows quarantined"):
             job.main(config)
     assert list((tmp_path / "logs").glob("*.parquet"))
     assert job.main(config.replace(quarantine_limit=1.0)).reused, "the limit is no part of the run"

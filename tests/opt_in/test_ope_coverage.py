@@ -23,8 +23,8 @@ LEAST = .9
 def run(tmp_path_factory, local_ray):
     """The demo's world, samples and scorer, and policies of three algorithms."""
     out = tmp_path_factory.mktemp("run")
-    scenes = train_scenes.main(train_scenes.TrainScenesConfig(logs="embedded", output=f"{out}/scenes"))
-    world = simulate.main(simulate.SimulateConfig(logs="embedded", scorer=str(scenes.bundle),
+    scenes = train_scenes.main(train_scenes.TrainScenesConfig(exposures="embedded", output=f"{out}/scenes"))
+    world = simulate.main(simulate.SimulateConfig(exposures="embedded", scorer=str(scenes.bundle),
                                                   output=f"{out}/simulation"))
     samples = ingest.main(ingest.IngestConfig(logs=str(world.logs), output=f"{out}/samples"))
     for algorithm in ALGORITHMS:

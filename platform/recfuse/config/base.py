@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar
 
 import annotated_types
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from recfuse.config.errors import InvalidFieldError
+from recfuse.config.errors import InvalidFieldError, require
 
 T = TypeVar("T")
 # Pattern of a text with something to read in it.
@@ -32,6 +32,8 @@ class Config(BaseModel):
         InvalidFieldError: a value is out of bounds, of a wrong type, or no field has its name.
     """
 
+    former: ClassVar[Mapping[str, str]] = {}  # Names that fields had before, which files and commands may still use.
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True,
                               use_attribute_docstrings=False, protected_namespaces=())
 
@@ -40,6 +42,15 @@ class Config(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             _refuse(type(self), error)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not cls.former.keys() & values.keys():
+            return values
+        for before, name in cls.former.items():
+            require(not {before, name} <= values.keys(), before, values.get(before), f"nothing beside {name}")
+        return {cls.former.get(name, name): value for name, value in values.items()}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values, checked like the first."""
@@ -87,6 +98,21 @@ def read(path: str | Path) -> Any:
         return yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise InvalidFieldError("--config", str(path), f"a YAML file ({error})") from None
+
+
+def renamed(cls: Any, arguments: Iterable[str]) -> list[str]:
+    """The arguments of a command line, with options by a former name of a field under today's."""
+    options = dict(_former_options(cls))
+    split = (argument.partition("=") for argument in arguments)
+    return [options.get(option, option) + equals + value for option, equals, value in split]
+
+
+def _former_options(cls: Any, prefix: str = "--") -> Iterator[tuple[str, str]]:
+    if not (isinstance(cls, type) and issubclass(cls, Config)):
+        return
+    yield from ((prefix + before, prefix + name) for before, name in cls.former.items())
+    for name, info in cls.model_fields.items():
+        yield from _former_options(info.annotation, f"{prefix}{name}.")
 
 
 def allowed(info: FieldInfo) -> str:

@@ -37,8 +37,8 @@ def read_exposures(path: str | Path, orphan: Orphan = "quarantine") -> Exposures
     Raises:
         InvalidFieldError: a file is missing, unreadable or empty.
     """
-    directory = locate(path, "logs")
-    require(directory.kind() == pafs.FileType.Directory, "logs", str(path), "a directory with the Ali-CCP files")
+    directory = locate(path, "exposures")
+    require(directory.kind() == pafs.FileType.Directory, "exposures", str(path), "a directory with the Ali-CCP files")
     broken: list[str] = []
     parts = [_part(directory, name, broken) for name in ("train", "test")]
     table = pa.concat_tables(parts).combine_chunks()

@@ -37,13 +37,13 @@ def read_exposures(path: str | Path, orphan: Orphan = "quarantine") -> Exposures
     Raises:
         InvalidFieldError: no country, a file or a column is missing, an id is no integer, or a part is empty.
     """
-    directory = locate(path, "logs")
+    directory = locate(path, "exposures")
     exists = directory.kind() == pafs.FileType.Directory
-    require(exists, "logs", directory.uri, f"a directory with {_PREFIX}NL and the like")
+    require(exists, "exposures", directory.uri, f"a directory with {_PREFIX}NL and the like")
     entries = directory.filesystem.get_file_info(pafs.FileSelector(directory.root))
     countries = sorted(entry.base_name for entry in entries
                        if entry.type == pafs.FileType.Directory and entry.base_name.startswith(_PREFIX))
-    require(bool(countries), "logs", directory.uri, f"a directory with {_PREFIX}NL and the like")
+    require(bool(countries), "exposures", directory.uri, f"a directory with {_PREFIX}NL and the like")
     broken: list[str] = []
     parts = [_part(directory.below(country), country, name, broken)
              for country in countries for name in ("train", "test")]

@@ -57,7 +57,7 @@ def find(location: Location, name: str) -> pafs.FileInfo:
     for info in files_beneath(location):
         if _plain_name(info.base_name) == name.lower():
             return info
-    raise InvalidFieldError("logs", f"{location.uri}/{name}", f"a CSV file, plain or as {', '.join(_CODECS)}")
+    raise InvalidFieldError("exposures", f"{location.uri}/{name}", f"a CSV file, plain or as {', '.join(_CODECS)}")
 
 
 def read_rows(location: Location, info: pafs.FileInfo, names: Sequence[str] = (),

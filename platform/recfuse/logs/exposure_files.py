@@ -80,7 +80,7 @@ def _required(path: str, names: Sequence[str]) -> pa.Table:
 
 def _read(path: str, names: Sequence[str]) -> pa.Table | None:
     """The table of the first name that is there."""
-    location = locate(path, "logs")
+    location = locate(path, "exposures")
     for name in names:
         if location.kind(name) != pafs.FileType.NotFound:
             return read_parquet(location.below(name), f"{path}/{name}")

@@ -59,8 +59,8 @@ def read_exposures(path: str | Path) -> Exposures:
     Raises:
         InvalidFieldError: a file or a column is missing, or a file cannot be read.
     """
-    directory = locate(path, "logs")
-    require(directory.kind() == pafs.FileType.Directory, "logs", str(path), "a directory with the KuaiRand files")
+    directory = locate(path, "exposures")
+    require(directory.kind() == pafs.FileType.Directory, "exposures", str(path), "a directory with the KuaiRand files")
     raw, broken = _read_files(directory, "log_standard_", _LOG_COLUMNS)
     log, reasons = _check(raw)
     kept, duplicates = _split_duplicates(log, np.flatnonzero(reasons == ""))
@@ -74,7 +74,7 @@ def read_exposures(path: str | Path) -> Exposures:
     quarantined = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
     account = Account(rows_in=raw.num_rows + len(broken), kept=len(kept), notes=_not_read(directory),
                       quarantined=quarantined | ({WRONG_COLUMNS: len(broken)} if broken else {}))
-    account.require(1.0, "logs")
+    account.require(1.0, "exposures")
     rows = _rows(log, kept)
     items = _items(_read_files(directory, "video_features_basic", ("video_id", "video_duration", "tag"))[0], log, kept)
     users = _users(_read_files(directory, "user_features", ("user_id",))[0])
@@ -93,7 +93,7 @@ def _read_files(directory: Location, prefix: str, columns: Sequence[str],
              and is_table(info.base_name) and info.size != 0]
     if optional and not infos:
         return pa.table({name: pa.array([], pa.int64()) for name in columns}), []
-    require(bool(infos), "logs", directory.uri, f"a directory with {prefix}*.parquet or {prefix}*.csv")
+    require(bool(infos), "exposures", directory.uri, f"a directory with {prefix}*.parquet or {prefix}*.csv")
     tables, broken = [], list[str]()
     for info in infos:
         rows = read_rows(directory, info)

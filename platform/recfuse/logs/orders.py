@@ -78,7 +78,7 @@ def order_exposures(columns: Mapping[str, np.ndarray | pa.Array | pa.ChunkedArra
     quarantined = {str(name): int(count) for name, count in zip(given, counts, strict=True)}
     account = Account(rows_in=raw.num_rows + len(broken), kept=rows.num_rows,
                       quarantined=quarantined | ({WRONG_COLUMNS: len(broken)} if broken else {}))
-    account.require(1.0, "logs")
+    account.require(1.0, "exposures")
     if history is None:
         history = pa.table({"user_id": pa.array([], pa.int64()), "items": pa.array([], pa.list_(pa.int64()))})
     return Exposures(rows=rows, users=users, items=items, history=history, account=account, quarantine=quarantine)

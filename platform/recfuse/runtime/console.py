@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from recfuse.config import Config, InputError, InvalidFieldError, load, read, reference
+from recfuse.config import Config, InputError, InvalidFieldError, load, read, reference, renamed
 from recfuse.runtime.interrupts import keep_interrupts
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def _parse(
     config_class: type[T], arguments: list[str], description: str | None,
     choose: Callable[[type[T], Any, Sequence[str], str], T] | None,
 ) -> T:
-    file, rest = _take_config(arguments)
+    file, rest = _take_config(renamed(config_class, arguments))
     if choose is not None:
         default = choose(config_class, {} if file is None else read(file), rest, Path(file or "").name)
         return _parsed(config_class, rest, description, default)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,7 +64,9 @@ class ModelConfig(Config):
 class TrainScenesConfig(Config):
     """Config of the job `train_scenes`."""
 
-    logs: str = Field("embedded", description=(
+    former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}
+
+    exposures: str = Field("embedded", description=(
         "The exposures are in this directory, for `native` also a URI; `embedded` and `shop` are generators."))
     layout: Layout = Field("kuairand", description="The directory's files have this layout.")
     orphan: Orphan = Field("quarantine", description=(

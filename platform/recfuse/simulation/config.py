@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -38,7 +39,9 @@ class ResponseConfig(Config):
 class SimulateConfig(Config):
     """Config of the job."""
 
-    logs: str = Field(
+    former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}
+
+    exposures: str = Field(
         "embedded", description="The exposures are in this directory; `embedded`, `shop` and `shop_pages` are "
         "generators.")
     layout: Layout = Field("kuairand", description="The directory's files have this layout.")

@@ -61,7 +61,7 @@ class SimulateResult:
             InvalidFieldError: with the commonest reason.
         """
         if "account" in self.metrics:  # not in those of an earlier version
-            Account(**self.metrics["account"]).require(limit, "logs")
+            Account(**self.metrics["account"]).require(limit, "exposures")
 
     @property
     def response_rows(self) -> list[tuple[str, ...]]:
@@ -132,7 +132,7 @@ def load_scorer(path: str | Path) -> Scorer:
 
 def responses_of(config: SimulateConfig) -> Responses:
     """The declared ones, or those that the exposures are known for."""
-    return config.responses or RESPONSES.get(config.logs, FEED)
+    return config.responses or RESPONSES.get(config.exposures, FEED)
 
 
 def declared_policy(config: SimulateConfig, responses: Responses, parameters: tuple[str, ...]) -> FixedGaussian:
@@ -142,7 +142,7 @@ def declared_policy(config: SimulateConfig, responses: Responses, parameters: tu
 
 def sigma_of(config: SimulateConfig) -> float:
     """How far the behaviour policy explores: as declared, or as the exposures are known."""
-    return config.behaviour_sigma or EXPLORATION.get(config.logs, SIGMA)
+    return config.behaviour_sigma or EXPLORATION.get(config.exposures, SIGMA)
 
 
 def _registry(config: SimulateConfig, scorer: Scorer) -> Registry | None:
@@ -180,7 +180,7 @@ def simulate(config: SimulateConfig) -> SimulateResult:
 
 def _build(config: SimulateConfig, scorer: Scorer, run: str) -> tuple[World, dict[str, Any]]:
     """Makes the world, and what its fit and calibration are worth; nothing is written yet."""
-    exposures = read_source(config.logs, config.layout, registry=_registry(config, scorer)).exposures
+    exposures = read_source(config.exposures, config.layout, registry=_registry(config, scorer)).exposures
     made = make_world(config, scorer, exposures)
     return made.world, {"run": run, "exposures": str(exposures.account), "account": asdict(exposures.account),
                         **_report(config, made)}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import yaml
 from pydantic import Field, model_validator
 
-from recfuse.config import Config, InvalidFieldError, from_mapping, load, reference, require, schema
+from recfuse.config import Config, InvalidFieldError, from_mapping, load, reference, renamed, require, schema
 from recfuse.runtime.console import start
 
 
@@ -132,3 +133,26 @@ def test_a_bad_value_in_a_list_of_parts_is_named():
         Cached(sides=({}, {"rate": 2}))
     with pytest.raises(InvalidFieldError, match=r"sides\.0\.speed: got 2; allowed: one of rate, sizes"):
         Cached(sides=({"speed": 2},))
+
+
+class Moved(Config):
+    former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}
+
+    exposures: str = "embedded"
+
+
+class Around(Config):
+    former: ClassVar[Mapping[str, str]] = {"size": "width"}
+
+    width: int = 1
+    inner: Moved = Moved()
+
+
+def test_a_former_name_is_understood_everywhere() -> None:
+    assert Around(size=3) == Around(width=3) == from_mapping(Around, {"size": 3})
+    assert from_mapping(Around, {"inner": {"logs": "here"}}).inner.exposures == "here"
+    assert renamed(Around, ["--size", "3", "--inner.logs=a=b", "--logs", "size"]) == [
+        "--width", "3", "--inner.exposures=a=b", "--logs", "size"]
+    assert "size" not in Around(size=3).to_dict()
+    with pytest.raises(InvalidFieldError, match="size: got 3; allowed: nothing beside width"):
+        Around(size=3, width=4)

@@ -105,7 +105,7 @@ def test_floors_are_kept_where_they_can_be() -> None:
 
 def test_real_rows_become_sets_and_every_ranking_judges_them() -> None:
     exposures = generate(seed=1, users=60, items=60, rows=3_000)
-    config = RealFeedbackConfig(logs="embedded", cem_seeds=1, population=4, iterations=2, least=6)
+    config = RealFeedbackConfig(exposures="embedded", cem_seeds=1, population=4, iterations=2, least=6)
     scorer = SceneScorer.untrained(exposures, KUAIRAND, ModelConfig(
         embedding_size=4, history_length=3, experts=2, expert_layers=(8,), tower_layers=()))
     sets = unseen(config, Source(exposures, KUAIRAND), scorer)

@@ -57,7 +57,7 @@ def test_scenes_are_the_positions(tmp_path: Path) -> None:
 def test_bad_files_are_named(tmp_path: Path) -> None:
     write(tmp_path, TRAIN, TEST_ROWS, COMMON)
     (tmp_path / "common_features_test.csv").unlink()
-    with pytest.raises(InvalidFieldError, match=r"logs: got .*common_features_test.csv'; allowed: a CSV file"):
+    with pytest.raises(InvalidFieldError, match=r"exposures: got .*common_features_test.csv'; allowed: a CSV file"):
         read_exposures(tmp_path)
     write(tmp_path, TRAIN, [], COMMON)
     with pytest.raises(InvalidFieldError, match=r"test.csv: got .*(at least one row|readable Parquet or CSV)"):

@@ -102,13 +102,13 @@ def test_bad_files_are_named(tmp_path: Path, header: str, line: str, message: st
 
 
 def test_missing_and_empty_parts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidFieldError, match=r"logs: got .*allowed: a directory with AliExpress_NL"):
+    with pytest.raises(InvalidFieldError, match=r"exposures: got .*allowed: a directory with AliExpress_NL"):
         read_exposures(tmp_path)
     write(tmp_path, "NL", ["1,2,3,0.1,0,0"], [])
     with pytest.raises(InvalidFieldError, match=r"AliExpress_NL/test.csv: got 0; allowed: at least one row"):
         read_exposures(tmp_path)
     (tmp_path / "AliExpress_NL" / "test.csv").unlink()
-    with pytest.raises(InvalidFieldError, match=r"logs: got .*test.csv'; allowed: a CSV file"):
+    with pytest.raises(InvalidFieldError, match=r"exposures: got .*test.csv'; allowed: a CSV file"):
         read_exposures(tmp_path)
 
 

@@ -159,10 +159,10 @@ def test_past_of_items_holds_nothing_of_the_logged_days(tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     directory = write_logs(tmp_path / "logs", [FINE])
     (directory / "user_features_pure.parquet").unlink()
-    message = r"logs: got .*logs.*allowed: a directory with user_features\*\.parquet"
+    message = r"exposures: got .*logs.*allowed: a directory with user_features\*\.parquet"
     with pytest.raises(InvalidFieldError, match=message):
         read_exposures(directory)
-    with pytest.raises(InvalidFieldError, match=r"logs: got .*nowhere.*allowed: a directory"):
+    with pytest.raises(InvalidFieldError, match=r"exposures: got .*nowhere.*allowed: a directory"):
         read_exposures(tmp_path / "nowhere")
 
 

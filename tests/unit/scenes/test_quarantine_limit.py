@@ -34,11 +34,11 @@ def logs(tmp_path: Path, exposures: Exposures) -> Path:
 
 
 def test_the_job_ends_with_an_error_after_it_has_written(logs: Path) -> None:
-    config = TrainScenesConfig(logs=str(logs), layout="native", registry=REGISTRY, output=str(logs / "scenes"),
+    config = TrainScenesConfig(exposures=str(logs), layout="native", registry=REGISTRY, output=str(logs / "scenes"),
                                model=MODEL, training=TRAINING.replace(epochs=1), intervals=0)
     for _ in range(2):  # a rerun, which takes the result up, says so too
-        with pytest.raises(InvalidFieldError, match=r"logs: got '10.0% of the rows quarantined'; allowed: at most 5.0% "
-                                                    r"\(quarantine_limit\); the commonest fault is click is not 0"):
+        with pytest.raises(InvalidFieldError, match=r"exposures: got '10.0% of the rows quarantined'; allowed: at most "
+                                                    r"5.0% \(quarantine_limit\); the commonest fault is click is not 0"):
             main(config)
         assert (logs / "scenes" / "metrics.json").is_file()
     assert main(config.replace(quarantine_limit=.2)).reused, "the limit is no part of the run"
@@ -48,7 +48,7 @@ def test_the_job_ends_with_an_error_after_it_has_written(logs: Path) -> None:
 def test_metrics_of_somebody_else_are_not_written_over(logs: Path, content: str) -> None:
     (logs / "metrics.json").write_text(content)
     with pytest.raises(InvalidFieldError, match=r"output: got .*metrics.json'; allowed: no file of this name"):
-        main(TrainScenesConfig(logs=str(logs), layout="native", registry=REGISTRY, output=str(logs), model=MODEL,
+        main(TrainScenesConfig(exposures=str(logs), layout="native", registry=REGISTRY, output=str(logs), model=MODEL,
                                training=TRAINING, intervals=0))
     assert (logs / "metrics.json").read_text() == content
 
@@ -58,5 +58,5 @@ def test_a_sweep_of_the_scorer_refuses_them(tmp_path: Path, exposures: Exposures
     monkeypatch.setattr("recfuse.tune.scenes.read_source", lambda logs: SimpleNamespace(exposures=bad))
     config = SweepConfig(learner="scenes", scenes=ScenesConfig(), space=({"training.learning_rate": [1e-3]},),
                          output=str(tmp_path))
-    with pytest.raises(InvalidFieldError, match=r"scenes\.logs: got '10.0% of the rows quarantined'"):
+    with pytest.raises(InvalidFieldError, match=r"scenes\.exposures: got '10.0% of the rows quarantined'"):
         scenes_study(config)

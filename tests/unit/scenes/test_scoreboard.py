@@ -14,7 +14,7 @@ from benchmarks.scorer_contenders import Round, ScoreboardConfig, timed
 from benchmarks.scorer_tables import interval
 from benchmarks.stopwatch import Stopwatch
 
-CONFIG = ScoreboardConfig(logs="", rounds=2, timings=2, contenders=("ours", "fuxictr"))
+CONFIG = ScoreboardConfig(exposures="", rounds=2, timings=2, contenders=("ours", "fuxictr"))
 
 
 def training(seconds: float = 1.0, threads: int = 2, others: float = 0.0) -> Round:

@@ -51,7 +51,7 @@ def test_catalogue_and_users_of_native_exposures(tmp_path: Path, vocabulary: Voc
     policy, models = write_policy(tmp_path / "trained", vocabulary, seed=1), str(tmp_path / "models")
     of_policy = ExportConfig(fusion=str(policy), models=models)
     first = export(of_policy, lambda _: no_exposures(), lambda _: ({}, np.zeros(0)))
-    config = ExportConfig(logs=str(own), layout="native", models=models)
+    config = ExportConfig(exposures=str(own), layout="native", models=models)
     pointer = export(config, lambda _: no_exposures(), lambda _: ({}, np.zeros(0)))
     assert (pointer.fusion, pointer.scenes) == (first.fusion, None)
     assert pq.read_table(Path(models) / str(pointer.catalogue))["item_id"].to_pylist() == [5, 6]

@@ -57,7 +57,7 @@ def shop_exposures() -> tuple[Exposures, shop.Truth]:
 
 @functools.cache
 def made() -> Made:
-    return make_world(SimulateConfig(logs="shop", world=SMALL), TrueScorer(), shop_exposures()[0])
+    return make_world(SimulateConfig(exposures="shop", world=SMALL), TrueScorer(), shop_exposures()[0])
 
 
 def played(world: World, action: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
