@@ -30,7 +30,7 @@ class ServingConfig(Config):
         "Each replica appends its decisions and feedback to files in this directory."))
     session_table: str = Field("", description=(
         "The decision log is moved in the background (serving.mover) to Delta tables in this directory or URL; empty "
-        "leaves that to jobs/collect.py."))
+        "leaves that to `recfuse collect`."))
     window_minutes: float = Field(60.0, ge=0, description=(
         "Feedback that comes more than so many minutes after its request is late."))
     move_seconds: float = Field(30.0, gt=0, description="So many seconds lie between two moves of the decision log.")
@@ -154,10 +154,10 @@ class ExportConfig(Config):
 class CollectConfig(Config):
     """Config of the job."""
 
-    decision_log: str = Field("runs/demo/decisions", description="Serving appends to this directory.")
-    models: str = Field("runs/demo/models", description=(
+    decision_log: str = Field("runs/decisions", description="Serving appends to this directory.")
+    models: str = Field("runs/models", description=(
         "Serving watches this directory; the log's vocabulary is that of its fusion bundle."))
-    output: str = Field("runs/demo/served_logs", description=(
+    output: str = Field("runs/served_logs", description=(
         "The session log goes to this directory or URL; a rerun adds what has come since."))
     window_minutes: float = Field(60.0, ge=0, description=(
         "Feedback counts so many minutes after its request; younger requests wait for a later run."))

@@ -99,7 +99,7 @@ def open_samples(path: str, name: str = "samples") -> LogSource:
         InvalidFieldError: as `open_log`, or the directory holds session logs.
     """
     source = open_log(path, name=name)
-    require(source.kind == "samples", name, path, "a directory of samples, as jobs/ingest.py writes them; these are "
+    require(source.kind == "samples", name, path, "a directory of samples, as `recfuse ingest` writes them; these are "
                                                   "session logs")
     return source
 

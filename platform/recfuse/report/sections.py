@@ -8,44 +8,44 @@ from recfuse.report.section import Section
 SECTIONS = (
     Section("ab_test", "A/B test in the simulator",
             "Relative difference of means per user to the base bucket with its interval; a full point remains after "
-            "the correction for the number of comparisons, a hollow one does not.", "jobs/ab_test.py", figures.ab_test,
+            "the correction for the number of comparisons, a hollow one does not.", "recfuse ab-test", figures.ab_test,
             tables.ab_test),
     Section("off_policy", "What the held-out log says of the policy",
             "Four questions, a row of panels each: they are different ones, so their answers may differ. Hollow points "
             "have no interval and only rank policies. A dashed line is the truth, where the log is simulated.",
-            "jobs/evaluate.py", figures.off_policy, questions.details, questions.parts),
+            "recfuse evaluate", figures.off_policy, questions.details, questions.parts),
     Section("weights", "Where the fusion weights go",
             "Mean direction of the policy's weights per group of requests beside that of the log; a row that differs "
-            "from the one of all requests is where the policy personalises.", "jobs/evaluate.py", figures.weights,
+            "from the one of all requests is where the policy personalises.", "recfuse evaluate", figures.weights,
             tables.weights),
     Section("learning_curves", "Learning curves",
             "The loss of each fit, pass by pass, until its stopping rule ends it. Critics learn where the held-out "
             "line falls. A policy's loss is a weighted log-likelihood whose weights move with it, so it may rise: that "
             "it settles is what counts.",
-            "jobs/train_fusion.py", figures.learning_curves),
+            "recfuse train", figures.learning_curves),
     Section("explained_variance", "Explained variance of the critics",
             "How much of each behaviour's target its critic explains; 0 is no better than the mean.",
-            "jobs/train_fusion.py", figures.explained_variance),
+            "recfuse train", figures.explained_variance),
     Section("scorer_auc", "Scorer: AUC per scene and task",
             "How well the scorer orders the last day's exposures; .5 is chance. Below it the positives of that day: "
-            "with a few dozen a figure says little.", "jobs/train_scenes.py", figures.scorer_auc,
+            "with a few dozen a figure says little.", "recfuse train-scenes", figures.scorer_auc,
             tables.scorer),
     Section("scorer_calibration", "Scorer: calibration per scene and task",
             "Sum of predicted probabilities over observed positives on the last day; 1 is right, and with n positives "
             "chance alone moves it by about 1/√n.",
-            "jobs/train_scenes.py", figures.scorer_calibration),
+            "recfuse train-scenes", figures.scorer_calibration),
     Section("serving", "Serving latency", "Times of single requests over HTTP, one after the other.",
-            "jobs/demo.py", figures.serving),
+            "recfuse demo", figures.serving),
     Section("response", "Simulator: response model",
             "How well the model behind the simulated users orders the last day's exposures of the log, with 95% "
-            "intervals over users; .5 is chance.", "jobs/simulate.py", figures.response, tables.response),
+            "intervals over users; .5 is chance.", "recfuse simulate", figures.response, tables.response),
     Section("calibration", "Simulator: calibration",
             "Rates, amounts and session length under the logged policy over those of the log; the band is ±10%.",
-            "jobs/simulate.py", figures.calibration, tables.calibration),
+            "recfuse simulate", figures.calibration, tables.calibration),
     Section("deciles", "Simulator: amounts",
             "Deciles of the amount of an exposure, as watch time, under the logged policy beside those of the log.",
-            "jobs/simulate.py", figures.deciles),
+            "recfuse simulate", figures.deciles),
     Section("account", "Data account",
             "Where every row of the session logs went: into the samples, or into the quarantine with a reason.",
-            "jobs/ingest.py", figures.account),
+            "recfuse ingest", figures.account),
 )

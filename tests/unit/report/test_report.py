@@ -191,7 +191,7 @@ def test_what_is_missing_is_said_with_the_job_that_measures_it():
     page = Page(text)
     assert page.images == {}
     assert text.count("Not measured in this run") == len(SECTIONS)
-    assert "<code>jobs/ab_test.py</code> measures it" in text
+    assert "<code>recfuse ab-test</code> measures it" in text
 
 
 def test_a_log_that_answers_nothing_says_so():
@@ -219,4 +219,4 @@ def test_refused_estimators_are_in_the_table_with_their_reason(text):
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
 def test_every_section_has_a_sentence(section):
     assert section.sentence.endswith(".")
-    assert section.job.startswith("jobs/")
+    assert section.job.startswith("recfuse ")

@@ -38,7 +38,7 @@ def test_the_job_ends_with_an_error_after_it_has_written(logs: Path) -> None:
                                model=MODEL, training=TRAINING.replace(epochs=1), intervals=0)
     for _ in range(2):  # a rerun, which takes the result up, says so too
         with pytest.raises(InvalidFieldError, match=r"exposures: got '10.0% of the rows quarantined'; allowed: at most "
-                                                    r"5.0% \(quarantine_limit\); the commonest fault is click is not 0"):
+                                                    r"5.0% \(quarantine_limit\); the commonest fault is click is not"):
             main(config)
         assert (logs / "scenes" / "metrics.json").is_file()
     assert main(config.replace(quarantine_limit=.2)).reused, "the limit is no part of the run"
