@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import ray
@@ -49,6 +50,25 @@ def test_a_local_ray_listens_on_loopback_alone(tmp_path):
         assert any(what in line and addresses for line, addresses in open_sockets.items()), (what, open_sockets)
     beyond = {line: addresses for line, addresses in open_sockets.items() if not set(addresses) <= LOOPBACK_ADDRESSES}
     assert not beyond
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_outlive_a_pause():
+    @ray.remote(num_cpus=0.5)
+    def process() -> int:
+        import os
+
+        time.sleep(0.3)
+        return os.getpid()
+
+    def burst() -> set[int]:
+        return set(ray.get([process.remote() for _ in range(4)]))
+
+    burst()  # A worker may start so slowly that another one does its task.
+    before = burst()
+    time.sleep(2.5)
+    assert len(before) > 2
+    assert burst() & before == before
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -114,9 +114,12 @@ def run(exchange: Exchange, pieces: list[Piece]) -> None:
         .groupby(_PARTITION, num_partitions=partitions).map_groups(deduplicate, batch_format="pyarrow")
         .groupby(_PARTITION, num_partitions=partitions).map_groups(cut, batch_format="pyarrow")
     )
-    with _Watch(counter, sum(piece.kept for piece in pieces)):
-        for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            pass
+    try:
+        with _Watch(counter, sum(piece.kept for piece in pieces)):
+            for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                pass
+    finally:
+        ray.kill(counter)  # The tasks' closures keep it alive beyond this function.
 
 
 def map_samples(source: LogSource, function: Callable[[Piece, pa.Table], pa.Table], name: str) -> Iterator[pa.Table]:

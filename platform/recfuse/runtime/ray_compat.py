@@ -61,7 +61,7 @@ def start_local(logging_level: int = logging.WARNING, **options: Any) -> None:
     """
     import ray
 
-    for name, value in starting_environment().items():
+    for name, value in (starting_environment() | idle_environment()).items():
         os.environ.setdefault(name, value)
     with on_loopback():
         ray.init(address="local", _node_ip_address=LOOPBACK, include_dashboard=False, log_to_driver=False,
@@ -248,6 +248,19 @@ def starting_environment() -> dict[str, str]:
     return {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "recfuse.serving.starting:middlewares",
             # Else HAProxy wants the port for itself, where `recfuse.serving.starting` listens before it.
             "SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
+
+
+def idle_environment() -> dict[str, str]:
+    """Variable → value with which a Ray keeps a worker for a minute after its last task.
+
+    Why: it ends workers beyond one a CPU after a second without work. Where tasks of a pipeline follow each other, or
+        actors take no CPU, workers end and start all the time, and each start costs two seconds of imports: five of the
+        six seconds that a small ingest took.
+    Upstream: #27863 (closed), #36766 (made it rarer).
+    Broken: jobs take seconds longer.
+    Test: tests/integration/test_cluster.py.
+    """
+    return {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 
 
 def serve_environment(haproxy: str) -> dict[str, str]:
