@@ -37,7 +37,7 @@ CASES = [
     ("collect", "--decision-log {decisions} --models {models} --output {logs}", "output: got '{logs}"),
     ("simulate", "--config {unknown.yaml}", "colour: got 'red'; allowed: one of"),
     ("simulate", "--scorer {nowhere} --output {out}", "scenes bundle: got '{nowhere}'"),
-    ("export", "--config {unknown.yaml}", "colour: got 'red'; allowed: one of fusion"),
+    ("export", "--config {unknown.yaml}", "colour: got 'red'; allowed: one of exposures, fusion"),
     ("export", "--fusion {file} --models {out}", "fusion bundle: got '{file}'"),
     ("export", "--fusion {policy} --models {file}", "models: got '{file}'; allowed: a directory"),
     ("export", "--parts catalogue --exposures {no_parquet} --models {out}", "exposures: got '{no_parquet}'; allowed:"),
