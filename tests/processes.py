@@ -1,8 +1,10 @@
-"""Finds what a program under test left running."""
+"""Programs under test: one in this process, and what another one left running."""
 
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -37,3 +39,21 @@ def left_behind(mark: str, seconds: float = 20.0) -> list[str]:
     while (left := alive(mark)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return left
+
+
+def run_file(file: Path, arguments: list[str], errors: str) -> None:
+    """A Python file with its arguments, in this process, which it ends; stdout is dropped, stderr goes to a file."""
+    os.dup2(os.open(errors, os.O_WRONLY), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.argv = [str(file), *arguments]
+    code: object = 0
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)

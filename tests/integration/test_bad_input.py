@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import session_logs
+from processes import run_file
 from session_logs import random_rows, table
 
 from recfuse.bundle.pointer import Pointer, write_pointer
@@ -18,6 +19,7 @@ from recfuse.fusion.policies import FixedGaussian
 from recfuse.runtime.outputs import claim
 
 ROOT = Path(__file__).parents[2]
+FORKS = multiprocessing.get_context("forkserver")
 
 # Arguments of a job, what stands in the line; names in braces are made by the fixture.
 CASES = [
@@ -90,12 +92,19 @@ def test_one_line_says_what_is_wrong(places):
 
     def run(case: tuple[str, str, str]) -> str:
         job, arguments, said = (text.replace("{", "{0[").replace("}", "]}").format(places) for text in case)
-        done = subprocess.run([sys.executable, f"jobs/{job}.py", *arguments.split()], cwd=ROOT, capture_output=True,
-                              text=True, timeout=120)
-        lines = done.stderr.strip().splitlines()
-        good = done.returncode in (1, 2) and len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
-        return "" if good else f"{job} {arguments}: exit {done.returncode}, {done.stderr[-600:]!r}, not {said!r}"
+        with tempfile.NamedTemporaryFile("r") as errors:
+            process = FORKS.Process(target=run_file, args=(ROOT / "jobs" / f"{job}.py", arguments.split(), errors.name))
+            process.start()
+            process.join(120)
+            process.kill()
+            stderr = errors.read()
+        lines = stderr.strip().splitlines()
+        good = process.exitcode in (1, 2) and len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+        return "" if good else f"{job} {arguments}: exit {process.exitcode}, {stderr[-600:]!r}, not {said!r}"
 
+    # Imports are done once: a process is forked for every case, and goes through its job's file as Python does.
+    FORKS.set_forkserver_preload([f"recfuse.{module}" for module in (
+        "evaluation.evaluate", "learning.learner", "scenes.train_scenes", "simulation.simulate", "tune.sweep")])
     with claim(str(places["claimed"]), "ingest"), ThreadPoolExecutor(2) as pool:
         wrong = [problem for problem in pool.map(run, CASES) if problem]
     assert not wrong, "\n".join(wrong)
