@@ -28,7 +28,6 @@ from recfuse.evaluation.stepwise import stepwise_sums
 from recfuse.evaluation.support import Vector, refusal
 from recfuse.stats.intervals import UserSums
 
-
 # Products of more ratios are so skewed that intervals held the truth in 67 to 81% of logs whose effective number of
 # sessions was 7 to 15% of all.
 LEAST_SHARE = 0.2

@@ -102,8 +102,8 @@ def bias_bound(values: Vector, mean_ratio: float) -> Vector:
 
 
 def events(per_user: Vector, share: float) -> Vector:
-    """[m], how many events the weights leave, `share · (Σ_u x_u)² / Σ_u x_u²` of the log's feedback [U, m] per user; inf
-    of feedback with values below 0, whose sum may be small for other reasons.
+    """[m], how many events the weights leave, `share · (Σ_u x_u)² / Σ_u x_u²` of the log's feedback [U, m] per user;
+    inf of feedback with values below 0, whose sum may be small for other reasons.
 
     Args:
         share: effective sample size of the weights over the number of requests. It does not say which events have large
