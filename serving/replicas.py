@@ -17,6 +17,7 @@ from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.scenes.inference import SceneScorer
 from recfuse.serving.config import ServingConfig
+from recfuse.serving.contract import Contract
 from recfuse.serving.decision_log import DecisionLog, LogWriter
 from recfuse.serving.formats import answering
 from recfuse.serving.fusion import FusionModel, FusionService
@@ -46,12 +47,16 @@ class _Followed(Generic[M]):
         self.model.pin(bundle)
 
     def describe(self) -> dict[str, Any]:
-        """What every replica says of its model in `GET /v1/models`."""
-        model, canary = self.model, self.model.canary
+        """What every replica says of its parts in `GET /v1/models`.
+
+        All replicas serve the same where each serves what it names as `wanted`: what the pointer names.
+        """
+        model, canary, catalogue = self.model, self.model.canary, self.catalogue
         loaded = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model.loaded_at))
         share = None if canary is None else {"model_version": self._version(canary.model), "share": canary.share}
-        return {"model_version": self._version(model.current), "loaded_at": loaded, "error": model.error,
-                "canary": share, "canary_error": model.canary_error}
+        return {"model_version": self._version(model.current), "wanted": model.wanted, "loaded_at": loaded,
+                "error": model.error, "canary": share, "canary_error": model.canary_error,
+                "catalogue": {"name": catalogue.name, "wanted": catalogue.wanted}, "catalogue_error": catalogue.error}
 
     def close(self) -> None:
         self.model.close()
@@ -71,8 +76,9 @@ class FusionReplica(FusionService):
 
     def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None) -> None:
         _use_one_thread()
-        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds)
-        catalogue = ServedCatalogue(config.models, config.poll_seconds)
+        contract = Contract(config.supplements)
+        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds, contract=contract)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
         super().__init__(config, model, self.log, _users(config), catalogue, meters)
         self._followed = _Followed(model, catalogue, lambda model: model.version)
@@ -87,8 +93,7 @@ class FusionReplica(FusionService):
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
         followed = self._followed
-        return {**followed.describe(), "catalogue_error": followed.catalogue.error,
-                **described(followed.model.current.vocabulary)}
+        return {**followed.describe(), **described(followed.model.current.vocabulary)}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}."""
@@ -113,8 +118,10 @@ class ScenesReplica(ScenesService):
 
     def __init__(self, config: ServingConfig, meters: Meters | None = None) -> None:
         _use_one_thread()
-        model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer())
-        catalogue = ServedCatalogue(config.models, config.poll_seconds)
+        contract = Contract(config.supplements)
+        model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer(),
+                                    contract)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract)
         super().__init__(config, model, _users(config), catalogue, meters)
         self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)
 
