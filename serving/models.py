@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -18,6 +18,7 @@ from recfuse.bundle.pointer import Pointer, read_pointer
 from recfuse.serving.attempts import Attempts, fingerprint
 from recfuse.serving.catalogue import Catalogue
 from recfuse.serving.contract import MAIN, Choice, Contract, Paths, paths_of
+from recfuse.serving.meters import Meters, NoMeters
 
 logger = logging.getLogger("recfuse.serving")
 M = TypeVar("M")
@@ -38,8 +39,8 @@ class FixedModel(Generic[M]):
         self.arms = Arms(model)
 
 
-class _Follower(ABC):
-    """Looks at a pointer again and again, in a thread of its own, until it is closed.
+class Follower(ABC):
+    """Serves what a pointer names, as far as it has looked (`Watcher` looks again and again).
 
     What the pointer names goes through the contract first. What was refused is looked at again when a file of what the
     pointer names has changed, and else ever later (`Attempts`): it may not have arrived yet, or a disk or the memory
@@ -48,35 +49,50 @@ class _Follower(ABC):
     Args:
         models: the directory with the pointer.
         name: what is followed.
-        poll_seconds: how often the pointer is looked at; 0 never.
+        retry_seconds: from a refusal to the next attempt, at first; 0 makes no pauses.
         contract: between the parts; None compares nothing.
+        meters: are told whether what serves is what the pointer names.
     """
 
-    def __init__(self, models: str | Path, name: str, poll_seconds: float, contract: Contract | None) -> None:
-        self._models, self._name, self._contract, self._seconds = Path(models), name, contract, poll_seconds
-        self._attempts = Attempts(poll_seconds)
+    def __init__(self, models: str | Path, name: str, retry_seconds: float, contract: Contract | None,
+                 meters: Meters | None) -> None:
+        self._models, self._name, self._contract = Path(models), name, contract
+        self._attempts = Attempts(retry_seconds)
         self._pinned: Path | None = None
         self._chosen: tuple[object, Choice] | None = None
         self._served: Paths | None = None
-        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._meters: Meters = meters or NoMeters()
+        self._lock = threading.Lock()
+        self._changes: list[Callable[[], None]] = []
         self.error: str | None = None
         self.wanted: str | None = None
 
     def refresh(self) -> bool:
         """Takes what the pointer names where it is something else; False where something of it was refused."""
+        taken = self.prepare()
+        self.swap()
+        return taken
+
+    def prepare(self) -> bool:
+        """Loads what the pointer names, beside what serves; False where something of it was refused."""
         # One after the other, so that a pin and the thread do not load at once.
         with self._lock:
-            return self._refresh()
+            taken = self._prepare()
+        self._meters.record("recfuse_outdated", float(not taken), {"status": self._name})
+        return taken
 
-    def close(self) -> None:
-        """Stops following the pointer."""
-        self._stop.set()
+    def swap(self) -> None:
+        """Serves what was loaded."""
+        with self._lock:
+            for change in self._changes:
+                change()
+            self._changes.clear()
 
     @abstractmethod
     def _take(self, choice: Choice, pointer: Pointer) -> bool:
-        """Swaps to what was chosen; False where something was refused."""
+        """Loads what was chosen, and adds to the changes; False where something was refused."""
 
-    def _refresh(self) -> bool:
+    def _prepare(self) -> bool:
         try:
             pointer = read_pointer(self._models)
         except Exception as error:
@@ -111,49 +127,72 @@ class _Follower(ABC):
             logger.error("%s refused, what served before goes on: %s", self._name, words)
         self.error = words
 
-    def _follow(self) -> None:
-        if self._seconds > 0:
-            threading.Thread(target=self._watch, name=f"watch-{self._name}", daemon=True).start()
+class Watcher:
+    """Looks at the pointer for several parts in one thread, until it is closed: they swap when all have loaded.
+
+    All replicas look at the same times, so that they swap together too, as far as loading takes them as long.
+
+    Args:
+        followers: of the same directory.
+        seconds: how often the pointer is looked at; 0 never.
+    """
+
+    def __init__(self, followers: Sequence[Follower], seconds: float) -> None:
+        self._followers, self._seconds, self._stop = tuple(followers), seconds, threading.Event()
+        if seconds > 0:
+            threading.Thread(target=self._watch, name="watch-models", daemon=True).start()
+
+    def close(self) -> None:
+        """Stops looking."""
+        self._stop.set()
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._seconds):
-            self.refresh()
+        while not self._stop.wait(self._seconds - time.time() % self._seconds):
+            for follower in self._followers:
+                follower.prepare()
+            for follower in self._followers:
+                follower.swap()
 
 
-class ServedCatalogue(_Follower):
-    """Holds the catalogue of a models directory and follows the directory's pointer, as `ServedModel` does.
+class ServedCatalogue(Follower):
+    """Holds the catalogue of a models directory, as `ServedModel` holds a model.
 
     A request takes `current` once, so that positions and rows are of one catalogue. One that cannot be read, or does
     not fit the scorer, leaves the old one serving, and `error` says why.
 
     Args:
         models: the directory with the pointer.
-        poll_seconds: how often the pointer is looked at; 0 never.
+        retry_seconds: from a refusal to the next attempt, at first; 0 makes no pauses.
         contract: between the parts; None compares nothing.
+        meters: are told whether what serves is what the pointer names.
 
     Raises:
         InvalidFieldError, BundleError: the catalogue or the pointer cannot be read at the start.
     """
 
-    def __init__(self, models: str | Path, poll_seconds: float, contract: Contract | None = None) -> None:
-        super().__init__(models, "catalogue", poll_seconds, contract)
+    def __init__(self, models: str | Path, retry_seconds: float = 0.0, contract: Contract | None = None,
+                 meters: Meters | None = None) -> None:
+        super().__init__(models, "catalogue", retry_seconds, contract, meters)
         choice = self._choose(read_pointer(self._models))
         self._path = choice.paths["catalogue"]
         self.current = None if self._path is None else Catalogue.load(self._path)
         self._served = choice.paths
-        self._follow()
 
     @property
     def name(self) -> str | None:
         """Of the catalogue that serves."""
         return _name(self._path)
 
+    def _serve(self, catalogue: Catalogue | None) -> None:
+        self.current = catalogue
+        logger.info("catalogue is now %s", _name(self._path))
+
     def _take(self, choice: Choice, pointer: Pointer) -> bool:
         path = choice.paths["catalogue"]
         if path != self._path:
-            self.current = None if path is None else Catalogue.load(path)
+            catalogue = None if path is None else Catalogue.load(path)
             self._path = path
-            logger.info("catalogue is now %s", path)
+            self._changes.append(lambda: self._serve(catalogue))
         self._served = choice.paths
         if "catalogue" in choice.errors:
             self._refuse(choice.errors["catalogue"])
@@ -162,11 +201,11 @@ class ServedCatalogue(_Follower):
         return True
 
 
-class ServedModel(_Follower, Generic[M]):
-    """Holds one model of a models directory and follows the directory's pointer.
+class ServedModel(Follower, Generic[M]):
+    """Holds one model of a models directory: what the directory's pointer names.
 
-    A new bundle is read, verified, compared with the other parts and built beside the old model, in a thread of its
-    own; then one reference changes. A request takes `arms` once, so no answer mixes two models. A bundle that fails
+    A new bundle is read, verified, compared with the other parts and built beside the old model; then one reference
+    changes. A request takes `arms` once, so no answer mixes two models. A bundle that fails
     leaves the old one serving, and `error` says why. The pointer may name a canary beside it, for a share of the users;
     one that cannot be loaded serves nobody, and `canary_error` says why.
 
@@ -174,17 +213,18 @@ class ServedModel(_Follower, Generic[M]):
         models: the directory with the pointer.
         kind: which of the pointer's bundles.
         build: makes the model of a verified bundle.
-        poll_seconds: how often the pointer is looked at; 0 never.
+        retry_seconds: from a refusal to the next attempt, at first; 0 makes no pauses.
         absent: serves where the pointer names no such bundle; without it that is refused.
         contract: between the parts; None compares nothing.
+        meters: are told whether what serves is what the pointer names.
 
     Raises:
         BundleError: there is no such bundle, or it must not be served.
     """
 
-    def __init__(self, models: str | Path, kind: BundleKind, build: Callable[[Bundle], M], poll_seconds: float,
-                 absent: M | None = None, contract: Contract | None = None) -> None:
-        super().__init__(models, kind, poll_seconds, contract)
+    def __init__(self, models: str | Path, kind: BundleKind, build: Callable[[Bundle], M], retry_seconds: float = 0.0,
+                 absent: M | None = None, contract: Contract | None = None, meters: Meters | None = None) -> None:
+        super().__init__(models, kind, retry_seconds, contract, meters)
         self._kind, self._build, self._absent = kind, build, absent
         pointer = read_pointer(self._models)
         choice = self._choose(pointer)
@@ -194,7 +234,7 @@ class ServedModel(_Follower, Generic[M]):
         self._served = choice.paths
         self.canary_error: str | None = None
         self._take_canary(choice, pointer)
-        self._follow()
+        self.swap()
 
     @property
     def current(self) -> M:
@@ -220,9 +260,8 @@ class ServedModel(_Follower, Generic[M]):
         try:
             if path != self._path:
                 model = self._load(path)
-                self.arms = replace(self.arms, current=model)
-                self._path, self.loaded_at = path, time.time()
-                logger.info("%s bundle is now %s", self._kind, _name(path))
+                self._path = path
+                self._changes.append(lambda: self._serve(model))
         except Exception as error:  # Whatever is wrong with a new bundle, the old one goes on.
             self._refuse(error)
             return False
@@ -247,9 +286,16 @@ class ServedModel(_Follower, Generic[M]):
             logger.error("%s canary refused, nobody gets it: %s", self._kind, why)
         if canary is not None and (known is None or (known.name, known.share) != (canary.name, canary.share)):
             logger.info("%s canary is now %s for %.4g of the users", self._kind, canary.name, canary.share)
-        self.arms = replace(self.arms, canary=canary)
+        self._changes.append(lambda: self._serve_canary(canary))
         self.canary_error = why
         return why is None
+
+    def _serve(self, model: M) -> None:
+        self.arms, self.loaded_at = replace(self.arms, current=model), time.time()
+        logger.info("%s bundle is now %s", self._kind, _name(self._path))
+
+    def _serve_canary(self, canary: Canary[M] | None) -> None:
+        self.arms = replace(self.arms, canary=canary)
 
     def _load(self, path: Path | None) -> M:
         if path is not None:

@@ -22,7 +22,7 @@ from recfuse.serving.decision_log import DecisionLog, LogWriter
 from recfuse.serving.formats import answering
 from recfuse.serving.fusion import FusionModel, FusionService
 from recfuse.serving.meters import Meters
-from recfuse.serving.models import ServedCatalogue, ServedModel
+from recfuse.serving.models import Follower, ServedCatalogue, ServedModel, Watcher
 from recfuse.serving.mover_process import MoverProcess
 from recfuse.serving.scenes import NoScorer, ScenesService, Scorer
 from recfuse.state.redis import RedisUserStates
@@ -58,30 +58,30 @@ class _Followed(Generic[M]):
                 "error": model.error, "canary": share, "canary_error": model.canary_error,
                 "catalogue": {"name": catalogue.name, "wanted": catalogue.wanted}, "catalogue_error": catalogue.error}
 
-    def close(self) -> None:
-        self.model.close()
-        self.catalogue.close()
-
 
 class FusionReplica(FusionService):
     """The fusion service with its model, one decision log, and the process that moves it.
 
     Args:
         meters: where measurements go; None nowhere.
+        follow: looks at the pointer; else whoever made this does, for several replicas together.
         log: takes decisions and feedback; None makes the one of the config.
 
     Raises:
         BundleError: the bundle must not be served.
     """
 
-    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None) -> None:
+    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None,
+                 follow: bool = True) -> None:
         _use_one_thread()
         contract = Contract(config.supplements)
-        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds, contract=contract)
-        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract)
+        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds, contract=contract,
+                            meters=meters)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
         super().__init__(config, model, self.log, _users(config), catalogue, meters)
         self._followed = _Followed(model, catalogue, lambda model: model.version)
+        self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
         self._mover = None if not config.session_table else MoverProcess(
             config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
             self.meters)
@@ -95,12 +95,17 @@ class FusionReplica(FusionService):
         followed = self._followed
         return {**followed.describe(), **described(followed.model.current.vocabulary)}
 
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        """What follows the pointer."""
+        return self._followed.model, self._followed.catalogue
+
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}."""
         self._followed.pin(user_config)
 
     def close(self) -> None:
-        self._followed.close()
+        self._watcher.close()
         self.log.close()
         if self._mover is not None:
             self._mover.close()
@@ -111,19 +116,21 @@ class ScenesReplica(ScenesService):
 
     Args:
         meters: where measurements go; None nowhere.
+        follow: looks at the pointer; else whoever made this does, for several replicas together.
 
     Raises:
         BundleError: the bundle must not be served.
     """
 
-    def __init__(self, config: ServingConfig, meters: Meters | None = None) -> None:
+    def __init__(self, config: ServingConfig, meters: Meters | None = None, follow: bool = True) -> None:
         _use_one_thread()
         contract = Contract(config.supplements)
         model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer(),
-                                    contract)
-        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract)
+                                    contract, meters)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
         super().__init__(config, model, _users(config), catalogue, meters)
         self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)
+        self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
 
     rank = answering(ScenesService.rank)
     predict = answering(ScenesService.predict)  # type: ignore[assignment]  # a Reply where the request is refused
@@ -133,12 +140,17 @@ class ScenesReplica(ScenesService):
         followed = self._followed
         return {**followed.describe(), "tasks": dict(followed.model.current.tasks)}
 
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        """What follows the pointer."""
+        return self._followed.model, self._followed.catalogue
+
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}."""
         self._followed.pin(user_config)
 
     def close(self) -> None:
-        self._followed.close()
+        self._watcher.close()
 
 
 def _use_one_thread() -> None:

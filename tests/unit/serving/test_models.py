@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError
 from recfuse.bundle.pointer import POINTER, Pointer, write_pointer
 from recfuse.fusion.inference import FusionActor
-from recfuse.serving.models import ServedCatalogue, ServedModel
+from recfuse.serving.models import ServedCatalogue, ServedModel, Watcher
 from recfuse.serving.publish import publish
 
 from .conftest import write_policy
@@ -26,11 +25,9 @@ def bundles(tmp_path: Path, vocabulary: Vocabulary) -> list[Path]:
 
 
 @pytest.fixture
-def served(tmp_path: Path, bundles: list[Path]) -> Iterator[ServedModel[FusionActor]]:
+def served(tmp_path: Path, bundles: list[Path]) -> ServedModel[FusionActor]:
     write_pointer(tmp_path, Pointer(fusion=bundles[0].name))
-    model = ServedModel(tmp_path, "fusion", FusionActor.from_bundle, poll_seconds=0)
-    yield model
-    model.close()
+    return ServedModel(tmp_path, "fusion", FusionActor.from_bundle)
 
 
 def flip_a_byte(bundle: Path) -> None:
@@ -54,7 +51,7 @@ def test_a_flipped_byte_refuses_to_start(tmp_path: Path, bundles: list[Path]) ->
     write_pointer(tmp_path, Pointer(fusion=bundles[0].name))
     flip_a_byte(bundles[0])
     with pytest.raises(BundleError, match=r"policy\.safetensors: SHA-256 is .*; expected"):
-        ServedModel(tmp_path, "fusion", FusionActor.from_bundle, poll_seconds=0)
+        ServedModel(tmp_path, "fusion", FusionActor.from_bundle)
 
 
 def test_a_bad_bundle_leaves_the_old_one_serving(
@@ -88,7 +85,8 @@ def test_a_pinned_bundle_goes_before_the_pointer(
 
 def test_the_catalogue_follows_the_pointer_and_a_bad_one_is_refused(tmp_path: Path) -> None:
     write_pointer(tmp_path, Pointer())
-    served = ServedCatalogue(tmp_path, poll_seconds=0.01)
+    served = ServedCatalogue(tmp_path)
+    watcher = Watcher([served], 0.01)
     assert served.current is None
     first = publish(tmp_path, catalogue=pa.table({"item_id": [1]}))
     publish(tmp_path, catalogue=pa.table({"item_id": [1, 2]}))
@@ -96,7 +94,7 @@ def test_the_catalogue_follows_the_pointer_and_a_bad_one_is_refused(tmp_path: Pa
     while served.current is None or len(served.current) != 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    served.close()
+    watcher.close()
     (tmp_path / "bad.parquet").write_text("no")
     write_pointer(tmp_path, Pointer(catalogue="bad.parquet"))
     assert not served.refresh()
@@ -116,10 +114,10 @@ def test_the_watcher_swaps_by_itself(tmp_path: Path, bundles: list[Path]) -> Non
         return bundle.version
 
     write_pointer(tmp_path, Pointer(fusion=bundles[0].name))
-    model = ServedModel(tmp_path, "fusion", build, poll_seconds=0.02)
+    watcher = Watcher([ServedModel(tmp_path, "fusion", build)], 0.02)
     write_pointer(tmp_path, Pointer(fusion=bundles[1].name))
     assert swapped.wait(5.0)
-    model.close()
+    watcher.close()
 
 
 def test_a_canary_serves_its_share_of_the_users(
