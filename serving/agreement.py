@@ -102,15 +102,16 @@ def of_scorer_and_items(scorer: Predictor, items: Items, supplements: Supplement
                    f"{items.item_ids[0].as_py()!r}; it knows such as {fitted.values[0].item()!r}")
 
 
-def of_policy_and_users(policy: Policy, users: Users, every: bool) -> Iterator[str]:
-    """Types of stored features that the state reads; with `every` one user is enough, else most must be wrong."""
+def of_policy_and_users(policy: Policy, users: Users, every: bool) -> Iterator[tuple[str, str]]:
+    """Types of stored features that the state reads, each with its sentence; with `every` one user is enough, else most
+    must be wrong."""
     for feature in policy.vocabulary.state_features:
         reads = "text, integers or booleans" if feature.categories else "numbers"
         yield from _of_users(users, feature.name, lambda value, f=feature: _state_takes(value, f),
                              f"{policy.name} reads {reads}", every)
 
 
-def of_scorer_and_users(scorer: Predictor, users: Users, every: bool) -> Iterator[str]:
+def of_scorer_and_users(scorer: Predictor, users: Users, every: bool) -> Iterator[tuple[str, str]]:
     """The same of stored features that the scorer reads."""
     for fitted in scorer.features:
         if fitted.feature.source == "user" and fitted.feature.name != "user_id":
@@ -119,12 +120,12 @@ def of_scorer_and_users(scorer: Predictor, users: Users, every: bool) -> Iterato
                                  f"{scorer.name} reads {reads}", every)
 
 
-def _of_users(users: Users, name: str, takes: Any, reads: str, every: bool) -> Iterator[str]:
+def _of_users(users: Users, name: str, takes: Any, reads: str, every: bool) -> Iterator[tuple[str, str]]:
     values = {user: features[name] for user, features in users.features.items() if features.get(name) is not None}
     bad = [user for user, value in values.items() if not takes(value)]
     if bad and (every or 2 * len(bad) > len(values)):
-        yield (f"{users.name} has {values[bad[0]]!r} in {name} of user {bad[0]} ({len(bad)} of {len(values)} users), "
-               f"and {reads}")
+        yield name, (f"{users.name} has {values[bad[0]]!r} in {name} of user {bad[0]} ({len(bad)} of {len(values)} "
+                     f"users), and {reads}")
 
 
 def _of_one_name(policy: str, feature: StateFeature, scorer: str, fitted: FittedFeature) -> Iterator[str]:

@@ -75,6 +75,8 @@ class Contract:
 
     def _choose(self, wanted: Paths, served: Paths | None) -> Choice:
         facts = _Facts(wanted.get("users"), known=self._known)
+        # Users who suit what serves no better are no reason: the store stops nobody.
+        facts.borne = None if served is None else {name for _, name, _ in self._of_users(facts, served)}
         misfits = self._misfits(facts, wanted)
         if served is None and misfits:
             raise BundleError("; ".join(dict.fromkeys(misfit.sentence for misfit in misfits)))
@@ -136,28 +138,43 @@ class Contract:
         parts = {name: facts.of(name, paths) for name in MAIN}
         found = [_Misfit((name,), part) for name, part in parts.items() if isinstance(part, str)]
         policy, scorer, items = parts["fusion"], parts["scenes"], parts["catalogue"]
-        users, every = facts.users, facts.exported
         if isinstance(policy, Policy):
             found += _about(("fusion",), agreement.of_policy(policy, self._supplements))
-            if users is not None:
-                found += _about(("fusion",), agreement.of_policy_and_users(policy, users, every))
         if isinstance(policy, Policy) and isinstance(scorer, Predictor):
             found += _about(("fusion", "scenes"), agreement.of_policy_and_scorer(policy, scorer, self._supplements))
-        if isinstance(scorer, Predictor):
-            if isinstance(items, Items):
-                found += _about(("scenes", "catalogue"),
-                                agreement.of_scorer_and_items(scorer, items, self._supplements))
-            if users is not None:
-                found += _about(("scenes",), agreement.of_scorer_and_users(scorer, users, every))
+        if isinstance(scorer, Predictor) and isinstance(items, Items):
+            found += _about(("scenes", "catalogue"), agreement.of_scorer_and_items(scorer, items, self._supplements))
+        found += [_Misfit((part,), words) for part, name, words in self._of_users(facts, paths)
+                  if facts.borne is not None and name not in facts.borne]
         return [misfit for misfit in found if about is None or about in misfit.parts]
 
 
+    def _of_users(self, facts: _Facts, paths: Paths) -> Iterator[tuple[str, str, str]]:
+        """Part, feature, and what of the users it does not take."""
+        if facts.users is None:
+            return
+        policy, scorer = facts.of("fusion", paths), facts.of("scenes", paths)
+        if isinstance(policy, Policy):
+            for name, words in agreement.of_policy_and_users(policy, facts.users, facts.exported):
+                yield "fusion", name, words
+        if isinstance(scorer, Predictor):
+            for name, words in agreement.of_scorer_and_users(scorer, facts.users, facts.exported):
+                yield "scenes", name, words
+
+
 class _Facts:
-    """What parts say of themselves, each read once; in place of one that cannot be read a sentence says why."""
+    """What parts say of themselves, each read once; in place of one that cannot be read a sentence says why.
+
+    Attributes:
+        users: to compare with, None for nobody.
+        exported: whether they are those of an export, each of whom must fit.
+        borne: features of users that need not fit; None for all.
+    """
 
     def __init__(self, users: Path | None, exported: Users | None = None, known: Mapping[Path, Fact] | None = None
                  ) -> None:
         self._facts: dict[Path, Fact | str] = dict(known or {})
+        self.borne: set[str] | None = set()
         self.exported = exported is not None
         self.users = exported if exported is not None else None if users is None else read_users(users)
 
