@@ -346,11 +346,7 @@ def check_count(item_ids: Sequence[Any], limit: int) -> None:
 
 
 def _columns(ranking: Ranking, vocabulary: Vocabulary, constants: Mapping[str, float]) -> np.ndarray:
-    """float64[M, N], a row for each fusion parameter in their order; what else was sent is not read.
-
-    Args:
-        constants: fusion parameter → its prediction where nobody predicts it.
-    """
+    """float64[M, N], a row for each fusion parameter in their order, of `constants` where nobody predicts it."""
     predictions = {**constants, **ranking.predictions}
     missing = [name for name in vocabulary.fusion_parameters if name not in predictions]
     nobodys = [name for name in missing if name not in (ranking.elsewhere or ())]
@@ -363,8 +359,7 @@ def _columns(ranking: Ranking, vocabulary: Vocabulary, constants: Mapping[str, f
                            f"predictions of one of {', '.join(vocabulary.fusion_parameters)} at least")
     columns = np.zeros((vocabulary.action_size, len(ranking.item_ids)))
     for row, name in enumerate(vocabulary.fusion_parameters):
-        if name in predictions:
-            columns[row] = predictions[name]
+        columns[row] = predictions.get(name, 0.0)
     return columns
 
 
