@@ -95,9 +95,9 @@ def of_scorer_and_items(scorer: Predictor, items: Items, supplements: Supplement
         if name in items.schema.names and not _column_fits(items.schema.field(name).type, fitted):
             yield (f"{items.name} has {items.schema.field(name).type} in {name}, and {scorer.name} reads "
                    f"{'integers or text' if kind == 'categorical' else 'numbers'}")
-    known = [fitted for fitted in read if fitted.feature.name == "item_id" and category_texts(fitted)]
-    for fitted in known:
-        if len(items.item_ids) and not _share_ids(items.item_ids, fitted.values):
+    for fitted in read:
+        named = fitted.feature.name == "item_id" and fitted.feature.kind == "categorical"
+        if named and len(fitted.values) and len(items.item_ids) and not _share_ids(items.item_ids, fitted.values):
             yield (f"{scorer.name} knows none of the {len(items.item_ids):,} items of {items.name}, such as "
                    f"{items.item_ids[0].as_py()!r}; it knows such as {fitted.values[0].item()!r}")
 
@@ -160,9 +160,10 @@ def _scorer_takes(value: Any, fitted: FittedFeature) -> bool:
 
 
 def _share_ids(item_ids: pa.ChunkedArray, known: np.ndarray) -> bool:
-    """Whether some item is known, by the text of the ids, as clients may send either."""
-    texts = pa.array(known.astype(str))
-    return bool(pc.any(pc.is_in(item_ids.cast(pa.string()), value_set=texts)).as_py())
+    """Whether some item is known; ids as text are those as numbers, as clients may send either."""
+    if not (pa.types.is_integer(item_ids.type) and known.dtype.kind == "i"):
+        item_ids, known = item_ids.cast(pa.string()), known.astype(str)
+    return bool(pc.any(pc.is_in(item_ids, value_set=pa.array(known))).as_py())
 
 
 def _is_integer(text: str) -> bool:
