@@ -21,7 +21,26 @@ Part = Literal["fusion", "scenes", "catalogue", "users"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-class ServingConfig(Config):
+class Supplements(Config):
+    """What neither the scorer nor the catalogue has: without a word here, parts that lack something of each other are
+    not served together (serving.contract)."""
+
+    constants: dict[str, float] = Field({}, description=(
+        "Each of these fusion parameters has this prediction for every candidate, where neither the request nor the "
+        "scorer predicts it."))
+    sent: tuple[str, ...] = Field((), description=(
+        "Requests bring these fusion parameters' predictions, or these features of items, themselves."))
+    unshared_scenes: tuple[str, ...] = Field((), description=(
+        "Only one of policy and scorer knows these scenes: there requests bring their predictions, or the scorer ranks "
+        "alone."))
+
+    @property
+    def supplements(self) -> Supplements:
+        """These fields alone."""
+        return Supplements(constants=self.constants, sent=self.sent, unshared_scenes=self.unshared_scenes)
+
+
+class ServingConfig(Supplements):
     """Config of one application; every replica of it has the same."""
 
     models: str = Field("runs/demo/models", description=(
@@ -84,7 +103,7 @@ class ServingConfig(Config):
                             session_table=str(Path(table).absolute()) if table and "://" not in table else table)
 
 
-class ExploreConfig(Config):
+class ExploreConfig(Supplements):
     """Config of the job."""
 
     weights: str = Field(description=(
@@ -115,7 +134,7 @@ def with_tokens_of_environment(config: ServingConfig) -> ServingConfig:
     return config.replace(tokens=config.tokens + tokens)
 
 
-class ExportConfig(Config):
+class ExportConfig(Supplements):
     """Config of the job."""
 
     former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}

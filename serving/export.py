@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,14 @@ def export(config: ExportConfig, known: Callable[[ExportConfig], Known | Exposur
         "catalogue": lambda: tables().items,
         "users": lambda: known_users(tables(), contexts(config.world) if config.world else None),
     }
-    return publish(config.models, **{part: make[part]() for part in config.published})
+    return publish(config.models, **{part: make[part]() for part in config.published}, supplements=config.supplements,
+                   users_time=_time_of_users(config))
+
+
+def _time_of_users(config: ExportConfig) -> float | None:
+    """When the users were written; None where they are of no file of their own, so that feedback is newer."""
+    files = sorted(Path(config.logs).glob("users*")) if config.logs and config.layout == "native" else []
+    return max((file.stat().st_mtime for file in files), default=None)
 
 
 def known_users(exposures: Known | Exposures, contexts: Contexts | None) -> dict[str, UserState]:
@@ -63,9 +71,11 @@ def user_states(
     columns = {name: column.tolist() for name, column in contexts.items()}
     context_of = {int(user): {name: column[row] for name, column in columns.items()}
                   for row, user in enumerate(context_user_ids.tolist())}
-    states = {}
+    states: dict[str, UserState] = {}
     for row in users.to_pylist():
         user = row.pop("user_id")
+        if str(user) in states:  # Training reads the first row of a user (recfuse.scenes.columns.align).
+            continue
         features: dict[str, Any] = {name: _without_nan(value) for name, value in row.items()}
         states[str(user)] = UserState(features=features | context_of.get(user, {}),
                                       history=tuple(histories.get(user) or ()))

@@ -238,7 +238,7 @@ class FusionService:
 
     def _pool(self, ranking: Ranking, vocabulary: Vocabulary) -> _Pool:
         """The candidates, with predictions rounded as the log keeps them where it keeps them."""
-        columns = _columns(ranking, vocabulary)
+        columns = _columns(ranking, vocabulary, self._config.constants)
         seen = np.array(ranking.seen, bool) if ranking.seen is not None and any(ranking.seen) else None
         if not self._config.log_candidates:
             return _Pool(columns, seen, logged=False)
@@ -345,9 +345,10 @@ def check_count(item_ids: Sequence[Any], limit: int) -> None:
         raise RefusedError(413, "candidates.item_id", f"{len(item_ids)} items", f"at most {limit} items")
 
 
-def _columns(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
-    """float64[M, N], a row for each fusion parameter in their order; what else was sent is not read."""
-    missing = [name for name in vocabulary.fusion_parameters if name not in ranking.predictions]
+def _columns(ranking: Ranking, vocabulary: Vocabulary, constants: Mapping[str, float]) -> np.ndarray:
+    """float64[M, N], a row for each fusion parameter in their order, of `constants` where nobody predicts it."""
+    predictions = {**constants, **ranking.predictions}
+    missing = [name for name in vocabulary.fusion_parameters if name not in predictions]
     nobodys = [name for name in missing if name not in (ranking.elsewhere or ())]
     if nobodys:
         who = "" if ranking.elsewhere is None else "; the scorer predicts it in no scene"
@@ -358,8 +359,7 @@ def _columns(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
                            f"predictions of one of {', '.join(vocabulary.fusion_parameters)} at least")
     columns = np.zeros((vocabulary.action_size, len(ranking.item_ids)))
     for row, name in enumerate(vocabulary.fusion_parameters):
-        if name in ranking.predictions:
-            columns[row] = ranking.predictions[name]
+        columns[row] = predictions.get(name, 0.0)
     return columns
 
 

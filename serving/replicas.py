@@ -17,11 +17,12 @@ from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.scenes.inference import SceneScorer
 from recfuse.serving.config import ServingConfig
+from recfuse.serving.contract import Contract
 from recfuse.serving.decision_log import DecisionLog, LogWriter
 from recfuse.serving.formats import answering
 from recfuse.serving.fusion import FusionModel, FusionService
 from recfuse.serving.meters import Meters
-from recfuse.serving.models import ServedCatalogue, ServedModel
+from recfuse.serving.models import Follower, ServedCatalogue, ServedModel, Watcher
 from recfuse.serving.mover_process import MoverProcess
 from recfuse.serving.scenes import NoScorer, ScenesService, Scorer
 from recfuse.state.redis import RedisUserStates
@@ -46,16 +47,16 @@ class _Followed(Generic[M]):
         self.model.pin(bundle)
 
     def describe(self) -> dict[str, Any]:
-        """What every replica says of its model in `GET /v1/models`."""
-        model, canary = self.model, self.model.canary
+        """What every replica says of its parts in `GET /v1/models`.
+
+        All replicas serve the same where each serves what it names as `wanted`: what the pointer names.
+        """
+        model, canary, catalogue = self.model, self.model.canary, self.catalogue
         loaded = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model.loaded_at))
         share = None if canary is None else {"model_version": self._version(canary.model), "share": canary.share}
-        return {"model_version": self._version(model.current), "loaded_at": loaded, "error": model.error,
-                "canary": share, "canary_error": model.canary_error}
-
-    def close(self) -> None:
-        self.model.close()
-        self.catalogue.close()
+        return {"model_version": self._version(model.current), "wanted": model.wanted, "loaded_at": loaded,
+                "error": model.error, "canary": share, "canary_error": model.canary_error,
+                "catalogue": {"name": catalogue.name, "wanted": catalogue.wanted}, "catalogue_error": catalogue.error}
 
 
 class FusionReplica(FusionService):
@@ -63,19 +64,24 @@ class FusionReplica(FusionService):
 
     Args:
         meters: where measurements go; None nowhere.
+        follow: looks at the pointer; else whoever made this does, for several replicas together.
         log: takes decisions and feedback; None makes the one of the config.
 
     Raises:
         BundleError: the bundle must not be served.
     """
 
-    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None) -> None:
+    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None,
+                 follow: bool = True) -> None:
         _use_one_thread()
-        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds)
-        catalogue = ServedCatalogue(config.models, config.poll_seconds)
+        contract = Contract(config.supplements)
+        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds, contract=contract,
+                            meters=meters)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
         super().__init__(config, model, self.log, _users(config), catalogue, meters)
         self._followed = _Followed(model, catalogue, lambda model: model.version)
+        self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
         self._mover = None if not config.session_table else MoverProcess(
             config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
             self.meters)
@@ -87,15 +93,19 @@ class FusionReplica(FusionService):
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
         followed = self._followed
-        return {**followed.describe(), "catalogue_error": followed.catalogue.error,
-                **described(followed.model.current.vocabulary)}
+        return {**followed.describe(), **described(followed.model.current.vocabulary)}
+
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        """What follows the pointer."""
+        return self._followed.model, self._followed.catalogue
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}."""
         self._followed.pin(user_config)
 
     def close(self) -> None:
-        self._followed.close()
+        self._watcher.close()
         self.log.close()
         if self._mover is not None:
             self._mover.close()
@@ -106,17 +116,21 @@ class ScenesReplica(ScenesService):
 
     Args:
         meters: where measurements go; None nowhere.
+        follow: looks at the pointer; else whoever made this does, for several replicas together.
 
     Raises:
         BundleError: the bundle must not be served.
     """
 
-    def __init__(self, config: ServingConfig, meters: Meters | None = None) -> None:
+    def __init__(self, config: ServingConfig, meters: Meters | None = None, follow: bool = True) -> None:
         _use_one_thread()
-        model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer())
-        catalogue = ServedCatalogue(config.models, config.poll_seconds)
+        contract = Contract(config.supplements)
+        model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer(),
+                                    contract, meters)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
         super().__init__(config, model, _users(config), catalogue, meters)
         self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)
+        self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
 
     rank = answering(ScenesService.rank)
     predict = answering(ScenesService.predict)  # type: ignore[assignment]  # a Reply where the request is refused
@@ -126,12 +140,17 @@ class ScenesReplica(ScenesService):
         followed = self._followed
         return {**followed.describe(), "tasks": dict(followed.model.current.tasks)}
 
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        """What follows the pointer."""
+        return self._followed.model, self._followed.catalogue
+
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}."""
         self._followed.pin(user_config)
 
     def close(self) -> None:
-        self._followed.close()
+        self._watcher.close()
 
 
 def _use_one_thread() -> None:

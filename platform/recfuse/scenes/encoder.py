@@ -127,6 +127,8 @@ class FeatureEncoder:
             offset += entry.size
         require(offset < 2**31, "features", offset, "fewer than 2³¹ categories in all")
         encoder = cls(tuple(fitted), history_length, offset)
+        require(encoder.fields > 0, "features", [f.name for f in features],
+                "at least one categorical or bucketed feature, whose embeddings the network reads")
         require(history_length == 0 or encoder.item_feature is not None, "features", [f.name for f in features],
                 "a categorical item feature item_id, which histories are made of")
         return encoder

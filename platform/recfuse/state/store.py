@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +20,10 @@ from recfuse.config import InvalidFieldError, require
 # Values are JSON text, so that nothing is ever unpickled and any tool can read the file.
 _COLUMNS = ("user_id", "features", "history")
 _SCHEMA = "CREATE TABLE IF NOT EXISTS users (user_id TEXT PRIMARY KEY, features TEXT NOT NULL, history TEXT NOT NULL)"
-_PUT = "INSERT OR REPLACE INTO users VALUES (?, ?, ?)"
+# Seconds since 1970 at which feedback last told something; files of earlier versions lack the column.
+_TOLD = "told"
+_ADD_TOLD = f"ALTER TABLE users ADD COLUMN {_TOLD} REAL"
+_PUT = f"INSERT OR REPLACE INTO users (user_id, features, history, {_TOLD}) VALUES (?, ?, ?, ?)"
 _BATCH = 500  # below SQLite's limit on the variables of one statement
 
 
@@ -74,6 +79,7 @@ class UserStateStore:
             # A lost last second of history is no harm: the decision log is the durable record, and this follows it.
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(_SCHEMA)
+            self._add_told()
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise InvalidFieldError("users", str(path), f"a SQLite file ({error})") from None
@@ -86,9 +92,14 @@ class UserStateStore:
         tables = [f"{kind} {name}" for kind, name in self._connection.execute(
             "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'")]
         columns = [row[1] for row in self._connection.execute("PRAGMA table_info(users)")]
-        own = tables in ([], ["table users"]) and columns in ([], list(_COLUMNS))
+        own = tables in ([], ["table users"]) and columns in ([], [*_COLUMNS], [*_COLUMNS, _TOLD])
         require(own, "users", f"{path} with {', '.join(tables)}",
                 f"a file of user states alone (a table users of {', '.join(_COLUMNS)}), or none")
+
+    def _add_told(self) -> None:
+        if all(row[1] != _TOLD for row in self._connection.execute("PRAGMA table_info(users)")):
+            with contextlib.suppress(sqlite3.OperationalError):  # Another process has just done it.
+                self._connection.execute(_ADD_TOLD)
 
     @property
     def degraded(self) -> bool:
@@ -129,35 +140,60 @@ class UserStateStore:
 
     def put_many(self, users: Iterable[tuple[str, UserState]]) -> int:
         """Writes states, replacing those of the same id, all or none; returns how many."""
-        rows = [(user_id, *self._serialise(user_id, user)) for user_id, user in users]
-        with self._lock:
-            self._begin()
-            try:
-                self._connection.executemany(_PUT, rows)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
+        rows = [(user_id, *self._serialise(user_id, user), None) for user_id, user in users]
+        with self._writing():
+            self._connection.executemany(_PUT, rows)
         return len(rows)
+
+    def update_many(self, users: Iterable[tuple[str, UserState]], since: float | None) -> int:
+        """Brings known users up to date, and adds the others; returns how many rows were written.
+
+        A user of whom feedback told after `since` (seconds since 1970; None is before all feedback) stays as they are.
+        What feedback told before goes on where the new state does not say it, and so does a history.
+        """
+        states = dict(users)
+        for user_id, user in states.items():
+            self._serialise(user_id, user)  # What cannot be stored is refused before anything is written.
+        names, written = list(states), 0
+        for start in range(0, len(names), _BATCH):
+            with self._writing():  # Feedback waits for one batch at most.
+                written += sum(self._update(name, states[name], since) for name in names[start:start + _BATCH])
+        return written
+
+    def _update(self, user_id: str, user: UserState, since: float | None) -> int:
+        row = self._connection.execute(
+            f"SELECT features, history, {_TOLD} FROM users WHERE user_id = ?", (user_id,)).fetchone()
+        told = None if row is None else row[2]
+        if told is not None and (since is None or told > since):
+            return 0
+        if row is not None:
+            known = _parse(*row[:2])
+            user = UserState(features={**(known.features if told is not None else {}), **user.features},
+                             history=user.history or known.history)
+        self._connection.execute(_PUT, (user_id, *self._serialise(user_id, user), told))
+        return 1
 
     def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None) -> None:
         """Adds what feedback told: items to the end of the history, features over the known ones."""
+        with self._writing():
+            row = self._connection.execute(
+                "SELECT features, history FROM users WHERE user_id = ?", (user_id,)).fetchone()
+            known = UserState() if row is None else _parse(*row)
+            user = UserState(features={**known.features, **(features or {})}, history=(*known.history, *items))
+            self._connection.execute(_PUT, (user_id, *self._serialise(user_id, user), time.time()))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """All of it or nothing."""
         with self._lock:
-            self._begin()
+            # Taking the write lock first lets two processes update the same user one after the other.
+            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                row = self._connection.execute(
-                    "SELECT features, history FROM users WHERE user_id = ?", (user_id,)).fetchone()
-                known = UserState() if row is None else _parse(*row)
-                user = UserState(features={**known.features, **(features or {})}, history=(*known.history, *items))
-                self._connection.execute(_PUT, (user_id, *self._serialise(user_id, user)))
+                yield
                 self._connection.execute("COMMIT")
             except BaseException:
                 self._connection.execute("ROLLBACK")
                 raise
-
-    def _begin(self) -> None:
-        # Taking the write lock first lets two processes update the same user one after the other.
-        self._connection.execute("BEGIN IMMEDIATE")
 
     def _serialise(self, user_id: str, user: UserState) -> tuple[str, str]:
         check_features(user_id, user.features)

@@ -56,6 +56,11 @@ def test_ids_are_ranges_of_one_table() -> None:
     assert encoded.unknown == {"user_id": 1, "city": 1, "age": 1}
 
 
+def test_numbers_alone_are_refused() -> None:
+    with pytest.raises(InvalidFieldError, match=r"features: got \['age'\]; allowed: at least one categorical"):
+        fit(small([(1, 7, 0, 1)]), [True], (Feature(name="age", source="user", kind="numeric"),))
+
+
 def test_64_bit_ids_stay_exact() -> None:
     encoder = fit(small([(1, BIG, 0, 1), (1, BIG + 1, 1, 0)]), [True, True])
     ids = encoder.encode("item", {"item_id": np.array([BIG, BIG + 1, BIG + 2])}, 3).ids[:, 0]

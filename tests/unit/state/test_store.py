@@ -1,5 +1,6 @@
 """The user-state store."""
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -81,3 +82,15 @@ def test_rows_are_json(tmp_path: Path) -> None:
         store.record("ada", [7], {"age": 36})
     row = sqlite3.connect(tmp_path / "users.sqlite").execute("SELECT * FROM users").fetchone()
     assert (row[0], json.loads(row[1]), json.loads(row[2])) == ("ada", {"age": 36}, [7])
+
+
+def test_a_file_of_an_earlier_version_is_read_and_written(tmp_path: Path) -> None:
+    """Its table lacks the time of feedback."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "users.sqlite", isolation_level=None)) as database:
+        database.execute("CREATE TABLE users (user_id TEXT PRIMARY KEY, features TEXT NOT NULL, history TEXT NOT NULL)")
+        database.execute("""INSERT INTO users VALUES ('7', '{"age":50}', '[1]')""")
+    for _ in range(2):
+        with UserStateStore(tmp_path / "users.sqlite") as users:
+            users.record("7", items=[2])
+            assert users.update_many([("7", UserState(features={"age": 1})), ("8", UserState())], since=None) == 1
+            assert users.get("7").features == {"age": 50}  # type: ignore[union-attr]
