@@ -47,7 +47,7 @@ def export(config: ExportConfig, known: Callable[[ExportConfig], Known | Exposur
 
 def _time_of_users(config: ExportConfig) -> float | None:
     """When the users were written; None where they are of no file of their own, so that feedback is newer."""
-    files = sorted(Path(config.logs).glob("users*")) if config.logs and config.layout == "native" else []
+    files = sorted(Path(config.exposures).glob("users*")) if config.exposures and config.layout == "native" else []
     return max((file.stat().st_mtime for file in files), default=None)
 
 
