@@ -80,7 +80,8 @@ def parse(line: bytes, now: float) -> tuple[dict[str, Any] | None, str]:
         return None, f"no JSON: {error}"
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("decision", "feedback")) or "row"
+        # The first part says which kind of row it would be.
+        place = ".".join(map(str, first["loc"][1:])) or "row"
         return None, f"{place}: got {shorten(first['input'])}; {first['msg']}"
     if row["ts"] > now + AHEAD_SECONDS:
         return None, f"ts: got {row['ts']}, which is {row['ts'] - now:.0f} s in the future"

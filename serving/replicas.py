@@ -86,8 +86,9 @@ class FusionReplica(FusionService):
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
-        followed = self._followed
+        followed, mover = self._followed, None if self._mover is None else self._mover.describe()
         return {**followed.describe(), "catalogue_error": followed.catalogue.error,
+                "session_table": mover, "session_table_error": None if mover is None else mover["error"],
                 **described(followed.model.current.vocabulary)}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
