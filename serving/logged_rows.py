@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from recfuse.config import shorten
 
@@ -18,7 +18,8 @@ _Key = Annotated[str, Field(strict=True, min_length=1)]
 _Flag = Annotated[bool, Field(strict=True)]
 _Place = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 _Numbers = list[_Number]
-_Packed = Annotated[str, Field(strict=True, pattern=r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$")]
+_BASE64 = r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_Packed = Annotated[str, Field(strict=True, pattern=_BASE64)]
 # Fields of later servers are kept.
 _OPEN = ConfigDict(extra="allow")
 

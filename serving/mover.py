@@ -51,8 +51,8 @@ class MoveAccount:
         misfits: decisions of a model whose numbers mean something else than the table's. Like late, orphan and repeated
             events they are kept in `events`, with the reason and the whole row.
         unknown_behaviours: behaviour that the table lacks → events that told it; their rows in `events` have it.
-        damaged: lines that are no rows, holes of zeros, and rows that are stamped in the future. They are kept in `events`
-            with their place, why, and what stands there.
+        damaged: lines that are no rows, holes of zeros, and rows that are stamped in the future. They are kept in
+            `events` with their place, why, and what stands there.
         torn: lines cut off by the death of a replica, before any client was answered; kept likewise.
         unreadable: segment that could not be read in the last pass → why.
         waiting_bytes: of rows that are not moved yet, after the last pass.

@@ -23,8 +23,7 @@ from recfuse.serving.meters import Meters
 from recfuse.serving.mover import Mover, only_mover, served_vocabulary
 
 logger = logging.getLogger("recfuse.serving")
-# A process that dies as soon as it starts would import its libraries over and over; after a pass it is 5 s again.
-_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
+_PAUSE_SECONDS = 5.0  # A process that dies as soon as it starts would import its libraries over and over.
 _TICK_SECONDS = 1.0
 _QUIET_SECONDS = 60.0  # without a pass, beyond ten times the pause between passes, until that is an error
 _END_SECONDS = 10.0
@@ -73,7 +72,6 @@ class MoverProcess:
                          models, str(window_seconds), str(seconds)]
         self._state, self._closing, self._lock = MoverState(None, time.time()), threading.Event(), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pause = _FIRST_PAUSE
         self._supervisor = threading.Thread(target=self._supervise, name="mover-process", daemon=True)
         self._supervisor.start()
         threading.Thread(target=self._measure_forever, name="mover-age", daemon=True).start()
@@ -123,9 +121,8 @@ class MoverProcess:
                 why = f"the process that moves the log does not start: {error}"
             if self._closing.is_set():
                 return
-            self._fail(f"{why}; it is started again after {self._pause:.0f} s")
-            self._closing.wait(self._pause)
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            self._fail(f"{why}; it is started again after {_PAUSE_SECONDS:.0f} s")
+            self._closing.wait(_PAUSE_SECONDS)
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -141,7 +138,6 @@ class MoverProcess:
             self._fail(said["failed"])
             return
         now, elsewhere = time.time(), "elsewhere" in said
-        self._pause = _FIRST_PAUSE
         if elsewhere:
             self._state = replace(self._state, error=None, heard=now, oldest=None, waiting_bytes=0, elsewhere=True)
             return

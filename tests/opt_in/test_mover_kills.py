@@ -80,10 +80,10 @@ def test_kills(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None
     keys = Counter(row["request_id"] for row in sessions)
     statuses = Counter(row["status"] for row in events)
     say(f"{deaths[0]} kills in {long:.0f} s, {process.state.failures} deaths seen; {count} decisions, "
-        f"{moved_meanwhile} moved by the end, {len(sessions)} after it, {len(keys)} different; events {dict(statuses)}; "
-        f"{time.monotonic() - begin:.0f} s in all")
+        f"{moved_meanwhile} moved by the end, {len(sessions)} after it, {len(keys)} different; "
+        f"events {dict(statuses)}; {time.monotonic() - begin:.0f} s in all")
     assert deaths[0] > 0
     assert set(keys) == {f"r{number}" for number in range(count)}
     assert set(keys.values()) == {1}
-    assert {tuple(row["feedback"].values())[0] for row in sessions} == {2.0}
+    assert {next(iter(row["feedback"].values())) for row in sessions} == {2.0}
     assert statuses == {"joined": 2 * count, "duplicate": count}

@@ -13,18 +13,18 @@ from recfuse.state.store import REMEMBERED_EVENTS, UserState, UserStateError, ch
 
 logger = logging.getLogger("recfuse")
 # Keys: features, history, events. Values: event or "", history size, number of items, the items, features and values.
-_RECORD = """
+_RECORD = f"""
 if ARGV[1] ~= '' then
   if redis.call('LPOS', KEYS[3], ARGV[1]) then return 0 end
   redis.call('RPUSH', KEYS[3], ARGV[1])
-  redis.call('LTRIM', KEYS[3], -%d, -1)
+  redis.call('LTRIM', KEYS[3], -{REMEMBERED_EVENTS}, -1)
 end
 local items = tonumber(ARGV[3])
 for place = 4, 3 + items do redis.call('RPUSH', KEYS[2], ARGV[place]) end
 if items > 0 then redis.call('LTRIM', KEYS[2], -tonumber(ARGV[2]), -1) end
 for place = 4 + items, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[place], ARGV[place + 1]) end
 return 1
-""" % REMEMBERED_EVENTS
+"""
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -96,7 +96,7 @@ class RedisUserStates:
         check_features(user_id, features or {})
         told = [part for name, value in (features or {}).items() for part in (name, json.dumps(value))]
         size = max(self._history_size, history_size or 0)
-        arguments = [event or "", size, len(items), *(int(item) for item in items), *told]
+        arguments: list[Any] = [event or "", size, len(items), *(int(item) for item in items), *told]
         return bool(self._ask(lambda: self._client.eval(_RECORD, 3, *self._keys(user_id), *arguments)))
 
     def put_many(self, users: Iterable[tuple[str, UserState]]) -> int:

@@ -300,7 +300,7 @@ def test_a_damaged_line_is_kept_with_its_place_and_all_others_are_moved(
     assert {row["request_id"] for row in rows_of(tmp_path / "out", "sessions")} == {"good", "after"}
     kept = [row for row in rows_of(tmp_path / "out", "events") if row["status"] == "damaged"]
     assert len(kept) == account.damaged >= 1
-    assert re.search(f"^{segment.name}, bytes {len(GOOD)} to [0-9]+: .*({reason})", kept[0]["reason"]), kept[0]["reason"]
+    assert re.search(f"^{segment.name}, bytes {len(GOOD)} to [0-9]+: .*({reason})", kept[0]["reason"])
     if not line.startswith(b"\0") and "text" not in name and "block" not in name:
         assert kept[0]["row"].encode() == line
     assert segment.exists(), "written a moment ago"
@@ -357,7 +357,7 @@ def test_a_process_that_dies_is_started_again_and_meanwhile_somebody_says_so(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its table cannot be reached at first; then it is killed."""
-    monkeypatch.setattr(mover_process, "_FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(mover_process, "_PAUSE_SECONDS", 1.0)
     monkeypatch.setattr(mover_process, "_TICK_SECONDS", 0.05)
     write(tmp_path / "log", (DECISION, decision("a", 10.0)))
     (tmp_path / "bucket").write_text("not there yet")

@@ -114,7 +114,7 @@ def test_what_is_wrong_with_one_user_concerns_no_other(tmp_path: Path, server: C
     with pytest.raises(UserStateError, match="WRONGTYPE"):
         users.record("type", features={"age": 1})
     raw.config_set("maxmemory", 1)
-    with pytest.raises(UserStateError, match="OOM|memory"):
+    with pytest.raises(UserStateError, match=r"OOM|memory"):
         users.record("7", [1])
     assert users.get("7") == UserState(features={"age": 50})
 

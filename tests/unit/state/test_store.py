@@ -106,7 +106,8 @@ def test_a_file_of_an_earlier_version_remembers_events_from_now_on(tmp_path: Pat
         assert store.get("ada") == UserState(history=(1, 2))
 
 
-@pytest.mark.parametrize(("features", "history"), [("{", "[]"), ("[]", "[]"), ("{}", "{}"), ("{}", "1"), ("null", "[]")])
+@pytest.mark.parametrize(("features", "history"), [
+    ("{", "[]"), ("[]", "[]"), ("{}", "{}"), ("{}", "1"), ("null", "[]")])
 def test_a_state_that_is_none_is_an_error_of_its_user_alone(tmp_path: Path, features: str, history: str) -> None:
     with UserStateStore(tmp_path / "users.sqlite") as store:
         store.put_many([("ada", UserState())])
