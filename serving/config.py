@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from recfuse.config import Config, load, require
 from recfuse.runtime.locations import locate
 from recfuse.scenes.config import Layout
+from recfuse.state.clock import is_zone
 from recfuse.state.redis import is_redis_url
 
 CONFIG_VARIABLE = "RECFUSE_SERVING"
@@ -59,6 +60,9 @@ class ServingConfig(Supplements):
     users: str = Field("", description=(
         "This URL of a Redis (redis://, rediss://, unix://) has the users' states, for several machines; empty takes "
         "the SQLite file that `current.json` names."))
+    time_zone: str = Field("UTC", description=(
+        "Hour and weekday of requests that do not say them are the clock's in this zone, unless the policy's "
+        "vocabulary has one."))
     explore: bool = Field(True, description=(
         "A request that does not say gets a sample of the policy (true) or its mean (false)."))
     poll_seconds: float = Field(1.0, ge=0, description=(
@@ -74,6 +78,10 @@ class ServingConfig(Supplements):
         "The log is on the disk before the client has its answer; false leaves it to the operating system, and rows "
         "survive a replica's death alone."))
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0, description="A request with more bytes than this is refused.")
+    body_seconds: float = Field(10.0, gt=0, description=(
+        "A request whose body has not come whole after so many seconds is refused."))
+    cors_origins: tuple[str, ...] = Field((), description=(
+        "Pages of these origins (https://shop.example), or of all (*), may ask from a browser; empty allows none."))
     max_candidates: int = Field(10_000, gt=0, description="A request with more candidates than this is refused.")
     max_concurrent: int = Field(64, gt=0, description=(
         "A replica answers so many requests at a time and refuses one more with 503; behind HAProxy RECFUSE_ROOM "
@@ -88,6 +96,7 @@ class ServingConfig(Supplements):
     @model_validator(mode="after")
     def _check(self) -> ServingConfig:
         require(not self.users or is_redis_url(self.users), "users", self.users, "a redis:// URL, or nothing")
+        require(is_zone(self.time_zone), "time_zone", self.time_zone, "a zone such as Europe/Berlin, or UTC")
         # The error does not show what is secret.
         long = all(len(token) >= 8 for token in self.tokens)
         require(long, "tokens", "(not shown)", "tokens of 8 characters or more")

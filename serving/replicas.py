@@ -26,6 +26,7 @@ from recfuse.serving.models import Follower, ServedCatalogue, ServedModel, Watch
 from recfuse.serving.mover_process import MoverProcess
 from recfuse.serving.scenes import NoScorer, ScenesService, Scorer
 from recfuse.state.redis import RedisUserStates
+from recfuse.state.remembered import ReopenedUsers
 from recfuse.state.store import UserStates, UserStateStore
 
 M = TypeVar("M")
@@ -92,8 +93,10 @@ class FusionReplica(FusionService):
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
-        followed = self._followed
-        return {**followed.describe(), **described(followed.model.current.vocabulary)}
+        followed, mover = self._followed, None if self._mover is None else self._mover.describe()
+        return {**followed.describe(), "session_table": mover,
+                "session_table_error": None if mover is None else mover["error"],
+                **described(followed.model.current.vocabulary)}
 
     @property
     def followers(self) -> tuple[Follower, ...]:
@@ -133,7 +136,9 @@ class ScenesReplica(ScenesService):
         self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
 
     rank = answering(ScenesService.rank)
-    predict = answering(ScenesService.predict)  # type: ignore[assignment]  # a Reply where the request is refused
+    # A Reply where the request is refused.
+    predict = answering(ScenesService.predict)  # type: ignore[assignment]
+    check = answering(ScenesService.check)  # type: ignore[assignment]
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
@@ -166,7 +171,10 @@ def _users(config: ServingConfig) -> UserStates | None:
     if config.users:
         return RedisUserStates(config.users)
     path = read_pointer(config.models).path(config.models, "users")
-    return None if path is None else UserStateStore(path)
+    if path is None:
+        return None
+    # Reads and writes that wait for long cost a user their state, so they do not wait for long.
+    return ReopenedUsers(lambda: UserStateStore(path, read_seconds=0.2, write_seconds=1.0))
 
 
 def described(vocabulary: Vocabulary) -> dict[str, Any]:

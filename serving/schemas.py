@@ -174,6 +174,9 @@ class RecommendAnswer(FusionAnswer):
 class FeedbackAnswer(BaseModel):
     request_id: str
     accepted: bool
+    state_source: Literal["store", "default", "degraded"] | None = Field(None, description=(
+        "`store` where the user's state is updated, `degraded` where it may not be, `default` where none is kept; null "
+        "where nothing was to be updated"))
 
 
 class ErrorDetail(BaseModel):

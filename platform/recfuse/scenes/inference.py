@@ -181,7 +181,7 @@ class SceneScorer:
 
         Args:
             user: the user's features by name, with `user_id`, `history` (item ids, oldest first) and context such as
-                `hour`; what is missing counts as unknown.
+                `hour`; what is missing counts as unknown, but for the hour, which is then the clock's in UTC.
             items: the items' features by name, with `item_id`; each [N].
 
         Raises:
@@ -192,13 +192,23 @@ class SceneScorer:
         count = len(items["item_id"])
         index = self._registry.scene_names.index(scene)
         given = {name: [value] for name, value in user.items() if name != "history"}
-        now = {"hour": [datetime.datetime.now().hour]}
+        now = {"hour": [datetime.datetime.now(datetime.UTC).hour]}
         encoder = self._encoder
         request = _Request(encoder.encode("user", given, 1), encoder.encode("item", items, count),
                            encoder.encode("context", {**now, **given, "scene": [scene]}, 1),
                            encoder.encode_history(_last_items(user.get("history"), encoder.history_length)), index)
         columns = dict(zip(self.tasks[scene], self._request_probabilities(request).T, strict=True))
         return Scores(columns, {**request.user.unknown, **request.context.unknown, **request.items.unknown})
+
+    def check_user(self, features: Mapping[str, Any]) -> None:
+        """Refuses features of a user by which no request of theirs could be scored.
+
+        Raises:
+            InvalidFieldError: a value of a type or size that its feature does not take.
+        """
+        given = {name: [value] for name, value in features.items()}
+        for source in ("user", "context"):
+            self._encoder.encode(source, given, 1)
 
     def score_rows(self, rows: pa.Table, users: pa.Table, items: pa.Table,
                    histories: NDArray[np.int64] | None = None,

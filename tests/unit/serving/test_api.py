@@ -13,6 +13,9 @@ import numpy as np
 import orjson
 import pytest
 
+from recfuse.state.clock import clock_features
+from recfuse.state.store import UserStateError
+
 FUSION = "/v1/fusion/fine/rank"
 SCENES = "/v1/scenes/feed/rank"
 RECOMMEND = "/v1/recommend"
@@ -109,12 +112,17 @@ def test_state_from_context_store_or_defaults(
 def test_answers_go_on_while_the_store_of_users_is_down(
     application: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(application.users), "degraded", property(lambda _: True))
-    monkeypatch.setattr(application.users, "get", lambda _: None)
+    def down(*_: Any, **__: Any) -> None:
+        raise UserStateError("down")
+
+    monkeypatch.setattr(application.users, "get", down)
+    monkeypatch.setattr(application.users, "record", down)
     body = with_(FUSION_BODY, state=None, user_id=7)
     assert application.post(FUSION, body).json()["state_source"] == "degraded"
     assert application.post(FUSION, {**body, "context": {"age": 5}}).json()["state_source"] == "context"
     assert application.post(RECOMMEND, RECOMMEND_BODY).json()["state_source"] == "degraded"
+    answer = application.post(FEEDBACK, {**FEEDBACK_BODY, "user_id": 7, "items": [1]})
+    assert (answer.status_code, answer.json()["state_source"]) == (202, "degraded")
 
 
 def test_scenes_by_hand(application: Any) -> None:
@@ -127,7 +135,7 @@ def test_scenes_by_hand(application: Any) -> None:
         "price": None, "price_before": 20.0, "image": "2.png", "parameters": {"duration": 90.0, "brand": "b"}}
     assert answer["model_version"] == "scenes-fake"
     scene, user, items = application.scorer.seen[-1]
-    assert (scene, user) == ("feed", {"user_id": 7, "age": 50, "history": [1, 2]})
+    assert (scene, user) == ("feed", {"user_id": 7, "age": 50, "history": [1, 2], **clock_features()})
     assert items["duration"].tolist() == [10.0, 90.0, 30.0]
 
 
@@ -147,7 +155,7 @@ def test_scenes_options(start: Callable[..., Any]) -> None:
     # What the request says of an item or a user goes over what is stored.
     assert items(candidates__duration=[99.0, 1.0, 1.0], weights={"long_view": 1.0})[0] == 1
     application.post(SCENES, with_(SCENES_BODY, user={"user_id": 7, "age": 20, "history": [9]}))
-    assert application.scorer.seen[-1][1] == {"user_id": 7, "age": 20, "history": [9]}
+    assert application.scorer.seen[-1][1] == {"user_id": 7, "age": 20, "history": [9], **clock_features()}
 
 
 def test_unknown_items_and_users_are_served_and_counted(application: Any) -> None:
