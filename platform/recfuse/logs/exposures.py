@@ -32,7 +32,7 @@ ROWS_SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class Exposures:
-    """One source of exposures.
+    """One source of exposures; its ids are keys (recfuse.logs.ids).
 
     Attributes:
         rows: ROWS_SCHEMA, sorted by (ts, user_id, item_id); no full duplicates.
@@ -65,7 +65,8 @@ class Exposures:
 
 @dataclass(frozen=True)
 class Known:
-    """What exposures know beside their rows: attributes as those of `Exposures`."""
+    """What exposures know beside their rows: attributes as those of `Exposures`, but ids as they were written, integers
+    or text, where nobody has made keys of them."""
 
     users: pa.Table
     items: pa.Table

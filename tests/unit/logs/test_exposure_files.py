@@ -62,8 +62,8 @@ def test_bad_rows_are_quarantined_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("columns", "message"), [
-    ({"user_id": [1.5, 2.5]}, "rows.user_id: got 'double'; allowed: int64"),
-    ({"item_id": ["a", "b"]}, "rows.item_id: got 'string'; allowed: int64"),
+    ({"user_id": [1.5, 2.5]}, "rows.user_id: got 'double'; allowed: 64-bit integers or strings"),
+    ({"item_id": [b"a", b"b"]}, "rows.item_id: got 'binary'; allowed: 64-bit integers or strings"),
     ({"scene": None}, r"rows.scene: got .*allowed: a column scene"),
     ({"click": None}, r"rows.click: got .*allowed: a label column click"),
     ({"click": ["yes", "no"]}, "rows.click: got 'string'; allowed: numbers"),
