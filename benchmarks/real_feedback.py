@@ -46,6 +46,7 @@ from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import Config, require
 from recfuse.runtime.console import start, table
 from recfuse.scenes.columns import align
+from recfuse.logs.exposures import SCORER_SHARE
 from recfuse.scenes.config import TrainScenesConfig
 from recfuse.scenes.dataset import scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay
@@ -94,7 +95,7 @@ def main(config: RealFeedbackConfig) -> dict[str, Array]:
 
 def trained(config: RealFeedbackConfig, source: Source, seed: int) -> SceneScorer:
     """A scorer by the job's own defaults, in this process."""
-    job = TrainScenesConfig(logs=config.logs, output=f"{config.output}/scenes-{seed}", intervals=0,
+    job = TrainScenesConfig(logs=config.logs, share=SCORER_SHARE, output=f"{config.output}/scenes-{seed}", intervals=0,
                             training=TrainingConfig(workers=0, seed=seed))
     return scorer_of(train_scenes(job, source.exposures, source.registry, source.features).bundle)
 

@@ -17,6 +17,7 @@ LABELS = ("click", "long_view", "like", "follow", "comment", "forward", "hate")
 
 # The simulator's response model is fitted on rows with `row_share` below this, the scorer on the others.
 RESPONSE_SHARE = 0.3
+SCORER_SHARE = 1 - RESPONSE_SHARE
 
 ROWS_SCHEMA = pa.schema([
     pa.field("user_id", pa.int64(), nullable=False),

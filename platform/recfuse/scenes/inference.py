@@ -134,12 +134,20 @@ class SceneScorer:
         """The scorer of the registry's scenes: new ones start as their `like`, those that it lacks are retired.
 
         Raises:
-            InvalidFieldError: a new scene names no scene of this scorer, or has a task that this one lacks.
+            InvalidFieldError: a new scene names no scene of this scorer, or has a task that this one lacks; or a number
+                is cut elsewhere, which would change what its predictions mean.
         """
         known = self._registry.scene_names
         copied = {scene.name: scene.like for scene in registry.scenes if scene.name not in known}
         for name, like in copied.items():
             require(like in known, f"scene {name}: like", like, ", ".join(known))
+        for task, cut in self.numbers.items():
+            given = registry.numbers.get(task)
+            require(task not in registry.task_names or given == cut, f"numbers.{task}", given,
+                    f"{cut:g}, as the scorer was trained with")
+        for task in registry.numbers:
+            known_as_label = any(task in tasks for tasks in self.tasks.values()) and task not in self.numbers
+            require(not known_as_label, f"numbers.{task}", registry.numbers[task], "a label, as the scorer has it")
         for pair in registry.pairs:
             tasks = self.tasks[copied.get(pair.scene, pair.scene)]
             require(pair.task in tasks, f"scene {pair.scene}: task", pair.task, ", ".join(tasks))
@@ -154,6 +162,21 @@ class SceneScorer:
     def model_config(self) -> ModelConfig:
         """Kind and sizes of the network."""
         return self._model.config
+
+    @property
+    def registry(self) -> Registry:
+        """Its scenes and tasks."""
+        return self._registry
+
+    @property
+    def positive_weight(self) -> Tensor:
+        """p_t [T]."""
+        return self._positive_weight
+
+    @property
+    def shift(self) -> Tensor:
+        """Log-odds [T] that are added to every pair's calibrated prediction."""
+        return self._shift
 
     @property
     def numbers(self) -> Mapping[str, float]:
