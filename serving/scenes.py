@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recfuse.config import InvalidFieldError
+from recfuse.logs.ids import keys_of
 from recfuse.serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.formats import Body, RefusedError, Reply, decode, encode
@@ -137,11 +138,11 @@ class ScenesService:
         candidates, own = request.candidates, request.candidates.predictions or {}
         check_columns(candidates.item_id, own, candidates.seen, self._config.max_candidates)
         if not own:
-            _require_scorable(scorer, request.scene, candidates.item_id)
+            _require_scorable(scorer, request.scene)
         features, history, known = self._known(request.user)
         probabilities: Mapping[str, Any] = {}
         unknown: Mapping[str, int] = {}
-        if request.scene in scorer.tasks and _are_integers(candidates.item_id):
+        if request.scene in scorer.tasks:
             scores = self._score(scorer, request.scene, request.user, features, history, candidates)
             probabilities, unknown = scores.probabilities, scores.unknown
         watch.lap("recfuse_scorer_ms")
@@ -155,7 +156,7 @@ class ScenesService:
             packed=body.answer_packed, scorer_version=scorer.version if probabilities else None,
             extra={"scenes_version": scorer.version, "unknown": dict(unknown)})
 
-    def _known(self, user: User) -> tuple[Mapping[str, Any], Sequence[int], str]:
+    def _known(self, user: User) -> tuple[Mapping[str, Any], Sequence[int | str], str]:
         """The user's features (sent over stored ones) and history, and where the features came from."""
         stored = self._users.get(str(user.user_id)) if self._users is not None else None
         sent = user.model_extra or {}
@@ -163,7 +164,7 @@ class ScenesService:
         history = user.history if user.history is not None else (stored or UserState()).history
         return features, history, "context" if sent else "store" if stored is not None else absence(self._users)
 
-    def _score(self, scorer: Scorer, scene: str, user: User, features: Mapping[str, Any], history: Sequence[int],
+    def _score(self, scorer: Scorer, scene: str, user: User, features: Mapping[str, Any], history: Sequence[int | str],
                candidates: Candidates) -> Scores:
         try:
             scores = scorer.score(scene, {**features, "user_id": user.user_id, "history": list(history)},
@@ -176,16 +177,16 @@ class ScenesService:
 
     def _columns(self, candidates: Candidates) -> dict[str, np.ndarray]:
         """The items' features: the catalogue's, and over them what was sent."""
-        item_ids = np.array(candidates.item_id, np.int64)
+        keys = keys_of(candidates.item_id)
         columns: dict[str, np.ndarray] = {}
         if (catalogue := self._catalogue.current) is not None:
-            columns = catalogue.features(catalogue.positions(item_ids))
+            columns = catalogue.features(catalogue.positions(keys))
         for name, values in (candidates.model_extra or {}).items():
-            if len(values) != len(item_ids):
+            if len(values) != len(keys):
                 raise RefusedError(422, f"candidates.{name}", f"{len(values)} values",
-                                   f"{len(item_ids)} values, one for each item_id")
+                                   f"{len(keys)} values, one for each item_id")
             columns[name] = _array(values)
-        return {**columns, "item_id": item_ids}
+        return {**columns, "item_id": keys}
 
     def _weights(self, scene: str, tasks: Sequence[str], sent: Mapping[str, float] | None) -> dict[str, float]:
         weights = self._config.scene_weights.get(scene, dict.fromkeys(tasks, 1.0)) if sent is None else sent
@@ -198,7 +199,7 @@ class ScenesService:
             raise RefusedError(422, "weights", dict(weights), "weights with a sum > 0")
         return dict(weights)
 
-    def _items(self, item_ids: Sequence[int], scores: Scores, total: np.ndarray,
+    def _items(self, item_ids: Sequence[int | str], scores: Scores, total: np.ndarray,
                best: np.ndarray) -> list[dict[str, Any]]:
         chosen = [item_ids[i] for i in best.tolist()]
         columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
@@ -213,20 +214,12 @@ def _require_scene(scorer: Scorer, scene: str) -> None:
         raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks) or f"nothing: {_NO_SCORER}")
 
 
-def _require_scorable(scorer: Scorer, scene: str, item_ids: Sequence[int | str]) -> None:
+def _require_scorable(scorer: Scorer, scene: str) -> None:
     """Refuses a request without predictions that the scorer cannot make any for."""
     if not scorer.tasks:
         raise RefusedError(422, "candidates.predictions", None, f"a column for each fusion parameter: {_NO_SCORER}")
     if scene not in scorer.tasks:
         raise RefusedError(422, "scene", scene, ", ".join(scorer.tasks))
-    if not _are_integers(item_ids):
-        place, bad = next((place, each) for place, each in enumerate(item_ids) if isinstance(each, str))
-        raise RefusedError(422, f"candidates.item_id[{place}]", bad,
-                           "an integer, as the scorer knows items, or candidates with predictions of their own")
-
-
-def _are_integers(item_ids: Sequence[int | str]) -> bool:
-    return not any(isinstance(each, str) for each in item_ids)
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:

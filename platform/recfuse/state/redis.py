@@ -70,9 +70,9 @@ class RedisUserStates:
         if replies is None or not any(replies):
             return None
         return UserState(features={name: json.loads(value) for name, value in replies[0].items()},
-                         history=tuple(map(int, replies[1])))
+                         history=tuple(map(_item, replies[1])))
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None) -> None:
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None) -> None:
         """Adds items to the end of the history, and features over the known ones."""
         check_features(user_id, features or {})
         pipeline = self._client.pipeline(transaction=True)
@@ -100,12 +100,12 @@ class RedisUserStates:
     def _keys(self, user_id: str) -> tuple[str, str]:
         return f"{self._prefix}:{user_id}:features", f"{self._prefix}:{user_id}:history"
 
-    def _update(self, pipeline: Any, user_id: str, items: Sequence[int], features: Mapping[str, Any]) -> None:
+    def _update(self, pipeline: Any, user_id: str, items: Sequence[int | str], features: Mapping[str, Any]) -> None:
         features_key, history_key = self._keys(user_id)
         if features:
             pipeline.hset(features_key, mapping={name: json.dumps(value) for name, value in features.items()})
         if items:
-            pipeline.rpush(history_key, *(int(item) for item in items))
+            pipeline.rpush(history_key, *(item if isinstance(item, str) else int(item) for item in items))
             pipeline.ltrim(history_key, -self._history_size, -1)
 
     def _execute(self, pipeline: Any) -> list[Any] | None:
@@ -124,3 +124,8 @@ class RedisUserStates:
             logger.warning("user states: Redis answers again")
             self._down_until = 0.0
         return results
+
+
+def _item(text: str) -> int | str:
+    """An item's id, which Redis keeps as text: 7 and "7" are one."""
+    return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else text

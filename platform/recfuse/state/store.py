@@ -32,7 +32,7 @@ class UserState:
     """
 
     features: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[int, ...] = ()
+    history: tuple[int | str, ...] = ()
 
 
 class UserStates(Protocol):
@@ -45,7 +45,7 @@ class UserStates(Protocol):
 
     def get(self, user_id: str) -> UserState | None: ...
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None) -> None: ...
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None) -> None: ...
 
 
 class UserStateStore:
@@ -140,7 +140,7 @@ class UserStateStore:
                 raise
         return len(rows)
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None) -> None:
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None) -> None:
         """Adds what feedback told: items to the end of the history, features over the known ones."""
         with self._lock:
             self._begin()
@@ -162,7 +162,7 @@ class UserStateStore:
     def _serialise(self, user_id: str, user: UserState) -> tuple[str, str]:
         check_features(user_id, user.features)
         history = user.history[-self._history_size:]
-        return _text(dict(user.features)), _text([int(item) for item in history])
+        return _text(dict(user.features)), _text([item if isinstance(item, str) else int(item) for item in history])
 
 
 def check_features(user_id: str, features: Mapping[str, Any]) -> None:

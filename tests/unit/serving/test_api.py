@@ -229,7 +229,7 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
     (FUSION, with_(FUSION_BODY, user_id=""), 422, "user_id", "at least 1 character"),
     (FUSION, with_(FUSION_BODY, user_id=[1]), 422, "user_id", "string"),
     (FUSION, with_(FUSION_BODY, user_id="x" * 300), 422, "user_id", "at most 256 characters"),
-    (FUSION, b'{"user_id": 99999999999999999999}', 422, "user_id", "9223372036854775807"),
+    (FUSION, b'{"user_id": 99999999999999999999}', 422, "user_id", "18446744073709551615"),
     (FUSION, with_(FUSION_BODY, colour="red"), 422, "colour", "no such field"),
     (FUSION, with_(FUSION_BODY, candidates=None), 422, "candidates", "required"),
     (FUSION, with_(FUSION_BODY, candidates=[]), 422, "candidates", "object"),
