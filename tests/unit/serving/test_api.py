@@ -269,10 +269,10 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
     ("/v1/scenes/attic/rank", SCENES_BODY, 404, "scene", "feed, shop, wall"),
     (SCENES, with_(SCENES_BODY, user=None), 422, "user", "required"),
     (SCENES, with_(SCENES_BODY, user={}), 422, "user.user_id", "required"),
-    (SCENES, with_(SCENES_BODY, user__history=["a"]), 422, "user.history[0]", "a valid integer"),
+    (SCENES, with_(SCENES_BODY, user__history=[1.5]), 422, "user.history[0]", "a valid integer"),
     (SCENES, with_(SCENES_BODY, user__age={}), 422, "user.age", "a valid string"),
     (SCENES, with_(SCENES_BODY, candidates__item_id=[]), 422, "candidates.item_id", "at least 1 item"),
-    (SCENES, with_(SCENES_BODY, candidates__item_id=["a"]), 422, "candidates.item_id[0]", "a valid integer"),
+    (SCENES, with_(SCENES_BODY, candidates__item_id=[1.5]), 422, "candidates.item_id[0]", "a valid integer"),
     (SCENES, with_(SCENES_BODY, candidates__duration=[1]), 422, "candidates.duration", "3 values"),
     (SCENES, with_(SCENES_BODY, candidates__duration=[1, [], 2]), 422, "candidates.duration[1]", "a valid string"),
     (SCENES, with_(SCENES_BODY, weights={"order": 1}), 422, "weights.order", "click, long_view"),
@@ -296,7 +296,7 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
     (FEEDBACK, b'{"request_id": "r", "feedback": {"like": NaN}}', 422, "feedback.like", "a finite number"),
     (FEEDBACK, with_(FEEDBACK_BODY, items=[1]), 422, "user_id", "stored state"),
     (FEEDBACK, with_(FEEDBACK_BODY, user_id=1, features={"age": "old"}), 422, "features.age", "a finite number"),
-    (FEEDBACK, with_(FEEDBACK_BODY, user_id=1, items=["a"]), 422, "items[0]", "a valid integer"),
+    (FEEDBACK, with_(FEEDBACK_BODY, user_id=1, items=[""]), 422, "items[0]", "at least 1 character"),
     # paths
     ("/v2/nothing", {}, 404, "path", "/docs"),
 ]
