@@ -44,9 +44,9 @@ from benchmarks.real_rankings import (
 )
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import Config, require
+from recfuse.logs.exposures import SCORER_SHARE
 from recfuse.runtime.console import start, table
 from recfuse.scenes.columns import align
-from recfuse.logs.exposures import SCORER_SHARE
 from recfuse.scenes.config import TrainScenesConfig
 from recfuse.scenes.dataset import scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay

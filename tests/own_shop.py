@@ -145,8 +145,8 @@ class Shop:
                       "ts": START + datetime.timedelta(minutes=number),
                       "add_to_cart": int(rng.random() < visit.chance[place])} for place in visit.page(TODAY)]
         pq.write_table(pa.Table.from_pylist(rows), directory / "rows.parquet")
-        pq.write_table(pa.table({"user_id": [f"user-{user}" for user in range(USERS)], "segment": ["new", "known"] * (USERS // 2)}),
-                       directory / "users.parquet")
+        pq.write_table(pa.table({"user_id": [f"user-{user}" for user in range(USERS)],
+                                 "segment": ["new", "known"] * (USERS // 2)}), directory / "users.parquet")
         pq.write_table(pa.table({"item_id": [f"sku-{item}" for item in range(ITEMS)],
                                  "price": self.margin.astype(np.float32)}), directory / "items.parquet")
 

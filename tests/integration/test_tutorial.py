@@ -172,7 +172,8 @@ def check_policy(tutorial: Tutorial) -> None:
 def check_scorer(tutorial: Tutorial) -> None:
     """The scorer predicts `add_to_cart`, the client sends `margin`; what nobody predicts is named."""
     body: dict[str, Any] = {"user": {"user_id": "user-7"}, "scene": "home", "explain": True, "explore": False,
-                            "candidates": {"item_id": ["sku-1", "sku-2", "sku-3"], "predictions": {"margin": [1.5, 9.0, 2.0]}}}
+                            "candidates": {"item_id": ["sku-1", "sku-2", "sku-3"],
+                                           "predictions": {"margin": [1.5, 9.0, 2.0]}}}
     assert tutorial.server is not None
     until(lambda: httpx.get(f"{tutorial.url}/v1/models").json()["scenes"]["tasks"], 20, tutorial.server)
     answer = httpx.post(f"{tutorial.url}/v1/recommend", json=body).json()

@@ -120,7 +120,7 @@ def _described(path: str, what: str) -> pa.Table:
 
 
 def _history(path: str) -> pa.Table:
-    """`user_id` and `items`, a list for each user who has one; nulls in it count nothing, and lists of one user join."""
+    """`user_id` and `items`, a list for each user with one; nulls in it count nothing, and lists of one user join."""
     table = _read(path, ("history.parquet",))
     if table is None:
         return pa.table({"user_id": pa.array([], pa.int64()), "items": pa.array([], pa.list_(pa.int64()))})

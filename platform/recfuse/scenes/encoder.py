@@ -30,8 +30,8 @@ class FittedFeature:
     """A feature with what was learned about its column from the training rows.
 
     Attributes:
-        values: categorical: sorted categories, int64 or Python's str, empty where they are hashed; bucketed: the inner quantiles,
-            float64; numeric: empty.
+        values: categorical: sorted categories, int64 or Python's str, empty where they are hashed; bucketed: the inner
+            quantiles, float64; numeric: empty.
         offset: first id of its range of the embedding table (the unknown bucket); −1 for numeric.
         mean, std: of a numeric feature, after `log`.
     """
@@ -206,11 +206,12 @@ def _fitted(feature: Feature, column: pa.ChunkedArray, offset: int) -> FittedFea
         # Integers and texts differ where they are hashed too: the empty array's type tells which they are.
         if pa.types.is_integer(column.type):
             values, valid = read_integers(column, feature)
-            seen, counts = np.unique(values[valid], return_counts=True)
+            integers, counts = np.unique(values[valid], return_counts=True)
+            seen: np.ndarray = integers
         else:
-            texts, places = read_texts(column, feature)
-            order = np.argsort(texts)
-            seen, counts = texts[order], np.bincount(places[places >= 0], minlength=len(texts))[order]
+            seen, places = read_texts(column, feature)
+            order = np.argsort(seen)
+            seen, counts = seen[order], np.bincount(places[places >= 0], minlength=len(seen))[order]
         return FittedFeature(feature, seen[(counts >= feature.minimum_count) & (feature.hash_buckets == 0)], offset)
     numbers, valid = read_numbers(column, feature)
     numbers = numbers[valid]

@@ -59,7 +59,8 @@ def _start(config: TrainScenesConfig) -> SceneScorer | None:
         return None
     start = SceneScorer.from_bundle(read_bundle(newest_bundle(config.start_from, "scenes"), "scenes"))
     asked, taken = config.model, start.model_config
-    ignored = [f"model.{name}" for name in sorted(asked.model_fields_set) if getattr(asked, name) != getattr(taken, name)]
+    ignored = [f"model.{name}" for name in sorted(asked.model_fields_set)
+               if getattr(asked, name) != getattr(taken, name)]
     features = tuple(sorted(config.features, key=lambda feature: SOURCES.index(feature.source)))
     if features and features != tuple(entry.feature for entry in start.encoder.fitted):
         ignored.append("features")

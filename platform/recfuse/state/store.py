@@ -45,7 +45,8 @@ class UserStates(Protocol):
 
     def get(self, user_id: str) -> UserState | None: ...
 
-    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None) -> None: ...
+    def record(self, user_id: str, items: Sequence[int | str] = (),
+               features: Mapping[str, Any] | None = None) -> None: ...
 
 
 class UserStateStore:

@@ -1,4 +1,4 @@
-"""Ids of a team's own, integers or text, from its exposures through a trained scorer, catalogue and users to answers."""
+"""Ids of a team's own, integers or text, from exposures through scorer, catalogue and users to answers."""
 
 from __future__ import annotations
 
