@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recfuse.config import InvalidFieldError, require
-from recfuse.logs.columns import decoded
+from recfuse.logs.columns import decoded, floats
 from recfuse.logs.ids import ALLOWED, keys_of, read_keys
 
 ENTRY_FIELDS = ("price", "price_before", "image")
@@ -121,7 +121,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 def _without_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Floats in the place of decimals, which JSON has not."""
-    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
+    return floats(column) if pa.types.is_decimal(column.type) else column
 
 
 def _feature(column: pa.ChunkedArray) -> np.ndarray:

@@ -102,6 +102,13 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(_types.is_floating(kind) or _types.is_integer(kind) or _types.is_decimal(kind))
 
 
+def floats(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Numbers and booleans as float64; integers beyond 2⁵³ are rounded, decimals are read by their digits."""
+    if _types.is_decimal(column.type):
+        column = pc.cast(column, pa.string())
+    return column.cast(pa.float64(), safe=False)
+
+
 def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Without dictionaries, run-length codes, extension types and views."""
     kind = column.type

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from recfuse.config import InvalidFieldError, require
 from recfuse.logs.account import Account
-from recfuse.logs.columns import decoded, is_number
+from recfuse.logs.columns import decoded, floats, is_number
 from recfuse.logs.exposures import Exposures, Known, sort_rows
 from recfuse.logs.ids import ids_of, read_keys
 from recfuse.logs.orders import ORPHAN_REASON, Orphan
@@ -215,7 +215,7 @@ def _checked(rows: pa.Table, reasons: np.ndarray, name: str, is_label: bool, hav
     kind = rows.schema.field(name).type
     fits = is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
     require(fits, f"rows.{name}", str(kind), "numbers")
-    values = pc.fill_null(rows[name].cast(pa.float64(), safe=False), float("nan")).to_numpy()
+    values = pc.fill_null(floats(rows[name]), float("nan")).to_numpy()
     bad = ~np.isin(values, (0.0, 1.0)) if is_label else ~((values >= 0) & np.isfinite(values))
     reasons[(reasons == "") & having & bad] = f"{name} is not 0 or 1" if is_label else f"{name} is not a number ≥ 0"
     known = np.where(having & ~bad, values, 0.0)

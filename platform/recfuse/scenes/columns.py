@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recfuse.config import InvalidFieldError, require
-from recfuse.logs.columns import decoded, is_number
+from recfuse.logs.columns import decoded, floats, is_number
 from recfuse.scenes.features import Feature
 
 _NUMBERS = frozenset((int, float, bool, type(None)))
@@ -69,7 +69,7 @@ def read_numbers(column: Any, feature: Feature) -> tuple[NDArray[np.float64], ND
         array = _arrow(column, feature)
         if not (is_number(array.type) or pa.types.is_boolean(array.type) or pa.types.is_null(array.type)):
             raise InvalidFieldError(f"{feature.source}.{feature.name}", str(array.type), "numbers")
-        numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        numbers = floats(array).to_numpy(zero_copy_only=False)
     valid = np.isfinite(numbers)
     numbers = np.where(valid, numbers, 0.0)
     return np.log1p(np.maximum(numbers, 0.0)) if feature.log else numbers, valid

@@ -188,5 +188,5 @@ def test_of_two_rows_about_one_user_the_last_counts(tmp_path: Path) -> None:
 def test_days_are_taken_as_they_are_written(tmp_path: Path, day: list[object]) -> None:
     exposures = read_exposures(str(write(tmp_path, day=day, hour=["23", None])), ["click"])
     assert exposures.rows.select(["day", "hour"]).to_pydict() == {"day": [20010908, 20010909], "hour": [23, 2]}
-    with pytest.raises(InvalidFieldError, match="rows.day: got 'string'; allowed: integers yyyymmdd, or dates"):
+    with pytest.raises(InvalidFieldError, match=r"rows\.day: got 'string'; allowed: integers yyyymmdd, or dates"):
         read_exposures(str(write(tmp_path, day=["monday", "tuesday"])), ["click"])

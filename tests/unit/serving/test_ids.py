@@ -70,6 +70,12 @@ def trained(logs: Path, output: Path) -> Path:
     return train_scenes(config, source.exposures, REGISTRY).bundle
 
 
+@pytest.fixture(scope="module")
+def trained_scorer(tmp_path_factory: pytest.TempPathFactory) -> SceneScorer:
+    directory = tmp_path_factory.mktemp("integers")
+    return SceneScorer.from_bundle(read_bundle(trained(write(directory, int), directory / "scenes")))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_from_exposures_to_answers(start: Callable[..., Any], models: Path, tmp_path: Path, kind: str) -> None:
     written = KINDS[kind]
@@ -109,6 +115,19 @@ def test_ids_from_exposures_to_answers(start: Callable[..., Any], models: Path, 
     recommended = application.post("/v1/recommend", {**body, "scene": "feed"})
     assert recommended.status_code == 200, recommended.text
     assert {item["item_id"] for item in orjson.loads(recommended.content)["items"]} == set(asked)
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63 - 1, 2**64 - 1, -(2**63), 1e300])
+def test_integers_beyond_the_floats_are_numbers(start: Callable[..., Any], trained_scorer: SceneScorer,
+                                                number: float) -> None:
+    application = start(trained_scorer)
+    body = {"user": {"user_id": 5, "age": number, "hour": 2**60},
+            "candidates": {"item_id": [7, 2**64 - 1], "price": [number, 1.5]}}
+    assert application.post("/v1/scenes/feed/rank", body).status_code == 200
+    body["candidates"]["price"] = [number, None]
+    answer = application.post("/v1/recommend", {**body, "scene": "feed", "context": {"age": 1}})
+    assert answer.status_code == 200, answer.text
+    assert {item["item_id"] for item in orjson.loads(answer.content)["items"]} == {7, 2**64 - 1}
 
 
 def test_digits_and_integers_are_one_id(tmp_path: Path) -> None:
