@@ -84,8 +84,8 @@ class TrainScenesConfig(Config):
         "Training goes on from this bundle, or the newest in this directory: its features stay, scenes with `like` "
         "start as copies, and scenes that the registry lacks are retired."))
     share: float | None = Field(None, gt=0, le=1, description=(
-        "This share of the rows before the test day trains, and a simulator of the same rows needs at most 0.7; "
-        "without a value 1, and 0.7 of a generator's rows."))
+        "This share of the rows before the test day trains; a simulator of these rows needs at most 0.7. "
+        "Without a value it is 1, and 0.7 of a generator's rows."))
     test_day: int | None = Field(None, description=(
         "This day (yyyymmdd) tests, and the days before it train; without a value, the last day."))
     intervals: int = Field(200, ge=0, description=(
