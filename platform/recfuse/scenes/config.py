@@ -85,7 +85,7 @@ class TrainScenesConfig(Config):
         "start as copies, and scenes that the registry lacks are retired."))
     share: float | None = Field(None, gt=0, le=1, description=(
         "This share of the rows before the test day trains; a simulator of these rows needs at most 0.7. "
-        "Without a value it is 1, and 0.7 of a generator's rows."))
+        "Without a value it is 1, of a generator 0.7."))
     test_day: int | None = Field(None, description=(
         "This day (yyyymmdd) tests, and the days before it train; without a value, the last day."))
     intervals: int = Field(200, ge=0, description=(
