@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recfuse.config import InvalidFieldError
+from recfuse.logs.ids import keys_of
 from recfuse.serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
 from recfuse.serving.checks import CheckedFeedback
 from recfuse.serving.config import ServingConfig
@@ -105,7 +106,7 @@ class _KnownUser:
     user: User
     sent: Mapping[str, Any]
     stored: Mapping[str, Any]
-    history: Sequence[int]
+    history: Sequence[int | str]
     source: str
 
     def without(self, field: str) -> _KnownUser | None:
@@ -177,11 +178,11 @@ class ScenesService:
         candidates, own = request.candidates, request.candidates.predictions or {}
         check_columns(candidates.item_id, own, candidates.seen, self._config.max_candidates)
         if not own:
-            _require_scorable(scorer, request.scene, candidates.item_id)
+            _require_scorable(scorer, request.scene)
         known = await self._known(request.user)
         probabilities: Mapping[str, Any] = {}
         unknown: Mapping[str, int] = {}
-        if request.scene in scorer.tasks and _are_integers(candidates.item_id):
+        if request.scene in scorer.tasks:
             scores, known = self._score(scorer, request.scene, known, candidates)
             probabilities, unknown = scores.probabilities, scores.unknown
         watch.lap("recfuse_scorer_ms")
@@ -242,16 +243,16 @@ class ScenesService:
 
     def _columns(self, candidates: Candidates) -> dict[str, np.ndarray]:
         """The items' features: the catalogue's, and over them what was sent."""
-        item_ids = np.array(candidates.item_id, np.int64)
+        keys = keys_of(candidates.item_id)
         columns: dict[str, np.ndarray] = {}
         if (catalogue := self._catalogue.current) is not None:
-            columns = catalogue.features(catalogue.positions(item_ids))
+            columns = catalogue.features(catalogue.positions(keys))
         for name, values in (candidates.model_extra or {}).items():
-            if len(values) != len(item_ids):
+            if len(values) != len(keys):
                 raise RefusedError(422, f"candidates.{name}", f"{len(values)} values",
-                                   f"{len(item_ids)} values, one for each item_id")
+                                   f"{len(keys)} values, one for each item_id")
             columns[name] = _array(values)
-        return {**columns, "item_id": item_ids}
+        return {**columns, "item_id": keys}
 
     def _weights(self, scene: str, tasks: Sequence[str], sent: Mapping[str, float] | None) -> dict[str, float]:
         weights = self._config.scene_weights.get(scene, dict.fromkeys(tasks, 1.0)) if sent is None else sent
@@ -264,7 +265,7 @@ class ScenesService:
             raise RefusedError(422, "weights", dict(weights), "weights with a sum > 0")
         return dict(weights)
 
-    def _items(self, item_ids: Sequence[int], scores: Scores, total: np.ndarray,
+    def _items(self, item_ids: Sequence[int | str], scores: Scores, total: np.ndarray,
                best: np.ndarray) -> list[dict[str, Any]]:
         chosen = [item_ids[i] for i in best.tolist()]
         columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
@@ -279,20 +280,12 @@ def _require_scene(scorer: Scorer, scene: str) -> None:
         raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks) or f"nothing: {_NO_SCORER}")
 
 
-def _require_scorable(scorer: Scorer, scene: str, item_ids: Sequence[int | str]) -> None:
+def _require_scorable(scorer: Scorer, scene: str) -> None:
     """Refuses a request without predictions that the scorer cannot make any for."""
     if not scorer.tasks:
         raise RefusedError(422, "candidates.predictions", None, f"a column for each fusion parameter: {_NO_SCORER}")
     if scene not in scorer.tasks:
         raise RefusedError(422, "scene", scene, ", ".join(scorer.tasks))
-    if not _are_integers(item_ids):
-        place, bad = next((place, each) for place, each in enumerate(item_ids) if isinstance(each, str))
-        raise RefusedError(422, f"candidates.item_id[{place}]", bad,
-                           "an integer, as the scorer knows items, or candidates with predictions of their own")
-
-
-def _are_integers(item_ids: Sequence[int | str]) -> bool:
-    return not any(isinstance(each, str) for each in item_ids)
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:

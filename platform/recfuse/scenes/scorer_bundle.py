@@ -84,7 +84,7 @@ def _encoder_to(encoder: FeatureEncoder) -> tuple[dict[str, Any], dict[str, Tens
     columns = {"table_rows": torch.tensor([encoder.table_rows])}
     for index, fitted in enumerate(encoder.fitted):
         entry = {"feature": fitted.feature.to_dict(), "offset": fitted.offset, "mean": fitted.mean, "std": fitted.std}
-        if fitted.values.dtype.kind == "U":
+        if fitted.values.dtype.kind == "O":
             entry["values"] = fitted.values.tolist()
         else:
             columns[str(index)] = torch.from_numpy(np.ascontiguousarray(fitted.values))
@@ -97,7 +97,7 @@ def read_encoder(bundle: Bundle) -> FeatureEncoder:
     normalisation, columns = bundle.manifest["normalisation"], bundle.tensors["features"]
     fitted = []
     for index, entry in enumerate(normalisation["features"]):
-        values = np.array(entry["values"], dtype=str) if "values" in entry else columns[str(index)].cpu().numpy()
+        values = np.array(entry["values"], dtype=object) if "values" in entry else columns[str(index)].cpu().numpy()
         fitted.append(FittedFeature(from_mapping(Feature, entry["feature"], "manifest feature"), values,
                                     entry["offset"], entry["mean"], entry["std"]))
     return FeatureEncoder(tuple(fitted), normalisation["history_length"], int(columns["table_rows"][0]))

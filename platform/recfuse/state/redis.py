@@ -86,17 +86,17 @@ class RedisUserStates:
             return None
         try:
             return UserState(features={name.decode(): json.loads(value) for name, value in replies[0].items()},
-                             history=tuple(map(int, replies[1])))
+                             history=tuple(_item(item.decode()) for item in replies[1]))
         except ValueError as error:
             raise UserStateError(f"the state of user {user_id!r}: {error}") from None
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None, *,
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None, *,
                event: str | None = None, history_size: int | None = None) -> bool:
         """Adds items to the end of the history, and features over the known ones; see `UserStateStore.record`."""
         check_features(user_id, features or {})
         told = [part for name, value in (features or {}).items() for part in (name, json.dumps(value))]
         size = max(self._history_size, history_size or 0)
-        arguments: list[Any] = [event or "", size, len(items), *(int(item) for item in items), *told]
+        arguments: list[Any] = [event or "", size, len(items), *(item if isinstance(item, str) else int(item) for item in items), *told]
         return bool(self._ask(lambda: self._client.eval(_RECORD, 3, *self._keys(user_id), *arguments)))
 
     def put_many(self, users: Iterable[tuple[str, UserState]]) -> int:
@@ -121,12 +121,12 @@ class RedisUserStates:
         return tuple(f"{self._prefix}:{user_id}:{name}"  # type: ignore[return-value]
                      for name in ("features", "history", "events"))
 
-    def _update(self, pipeline: Any, user_id: str, items: Sequence[int], features: Mapping[str, Any]) -> None:
+    def _update(self, pipeline: Any, user_id: str, items: Sequence[int | str], features: Mapping[str, Any]) -> None:
         features_key, history_key, _ = self._keys(user_id)
         if features:
             pipeline.hset(features_key, mapping={name: json.dumps(value) for name, value in features.items()})
         if items:
-            pipeline.rpush(history_key, *(int(item) for item in items))
+            pipeline.rpush(history_key, *(item if isinstance(item, str) else int(item) for item in items))
             pipeline.ltrim(history_key, -self._history_size, -1)
 
     def _ask(self, command: Callable[[], Any]) -> Any:
@@ -149,3 +149,8 @@ class RedisUserStates:
             logger.warning("user states: Redis answers again")
             self._down_until = 0.0
         return result
+
+
+def _item(text: str) -> int | str:
+    """An item's id, which Redis keeps as text: 7 and "7" are one."""
+    return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else text

@@ -65,7 +65,7 @@ class RememberedUsers:
                                              if name not in REQUEST_FIELDS})
         return Known(state, "store")
 
-    async def record(self, user_id: str, items: Sequence[int], features: Mapping[str, Any] | None, *, event: str,
+    async def record(self, user_id: str, items: Sequence[int | str], features: Mapping[str, Any] | None, *, event: str,
                      history_size: int) -> Source:
         """Adds what feedback told, once an event; `degraded` where it may not have been stored."""
         if self._store is None:
@@ -129,7 +129,7 @@ class ReopenedUsers:
         """See `UserStates`."""
         return self._opened().get(user_id)
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None, *,
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None, *,
                event: str | None = None, history_size: int | None = None) -> bool:
         """See `UserStates`."""
         return self._opened().record(user_id, items, features, event=event, history_size=history_size)

@@ -52,7 +52,7 @@ class UserState:
     """
 
     features: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[int, ...] = ()
+    history: tuple[int | str, ...] = ()
 
 
 class UserStates(Protocol):
@@ -63,7 +63,7 @@ class UserStates(Protocol):
         """The state of a user, None where they are unknown; raises UserStateError."""
         ...
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None, *,
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None, *,
                event: str | None = None, history_size: int | None = None) -> bool:
         """Adds what feedback told, once an `event`; whether it was new. Raises UserStateError."""
         ...
@@ -229,7 +229,7 @@ class UserStateStore:
         self._connection.execute(_PUT, (user_id, *self._serialise(user_id, user), told))
         return 1
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None, *,
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None, *,
                event: str | None = None, history_size: int | None = None) -> bool:
         """Adds what feedback told: items to the end of the history, features over the known ones.
 
@@ -253,7 +253,7 @@ class UserStateStore:
         except ValueError as error:
             raise UserStateError(f"the state of user {user_id!r}: {error}") from None
 
-    def _record(self, user_id: str, items: Sequence[int], features: Mapping[str, Any], event: str | None,
+    def _record(self, user_id: str, items: Sequence[int | str], features: Mapping[str, Any], event: str | None,
                 history_size: int) -> bool:
         connection = self._connection
         if event is not None:
@@ -284,7 +284,7 @@ class UserStateStore:
     def _serialise(self, user_id: str, user: UserState, history_size: int = 0) -> tuple[str, str]:
         check_features(user_id, user.features)
         history = user.history[-max(self._history_size, history_size):]
-        return _text(dict(user.features)), _text([int(item) for item in history])
+        return _text(dict(user.features)), _text([item if isinstance(item, str) else int(item) for item in history])
 
 
 def check_features(user_id: str, features: Mapping[str, Any]) -> None:

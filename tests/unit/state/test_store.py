@@ -123,7 +123,7 @@ def test_a_state_that_is_none_is_an_error_of_its_user_alone(tmp_path: Path, feat
     with UserStateStore(tmp_path / "users.sqlite") as store:
         store.put_many([("ada", UserState())])
         with sqlite3.connect(tmp_path / "users.sqlite") as other:
-            other.execute("INSERT INTO users VALUES ('bob', ?, ?)", (features, history))
+            other.execute("INSERT INTO users (user_id, features, history) VALUES ('bob', ?, ?)", (features, history))
         for act in (lambda: store.get("bob"), lambda: store.record("bob", [1])):
             with pytest.raises(UserStateError):
                 act()
