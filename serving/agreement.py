@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from recfuse.behaviours import StateFeature
+from recfuse.logs.ids import keys_of, read_keys
 from recfuse.scenes.encoder import FittedFeature
 from recfuse.serving.config import Supplements
 from recfuse.serving.parts import Items, Policy, Predictor, Users, category_texts
@@ -146,7 +146,7 @@ def _column_fits(kind: pa.DataType, fitted: FittedFeature) -> bool:
     whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
     if fitted.feature.kind == "categorical":
         return whole or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return whole or pa.types.is_floating(kind)
+    return whole or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _state_takes(value: Any, feature: StateFeature) -> bool:
@@ -161,9 +161,8 @@ def _scorer_takes(value: Any, fitted: FittedFeature) -> bool:
 
 def _share_ids(item_ids: pa.ChunkedArray, known: np.ndarray) -> bool:
     """Whether some item is known; ids as text are those as numbers, as clients may send either."""
-    if not (pa.types.is_integer(item_ids.type) and known.dtype.kind == "i"):
-        item_ids, known = item_ids.cast(pa.string()), known.astype(str)
-    return bool(pc.any(pc.is_in(item_ids, value_set=pa.array(known))).as_py())
+    keys, valid = read_keys(item_ids, "item_id")
+    return bool(np.isin(keys[valid], keys_of(known.tolist())).any())
 
 
 def _is_integer(text: str) -> bool:

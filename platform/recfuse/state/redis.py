@@ -96,7 +96,8 @@ class RedisUserStates:
         check_features(user_id, features or {})
         told = [part for name, value in (features or {}).items() for part in (name, json.dumps(value))]
         size = max(self._history_size, history_size or 0)
-        arguments: list[Any] = [event or "", size, len(items), *(item if isinstance(item, str) else int(item) for item in items), *told]
+        ids = [item if isinstance(item, str) else int(item) for item in items]
+        arguments: list[Any] = [event or "", size, len(ids), *ids, *told]
         return bool(self._ask(lambda: self._client.eval(_RECORD, 3, *self._keys(user_id), *arguments)))
 
     def put_many(self, users: Iterable[tuple[str, UserState]]) -> int:

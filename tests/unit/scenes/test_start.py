@@ -183,7 +183,7 @@ def test_a_page_without_positives_is_left_out_and_rows_add_up(source: Exposures,
     count = source.rows.num_rows
     exposures = replace(source, rows=rows, quarantine=quarantine,
                         account=Account(count + 2, count, {"broken": 1, "odd": 1}))
-    job = config(tmp_path, registry=registry).replace(logs="mine")
+    job = config(tmp_path, registry=registry).replace(exposures="mine")
     for _ in range(2):  # a finished run says the same
         result = train_scenes(job, exposures, registry)
         assert SceneScorer.from_bundle(read_bundle(result.bundle)).tasks == {"0": PAIR}
@@ -203,10 +203,10 @@ def test_a_page_without_positives_is_left_out_and_rows_add_up(source: Exposures,
 
 
 def test_all_rows_train_where_no_simulator_is_asked_for() -> None:
-    assert TrainScenesConfig(logs="mine").training_share == 1
-    assert {TrainScenesConfig(logs=name).training_share for name in sources.GENERATORS} == {SCORER_SHARE}
+    assert TrainScenesConfig(exposures="mine").training_share == 1
+    assert {TrainScenesConfig(exposures=name).training_share for name in sources.GENERATORS} == {SCORER_SHARE}
     assert set(sources.GENERATORS) == set(GENERATORS)
-    assert TrainScenesConfig(logs="mine", share=.5).training_share == .5
+    assert TrainScenesConfig(exposures="mine", share=.5).training_share == .5
 
 
 def test_a_world_refuses_a_scorer_that_saw_its_rows(bundle: Path, source: Exposures, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def write(root: Path, written: Callable[[int], Any], rows: int = 900) -> Path:
 
 
 def trained(logs: Path, output: Path) -> Path:
-    config = TrainScenesConfig(logs=str(logs), layout="native", output=str(output), model=MODEL, intervals=0,
+    config = TrainScenesConfig(exposures=str(logs), layout="native", output=str(output), model=MODEL, intervals=0,
                                training=TrainingConfig(workers=0, bfloat16=False))
     source = read_logs(str(logs), "native", registry=REGISTRY)
     return train_scenes(config, source.exposures, REGISTRY).bundle

@@ -106,7 +106,7 @@ def test_what_is_wrong_with_one_user_concerns_no_other(tmp_path: Path, server: C
     raw.set("recfuse:type:features", "x")
     raw.hset("recfuse:json:features", "age", "{x")
     raw.hset("recfuse:bytes:features", b"\xff", b"\xfe")
-    raw.rpush("recfuse:history:history", "x")
+    raw.rpush("recfuse:history:history", b"\xff")
     for name in ("type", "json", "bytes", "history"):
         with pytest.raises(UserStateError):
             users.get(name)
