@@ -31,6 +31,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "While it runs": (
         Command("collect", "jobs.collect", "decisions and feedback of serving → session logs"),
+        Command("ab", "jobs.ab", "session logs of a canary → its A/B test and a verdict, at any time"),
         Command("check", "jobs.check", "session logs: rows, exploration, and how many more days an effect needs"),
     ),
     "Learn, judge, publish": (
