@@ -21,7 +21,7 @@ BEGIN = int(session_logs.EPOCH.timestamp())  # of the test
 
 @dataclass(frozen=True)
 class Traffic:
-    """Users who ask about `pace` times a day, `before` days without a canary and `days` with it.
+    """Users who ask about `pace` times a day, `before` days without a canary and `days` with it, from `begin` on.
 
     Attributes:
         watch, like: factors of what the canary's users do.
@@ -41,11 +41,14 @@ class Traffic:
     lost: float = 0.0
     novelty: float = 1.0
     seed: int = 0
+    base: str = BASE
+    canary: str = CANARY
+    begin: float = BEGIN
 
     @property
     def treated(self) -> np.ndarray:
         """bool[users]"""
-        canary = Canary(None, CANARY, self.share)
+        canary = Canary(None, self.canary, self.share)
         return np.array([canary.takes(f"u{user}") for user in range(self.users)])
 
     def table(self) -> pa.Table:
@@ -54,16 +57,16 @@ class Traffic:
         liking = rng.gamma(2.0, .5, self.users)
         requests = rng.poisson(self.pace * (self.before + self.days), self.users)
         user = np.repeat(np.arange(self.users), requests)
-        ts = BEGIN + rng.uniform(-self.before * DAY, self.days * DAY, len(user))
+        ts = self.begin + rng.uniform(-self.before * DAY, self.days * DAY, len(user))
         user, ts = user[np.argsort(ts)], np.sort(ts)
-        inside, treated = ts >= BEGIN, self.treated[user]
+        inside, treated = ts >= self.begin, self.treated[user]
         changed = inside & treated
         watch = rng.gamma(2.0, 5.0 * liking[user]) * np.where(changed, self.watch, 1.0)
         entry = np.full(self.users, np.inf)
         np.minimum.at(entry, user[inside], ts[inside])
         watch = watch * np.where(changed & (ts - entry[user] < DAY), self.novelty, 1.0)
         like = rng.random(len(user)) < np.clip(.2 * liking[user] * np.where(changed, self.like, 1.0), 0, 1)
-        version = np.where(changed & (rng.random(len(user)) < self.served), CANARY, BASE)
+        version = np.where(changed & (rng.random(len(user)) < self.served), self.canary, self.base)
         kept = ~(treated & (rng.random(self.users) < self.lost)[user])
         return rows_of(user[kept], ts[kept], version[kept], watch[kept], like[kept])
 
@@ -83,9 +86,9 @@ def rows_of(user: Iterable[int], ts: np.ndarray, version: Iterable[str], watch: 
         "last": pa.array(np.zeros(number, bool))}, session_log_schema(session_logs.vocabulary()))
 
 
-def write(directory: Path, table: pa.Table, row_group: int = 10_000) -> str:
-    """A log directory of one file."""
+def write(directory: Path, table: pa.Table, row_group: int = 10_000, name: str = "log") -> str:
+    """A log directory of one file, or one file more of it."""
     directory.mkdir(parents=True, exist_ok=True)
     session_logs.vocabulary().save(directory / VOCABULARY_FILE)
-    pq.write_table(table, directory / "log.parquet", row_group_size=row_group)
+    pq.write_table(table, directory / f"{name}.parquet", row_group_size=row_group)
     return str(directory)

@@ -13,7 +13,15 @@ import numpy as np
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import require
 from recfuse.evaluation.config import AbConfig, Targets, parse_time
-from recfuse.evaluation.served import VERSIONS, Served, Split, first_decision, measures_of, read_served
+from recfuse.evaluation.served import (
+    VERSIONS,
+    NothingServedError,
+    Served,
+    Split,
+    first_decision,
+    measure_names,
+    read_served,
+)
 from recfuse.logs.source import LogSource, log_end, open_log, pieces
 from recfuse.stats.moments import Moments, effect
 from recfuse.stats.sequential import always_valid_p, always_valid_reach, mixture_spread
@@ -140,12 +148,13 @@ def run_ab(config: AbConfig) -> ServedTest:
     """Reads the log and compares the arms.
 
     Raises:
-        InvalidFieldError: no such log, no canary, or no decision of the test.
+        NothingServedError: no decision is of the test.
+        InvalidFieldError: no such log, or no canary.
         BundleError: what is not named is not in `models` either.
     """
     source = open_log(config.logs, config.vocabulary)
     require(source.kind == "session_log", "logs", config.logs, "session logs; these are samples")
-    measures = measures_of(source)
+    measures = measure_names(source.vocabulary.behaviour_names)
     strangers = [name for name in config.targets.names if name not in measures]
     require(not strangers, "targets", strangers, f"names of measures: {', '.join(measures)}")
     split = split_of(config, source)
@@ -169,7 +178,8 @@ def split_of(config: AbConfig, source: LogSource) -> Split:
     assert begin is not None
     # Whole days of users end with the log, also where the test goes on.
     end = min(_microseconds(config.until) if config.until else _FAR, (log_end(source, pieces(source)[0]) or _FAR) + 1)
-    require(end > begin, "until", config.until or "the log's end", "a time after the beginning of the test")
+    if end <= begin:
+        raise NothingServedError("logs", config.logs, "decisions after the beginning of the test")
     known = min(_microseconds(config.known_until) if config.known_until else begin, begin)
     return Split(base=base, canary=canary, share=share, begin=begin, end=end, version=version,
                  known_from=known - round(config.known_days * _DAY), known_until=known,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recfuse.bundle.arms import Canary
-from recfuse.config import require
+from recfuse.config import InvalidFieldError, require
 from recfuse.evaluation.served_users import Users, users_of
 from recfuse.logs.columns import plain_columns
 from recfuse.logs.schema import session_log_schema
@@ -34,6 +34,11 @@ _FEW_ROWS = 1_000_000
 _PARTITION_ROWS = 500_000
 _PARTITION = "partition"
 _BEFORE, _INSIDE, _BAD = 0, 1, 2
+_WANTED = "decisions of the time of the test"
+
+
+class NothingServedError(InvalidFieldError):
+    """A log without a decision of the time of a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +102,8 @@ class Served:
             max(self.last, other.last))
 
 
-def measures_of(source: LogSource) -> tuple[str, ...]:
-    """The behaviours of a log and OWN_MEASURES; of equal names that of the behaviour stays as it is."""
-    names = source.vocabulary.behaviour_names
+def measure_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The behaviours of a vocabulary and OWN_MEASURES; of equal names that of the behaviour stays as it is."""
     return (*names, *(f"{name} (counted)" if name in names else name for name in OWN_MEASURES))
 
 
@@ -107,20 +111,24 @@ def read_served(source: LogSource, split: Split) -> Served:
     """Reads the rows of a test and before it; more than `_FEW_ROWS` on Ray.
 
     Raises:
-        InvalidFieldError: a column cannot be read, or no row is of the test.
+        NothingServedError: no row is of the test.
+        InvalidFieldError: a column cannot be read.
     """
     listing = [piece for piece in pieces(source)[0] if _is_near(source, piece, split)]
     rows = sum(piece.kept for piece in listing)
-    require(rows > 0, "logs", source.location.uri, "decisions of the time of the test")
+    if not rows:
+        raise NothingServedError("logs", source.location.uri, _WANTED)
     partitions = max(1, rows // _PARTITION_ROWS)
     read = partial(session_rows, source, split, partitions)
     merge = partial(_merged, source, split)
     folded = _folded_here if rows <= _FEW_ROWS else _folded_on_ray
     parts = sorted(folded(listing, read, merge, partitions), key=lambda part: int(part[_PARTITION][0].as_py()))
-    first, *others = (_unpacked(part.to_pylist()[0], measures_of(source)) for part in parts)
+    names = measure_names(source.vocabulary.behaviour_names)
+    first, *others = (_unpacked(part.to_pylist()[0], names) for part in parts)
     for other in others:
         first = first + other
-    require(first.decisions > 0, "logs", source.location.uri, "decisions of the time of the test")
+    if not first.decisions:
+        raise NothingServedError("logs", source.location.uri, _WANTED)
     return first
 
 
