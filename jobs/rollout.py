@@ -22,11 +22,11 @@ def main(config: RolloutConfig) -> Rollout | None:
     if config.action == "start":
         steps.start(config)
     elif config.action == "judge":
-        _, verdict, test = steps.judge(config.models)
-        if test is not None and verdict is not None:
+        look = steps.judge(config.models)
+        if look.test is not None and look.verdict is not None:
             from recfuse.jobs.ab import show
 
-            show(test, verdict)
+            show(look.test, look.verdict)
     elif config.action == "promote":
         steps.promote(config)
     elif config.action == "rollback":

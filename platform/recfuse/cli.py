@@ -40,6 +40,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("evaluate", "jobs.evaluate", "policy and held-out session logs → estimates and a report"),
         Command("export", "jobs.export", "bundles → the models directory that serving watches"),
         Command("rollout", "jobs.rollout", "a candidate → gate, canary share by share, promoted or rolled back"),
+        Command("loop", "jobs.loop", "all of that by itself, every hour: collect, learn, gate, canary, verdict"),
         Command("train-scenes", "jobs.train_scenes", "exposures → multi-scene scorer"),
         Command("sweep", "tune.sweep", "one trial per choice of a search space, and the frontier"),
     ),

@@ -7,9 +7,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from recfuse.config import Config, require
+from recfuse.config import NOT_BLANK, Config, require
 from recfuse.evaluation.config import Targets
 
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 Doing = Literal["start", "status", "judge", "promote", "rollback"]
 
 
@@ -62,3 +63,29 @@ class RolloutConfig(Config):
         require(self.action not in ("promote", "rollback") or bool(self.reason.strip()), "reason", self.reason,
                 "a sentence")
         return self
+
+
+class LoopConfig(Config):
+    """The loop by itself: collect → ingest → train → gate → canary → verdict, again and again."""
+
+    every: str = Field("1h", pattern=r"^\d+(\.\d+)?[smhd]$", description=(
+        "Cycles begin this time apart: a number and s, m, h or d."))
+    cycles: int = Field(0, ge=0, description="So many cycles are run; 0 goes on until it is stopped.")
+    models: str = Field("runs/models", min_length=1, description=(
+        "Serving watches this directory; the rollout's state lies in it."))
+    decision_log: str = Field("runs/decisions", description=(
+        "Serving appends to this directory, and the loop collects it; empty where serving moves the log itself."))
+    window_minutes: float = Field(60.0, ge=0, description=(
+        "Feedback counts so many minutes after its request; younger requests wait for a later cycle."))
+    output: str = Field("runs/loop", pattern=NOT_BLANK, description=(
+        "The loop's state and the samples and policies of its cycles lie in this directory."))
+    keep: int = Field(5, ge=2, description="So many of the last cycles keep their samples and policies.")
+    training: str = Field("", description="YAML file of `recfuse train`; empty trains with its defaults.")
+    judging: float = Field(0.2, gt=0, lt=.5, description=(
+        "The requests of this share of the users judge a candidate offline, and do not train it."))
+    plan: Plan = Field(default_factory=Plan, description="A candidate comes to the users by this plan.")
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning of a cycle to that of the next."""
+        return float(self.every[:-1]) * _SECONDS[self.every[-1]]

@@ -6,7 +6,7 @@ import getpass
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,20 @@ _VERDICT, _GATE = "verdict", "gate"
 Compare = Callable[[AbConfig], ServedTest]
 NOTHING_SERVED = Verdict("no verdict", "no verdict: nothing that was served at this share has been collected yet",
                          "decisions")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look made of a rollout.
+
+    Attributes:
+        rollout: the state after it.
+        verdict, test: None where no canary is under way, or, of the test, where nothing was served.
+    """
+
+    rollout: Rollout
+    verdict: Verdict | None = None
+    test: ServedTest | None = None
 
 
 def start(config: RolloutConfig, now: float | None = None) -> Rollout:
@@ -49,12 +63,8 @@ def start(config: RolloutConfig, now: float | None = None) -> Rollout:
         return store.step(_gated(store, rollout, gate, figures, _now(now)))
 
 
-def judge(models: str, now: float | None = None, compare: Compare = run_ab) -> tuple[Rollout, Verdict | None,
-                                                                                    ServedTest | None]:
+def judge(models: str, now: float | None = None, compare: Compare = run_ab) -> Look:
     """One look: rolls back, goes on to the next share, promotes, or leaves all as it is.
-
-    Returns:
-        The state after it; the verdict and the test, None where no canary is under way or nothing was served.
 
     Raises:
         InvalidFieldError: there was no rollout yet, or its log cannot be read.
@@ -63,10 +73,10 @@ def judge(models: str, now: float | None = None, compare: Compare = run_ab) -> t
     with store.locked():
         rollout = _require(store.read(), models)
         if rollout.state != "canary":
-            return rollout, None, None
+            return Look(rollout)
         if (changed := _changed(rollout, read_pointer(models))) is not None:
             row = store.row(_VERDICT, _now(now), rollout.candidate, f"{rollout.words} → ended", changed, {})
-            return store.step(replace(rollout, state="ended", row=row)), None, None
+            return Look(store.step(replace(rollout, state="ended", row=row)))
     test: ServedTest | None = None
     try:
         # It takes its time, in which somebody may decide: nothing is locked.
@@ -77,8 +87,8 @@ def judge(models: str, now: float | None = None, compare: Compare = run_ab) -> t
     with store.locked():
         current = _require(store.read(), models)
         if current.row != rollout.row:
-            return current, verdict, test
-        return _follow(store, rollout, verdict, test, _now(now)), verdict, test
+            return Look(current, verdict, test)
+        return Look(_follow(store, rollout, verdict, test, _now(now)), verdict, test)
 
 
 def promote(config: RolloutConfig, now: float | None = None) -> Rollout:

@@ -61,6 +61,12 @@ def site(tmp_path: Path) -> Site:
     return Site(models, tmp_path / "logs", base.name, candidate, plan)
 
 
+def look(*arguments: object) -> tuple[object, object, object]:
+    """State, verdict and test of one look."""
+    found = judge(*arguments)
+    return found.rollout, found.verdict, found.test
+
+
 def steps(site: Site) -> list[str]:
     return [row.step for row in Store(site.models).audit()]
 
@@ -71,7 +77,7 @@ def test_the_better_is_promoted_share_by_share(site: Site) -> None:
     assert read_pointer(site.models) == Pointer(fusion=site.base, fusion_canary=site.candidate.name, canary_share=.1)
     for number in range(8):
         now = site.serve(number, watch=1.4, like=1.2)
-        state, verdict, test = judge(str(site.models), now)
+        state, verdict, test = look(str(site.models), now)
         assert test.strays == 0
         if state.state != "canary":
             break
@@ -84,7 +90,7 @@ def test_the_better_is_promoted_share_by_share(site: Site) -> None:
     assert rows[-1].why == verdict.words
     assert rows[-1].figures["effects"]["watch_time"][0] > .2
     # Looks after the end change nothing.
-    assert judge(str(site.models), now)[1:] == (None, None)
+    assert judge(str(site.models), now).verdict is None
     assert roll_back(site.config(action="rollback", reason="we heard complaints")).state == "rolled back"
     assert read_pointer(site.models) == Pointer(fusion=site.base)
 
@@ -92,7 +98,7 @@ def test_the_better_is_promoted_share_by_share(site: Site) -> None:
 def test_what_costs_likes_never_gets_half_of_the_users(site: Site) -> None:
     start(site.config(), BEGIN)
     for number in range(6):
-        state, verdict, _ = judge(str(site.models), site.serve(number, like=.5))
+        state, verdict, _ = look(str(site.models), site.serve(number, like=.5))
         if state.state != "canary":
             break
     assert state.state == "rolled back"
@@ -106,18 +112,18 @@ def test_a_floor_is_watched_before_the_share_has_lasted(site: Site) -> None:
     patient = replace(site, plan=site.plan.replace(shares=(.5,), proven_share=.9, stage_hours=100))
     start(patient.config(), BEGIN)
     patient.serve(0, like=.2)
-    state, verdict, _ = judge(str(site.models), BEGIN + DAY / 6)
+    state, verdict, _ = look(str(site.models), BEGIN + DAY / 6)
     assert (state.state, verdict.action) == ("rolled back", "roll back")
 
 
 def test_before_anything_is_collected_nothing_is_decided(site: Site) -> None:
     start(site.config(), BEGIN)
     write(site.logs, Traffic(users=50, days=0, base=site.base, canary=site.candidate.name).table())
-    state, verdict, test = judge(str(site.models), BEGIN + 60)
+    state, verdict, test = look(str(site.models), BEGIN + 60)
     assert (state.state, verdict.action, test) == ("canary", "no verdict", None)
     assert Store(site.models).read().verdict["words"] == verdict.words
     # But not for ever.
-    state, _, _ = judge(str(site.models), BEGIN + 6 * DAY)
+    state, _, _ = look(str(site.models), BEGIN + 6 * DAY)
     assert state.state == "rolled back"
     assert Store(site.models).audit()[-1].why.startswith("5 days at this share have not decided: no verdict")
 
@@ -126,7 +132,7 @@ def test_somebody_elses_pointer_ends_the_rollout(site: Site) -> None:
     start(site.config(), BEGIN)
     other = replace(read_pointer(site.models), canary_share=.3)
     write_pointer(site.models, other)
-    state, verdict, _ = judge(str(site.models), BEGIN + 60)
+    state, verdict, _ = look(str(site.models), BEGIN + 60)
     assert (state.state, verdict) == ("ended", None)
     assert read_pointer(site.models) == other
     assert Store(site.models).audit()[-1].why == "somebody else has changed current.json: canary_share is 0.3"
@@ -153,7 +159,7 @@ def test_a_decision_during_a_look_stands(site: Site) -> None:
         roll_back(site.config(action="rollback", reason="stop"))
         return run_ab(config)
 
-    state, _, _ = judge(str(site.models), now, slow)
+    state, _, _ = look(str(site.models), now, slow)
     assert state.state == "rolled back"
     assert read_pointer(site.models) == Pointer(fusion=site.base)
 
