@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -171,9 +172,10 @@ def _gate(config: RolloutConfig, store: Store, rollout: Rollout) -> tuple[str | 
     if rollout.part == "scenes":
         gate = gate_scorer(candidate, base)
     else:
-        evaluation = None if not config.holdout else evaluate(EvaluateConfig(
-            fusion=str(candidate.path), holdout=config.holdout, samples=config.samples,
-            output=str(store.models / f".gate-{rollout.candidate}"), level=rollout.plan.targets.level))
+        with tempfile.TemporaryDirectory() as output:
+            evaluation = None if not config.holdout else evaluate(EvaluateConfig(
+                fusion=str(candidate.path), holdout=config.holdout, samples=config.samples, output=output,
+                level=rollout.plan.targets.level))
         gate = gate_policy(candidate, base, evaluation, rollout.plan.targets)
     return (None if gate.failure is None else gate.words), to_figures(gate)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import session_logs
+from deltalake import write_deltalake
 from served_logs import BASE, BEGIN, CANARY, DAY, Traffic, write
 
 from recfuse.bundle.pointer import Pointer, write_pointer
@@ -17,6 +19,7 @@ from recfuse.evaluation.ab import ServedTest, run_ab, sample_ratio
 from recfuse.evaluation.config import AbConfig, Targets
 from recfuse.evaluation.verdict import decide
 from recfuse.jobs import ab
+from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.stats.moments import Moments
 from recfuse.stats.sequential import always_valid_reach
 
@@ -150,6 +153,18 @@ def test_what_is_not_named_is_as_served(tmp_path) -> None:
         run_ab(AbConfig(logs=log, base=BASE, canary="nobody", share=.5))
     with pytest.raises(InvalidFieldError, match=r"targets: got .'love'.; allowed: names of measures: watch_time, like"):
         run_ab(AbConfig(logs=log, targets=Targets(goals={"love": 0.0})))
+
+
+def test_the_table_of_serving_is_a_log(tmp_path) -> None:
+    """A Delta table, the vocabulary beside it, as the mover writes them."""
+    table = Traffic(users=200).table()
+    plain = run(tmp_path / "plain", Traffic(users=200))
+    for part in (table.slice(0, 700), table.slice(700)):
+        write_deltalake(str(tmp_path / "served" / "sessions"), session_logs.for_delta(part), mode="append")
+    session_logs.vocabulary().save(tmp_path / "served" / VOCABULARY_FILE)
+    served = run_ab(AbConfig(logs=str(tmp_path / "served"), base=BASE, canary=CANARY, share=.5, targets=TARGETS,
+                             since="2022-05-01"))
+    assert served.rows() == plain.rows()
 
 
 @pytest.mark.parametrize(("values", "message"), [
