@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recfuse.config import require
 from recfuse.rollout.config import LoopConfig
 from recfuse.runtime.console import start, table
 
@@ -13,11 +14,18 @@ if TYPE_CHECKING:
 
 
 def main(config: LoopConfig) -> Cycle | None:
-    """Runs the cycles and returns the last one, None where there was none."""
+    """Runs the cycles and returns the last one, None where there was none.
+
+    Raises:
+        InvalidFieldError: nothing is served from `models`, no goal is named, or another loop runs in `output`.
+    """
+    from recfuse.rollout.store import Store
     from recfuse.runtime.locations import locate
     from recfuse.runtime.outputs import locked
 
     cycle = None
+    require(bool(config.plan.targets.goals), "plan.targets.goals", {}, "at least one goal, which promotes")
+    Store(config.models)  # What is no models directory is refused before anything is written.
     Path(config.output).mkdir(parents=True, exist_ok=True)
     with locked(locate(config.output, "output"), "output", config.output):
         for cycle in cycles_of(config).every(config.seconds, config.cycles):
