@@ -87,7 +87,8 @@ def judge(models: str, now: float | None = None, compare: Compare = run_ab) -> L
         verdict = NOTHING_SERVED
     with store.locked():
         current = _require(store.read(), models)
-        if current.row != rollout.row:
+        # Somebody may have decided meanwhile; a pointer that somebody moved is the next look's.
+        if current.row != rollout.row or _changed(rollout, read_pointer(models)) is not None:
             return Look(current, verdict, test)
         return Look(_follow(store, rollout, verdict, test, _now(now)), verdict, test)
 
@@ -181,6 +182,10 @@ def _gate(config: RolloutConfig, store: Store, rollout: Rollout) -> tuple[str | 
 
 
 def _gated(store: Store, rollout: Rollout, failure: str | None, figures: dict[str, Any], now: float) -> Rollout:
+    pointer = read_pointer(store.models)
+    served, canaries = getattr(pointer, rollout.part), (pointer.fusion_canary, pointer.scenes_canary)
+    if served != rollout.base or any(canaries):
+        failure = f"current.json has changed during the gate: it serves {served}, canaries {canaries}"
     if failure is not None:
         row = store.row(_GATE, now, rollout.candidate, "gate → refused", failure, figures)
         return replace(rollout, state="refused", row=row)

@@ -164,6 +164,36 @@ def test_a_decision_during_a_look_stands(site: Site) -> None:
     assert read_pointer(site.models) == Pointer(fusion=site.base)
 
 
+def test_a_pointer_that_moves_during_a_look_or_the_gate_is_left_alone(site: Site, monkeypatch) -> None:
+    from recfuse.evaluation.ab import run_ab
+    from recfuse.rollout import rollout as module
+
+    start(site.config(), BEGIN)
+    now = site.serve(0, like=.2)
+    moved = replace(read_pointer(site.models), canary_share=.02)
+
+    def slow(config):
+        write_pointer(site.models, moved)
+        return run_ab(config)
+
+    state, verdict, _ = look(str(site.models), now, slow)
+    assert (state.state, verdict.action) == ("canary", "roll back")
+    assert read_pointer(site.models) == moved
+    assert look(str(site.models), now)[0].state == "ended"
+    write_pointer(site.models, Pointer(fusion=site.base))
+    gate = module._gate
+
+    def another_is_published(*arguments):
+        write_pointer(site.models, Pointer(fusion="another"))
+        return gate(*arguments)
+
+    monkeypatch.setattr(module, "_gate", another_is_published)
+    refused = start(site.config(), BEGIN)
+    assert refused.state == "refused"
+    assert refused.row.why.startswith("current.json has changed during the gate: it serves another")
+    assert read_pointer(site.models) == Pointer(fusion="another")
+
+
 def test_one_candidate_at_a_time_and_none_twice(site: Site, tmp_path: Path) -> None:
     first = start(site.config(), BEGIN)
     with pytest.raises(InvalidFieldError, match=r"candidate: got .*; allowed: none while fusion-.* is under way"):
