@@ -29,7 +29,7 @@ def test_a_served_log_is_the_same_on_ray(local_ray, tmp_path: Path, monkeypatch)
                   known_from=begin - day, known_until=begin)
     here = read_served(open_log(log), split)
     monkeypatch.setattr(served, "_FEW_ROWS", 0)
-    monkeypatch.setattr(served, "_PARTITION_ROWS", 1_500)
+    monkeypatch.setattr(served, "_PARTITION_ROWS", 150)  # many more partitions than tasks
     there = read_served(open_log(log), split)
     assert (there.decisions, there.last, there.measures) == (here.decisions, here.last, here.measures)
     for one, other in zip((*there.arms, *there.halves), (*here.arms, *here.halves), strict=True):

@@ -122,9 +122,11 @@ def read_served(source: LogSource, split: Split) -> Served:
     read = partial(session_rows, source, split, partitions)
     merge = partial(_merged, source, split)
     folded = _folded_here if rows <= _FEW_ROWS else _folded_on_ray
-    parts = sorted(folded(listing, read, merge, partitions), key=lambda part: int(part[_PARTITION][0].as_py()))
+    # A table may hold the rows of several partitions; sorted, sums do not depend on which came first.
+    parts = sorted((row for table in folded(listing, read, merge, partitions) for row in table.to_pylist()),
+                   key=lambda row: int(row[_PARTITION]))
     names = measure_names(source.vocabulary.behaviour_names)
-    first, *others = (_unpacked(part.to_pylist()[0], names) for part in parts)
+    first, *others = (_unpacked(row, names) for row in parts)
     for other in others:
         first = first + other
     if not first.decisions:
