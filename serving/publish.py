@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,8 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recfuse.bundle import read_bundle
-from recfuse.bundle.bundle import BundleKind
+from recfuse.bundle import copy_bundle
 from recfuse.bundle.pointer import POINTER, Pointer, read_pointer, write_pointer
 from recfuse.config import require
 from recfuse.serving.catalogue import Catalogue
@@ -65,9 +63,9 @@ def publish(
         UserStateStore(models / _USERS).close()
     changed: dict[str, Any] = {}
     if fusion is not None:
-        changed["fusion"] = _copy(fusion, models, "fusion")
+        changed["fusion"] = copy_bundle(fusion, models, "fusion").name
     if scenes is not None:
-        changed["scenes"] = _copy(scenes, models, "scenes")
+        changed["scenes"] = copy_bundle(scenes, models, "scenes").name
     if catalogue is not None:
         changed["catalogue"] = _write_catalogue(models, catalogue)
     if users is not None:
@@ -82,20 +80,6 @@ def publish(
     write_pointer(models, pointer)
     logger.info("published in %s: %s", models, ", ".join(f"{part} {name}" for part, name in changed.items()))
     return pointer
-
-
-def _copy(bundle: str | Path, models: Path, kind: BundleKind) -> str:
-    source = read_bundle(bundle, kind=kind)
-    target = models / source.version
-    if not target.exists():
-        temporary = models / f".copying-{uuid.uuid4().hex}"
-        shutil.copytree(source.path, temporary)
-        try:
-            temporary.rename(target)
-        except OSError:  # Somebody else has just published the same bundle.
-            shutil.rmtree(temporary)
-    read_bundle(target, kind=kind)
-    return target.name
 
 
 def _write_catalogue(models: Path, catalogue: pa.Table) -> str:

@@ -163,6 +163,25 @@ def _read_manifest(path: Path, kind: BundleKind | None) -> tuple[dict[str, Any],
     return manifest, files
 
 
+def copy_bundle(bundle: str | Path, root: str | Path, kind: BundleKind) -> Path:
+    """Copies a verified bundle into a directory of bundles and returns its place there; one that is there stays.
+
+    Raises:
+        BundleError: it does not verify, there or here.
+    """
+    source, root = read_bundle(bundle, kind=kind), Path(root)
+    target = root / source.version
+    if not target.exists():
+        temporary = root / f".copying-{uuid.uuid4().hex}"
+        shutil.copytree(source.path, temporary)
+        try:
+            temporary.rename(target)
+        except OSError:  # Somebody else has just copied the same bundle.
+            shutil.rmtree(temporary)
+    read_bundle(target, kind=kind)
+    return target
+
+
 def newest_bundle(path: str | Path, kind: BundleKind) -> Path:
     """The bundle at the path; or, of those of this kind in it, the one that was written there last, by the record that
     `write_bundle` leaves, and without a record by time. A bundle is told by its manifest, never by its name.
