@@ -1,4 +1,4 @@
-"""The documentation's machinery: a reference that has all there is, links that lead somewhere, lists as the builder wants.
+"""The documentation's machinery: a reference that has all there is, links that lead somewhere, pictures as drawn.
 
 That the whole builds without a warning is seen by `make docs`, which needs what others do not.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from docs.pictures import request
+from docs.pictures.__main__ import PICTURES
 from docs.site import reference, serving
 from docs.site.check import complaints
 from docs.site.markdown import linked, spaced
@@ -84,3 +87,16 @@ def test_the_check_names_what_leads_nowhere_and_what_is_loaded(tmp_path):
                                      '<a href="c.html"></a><script src="https://example.com/x.js"></script>')
     (tmp_path / "b.html").write_text('<h1 id="top"></h1><a href="https://example.com"></a><a href="a.html#top"></a>')
     assert complaints(tmp_path) == ["a.html loads https://example.com/x.js", "a.html links #no", "a.html links c.html"]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_those_that_their_scripts_draw(name):
+    drawn = PICTURES[name].draw().render()
+    assert (ROOT / "docs" / "pictures" / f"{name}.svg").read_text() == drawn, "python -m docs.pictures draws them anew"
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
+
+
+def test_the_picture_of_a_request_shows_two_orders_of_one_set():
+    morning, night = (request.order(drawn) for _, _, drawn in request.STATES.values())
+    assert morning != night
+    assert sorted(morning) == sorted(night) == sorted(request.CANDIDATES)
