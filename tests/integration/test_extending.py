@@ -43,6 +43,7 @@ def page_file(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("local_ray")
 def test_the_algorithm_of_the_page_is_trained_and_exported(page_file, tmp_path, monkeypatch):
+    registry.names()  # Imports the others, which are registered once: not into the copy that this test leaves behind.
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     page_file("page_algorithm", "@register")
     settings = registry.settings("page_algorithm:Weighted", network=NetworkConfig(hidden=(16,)), minibatch_size=256,
