@@ -16,7 +16,8 @@ MOST = 30
 # What newcomers read. Results, decisions and maths are looked things up in.
 READ = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{name}.md" for name in (
     "concepts", "glossary", "faq", "limits", "tutorial", "logs", "exposures", "algorithms", "sweeps", "python",
-    "serving", "release", "extending", "reference/README")))
+    "serving", "release", "extending", "reference/README")),
+        *(f"docs/decisions/{file.name}" for file in sorted((ROOT / "docs" / "decisions").glob("*.md"))))
 _ENDS = re.compile(r"(?<=[.!?])[\"”*)\]]*\s+(?=[\"“*(\[`]*[^a-z])")
 _NUMBER = r"(?:\d*\.\d+|\d+)"
 
