@@ -11,7 +11,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
-from docs.site import reference  # noqa: E402
+from docs.site import notebook, reference  # noqa: E402
 from docs.site.markdown import AT_THE_ROOT, anchor, linked, spaced  # noqa: E402
 
 _made: dict[str, str] = {}
@@ -33,6 +33,8 @@ def on_files(files: Files, config: Any) -> Files:
         text = (ROOT / name).read_text()
         files.append(File.generated(config, page, content=text if name.endswith(".md") else
                                     f"# Licence\n\n```text\n{text}```\n"))
+    for file in sorted((ROOT / "docs").glob("*.ipynb")):
+        files.append(File.generated(config, f"{file.stem}.md", content=notebook.page(file)))
     for page, text in _made.items():
         files.append(File.generated(config, page, content=text))
     return files

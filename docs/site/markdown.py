@@ -33,6 +33,7 @@ def linked(text: str, source: str, page: str) -> str:
         inside = AT_THE_ROOT.get(where) or (where.removeprefix("docs/") if where.startswith("docs/") else None)
         if inside is None:  # a file of the code, which the documentation does not hold
             return f"`{where}`"
+        inside = inside.replace(".ipynb", ".md")  # a notebook becomes a page
         return f"{mark}[{words}]({posixpath.relpath(inside, posixpath.dirname(page) or '.')}{hash_sign}{rest})"
 
     return _LINK.sub(rewritten, text)

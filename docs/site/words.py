@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from docs.site import notebook
+
 ROOT = Path(__file__).parents[2]
 MOST = 30
 # What newcomers read. Results, decisions and maths are looked things up in.
-READ = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{name}.md" for name in (
+READ = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/first_policy.ipynb", *(f"docs/{name}.md" for name in (
     "concepts", "glossary", "faq", "limits", "tutorial", "logs", "exposures", "algorithms", "sweeps", "python",
     "serving", "release", "extending", "reference/README")),
         *(f"docs/decisions/{file.name}" for file in sorted((ROOT / "docs" / "decisions").glob("*.md"))))
@@ -45,7 +47,8 @@ def words(sentence: str) -> int:
 
 def long_sentences(page: Path) -> list[str]:
     """Those above the limit, with their number of words."""
-    return [f"{words(each)} words: {each}" for each in sentences(page.read_text()) if words(each) > MOST]
+    prose = notebook.text(page) if page.suffix == ".ipynb" else page.read_text()
+    return [f"{words(each)} words: {each}" for each in sentences(prose) if words(each) > MOST]
 
 
 def alike(text: str) -> str:

@@ -67,6 +67,7 @@ def test_a_bundle_of_each_kind_is_shown(made):
 @pytest.mark.parametrize(("source", "page", "link", "becomes"), [
     ("README.md", "index.md", "[a](docs/maths.md#1-x)", "[a](maths.md#1-x)"),
     ("README.md", "index.md", "![a](docs/pictures/loop.svg)", "![a](pictures/loop.svg)"),
+    ("README.md", "index.md", "[a](docs/first_policy.ipynb)", "[a](first_policy.md)"),
     ("docs/design.md", "design.md", "[a](../CONTRIBUTING.md)", "[a](contributing.md)"),
     ("docs/results/demo.md", "results/demo.md", "[a](../decisions.md#x)", "[a](../decisions.md#x)"),
     ("docs/results/demo.md", "results/demo.md", "[a](../../jobs/demo.py)", "`jobs/demo.py`"),
