@@ -34,10 +34,21 @@ from recfuse.serving.examples import curl
 from recfuse.serving.gateway import Backends
 from recfuse.serving.publish import publish
 from recfuse.serving.replicas import FusionReplica, ScenesReplica
+from recfuse.serving.schemas import (
+    Candidates,
+    OpenCandidates,
+    PredictedCandidates,
+    RecommendedItem,
+    SceneItem,
+    ScoredItem,
+    User,
+)
 from recfuse.simulation.exposures import generate
 
 URL, FEW = "http://127.0.0.1:8000", 12
 SHOWN = tuple(endpoint for endpoint in ENDPOINTS if endpoint.documented)
+PARTS: tuple[type[BaseModel], ...] = (
+    User, Candidates, OpenCandidates, PredictedCandidates, ScoredItem, SceneItem, RecommendedItem)
 TASKS = ("click", "long_view", "like")
 VOCABULARY = Vocabulary(
     behaviours=(Behaviour(name="watch_time", kind="long_term"), Behaviour(name="like", kind="short_term")),
@@ -108,6 +119,9 @@ def page() -> str:
              "come from fixed weights and an untrained scorer: their shapes are real, their numbers say nothing."]
     for endpoint in SHOWN:
         parts += _endpoint(endpoint, recorded())
+    parts.append("## Parts of bodies and answers")
+    for model in PARTS:
+        parts += [f"### {model.__name__}", docstring(model) if "__doc__" in vars(model) else "", _fields(model)]
     status, body = recorded().refusal
     return "\n\n".join([*parts, "## Refusals", f"Every refusal has one shape. This one has status {status}:",
                         code(json.dumps(body, indent=2), "json")])
@@ -125,9 +139,27 @@ def _endpoint(endpoint: Endpoint, answered: Recorded) -> list[str]:
 
 
 def _fields(model: type[BaseModel]) -> str:
-    return table(["field", "", "what it is"], [
-        (f"`{name}`", "required" if info.is_required() else "", info.description or "")
-        for name, info in model.model_fields.items()])
+    schema = model.model_json_schema()
+    return table(["field", "type", "", "what it is"], [
+        (f"`{name}`", _kind(schema["properties"][name]), "required" if info.is_required() else "",
+         info.description or "") for name, info in model.model_fields.items()])
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """The type of a field in words: "list of number", "integer or string"; null is what leaving it out says."""
+    if "anyOf" in schema:
+        kinds = dict.fromkeys(_kind(each) for each in schema["anyOf"] if each.get("type") != "null")
+        return " or ".join(kinds)
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "$ref" in schema:
+        return schema["$ref"].rpartition("/")[2]
+    kind = str(schema.get("type", "any"))
+    if kind == "array":
+        return f"list of {_kind(schema['items'])}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"map to {_kind(schema['additionalProperties'])}"
+    return kind
 
 
 def bundles() -> str:

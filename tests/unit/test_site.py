@@ -59,6 +59,16 @@ def test_every_documented_endpoint_has_a_real_answer():
     assert (status, body["error"]["field"]) == (422, "top_n")
 
 
+def test_a_field_says_its_type_and_types_of_ours_are_explained(made):
+    page = made["reference/http.md"]
+    assert "| `candidates` | OpenCandidates | required |" in page
+    assert "| `predictions` | map to list of number |  |" in page
+    assert "| `explore` | boolean |  |" in page
+    named = set(re.findall(r"^\| `\w+` \| (?:list of )?([A-Z]\w+)", page, re.MULTILINE))
+    assert named
+    assert all(f"### {name}\n" in page for name in named), named
+
+
 def test_a_bundle_of_each_kind_is_shown(made):
     for kind in ("fusion", "scenes"):
         assert f"## Kind `{kind}`" in made["reference/bundles.md"]
