@@ -16,7 +16,7 @@ SAME_INSTRUCTIONS := OMP_NUM_THREADS=1 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AV
 	OPENBLAS_CORETYPE=Haswell ARROW_USER_SIMD_LEVEL=AVX2 \
 	NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
 
-.PHONY: demo test check unit integration integration-serving integration-jobs serve sweep install clean
+.PHONY: demo test check unit integration integration-serving integration-jobs serve sweep docs pictures install clean
 
 install: .venv/.installed
 
@@ -41,6 +41,18 @@ serve: .venv/.installed ## Ray Serve on loopback with the demo's bundles
 
 sweep: .venv/.installed ## discounts and multipliers λ over the demo's samples (made where absent): frontier, report; a rerun repeats no trial
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tune.sweep --config tune/config/$(if $(SHOP),shop,fusion).yaml --demo "$(OUT)" $(SWEEP_ARGS)
+
+docs: .venv/.docs ## the documentation in runs/site: pages, and a reference read off the code; no network, no warning
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@$(BIN)/python -m docs.site.check runs/site
+	@echo "open runs/site/index.html, or with search: $(BIN)/python -m http.server --directory runs/site 8001"
+
+.venv/.docs: .venv/.installed
+	@$(PIP) --no-build-isolation --editable ".[docs]"
+	@touch $@
+
+pictures: .venv/.installed ## docs/pictures/*.svg, drawn anew by the scripts beside them
+	@$(BIN)/python -m docs.pictures
 
 test: check
 	@# Integration tests wait for processes most of their time, in which unit tests compute.

@@ -24,6 +24,7 @@ from own_shop import PREDICTIONS, TODAY, Shop, play, played_with_scorer
 from recfuse import cli
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.bundle.pointer import read_pointer
+from recfuse.evaluation.estimator import QUESTIONS
 from recfuse.fusion.inference import FusionActor
 from recfuse.runtime import ray_compat
 
@@ -134,10 +135,12 @@ def test_the_tutorial_from_hand_tuned_weights_to_a_policy_that_brings_more(tutor
     check_ctrl_c(tutorial)
 
 
-def test_the_readmes_commands_for_own_logs(tutorial: Tutorial) -> None:
-    """Literally, on the shop's own logs beside the vocabulary that `init` writes."""
-    readme = (ROOT / "README.md").read_text().partition("## Your own session logs")[2]
-    [commands] = re.findall(r"^```\n(.*?)^```$", readme.partition("\n## ")[0], re.M | re.S)
+def test_the_readmes_commands_for_own_logs(tutorial: Tutorial, capsys: pytest.CaptureFixture[str]) -> None:
+    """Literally, on the shop's own logs beside the vocabulary that `init` writes; then its lines of Python."""
+    readme = (ROOT / "README.md").read_text()
+    own = readme.partition("## Your own session logs")[2].partition("\n## ")[0]
+    [commands] = re.findall(r"^```\n(.*?)^```$", own, re.M | re.S)
+    [python] = re.findall(r"^```python\n(.*?)^```$", readme, re.M | re.S)
     assert "my_held_out_logs" in commands
     tutorial.shop.write_log(Path("my_logs"), requests=1_600)
     tutorial.shop.write_log(Path("my_held_out_logs"), requests=400, month=12)
@@ -146,6 +149,10 @@ def test_the_readmes_commands_for_own_logs(tutorial: Tutorial) -> None:
         shutil.copy("vocabulary.yaml", logs)
     for line in commands.splitlines():
         tutorial.run(line.removeprefix(".venv/bin/"))
+    capsys.readouterr()
+    exec(python, {})
+    assert "'margin': " in (said := capsys.readouterr().out), said
+    assert all(question.name in said for question in QUESTIONS), said
     actor = FusionActor.from_bundle(read_bundle(newest_bundle("runs/fusion", "fusion")))
     visits = tutorial.shop.visits(2_000, seed=99)
     today, learned = tutorial.shop.truth(TODAY, visits), tutorial.shop.truth_of_policy(actor, visits, own_states=True)

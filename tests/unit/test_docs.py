@@ -70,8 +70,18 @@ def test_nothing_cites_a_text_outside():
             assert name not in text, f"{file.relative_to(ROOT)} names {name}"
 
 
-def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+def test_the_glossary_has_every_word_of_the_design():
+    glossary = (ROOT / "docs" / "glossary.md").read_text()
+    table = (ROOT / "docs" / "design.md").read_text().partition("### 1.1 Words")[2].partition("\n## ")[0]
+    words = [word for cell in re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE) for word in cell.split(", ")]
+    assert len(words) > 10
+    for word in words:
+        assert f"\n| {word} |" in glossary, word
+
+
+@pytest.mark.parametrize(("name", "most"), [("README.md", 150), ("CONTRIBUTING.md", 120)])
+def test_pages_of_the_root_are_short(name: str, most: int):
+    assert len((ROOT / name).read_text().splitlines()) <= most
 
 
 def test_the_map_fits_a_screen():
