@@ -121,7 +121,7 @@ def page() -> str:
         parts += _endpoint(endpoint, recorded())
     parts.append("## Parts of bodies and answers")
     for model in PARTS:
-        parts += [f"### {model.__name__}", docstring(model) if "__doc__" in vars(model) else "", _fields(model)]
+        parts += [f"### {model.__name__}", docstring(model) if vars(model).get("__doc__") else "", _fields(model)]
     status, body = recorded().refusal
     return "\n\n".join([*parts, "## Refusals", f"Every refusal has one shape. This one has status {status}:",
                         code(json.dumps(body, indent=2), "json")])
