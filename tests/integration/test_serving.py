@@ -233,7 +233,7 @@ BAD: list[tuple[str, str, Any, int, str | None, str]] = [
      "candidates.predictions.click", "click, long_view, like"),
     ("POST", "/v1/fusion/fine/rank", b" " * 100_001, 413, "body", "at most 100000 bytes"),
     ("POST", "/v1/scenes/9/rank", {"user": {"user_id": 1}, "candidates": {"item_id": [1]}}, 404, "scene", "0, 1"),
-    ("POST", "/v1/scenes/1/rank", {"user": {"user_id": 1}, "candidates": {"item_id": ["x"]}}, 422,
+    ("POST", "/v1/scenes/1/rank", {"user": {"user_id": 1}, "candidates": {"item_id": [1.5]}}, 422,
      "candidates.item_id[0]", "a valid integer"),
     ("POST", "/v1/scenes/1/rank", {"user": {"user_id": 1}, "candidates": {"item_id": [1, 2], "duration": [1.0, "x"]}},
      422, "item.duration", "values of one type"),
