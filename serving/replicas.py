@@ -18,11 +18,12 @@ from recfuse.fusion.inference import FusionActor
 from recfuse.scenes.inference import SceneScorer
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.decision_log import DecisionLog, LogWriter
-from recfuse.serving.formats import answering
-from recfuse.serving.fusion import FusionModel, FusionService
+from recfuse.serving.formats import Body, Reply, answering
+from recfuse.serving.fusion import FusionModel, FusionService, Ranking
 from recfuse.serving.meters import Meters
 from recfuse.serving.models import ServedCatalogue, ServedModel
 from recfuse.serving.mover_process import MoverProcess
+from recfuse.serving.preview import FusionPreview, ScenesPreview
 from recfuse.serving.scenes import NoScorer, ScenesService, Scorer
 from recfuse.state.redis import RedisUserStates
 from recfuse.state.store import UserStates, UserStateStore
@@ -75,6 +76,7 @@ class FusionReplica(FusionService):
         catalogue = ServedCatalogue(config.models, config.poll_seconds)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
         super().__init__(config, model, self.log, _users(config), catalogue, meters)
+        self._preview = FusionPreview(config, model, self._users, catalogue)
         self._followed = _Followed(model, catalogue, lambda model: model.version)
         self._mover = None if not config.session_table else MoverProcess(
             config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
@@ -83,6 +85,14 @@ class FusionReplica(FusionService):
     rank = answering(FusionService.rank)
     decide = answering(FusionService.decide)
     feedback = answering(FusionService.feedback)
+
+    async def preview(self, ranking: Ranking) -> Reply:
+        """As `decide`, for nobody: see `FusionPreview`."""
+        return await self._preview.decide(ranking)
+
+    async def features(self, user_id: str) -> dict[str, Any]:
+        """What is stored of a user."""
+        return self._preview.features(user_id)
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
@@ -116,10 +126,15 @@ class ScenesReplica(ScenesService):
         model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer())
         catalogue = ServedCatalogue(config.models, config.poll_seconds)
         super().__init__(config, model, _users(config), catalogue, meters)
+        self._preview = ScenesPreview(config, model, self._users, catalogue)
         self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)
 
     rank = answering(ScenesService.rank)
     predict = answering(ScenesService.predict)  # type: ignore[assignment]  # a Reply where the request is refused
+
+    async def preview(self, body: Body) -> Ranking | Reply:
+        """As `predict`, for nobody: see `ScenesPreview`."""
+        return await self._preview.predict(body)
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
