@@ -176,7 +176,8 @@ def _documented(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str,
         whole = openapi()
         _, schemas = models_json_schema([(model, "validation") for model in models],
                                         ref_template="#/components/schemas/{model}")
-        whole.setdefault("components", {})["schemas"] = {name: _nullable(each) for name, each in schemas["$defs"].items()}
+        plain = {name: _nullable(schema) for name, schema in schemas["$defs"].items()}
+        whole.setdefault("components", {})["schemas"] = plain
         # More tools read it than 3.1, the script of /docs among them.
         return {**whole, "openapi": "3.0.3"}
     return document

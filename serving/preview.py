@@ -1,4 +1,4 @@
-"""Decisions that nobody is served by: as the service decides, without a row of the log and without a count in a meter."""
+"""Decisions that nobody is served by: as the service decides, without a row of the log or a count in a meter."""
 
 from __future__ import annotations
 

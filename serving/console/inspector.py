@@ -98,8 +98,8 @@ def _items(items: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -> list[d
     """Each candidate with its predictions and the terms that a vector weighs."""
     columns = np.array([[item["predictions"][name] for item in items] for name in vocabulary.fusion_parameters])
     terms = weighed_terms(columns.astype(np.float64), vocabulary)
-    return [{"id": item["item_id"], "label": _label(item.get("catalogue")), "predictions": predictions, "terms": weighed}
-            for item, predictions, weighed in zip(items, columns.T.tolist(), terms.T.tolist(), strict=True)]
+    return [{"id": item["item_id"], "label": _label(item.get("catalogue")), "predictions": own, "terms": weighed}
+            for item, own, weighed in zip(items, columns.T.tolist(), terms.T.tolist(), strict=True)]
 
 
 def _label(entry: Mapping[str, Any] | None) -> str:

@@ -65,7 +65,8 @@ def _add_inspector(router: APIRouter, backends: Backends, config: ServingConfig)
         return answer(await on_disk(inspector.options, config.models, described))
 
     @router.get(paths.CANDIDATES)
-    async def candidates(count: int = Query(20, ge=1, le=config.max_candidates), seed: int = Query(0, ge=0)) -> Response:
+    async def candidates(count: int = Query(20, ge=1, le=config.max_candidates),
+                         seed: int = Query(0, ge=0)) -> Response:
         return answer({"item_id": await on_disk(inspector.draw_candidates, config.models, count, seed)})
 
     @router.get(paths.FEATURES)

@@ -34,12 +34,9 @@ def hand_tuned(models: str | Path, version: str) -> tuple[Vector, ...]:
     The weights that `recfuse explore` published are in a bundle of the models directory. A network knows the mean of
     the actions of its samples, which is that of the policy that served before.
     """
-    vectors = []
-    for path in sorted(Path(models).glob(f"*/{MANIFEST}"), key=lambda path: -path.stat().st_mtime):
-        if (vector := _explored(path.parent, version, Path(models))) is not None:
-            vectors.append(vector)
-    own = _logged_mean(Path(models) / version)
-    return (*vectors, own) if own is not None else tuple(vectors)
+    manifests = sorted(Path(models).glob(f"*/{MANIFEST}"), key=lambda path: -path.stat().st_mtime)
+    explored = [_explored(path.parent, version, Path(models)) for path in manifests]
+    return tuple(vector for vector in (*explored, _logged_mean(Path(models) / version)) if vector is not None)
 
 
 def _explored(bundle: Path, version: str, models: Path) -> Vector | None:

@@ -20,6 +20,7 @@ from recfuse.evaluation.estimator import Estimator, estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS
 from recfuse.evaluation.files import METRICS, write_whole
 from recfuse.evaluation.held_out import Reading, has_samples, read_held_out
+from recfuse.evaluation.segments import gains_per_group
 from recfuse.evaluation.separation import Separation, keep_apart
 from recfuse.evaluation.streaming import read_stream
 from recfuse.evaluation.weights import weights_per_group
@@ -38,6 +39,7 @@ class EvaluateResult:
         separation: of held-out rows and samples; None where there are no samples.
         horizon: requests of a session over which the log supports products of ratios.
         weights: mean fusion weights per group of requests (`weights_per_group`).
+        segments: what a request would bring, for each of these groups (`gains_per_group`).
         reading: what was read of the held-out logs; None where nothing was.
         notes: what was left out or could not be checked, in sentences.
         advice: what would give an answer where nothing does, in sentences.
@@ -50,6 +52,7 @@ class EvaluateResult:
     separation: Separation | None
     horizon: int
     weights: dict[str, Any]
+    segments: list[dict[str, Any]]
     reading: Reading | None = None
     notes: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
@@ -82,7 +85,8 @@ class EvaluateResult:
                       "separation": str(self.separation) if self.separation else None}
         account = {} if self.reading is None else {
             "account": asdict(self.reading.account), "account_words": self.reading.words}
-        return {"policy": self.policy, "off_policy": off_policy, "weights": self.weights, **account,
+        return {"policy": self.policy, "off_policy": off_policy, "weights": self.weights,
+                "segments": self.segments, **account,
                 "notes": list(self.notes)}
 
 
@@ -106,8 +110,10 @@ def evaluate(config: EvaluateConfig, estimators: Sequence[Estimator] = ESTIMATOR
     of_all = {answer.estimator: answer for answer in streamed}
     answers, names = tuple(of_all.get(each.estimator, each) for each in estimates), actor.vocabulary.behaviour_names
     blocks = blocks_of(case, estimators, answers, names)
-    result = EvaluateResult(actor.version, answers, blocks, names, separation, case.horizon,
-                            weights_per_group(actor, reading.log), reading, tuple(notes), tuple(advice(case, blocks)))
+    weights = weights_per_group(actor, reading.log)
+    result = EvaluateResult(actor.version, answers, blocks, names, separation, case.horizon, weights,
+                            gains_per_group(case, weights["groups"]), reading, tuple(notes),
+                            tuple(advice(case, blocks)))
     for note in (*notes, *result.advice):
         logger.warning("evaluate: %s", note)
     first = result.off_policy
