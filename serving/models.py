@@ -6,10 +6,11 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from recfuse.bundle import Bundle, BundleError, read_bundle
 from recfuse.bundle.arms import Arms, Canary
@@ -19,8 +20,26 @@ from recfuse.config import InvalidFieldError
 from recfuse.serving.catalogue import Catalogue
 
 logger = logging.getLogger("recfuse.serving")
+_EVENTS = 200  # are kept of a model
 M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
+What = Literal["served", "refused", "canary", "canary refused", "no canary"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a model that serves.
+
+    Attributes:
+        at: seconds since 1970; kind, version: of the bundle; what: happened; why: it was refused, or the share of a
+            canary.
+    """
+
+    at: float
+    kind: BundleKind
+    what: What
+    version: str
+    why: str = ""
 
 
 class Models(Protocol[M_co]):
@@ -131,6 +150,8 @@ class ServedModel(_Follower, Generic[M]):
         self.loaded_at = time.time()
         self.canary_error: str | None = None
         self._failed_canary: Path | None = None
+        self.events: deque[Event] = deque(maxlen=_EVENTS)
+        self._note("served", self._path)
         self._refresh_canary()
         self._follow(poll_seconds, f"watch-{kind}")
 
@@ -168,11 +189,13 @@ class ServedModel(_Follower, Generic[M]):
         except Exception as error:  # Whatever is wrong with a new bundle, the old one goes on.
             self.error, self._failed = f"{type(error).__name__}: {error}", wanted
             logger.error("%s bundle refused, %s goes on: %s", self._kind, _name(self._path), error)
+            self._note("refused", wanted, self.error)
             return False
         self.arms = replace(self.arms, current=model)
         self._path, self.loaded_at = wanted, time.time()
         self.error = self._failed = None
         logger.info("%s bundle is now %s", self._kind, _name(wanted))
+        self._note("served", wanted)
         return True
 
     def _refresh_canary(self) -> bool:
@@ -181,6 +204,8 @@ class ServedModel(_Follower, Generic[M]):
             pointer = read_pointer(self._models)
             path = None if self._pinned is not None else pointer.path(self._models, f"{self._kind}_canary")
             if path is None or pointer.canary_share == 0:
+                if self.canary is not None:
+                    self._note("no canary", Path(self.canary.name))
                 self.arms = replace(self.arms, canary=None)
                 self.canary_error = self._failed_canary = None
                 return True
@@ -194,12 +219,20 @@ class ServedModel(_Follower, Generic[M]):
                 self._failed_canary = path
             self.canary_error = f"{type(error).__name__}: {error}"
             logger.error("%s canary refused, nobody gets it: %s", self._kind, error)
+            self._note("canary refused", path, self.canary_error)
             return False
         if known is None or (known.name, known.share) != (path.name, pointer.canary_share):
             self.arms = replace(self.arms, canary=Canary(model, path.name, pointer.canary_share))
             logger.info("%s canary is now %s for %.4g of the users", self._kind, path.name, pointer.canary_share)
+            self._note("canary", path, f"{pointer.canary_share:.4g} of the users")
         self.canary_error = self._failed_canary = None
         return True
+
+    def _note(self, what: What, path: Path | None, why: str = "") -> None:
+        event = Event(time.time(), self._kind, what, _name(path), why)
+        # A pointer that cannot be read is refused again and again, and is one event.
+        if not self.events or replace(self.events[-1], at=event.at) != event:
+            self.events.append(event)
 
     def _wanted(self) -> Path | None:
         if self._pinned is not None:

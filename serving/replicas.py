@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +21,7 @@ from recfuse.serving.config import ServingConfig
 from recfuse.serving.decision_log import DecisionLog, LogWriter
 from recfuse.serving.formats import Body, Reply, answering
 from recfuse.serving.fusion import FusionModel, FusionService, Ranking
-from recfuse.serving.meters import Meters
+from recfuse.serving.meters import LocalMeters, Meters
 from recfuse.serving.models import ServedCatalogue, ServedModel
 from recfuse.serving.mover_process import MoverProcess
 from recfuse.serving.preview import FusionPreview, ScenesPreview
@@ -53,6 +54,10 @@ class _Followed(Generic[M]):
         share = None if canary is None else {"model_version": self._version(canary.model), "share": canary.share}
         return {"model_version": self._version(model.current), "loaded_at": loaded, "error": model.error,
                 "canary": share, "canary_error": model.canary_error}
+
+    def events(self) -> list[dict[str, Any]]:
+        """Swaps and refusals since the replica began, the oldest first."""
+        return [asdict(event) for event in self.model.events]
 
     def close(self) -> None:
         self.model.close()
@@ -93,6 +98,11 @@ class FusionReplica(FusionService):
     async def features(self, user_id: str) -> dict[str, Any]:
         """What is stored of a user."""
         return self._preview.features(user_id)
+
+    async def status(self) -> dict[str, Any]:
+        """What happened to the model, and what was counted, since this replica began."""
+        totals = self.meters.totals() if isinstance(self.meters, LocalMeters) else {}
+        return {"events": self._followed.events(), "totals": totals, "moved": self._mover is not None}
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
@@ -135,6 +145,11 @@ class ScenesReplica(ScenesService):
     async def preview(self, body: Body) -> Ranking | Reply:
         """As `predict`, for nobody: see `ScenesPreview`."""
         return await self._preview.predict(body)
+
+    async def status(self) -> dict[str, Any]:
+        """What happened to the model, and what was counted, since this replica began."""
+        totals = self.meters.totals() if isinstance(self.meters, LocalMeters) else {}
+        return {"events": self._followed.events(), "totals": totals}
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import recfuse
 from recfuse.bundle import BundleError
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.console import assets, inspector, paths
+from recfuse.serving.console.runs import find_runs, read_page
 from recfuse.serving.endpoints import DOCS, MODELS, Endpoint
 from recfuse.serving.formats import JSON, Body, RefusedError
 from recfuse.serving.gateway import Backends
@@ -35,6 +37,7 @@ def create_console(backends: Backends, config: ServingConfig) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     _add_pages(router, config)
     _add_inspector(router, backends, config)
+    _add_runs(router, config)
     return router
 
 
@@ -82,6 +85,17 @@ def _add_inspector(router: APIRouter, backends: Backends, config: ServingConfig)
         return answer(await on_disk(inspector.shown, config.models, orjson.loads(reply.body), draws, seed))
 
 
+def _add_runs(router: APIRouter, config: ServingConfig) -> None:
+    @router.get(paths.RUNS_DATA)
+    async def runs() -> HTMLResponse:
+        found = await on_disk(find_runs, config.runs, config.models)
+        return part("runs_list.html", runs=found, root=config.runs)
+
+    @router.get(paths.RUN_DATA)
+    async def run(report: str = Query(max_length=1_000)) -> HTMLResponse:
+        return HTMLResponse(await on_disk(read_page, config.runs, report), headers={"Cache-Control": "no-store"})
+
+
 async def on_disk(function: Any, *arguments: Any) -> Any:
     """A function that reads files, beside the event loop.
 
@@ -100,6 +114,11 @@ def answer(values: Mapping[str, Any]) -> Response:
                     headers={"Cache-Control": "no-store"})
 
 
+def part(template: str, **values: Any) -> HTMLResponse:
+    """A part of a page, with what is served in it."""
+    return HTMLResponse(render(template, **values), headers={"Cache-Control": "no-store"})
+
+
 def render(template: str, **values: Any) -> str:
     """A page, or a part of one."""
     return _templates().get_template(template).render(paths=paths, **values)
@@ -109,6 +128,7 @@ def render(template: str, **values: Any) -> str:
 def _templates() -> Environment:
     environment = Environment(loader=PackageLoader("recfuse.serving.console"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["time"] = lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
     environment.globals.update(file=assets.file_address, links=_LINKS, docs=DOCS.path, models_path=MODELS.path,
                                release=recfuse.__version__)
     return environment
