@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -15,11 +16,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import recfuse
 from recfuse.bundle import BundleError
+from recfuse.config import InvalidFieldError
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.console import assets, inspector, paths
+from recfuse.serving.console.actions import Decision, act, require_own_page
+from recfuse.serving.console.board import read_board
 from recfuse.serving.console.runs import find_runs, read_page
 from recfuse.serving.endpoints import DOCS, MODELS, Endpoint
-from recfuse.serving.formats import JSON, Body, RefusedError
+from recfuse.serving.formats import JSON, Body, RefusedError, decode
 from recfuse.serving.gateway import Backends
 
 PREVIEW = Endpoint(name="preview", method="POST", path=paths.DECIDE, steps=("scenes.preview", "fusion.preview"),
@@ -38,6 +42,7 @@ def create_console(backends: Backends, config: ServingConfig) -> APIRouter:
     _add_pages(router, config)
     _add_inspector(router, backends, config)
     _add_runs(router, config)
+    _add_board(router, backends, config)
     return router
 
 
@@ -96,6 +101,20 @@ def _add_runs(router: APIRouter, config: ServingConfig) -> None:
         return HTMLResponse(await on_disk(read_page, config.runs, report), headers={"Cache-Control": "no-store"})
 
 
+def _add_board(router: APIRouter, backends: Backends, config: ServingConfig) -> None:
+    @router.get(paths.BOARD_DATA)
+    async def board() -> HTMLResponse:
+        policy, scorer = [await backends.ask(name, "status") for name in ("fusion", "scenes")]
+        found = await on_disk(read_board, config.models, policy, scorer)
+        return part("board_parts.html", board=found, rows=[asdict(each) for each in found.measures])
+
+    @router.post(paths.ACTION)
+    async def action(action: str, request: Request) -> Response:
+        require_own_page(request, bool(config.tokens))
+        decision = decode(Decision, Body(await request.body()))
+        return answer({"words": await on_disk(act, action, decision, config)})
+
+
 async def on_disk(function: Any, *arguments: Any) -> Any:
     """A function that reads files, beside the event loop.
 
@@ -104,6 +123,8 @@ async def on_disk(function: Any, *arguments: Any) -> Any:
     """
     try:
         return await run_in_threadpool(function, *arguments)
+    except InvalidFieldError as error:
+        raise RefusedError(422, error.field, error.value, error.allowed) from None
     except BundleError as error:
         raise RefusedError(503, "models", str(error), "a models directory that can be read") from None
 

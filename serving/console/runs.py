@@ -13,11 +13,11 @@ from recfuse.bundle import newest_bundle
 from recfuse.bundle.bundle import MANIFEST
 from recfuse.bundle.pointer import POINTER, read_pointer
 from recfuse.config import InvalidFieldError
-from recfuse.evaluation.files import METRICS
-from recfuse.report.run import REPORT
 from recfuse.serving.formats import RefusedError
 
 _DEEPEST = 6
+# What `recfuse evaluate` writes; its own names are behind imports that take seconds.
+REPORT, METRICS = "report.html", "metrics.json"
 _NOBODY: dict[str, Any] = {}
 
 
@@ -151,7 +151,9 @@ def _training(bundle: Path) -> Mapping[str, Any]:
 
 
 def _algorithm(training: Mapping[str, Any]) -> str:
-    return str(training.get("algorithm") or next(iter(training), "unknown"))
+    if "explore" in training:
+        return "explore"
+    return str(training.get("algorithm") or ("cem" if "simulation" in training else "unknown"))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recfuse.behaviours import Vocabulary
-from recfuse.bundle import newest_bundle
-from recfuse.bundle.bundle import MANIFEST
-from recfuse.config import InvalidFieldError, require
+from recfuse.config import require
 from recfuse.evaluation.files import METRICS, read_json, read_json_lines
 from recfuse.report.config import ReportConfig
 from recfuse.report.data import ReportData
@@ -46,20 +43,7 @@ def collect(config: ReportConfig) -> ReportData:
         scorer=(read_json(Path(config.scenes) / METRICS) or {}).get("by_pair", ()),
         response=simulation.get("response"), calibration=simulation.get("calibration", ()),
         serving=_latencies(Path(config.serving)), weights=evaluation.get("weights"),
-        segments=evaluation.get("segments", ()), floors=_floors(config.fusion), subject=subject)
-
-
-def _floors(fusion: str) -> dict[str, float]:
-    """Of every short-term behaviour, as the policy was trained with: those of its algorithm, otherwise none may fall.
-    Empty where there is no policy."""
-    try:
-        manifest = read_json(newest_bundle(fusion, "fusion") / MANIFEST) or {}
-    except InvalidFieldError:
-        return {}
-    training, vocabulary = manifest.get("training", {}), Vocabulary.from_dict(manifest["vocabulary"])
-    declared = training.get("replay") or training
-    return {behaviour.name: float((declared.get("floors") or {}).get(behaviour.name, declared.get("floor", 0.0)))
-            for behaviour in vocabulary.short_term}
+        segments=evaluation.get("segments", ()), floors=evaluation.get("floors", {}), subject=subject)
 
 
 def _latencies(path: Path) -> Any:

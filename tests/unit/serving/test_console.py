@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -17,60 +13,13 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle.pointer import read_pointer
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
-from recfuse.serving.api import create_app
-from recfuse.serving.config import ServingConfig
 from recfuse.serving.console import assets, paths
 from recfuse.serving.console.vectors import hand_tuned
-from recfuse.serving.gateway import Backends
-from recfuse.serving.meters import LocalMeters
-from recfuse.serving.replicas import FusionReplica, ScenesReplica
 
-TOKEN = "token-of-the-test"
+from .conftest import TOKEN, Console
+
 REQUEST = {"user": {"user_id": 7}, "scene": "feed", "explore": False, "top_n": None, "candidates": {
     "item_id": [1, 2, "z"], "predictions": {"click": [.1, .5, .2], "long_view": [.3, .1, .9]}}}
-
-
-@dataclass
-class Console:
-    """A server without Ray."""
-
-    api: Any
-    models: Path
-    log: Path
-    meters: LocalMeters
-    fusion: FusionReplica
-
-    def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(app=self.api)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-                return await client.request(method, path, **arguments)
-        return asyncio.run(send())
-
-    def get(self, path: str, **arguments: Any) -> Any:
-        answer = self.ask("GET", path, **arguments)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def rows(self) -> int:
-        return sum(file.read_bytes().rstrip(b"\0").count(b"\n") for file in self.log.glob("*"))
-
-
-@pytest.fixture
-def console(models: Path, tmp_path: Path) -> Iterator[Callable[..., Console]]:
-    started: list[tuple[FusionReplica, ScenesReplica]] = []
-
-    def begin(**options: Any) -> Console:
-        log = tmp_path / "decisions"
-        config = ServingConfig(models=str(models), decision_log=str(log), poll_seconds=0, **options)
-        meters = LocalMeters(lambda *_: None, lambda *_: None, seconds=0)
-        started.append((FusionReplica(config, meters), ScenesReplica(config, meters)))
-        return Console(create_app(Backends(*started[-1]), config), models, log, meters, started[-1][0])
-
-    yield begin
-    for replicas in started:
-        for replica in replicas:
-            replica.close()
 
 
 def test_every_page_opens_and_names_only_files_that_are_there(console: Callable[..., Console]) -> None:
