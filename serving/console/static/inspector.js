@@ -285,7 +285,7 @@ const later = (() => {
   let timer;
   return (task) => { clearTimeout(timer); timer = setTimeout(task, 150); };
 })();
-const again = (draws = 0) => attempt(() => ask(draws), $("result"));
+const again = () => attempt(options ? () => ask(0) : start, $("result"));
 
 $("request").addEventListener("submit", (event) => { event.preventDefault(); again(); });
 $("how").addEventListener("change", () => { showHow(); if ($("how").value !== "pasted") again(); });
