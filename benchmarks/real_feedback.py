@@ -44,6 +44,7 @@ from benchmarks.real_rankings import (
 )
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import Config, require
+from recfuse.logs.exposures import SCORER_SHARE
 from recfuse.runtime.console import start, table
 from recfuse.scenes.columns import align
 from recfuse.scenes.config import TrainScenesConfig
@@ -94,7 +95,8 @@ def main(config: RealFeedbackConfig) -> dict[str, Array]:
 
 def trained(config: RealFeedbackConfig, source: Source, seed: int) -> SceneScorer:
     """A scorer by the job's own defaults, in this process."""
-    job = TrainScenesConfig(exposures=config.exposures, output=f"{config.output}/scenes-{seed}", intervals=0,
+    job = TrainScenesConfig(exposures=config.exposures, share=SCORER_SHARE, output=f"{config.output}/scenes-{seed}",
+                            intervals=0,
                             training=TrainingConfig(workers=0, seed=seed))
     return scorer_of(train_scenes(job, source.exposures, source.registry, source.features).bundle)
 

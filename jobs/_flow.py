@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from recfuse.jobs import ab_test, evaluate, export, ingest, simulate, train_fusion, train_scenes
 from recfuse.learning.training import TrainFusionResult
+from recfuse.logs.exposures import SCORER_SHARE
 from recfuse.logs.ingest import IngestResult
 from recfuse.runtime.console import table, to_text
 from recfuse.runtime.outputs import Output
@@ -73,7 +74,7 @@ def learn(config: DemoConfig, screen: Screen, exposures: str, out: Path) -> Made
     """From exposures to a fusion policy."""
     with screen.step("scorer") as step:
         scenes = train_scenes.main(train_scenes.TrainScenesConfig(
-            exposures=exposures, output=f"{out}/scenes",
+            exposures=exposures, output=f"{out}/scenes", share=SCORER_SHARE,
             training=TrainingConfig(bfloat16=False if config.portable else None)))
         step.figure, step.kept = scenes.headline, scenes.reused
     with screen.step("world") as step:

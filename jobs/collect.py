@@ -20,7 +20,8 @@ def main(config: CollectConfig, now: float | None = None) -> MoveAccount:
     table(f"Session log in {config.output}", ["what", "count"], [
         *((name.replace("_", " "), f"{value:,}") for name, value in vars(account).items() if isinstance(value, int)),
         *((f"feedback of {name}, which the table lacks", f"{events:,}")
-          for name, events in sorted(account.unknown_behaviours.items()))])
+          for name, events in sorted(account.unknown_behaviours.items())),
+        *((f"segment {segment}, which waits", why) for segment, why in sorted(account.unreadable.items()))])
     return account
 
 

@@ -10,11 +10,12 @@ from types import FrameType
 
 from pydantic import Field, model_validator
 
-from recfuse.config import Config, InvalidFieldError, require
+from recfuse.config import InvalidFieldError, require
 from recfuse.runtime.console import start
+from recfuse.serving.config import ServingConfig, Supplements, with_tokens_of_environment
 
 
-class ServeConfig(Config):
+class ServeConfig(Supplements):
     """Config of the job."""
 
     models: str = Field("runs/models", description=(
@@ -46,13 +47,12 @@ def main(config: ServeConfig) -> None:
     os.environ |= {name: value for name, value in settings().items() if name not in os.environ}
     from recfuse.runtime.cluster import cluster
     from recfuse.serving.app import check_models
-    from recfuse.serving.config import ServingConfig, with_tokens_of_environment
     from recfuse.serving.local import running
     from recfuse.serving.starting import answering
 
     serving = with_tokens_of_environment(ServingConfig(
         models=config.models, decision_log=config.decisions, session_table=config.logs, explore=config.explore,
-        window_minutes=config.window_minutes, runs=config.runs)).absolute()
+        window_minutes=config.window_minutes, runs=config.runs, **dict(config.supplements))).absolute()
     check_models(serving)
     signal.signal(signal.SIGTERM, _interrupt)
     with answering("127.0.0.1", config.port), cluster(), running(serving, config.port) as url:

@@ -16,6 +16,7 @@ from starlette.authentication import AuthenticationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
@@ -34,19 +35,25 @@ Handler = Callable[[Request], Awaitable[Any]]
 _FORMATS = ("JSON, or MessagePack where Content-Type says application/msgpack; Accept chooses the format of the answer "
             "likewise. In MessagePack a list of numbers may be a bin of little-endian float64, one of ids of int64.")
 _REFUSALS = {400: "the body is no JSON object or MessagePack map", 401: "no valid bearer token",
-             404: "unknown path, stage or scene", 413: "body or candidates too large", 422: "a bad field",
+             404: "unknown path, stage or scene", 408: "the body came too slowly",
+             413: "body or candidates too large", 415: "a body packed otherwise than by gzip", 422: "a bad field",
              503: "overloaded; try again"}
 
 
 def create_app(backends: Backends, config: ServingConfig) -> ASGIApp:
-    """The application of one ingress replica: FastAPI behind the gateway, and both behind the tokens."""
+    """The application of one ingress replica: FastAPI behind the gateway, both behind the tokens, all behind CORS."""
     api = create_api(backends, config)
     api.include_router(create_console(backends, config))
-    gateway = Gateway(api, backends, max_body_bytes=config.max_body_bytes,
-                      max_concurrent=config.max_concurrent)
-    if not config.tokens:
-        return gateway
-    return AuthenticationMiddleware(gateway, TokenBackend(config.tokens), on_error=_refuse_token)
+    app: ASGIApp = Gateway(api, backends, max_body_bytes=config.max_body_bytes,
+                           max_concurrent=config.max_concurrent, body_seconds=config.body_seconds)
+    if config.tokens:
+        app = AuthenticationMiddleware(app, TokenBackend(config.tokens), on_error=_refuse_token)
+    if config.cors_origins:
+        # Outermost: a browser asks whether it may before it has a token to show.
+        app = CORSMiddleware(app, allow_origins=config.cors_origins, allow_methods=["GET", "POST"],
+                             allow_headers=["Authorization", "Content-Type", "Content-Encoding", "X-Request-ID"],
+                             expose_headers=["Retry-After", "X-Request-ID"])
+    return app
 
 
 def create_api(backends: Backends, config: ServingConfig) -> FastAPI:
@@ -86,6 +93,11 @@ def _handlers(api: FastAPI, backends: Backends, asks_for_token: bool) -> dict[st
             return _response(starting())
         return Response(orjson.dumps({"status": "ok"}), media_type=JSON)
 
+    async def readyz(_: Request) -> Response:
+        if not await backends.ready():
+            return _response(starting())
+        return Response(orjson.dumps(readiness(await backends.describe())), media_type=JSON)
+
     async def document(request: Request) -> dict[str, Any]:
         return with_examples(api.openapi(), await backends.describe(), str(request.base_url).rstrip("/"),
                              asks_for_token)
@@ -102,7 +114,20 @@ def _handlers(api: FastAPI, backends: Backends, asks_for_token: bool) -> dict[st
         place = '<div id="swagger-ui">'
         return HTMLResponse(page.replace(place, place + listing(await document(request))))
 
-    return {handler.__name__: handler for handler in (models, healthz, openapi, docs)}
+    return {handler.__name__: handler for handler in (models, healthz, readyz, openapi, docs)}
+
+
+def readiness(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What serves, and what is wrong beside it: none of that keeps a replica from answering.
+
+    Args:
+        described: the answer of `GET /v1/models`.
+    """
+    parts = {f"{part}.{name}": value for part, said in described.items() for name, value in said.items()}
+    errors = {name: value for name, value in parts.items() if name.rpartition(".")[2].endswith("error") and value}
+    return {"status": "degraded" if errors else "ready", "errors": errors,
+            "versions": {part: said.get("model_version") for part, said in described.items()},
+            "session_table": parts.get("fusion.session_table")}
 
 
 def _refuse_token(_: HTTPConnection, __: AuthenticationError) -> Response:

@@ -11,11 +11,11 @@ from typing import Any
 import click
 from ray import serve
 
-from recfuse.bundle import BundleError, read_bundle
-from recfuse.bundle.bundle import KINDS
+from recfuse.bundle import BundleError
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import InvalidFieldError, from_mapping
 from recfuse.serving.config import ServingConfig, config_from_environment, with_tokens_of_environment
+from recfuse.serving.contract import Contract, paths_of
 from recfuse.serving.deployments import ApplicationDeployment, FusionDeployment, IngressDeployment, ScenesDeployment
 
 
@@ -38,17 +38,13 @@ def check_models(config: ServingConfig) -> None:
     """Refuses here, with the cause, what every replica would refuse behind Serve's own message.
 
     Raises:
-        InvalidFieldError: the models directory lacks something, or a bundle does not verify.
+        InvalidFieldError: the models directory lacks something, a bundle does not verify, or two do not fit.
     """
     try:
         pointer = read_pointer(config.models)
-        for kind in KINDS:
-            path = pointer.path(config.models, kind)
-            if path is None and kind == "scenes":  # Clients then bring their own predictions.
-                continue
-            if path is None:
-                raise BundleError(f"current.json: {kind} is null")
-            read_bundle(path, kind=kind)  # type: ignore[arg-type]
+        if pointer.fusion is None:  # A scorer may be absent: clients then bring their own predictions.
+            raise BundleError("current.json: fusion is null")
+        Contract(config.supplements).choose(paths_of(pointer, config.models), None)
     except BundleError as error:
         allowed = f"a directory that `recfuse explore`, `recfuse export` or `make demo` wrote ({error})"
         raise InvalidFieldError("models", config.models, allowed) from None

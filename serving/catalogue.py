@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recfuse.config import InvalidFieldError, require
+from recfuse.logs.columns import decoded, floats
+from recfuse.logs.ids import ALLOWED, keys_of, read_keys
 
 ENTRY_FIELDS = ("price", "price_before", "image")
 
@@ -21,8 +22,9 @@ class Catalogue:
     """Items in memory, looked up by id.
 
     Args:
-        table: `item_id` (unique integers) and any columns of numbers, strings, booleans, timestamps or lists of them.
-            `price` (now), `price_before` and `image` have their own place in an entry, the others are its parameters.
+        table: `item_id` (unique integers or text) and any columns of numbers, strings, booleans, times or lists of
+            them. `price` (now), `price_before` and `image` have their own place in an entry, the others are its
+            parameters; decimals are answered as floats.
 
     Raises:
         InvalidFieldError: names the column.
@@ -30,16 +32,18 @@ class Catalogue:
 
     def __init__(self, table: pa.Table) -> None:
         require("item_id" in table.column_names, "catalogue", table.column_names, "a column item_id")
+        table = pa.table({name: _without_decimals(decoded(column)) if name != "item_id" else column
+                          for name, column in zip(table.column_names, table.columns, strict=True)})
         for field in table.schema:
-            require(_is_plain(field.type), f"catalogue.{field.name}", str(field.type),
-                    "numbers, strings, booleans, timestamps or lists of them")
-        kind = table.schema.field("item_id").type
-        good = pa.types.is_integer(kind) and table["item_id"].null_count == 0
-        require(good, "catalogue.item_id", str(kind), "integers, none missing")
-        self._table = table.sort_by("item_id").combine_chunks()
-        self._ids = pc.cast(self._table["item_id"], pa.int64()).to_numpy()
-        repeated = self._ids[1:][self._ids[1:] == self._ids[:-1]]
-        require(len(repeated) == 0, "catalogue.item_id", repeated[:3].tolist(), "each id once")
+            require(field.name == "item_id" or _is_plain(field.type), f"catalogue.{field.name}", str(field.type),
+                    "numbers, strings, booleans, times or lists of them")
+        keys, valid = read_keys(table["item_id"], "catalogue.item_id")
+        require(bool(valid.all()), "catalogue.item_id", None, f"{ALLOWED}, none missing")
+        order = np.argsort(keys, kind="stable")
+        self._table, self._keys = table.take(pa.array(order)).combine_chunks(), keys[order]
+        repeated = np.flatnonzero(self._keys[1:] == self._keys[:-1])
+        require(len(repeated) == 0, "catalogue.item_id", self._table["item_id"].take(repeated[:3]).to_pylist(),
+                "each id once")
         self._parameters = [name for name in table.column_names if name not in ("item_id", *ENTRY_FIELDS)]
         self._features = {name: _feature(self._table[name]) for name in table.column_names
                           if name != "item_id" and not pa.types.is_list(table.schema.field(name).type)}
@@ -53,14 +57,14 @@ class Catalogue:
             raise InvalidFieldError("catalogue", str(path), f"a Parquet file ({error})") from None
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._keys)
 
-    def positions(self, item_ids: np.ndarray) -> np.ndarray:
-        """int64[N]: where each id stands, −1 where it is unknown."""
-        if len(self._ids) == 0:
-            return np.full(len(item_ids), -1)
-        nearest = np.minimum(np.searchsorted(self._ids, item_ids), len(self._ids) - 1)
-        return np.where(self._ids[nearest] == item_ids, nearest, -1)
+    def positions(self, keys: np.ndarray) -> np.ndarray:
+        """int64[N]: where each item stands by the key of its id (recfuse.logs.ids), −1 where it is unknown."""
+        if len(self._keys) == 0:
+            return np.full(len(keys), -1)
+        nearest = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[nearest] == keys, nearest, -1)
 
     def features(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Every column but lists, one value a position; unknown items have NaN or None."""
@@ -102,23 +106,29 @@ class FixedCatalogue:
 
 def entries_of(catalogue: Catalogue | None, item_ids: Sequence[int | str]) -> list[dict[str, Any] | None]:
     """The entry of each item, None where it is unknown or there is no catalogue."""
-    if catalogue is None or any(isinstance(each, str) for each in item_ids):  # its own ids are integers
+    if catalogue is None:
         return [None] * len(item_ids)
-    return catalogue.entries(catalogue.positions(np.array(item_ids, np.int64)).tolist())
+    return catalogue.entries(catalogue.positions(keys_of(item_ids)).tolist())
 
 
 def _is_plain(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind):
         return _is_plain(kind.value_type)
     return any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_string,
-                                       pa.types.is_large_string, pa.types.is_boolean, pa.types.is_timestamp))
+                                       pa.types.is_large_string, pa.types.is_boolean, pa.types.is_timestamp,
+                                       pa.types.is_date, pa.types.is_null))
+
+
+def _without_decimals(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Floats in the place of decimals, which JSON has not."""
+    return floats(column) if pa.types.is_decimal(column.type) else column
 
 
 def _feature(column: pa.ChunkedArray) -> np.ndarray:
     """float64, int64 where none is missing; objects (Python values, None where missing) of all others."""
     if pa.types.is_floating(column.type):
         return np.array(column.cast(pa.float64()).to_numpy(), np.float64)
-    if pa.types.is_integer(column.type) and column.null_count == 0:
+    if pa.types.is_integer(column.type) and column.null_count == 0 and column.type != pa.uint64():
         return np.array(column.to_numpy(), np.int64)
     values = np.empty(len(column), object)
     values[:] = column.to_pylist()

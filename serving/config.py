@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from recfuse.config import Config, load, require
 from recfuse.runtime.locations import locate
 from recfuse.scenes.config import Layout
+from recfuse.state.clock import is_zone
 from recfuse.state.redis import is_redis_url
 
 CONFIG_VARIABLE = "RECFUSE_SERVING"
@@ -21,7 +22,26 @@ Part = Literal["fusion", "scenes", "catalogue", "users"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-class ServingConfig(Config):
+class Supplements(Config):
+    """What neither the scorer nor the catalogue has: without a word here, parts that lack something of each other are
+    not served together (serving.contract)."""
+
+    constants: dict[str, float] = Field({}, description=(
+        "Each of these fusion parameters has this prediction for every candidate, where neither the request nor the "
+        "scorer predicts it."))
+    sent: tuple[str, ...] = Field((), description=(
+        "Requests bring these fusion parameters' predictions, or these features of items, themselves."))
+    unshared_scenes: tuple[str, ...] = Field((), description=(
+        "Only one of policy and scorer knows these scenes: there requests bring their predictions, or the scorer ranks "
+        "alone."))
+
+    @property
+    def supplements(self) -> Supplements:
+        """These fields alone."""
+        return Supplements(constants=self.constants, sent=self.sent, unshared_scenes=self.unshared_scenes)
+
+
+class ServingConfig(Supplements):
     """Config of one application; every replica of it has the same."""
 
     models: str = Field("runs/demo/models", description=(
@@ -41,6 +61,9 @@ class ServingConfig(Config):
     users: str = Field("", description=(
         "This URL of a Redis (redis://, rediss://, unix://) has the users' states, for several machines; empty takes "
         "the SQLite file that `current.json` names."))
+    time_zone: str = Field("UTC", description=(
+        "Hour and weekday of requests that do not say them are the clock's in this zone, unless the policy's "
+        "vocabulary has one."))
     explore: bool = Field(True, description=(
         "A request that does not say gets a sample of the policy (true) or its mean (false)."))
     poll_seconds: float = Field(1.0, ge=0, description=(
@@ -56,6 +79,10 @@ class ServingConfig(Config):
         "The log is on the disk before the client has its answer; false leaves it to the operating system, and rows "
         "survive a replica's death alone."))
     max_body_bytes: int = Field(8 * 1024 * 1024, gt=0, description="A request with more bytes than this is refused.")
+    body_seconds: float = Field(10.0, gt=0, description=(
+        "A request whose body has not come whole after so many seconds is refused."))
+    cors_origins: tuple[str, ...] = Field((), description=(
+        "Pages of these origins (https://shop.example), or of all (*), may ask from a browser; empty allows none."))
     max_candidates: int = Field(10_000, gt=0, description="A request with more candidates than this is refused.")
     max_concurrent: int = Field(64, gt=0, description=(
         "A replica answers so many requests at a time and refuses one more with 503; behind HAProxy RECFUSE_ROOM "
@@ -70,6 +97,7 @@ class ServingConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> ServingConfig:
         require(not self.users or is_redis_url(self.users), "users", self.users, "a redis:// URL, or nothing")
+        require(is_zone(self.time_zone), "time_zone", self.time_zone, "a zone such as Europe/Berlin, or UTC")
         # The error does not show what is secret.
         long = all(len(token) >= 8 for token in self.tokens)
         require(long, "tokens", "(not shown)", "tokens of 8 characters or more")
@@ -85,7 +113,7 @@ class ServingConfig(Config):
                             session_table=str(Path(table).absolute()) if table and "://" not in table else table)
 
 
-class ExploreConfig(Config):
+class ExploreConfig(Supplements):
     """Config of the job."""
 
     weights: str = Field(description=(
@@ -116,7 +144,7 @@ def with_tokens_of_environment(config: ServingConfig) -> ServingConfig:
     return config.replace(tokens=config.tokens + tokens)
 
 
-class ExportConfig(Config):
+class ExportConfig(Supplements):
     """Config of the job."""
 
     former: ClassVar[Mapping[str, str]] = {"logs": "exposures"}

@@ -95,7 +95,7 @@ class DecisionLog:
     Rows go to the writing thread when the event loop has run all that was ready, at most `_HOLD_SECONDS` after the
     first: requests that arrive together share one write, and the thread does not contend with their computation for the
     interpreter. A segment is filled with zeros ahead of its use: a write then brings rows alone and no new size of the
-    file. A segment that is done is cut to its rows; readers stop at the first zero of one whose replica was killed.
+    file. A segment that is done is cut to its rows; rows of one whose replica was killed end where zeros alone follow.
 
     Args:
         directory: created where it is missing; shared by all replicas.

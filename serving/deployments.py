@@ -25,6 +25,7 @@ from recfuse.serving.config import ServingConfig
 from recfuse.serving.gateway import Backends
 from recfuse.serving.logs import log_as_json
 from recfuse.serving.meters import METERS, TAGS, LocalMeters
+from recfuse.serving.models import Watcher
 from recfuse.serving.replicas import FusionReplica, ScenesReplica
 
 # Small shares, so that an application of three deployments starts on two cores; serving/config.yaml may say otherwise.
@@ -78,7 +79,10 @@ class Application:
         _set_up_process()
         meters = ray_meters()
         self._config = config
-        self._fusion, self._scenes = FusionReplica(config, meters), ScenesReplica(config, meters)
+        self._fusion = FusionReplica(config, meters, follow=False)
+        self._scenes = ScenesReplica(config, meters, follow=False)
+        # A policy and a scorer that need each other are taken at once.
+        self._watcher = Watcher([*self._fusion.followers, *self._scenes.followers], config.poll_seconds)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(Backends(self._fusion, self._scenes), self._config)

@@ -11,7 +11,7 @@ A request passes these files of serving/ on its way from the ASGI entry to its a
     fusion rank   gateway, formats, meters, fusion, decision_log
     scenes rank   gateway, formats, meters, scenes, catalogue, fusion (limits and defaults)
     recommend     gateway, formats, meters, scenes, catalogue, fusion, decision_log
-    feedback      gateway, formats, meters, fusion, decision_log
+    feedback      gateway, formats, meters, scenes, checks, fusion, decision_log
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ RECOMMEND = Endpoint(
     summary="The scorer predicts, or the client does, and the fusion policy ranks.",
     request=RecommendRequest, answer=RecommendAnswer, example=_recommend_example)
 FEEDBACK = Endpoint(
-    name="feedback", method="POST", path="/v1/feedback", steps=("fusion.feedback",), status=202,
+    name="feedback", method="POST", path="/v1/feedback", steps=("scenes.check", "fusion.feedback"), status=202,
     summary="Tells what the user did with an answer; from this the next policy learns.",
     request=FeedbackRequest, answer=FeedbackAnswer, example=_feedback_example)
 MODELS = Endpoint(
@@ -162,11 +162,15 @@ MODELS = Endpoint(
 HEALTH = Endpoint(
     name="healthz", method="GET", path="/healthz", summary="Whether the models are loaded: 200, else 503.",
     admission="open")
+READINESS = Endpoint(
+    name="readyz", method="GET", path="/readyz", admission="open",
+    summary="Which versions serve, and what is wrong beside them, the way of the decision log too; 503 while the "
+            "models load.")
 DOCUMENT = Endpoint(
     name="openapi", method="GET", path="/openapi.json", summary="The OpenAPI document, with examples.",
     documented=False)
 DOCS = Endpoint(
     name="docs", method="GET", path="/docs", summary="The document as a page.", documented=False)
 
-ENDPOINTS = (RANK_FUSION, RANK_SCENE, RECOMMEND, FEEDBACK, MODELS, HEALTH, DOCUMENT, DOCS)
+ENDPOINTS = (RANK_FUSION, RANK_SCENE, RECOMMEND, FEEDBACK, MODELS, HEALTH, READINESS, DOCUMENT, DOCS)
 OPEN_PATHS = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.admission == "open")

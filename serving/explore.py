@@ -61,7 +61,7 @@ def explore(config: ExploreConfig) -> ExploreResult:
     bundle = export_policy(config.models, policy, vocabulary, training={"explore": config.to_dict()},
                            data_fingerprint=fingerprint,
                            metrics={"reach": exploration.reach, **asdict(exploration.change)})
-    pointer = publish(config.models, fusion=bundle)
+    pointer = publish(config.models, fusion=bundle, supplements=config.supplements)
     return ExploreResult(vocabulary.fusion_parameters, weights, exploration, len(pools.is_open), pools.left_out,
                          pointer, before)
 

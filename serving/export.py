@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from recfuse.bundle import newest_bundle
 from recfuse.bundle.pointer import Pointer
 from recfuse.logs.exposure_files import read_known
 from recfuse.logs.exposures import Exposures, Known
+from recfuse.logs.ids import read_keys
 from recfuse.serving.config import ExportConfig, Part
 from recfuse.serving.publish import publish
 from recfuse.state.store import UserState
@@ -40,12 +43,19 @@ def export(config: ExportConfig, known: Callable[[ExportConfig], Known | Exposur
         "catalogue": lambda: tables().items,
         "users": lambda: known_users(tables(), contexts(config.world) if config.world else None),
     }
-    return publish(config.models, **{part: make[part]() for part in config.published})
+    return publish(config.models, **{part: make[part]() for part in config.published}, supplements=config.supplements,
+                   users_time=_time_of_users(config))
+
+
+def _time_of_users(config: ExportConfig) -> float | None:
+    """When the users were written; None where they are of no file of their own, so that feedback is newer."""
+    files = sorted(Path(config.exposures).glob("users*")) if config.exposures and config.layout == "native" else []
+    return max((file.stat().st_mtime for file in files), default=None)
 
 
 def known_users(exposures: Known | Exposures, contexts: Contexts | None) -> dict[str, UserState]:
     """What is known of users before their first request: by the logs, and by a simulated world where there is one."""
-    columns, user_ids = contexts or ({}, exposures.users["user_id"].to_numpy()[:0])
+    columns, user_ids = contexts or ({}, np.zeros(0, np.int64))
     return user_states(exposures.users, exposures.history, columns, user_ids)
 
 
@@ -57,21 +67,29 @@ def user_states(
     Args:
         users: `user_id` and the features that the scorer reads.
         history: `user_id` and `items`, oldest first.
-        contexts: state feature → column `[U]`, for the users in `context_user_ids[U]`.
+        contexts: state feature → column `[U]`, for the users whose keys are `context_user_ids[U]`.
     """
-    histories = dict(zip(history["user_id"].to_pylist(), history["items"].to_pylist(), strict=True))
+    histories = dict(zip(_keys(history), history["items"].to_pylist(), strict=True))
     columns = {name: column.tolist() for name, column in contexts.items()}
     context_of = {int(user): {name: column[row] for name, column in columns.items()}
                   for row, user in enumerate(context_user_ids.tolist())}
     states = {}
-    for row in users.to_pylist():
+    for key, row in zip(_keys(users), users.to_pylist(), strict=True):
         user = row.pop("user_id")
-        features: dict[str, Any] = {name: _without_nan(value) for name, value in row.items()}
-        states[str(user)] = UserState(features=features | context_of.get(user, {}),
-                                      history=tuple(histories.get(user) or ()))
+        features: dict[str, Any] = {name: _plain(value) for name, value in row.items()}
+        states[str(user)] = UserState(features=features | context_of.get(key, {}),
+                                      history=tuple(histories.get(key) or ()))
     return states
 
 
-def _without_nan(value: Any) -> Any:
-    # NaN is no JSON, and an absent value says the same.
+def _keys(table: pa.Table) -> list[int]:
+    """The users by which tables are joined, whichever way each of them writes ids."""
+    keys: list[int] = read_keys(table["user_id"], "user_id")[0].tolist()
+    return keys
+
+
+def _plain(value: Any) -> Any:
+    """NaN is no JSON, and an absent value says the same; neither are decimals."""
+    if isinstance(value, Decimal):
+        return float(value)
     return None if isinstance(value, float) and value != value else value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
@@ -96,6 +97,28 @@ def _unpacked(content: bytes) -> Any:
 
 def _no_extension(code: int, _: bytes) -> Any:
     raise ValueError(f"extension type {code}")
+
+
+def unzipped(content: bytes, most: int) -> bytes:
+    """What a gzip body holds; one of several members is their sum.
+
+    Raises:
+        RefusedError: it is no gzip, ends too soon, or holds more than `most` bytes.
+    """
+    parts, room = list[bytes](), most + 1
+    while content and room > 0:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            parts.append(member.decompress(content, room))
+        except zlib.error as error:
+            raise RefusedError(400, "body", str(error), "gzip, as content-encoding says") from None
+        room -= len(parts[-1])
+        if room > 0 and not member.eof:
+            raise RefusedError(400, "body", "a gzip body that ends too soon", "a whole gzip body")
+        content = member.unused_data
+    if room <= 0:
+        raise RefusedError(413, "body", "more than allowed", f"at most {most} bytes when unpacked")
+    return b"".join(parts)
 
 
 def encode(answer: Mapping[str, Any], packed: bool) -> bytes:

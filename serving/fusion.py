@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,18 +15,20 @@ from recfuse.behaviours import Vocabulary
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.policies import Decision
 from recfuse.serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
+from recfuse.serving.checks import FLOAT32_MAX, CheckedFeedback, check_behaviours, check_features
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.decision_log import DECISION, FEEDBACK, Keeping, LogWriter
 from recfuse.serving.formats import Body, RefusedError, Reply, decode, encode
 from recfuse.serving.meters import Meters, NoMeters, Stopwatch
 from recfuse.serving.models import Models
-from recfuse.serving.schemas import FeedbackRequest, FusionRequest, Order
+from recfuse.serving.schemas import FusionRequest, Order
 from recfuse.state.candidates import CandidateEncoder, as_logged
+from recfuse.state.clock import clock_features
 from recfuse.state.encoder import StateEncoder
+from recfuse.state.remembered import RememberedUsers
 from recfuse.state.store import UserStates
 
 _FUSION, _RECOMMEND, _FEEDBACK = ({"endpoint": name} for name in ("fusion", "recommend", "feedback"))
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Actor(Protocol):
@@ -58,7 +59,8 @@ class Ranking:
         item_ids: N of them.
         predictions: name → float64[N] or a list of N numbers.
         seen: N booleans, of the candidates that are not to be shown again; None for none of them.
-        context_source: where the context came from, for the answer.
+        context, context_source: features that the request says, and where all came from, for the answer.
+        stored: features that are known beside the context.
         catalogue: answer with each item's catalogue entry.
         explain: answer with each item's predictions.
         elsewhere: fusion parameters that the scorer predicts in some scene: without predictions in this one they are
@@ -82,6 +84,7 @@ class Ranking:
     order: Order
     seed: int | None
     seen: Sequence[bool] | None = None
+    stored: Mapping[str, Any] = field(default_factory=dict)
     context_source: str = "context"
     catalogue: bool = False
     explain: bool = False
@@ -121,7 +124,7 @@ class FusionService:
     def __init__(self, config: ServingConfig, models: Models[FusionModel], log: LogWriter,
                  users: UserStates | None = None, catalogue: CurrentCatalogue | None = None,
                  meters: Meters | None = None) -> None:
-        self._config, self._models, self._log, self._users = config, models, log, users
+        self._config, self._models, self._log, self._users = config, models, log, RememberedUsers(users)
         self._catalogue = catalogue or FixedCatalogue()
         self._keeping = Keeping(config.log_candidates_best, config.log_candidates_random)
         self._rng = np.random.default_rng()
@@ -159,9 +162,9 @@ class FusionService:
         vocabulary = model.vocabulary
         if ranking.stage not in vocabulary.stages:
             raise RefusedError(404, "stage", ranking.stage, ", ".join(vocabulary.stages))
-        scene = _scene(ranking.scene, vocabulary)
+        scene = _scene(ranking, vocabulary)
         pool = self._pool(ranking, vocabulary)
-        state, source = self._state(model, ranking, scene, pool)
+        state, source = await self._state(model, ranking, scene, pool)
         explore = self._config.explore if ranking.explore is None else ranking.explore
         decision = model.actor.act(state[None], explore, seed=ranking.seed)
         keys, scores = fuse_columns(pool.columns, decision.action[0], vocabulary)
@@ -191,32 +194,32 @@ class FusionService:
         watch.lap("recfuse_log_ms")
         return reply
 
-    async def feedback(self, body: Body) -> Reply:
-        """Logs what a user did with an answer, and remembers it of the user.
+    async def feedback(self, checked: CheckedFeedback) -> Reply:
+        """Logs what a user did with an answer, and remembers it of the user, once an event.
 
         Raises:
-            RefusedError: the request is bad, or names something that the model does not have.
+            RefusedError: the request names something that a model does not have or read.
         """
         watch = Stopwatch(self.meters, _FEEDBACK)
-        request, arms = decode(FeedbackRequest, body), self._models.arms
+        request, arms = checked.request, self._models.arms
         model = arms.current if request.user_id is None else arms.of(str(request.user_id))
-        watch.lap("recfuse_decode_ms")
-        _check_feedback(request.feedback, model.vocabulary)
-        if request.user_id is None and (request.items or request.features):
-            raise RefusedError(422, "user_id", None, "the user whose stored state `items` and `features` update")
-        event_id = request.event_id or hashlib.sha256(body.content).hexdigest()[:32]
-        if request.features and model.encoder is not None:
-            _check_features(model.encoder, request.features)
+        check_behaviours(request.feedback, model.vocabulary)
+        if request.features:
+            # Who is the canary's today may be everybody's tomorrow, and the other way round.
+            for each in (arms.current, *([] if arms.canary is None else [arms.canary.model])):
+                check_features(each.encoder, request.features)
         with _durably():
             await self._log.append(FEEDBACK, {
-                "ts": time.time(), "request_id": request.request_id, "event_id": event_id,
+                "ts": time.time(), "request_id": request.request_id, "event_id": checked.event_id,
                 "feedback": request.feedback, "session_end": request.session_end})
         watch.lap("recfuse_log_ms")
         self.meters.record("recfuse_feedback", 1.0)
-        if request.user_id is not None and self._users is not None and (request.items or request.features):
-            self._users.record(str(request.user_id), request.items or (), request.features)
-        answer = {"request_id": request.request_id, "accepted": True}
-        return Reply(202, encode(answer, body.answer_packed), packed=body.answer_packed)
+        source = None
+        if request.user_id is not None and (request.items or request.features):
+            source = await self._users.record(str(request.user_id), request.items or (), request.features,
+                                              event=checked.event, history_size=checked.history_size)
+        answer = {"request_id": request.request_id, "accepted": True, "state_source": source}
+        return Reply(202, encode(answer, checked.packed), packed=checked.packed)
 
     def _measure(self, ranking: Ranking, decision: Decision, source: str, version: str) -> None:
         meters = self.meters
@@ -238,7 +241,7 @@ class FusionService:
 
     def _pool(self, ranking: Ranking, vocabulary: Vocabulary) -> _Pool:
         """The candidates, with predictions rounded as the log keeps them where it keeps them."""
-        columns = _columns(ranking, vocabulary)
+        columns = _columns(ranking, vocabulary, self._config.constants)
         seen = np.array(ranking.seen, bool) if ranking.seen is not None and any(ranking.seen) else None
         if not self._config.log_candidates:
             return _Pool(columns, seen, logged=False)
@@ -258,9 +261,9 @@ class FusionService:
         rng = self._rng if ranking.seed is None else np.random.default_rng([ranking.seed, 1])
         return self._keeping.fields(ranking.item_ids, pool.columns, pool.seen, ranked, ranking.top_n, rng)
 
-    def _state(self, model: FusionModel, ranking: Ranking, scene: str, pool: _Pool) -> tuple[np.ndarray, str]:
+    async def _state(self, model: FusionModel, ranking: Ranking, scene: str, pool: _Pool) -> tuple[np.ndarray, str]:
         """The state float32[S] and where its context came from."""
-        context, source = self._context(model, ranking, scene)
+        context, source = await self._context(model, ranking, scene)
         if model.candidates is None:
             return context, source
         seen = None if pool.seen is None else pool.seen[None]
@@ -275,7 +278,7 @@ class FusionService:
                                "numbers whose mean and spread are finite")
         return np.concatenate([context, part]), source
 
-    def _context(self, model: FusionModel, ranking: Ranking, scene: str) -> tuple[np.ndarray, str]:
+    async def _context(self, model: FusionModel, ranking: Ranking, scene: str) -> tuple[np.ndarray, str]:
         """What the state says of who asks and when, float32, and where it came from: the request, its context, the
         store, or defaults alone."""
         size = model.vocabulary.context_size
@@ -293,15 +296,26 @@ class FusionService:
             if size == 0:
                 return np.zeros(0, np.float32), "default"
             raise RefusedError(422, "state", None, f"{size} numbers: the model declares no features to encode one from")
-        if ranking.context is not None:
-            known, source = ranking.context, ranking.context_source
-        else:
-            user = self._users.get(ranking.user_id) if self._users is not None else None
-            known, source = (user.features, "store") if user is not None else ({}, absence(self._users))
+        stored, source = ranking.stored, ranking.context_source
+        if ranking.context is None:
+            known = await self._users.get(ranking.user_id)
+            stored, source = known.state.features, known.source
+        zone = model.vocabulary.time_zone or self._config.time_zone
+        said = {**clock_features(zone), **(ranking.context or {}), "scene": scene, "stage": ranking.stage}
+        return _encoded(model.encoder, stored, said, source)
+
+
+def _encoded(encoder: StateEncoder, stored: Mapping[str, Any], said: Mapping[str, Any],
+             source: str) -> tuple[np.ndarray, str]:
+    """The context, and where it came from: `degraded` where a stored value cannot be read and is left out."""
+    while True:
         try:
-            return model.encoder.encode_one({"scene": scene, "stage": ranking.stage, **known}), source
+            return encoder.encode_one({**stored, **said}), source
         except InvalidFieldError as error:
-            raise RefusedError(422, f"context.{error.field}", error.value, error.allowed) from None
+            if error.field in said or error.field not in stored:
+                raise RefusedError(422, f"context.{error.field}", error.value, error.allowed) from None
+            stored = {name: value for name, value in stored.items() if name != error.field}
+            source = "degraded"
 
 
 @contextmanager
@@ -313,17 +327,14 @@ def _durably() -> Iterator[None]:
         raise RefusedError(503, "decision_log", str(error), "a log that can be written; try again") from None
 
 
-def absence(users: UserStates | None) -> str:
-    """Why nothing is known of a user: nobody has told (`default`), or the store does not answer (`degraded`)."""
-    return "degraded" if users is not None and users.degraded else "default"
-
-
-def _scene(scene: str | None, vocabulary: Vocabulary) -> str:
-    if scene is None:
+def _scene(ranking: Ranking, vocabulary: Vocabulary) -> str:
+    """The request's, else that of its context, else the first."""
+    named = (ranking.context or {}).get("scene") if ranking.scene is None else ranking.scene
+    if named is None:
         return vocabulary.scenes[0] if vocabulary.scenes else "default"
-    if vocabulary.scenes and scene not in vocabulary.scenes:
-        raise RefusedError(422, "scene", scene, ", ".join(vocabulary.scenes))
-    return scene
+    if vocabulary.scenes and named not in vocabulary.scenes:
+        raise RefusedError(422, "scene", named, ", ".join(vocabulary.scenes))
+    return str(named)
 
 
 def check_columns(item_ids: Sequence[Any], predictions: Mapping[str, Sequence[float]], seen: Sequence[bool] | None,
@@ -345,9 +356,10 @@ def check_count(item_ids: Sequence[Any], limit: int) -> None:
         raise RefusedError(413, "candidates.item_id", f"{len(item_ids)} items", f"at most {limit} items")
 
 
-def _columns(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
-    """float64[M, N], a row for each fusion parameter in their order; what else was sent is not read."""
-    missing = [name for name in vocabulary.fusion_parameters if name not in ranking.predictions]
+def _columns(ranking: Ranking, vocabulary: Vocabulary, constants: Mapping[str, float]) -> np.ndarray:
+    """float64[M, N], a row for each fusion parameter in their order, of `constants` where nobody predicts it."""
+    predictions = {**constants, **ranking.predictions}
+    missing = [name for name in vocabulary.fusion_parameters if name not in predictions]
     nobodys = [name for name in missing if name not in (ranking.elsewhere or ())]
     if nobodys:
         who = "" if ranking.elsewhere is None else "; the scorer predicts it in no scene"
@@ -358,8 +370,7 @@ def _columns(ranking: Ranking, vocabulary: Vocabulary) -> np.ndarray:
                            f"predictions of one of {', '.join(vocabulary.fusion_parameters)} at least")
     columns = np.zeros((vocabulary.action_size, len(ranking.item_ids)))
     for row, name in enumerate(vocabulary.fusion_parameters):
-        if name in ranking.predictions:
-            columns[row] = ranking.predictions[name]
+        columns[row] = predictions.get(name, 0.0)
     return columns
 
 
@@ -430,21 +441,3 @@ def _items(ranking: Ranking, columns: np.ndarray, scores: np.ndarray, best: np.n
         for item, row in zip(items, columns[:, best].T.tolist(), strict=True):
             item["predictions"] = dict(zip(vocabulary.fusion_parameters, row, strict=True))
     return items
-
-
-def _check_features(encoder: StateEncoder, features: Mapping[str, Any]) -> None:
-    """Refuses what no later request of the user could be encoded with."""
-    try:
-        encoder.encode_one(features)
-    except InvalidFieldError as error:
-        raise RefusedError(422, f"features.{error.field}", error.value, error.allowed) from None
-
-
-def _check_feedback(feedback: Mapping[str, float], vocabulary: Vocabulary) -> None:
-    behaviours = {behaviour.name: behaviour for behaviour in vocabulary.behaviours}
-    for name, value in feedback.items():
-        if name not in behaviours:
-            raise RefusedError(422, f"feedback.{name}", value, ", ".join(behaviours))
-        low = 0.0 if behaviours[name].transform == "log1p" else -FLOAT32_MAX
-        if not low <= value <= FLOAT32_MAX:
-            raise RefusedError(422, f"feedback.{name}", value, f"a number from {low:g} to {FLOAT32_MAX:g}")

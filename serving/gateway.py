@@ -1,10 +1,10 @@
 """The ASGI entry: who comes in (tokens, limits), who answers by the table of endpoints, and the answer's way out.
 
-Tokens are Starlette's AuthenticationMiddleware around the gateway, and the count of a body without a length its
-RequestBodyLimitMiddleware within FastAPI (serving.api). Against a comparison by hand, requests per second of CPU time
+Tokens are Starlette's AuthenticationMiddleware around the gateway, and other sites' pages its CORSMiddleware around
+both (serving.api). Against a comparison by hand, requests per second of CPU time
 in one run without network (`python -m benchmarks.serving_admission`): fusion of 20 candidates .97 (3,091 to 3,253),
-recommend 1.00 (199 to 198), feedback .97 (22,962 to 23,504). A length that a client declares is compared here, because
-Starlette's middleware answers it in plain text and only once the body is read.
+recommend 1.00 (199 to 198), feedback .97 (22,962 to 23,504). Lengths are compared here, because
+Starlette's middleware answers in plain text and only once the body is read.
 """
 
 from __future__ import annotations
@@ -14,20 +14,31 @@ import contextlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, SimpleUser
 from starlette.requests import HTTPConnection
 from starlette.routing import compile_path
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recfuse.serving.console.paths import PAGES, STATIC
 from recfuse.serving.endpoints import ENDPOINTS, OPEN_PATHS, Endpoint
-from recfuse.serving.formats import JSON, MESSAGE_PACK, Body, RefusedError, Reply, fault, overloaded, refusal_of
+from recfuse.serving.formats import (
+    JSON,
+    MESSAGE_PACK,
+    Body,
+    RefusedError,
+    Reply,
+    fault,
+    overloaded,
+    refusal_of,
+    unzipped,
+)
 from recfuse.serving.logs import REQUEST_ID
 from recfuse.serving.starting import starting
 
 logger = logging.getLogger("recfuse.serving")
+T = TypeVar("T")
 # Replicas that are there answer sooner.
 _ASK_SECONDS = 0.3
 _JSON, _PACKED = ((b"content-type", name.encode()) for name in (JSON, MESSAGE_PACK))
@@ -136,46 +147,63 @@ class TokenBackend(AuthenticationBackend):
 class Gateway:
     """Answers by the table what it knows by its path; everything else goes to FastAPI.
 
-    FastAPI has the same endpoints, for /docs and for requests that are written in an unusual way (bodies without a
-    length); both ways lead to the same `Backends`.
+    FastAPI has the same endpoints, for /docs and for what has no steps; both ways lead to the same `Backends`.
 
     Args:
         api: the FastAPI application.
         backends: answer.
-        max_body_bytes: of a body that says its length.
-        max_concurrent: refused at once is better than answered after the client has given up. Open endpoints are not
-            counted.
+        max_body_bytes: of a body, also after it is unpacked.
+        max_concurrent: refused at once is better than answered after the client has given up. A request counts from
+            its whole body on, so that slow uploads hold no place; open endpoints are not counted.
+        body_seconds: a body has so long to come.
     """
 
-    def __init__(self, api: ASGIApp, backends: Backends, *, max_body_bytes: int, max_concurrent: int) -> None:
-        self._api, self._backends = api, backends
+    def __init__(self, api: ASGIApp, backends: Backends, *, max_body_bytes: int, max_concurrent: int,
+                 body_seconds: float) -> None:
+        self._api, self._backends, self._body_seconds = api, backends, body_seconds
         self._max_body_bytes, self._max_concurrent, self._ongoing = max_body_bytes, max_concurrent, 0
-        self._routes = [(endpoint, compile_path(endpoint.path)[0].match) for endpoint in ENDPOINTS if endpoint.steps]
+        self._routes = [(endpoint, compile_path(endpoint.path)[0].match) for endpoint in ENDPOINTS]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._api(scope, receive, send)
             return
         headers, path = dict(scope["headers"]), _path_of(scope)
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        token = REQUEST_ID.set(headers.get(b"x-request-id", b"").decode("latin-1"))
         try:
-            self._admit(path, headers)
+            await self._pass(scope, path, headers, receive, send)
         except RefusedError as error:
             await send_reply(send, refusal_of(error))
-            return
+        finally:
+            REQUEST_ID.reset(token)
+
+    async def _pass(self, scope: Scope, path: str, headers: Mapping[bytes, bytes], receive: Receive,
+                    send: Send) -> None:
+        """Raises RefusedError."""
+        self._admit(path, headers)
         if not self._backends.are_ready and path not in OPEN_PATHS and not await self._backends.ready():
             await send_reply(send, starting())
             return
-        token = REQUEST_ID.set(headers.get(b"x-request-id", b"").decode("latin-1"))
-        self._ongoing += 1
+        route = self._route(scope["method"], path)
+        if scope["method"] == "OPTIONS" and (methods := self._methods(path)):
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", methods.encode())]})
+            await send({"type": "http.response.body", "body": b""})
+        elif route is None or not route[0].steps:
+            await self._counted(path, self._api(scope, receive, send))
+        elif (content := await self._read(headers, receive)) is not None:
+            self._admit(path, {})
+            answer = self._backends.answer(*route, Body.of(content, headers))
+            await send_reply(send, await self._counted(path, answer))
+
+    async def _counted(self, path: str, answer: Awaitable[T]) -> T:
+        counts = path not in OPEN_PATHS
+        self._ongoing += counts
         try:
-            route = self._route(scope["method"], path) if headers.get(b"content-length") else None
-            if route is None:
-                await self._api(scope, receive, send)
-            else:
-                await self._answer(*route, headers, receive, send)
+            return await answer
         finally:
-            self._ongoing -= 1
-            REQUEST_ID.reset(token)
+            self._ongoing -= counts
 
     def _admit(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Refuses a body that is too large, and everything while there is no room."""
@@ -190,21 +218,50 @@ class Gateway:
     def _route(self, method: str, path: str) -> tuple[Endpoint, Sequence[str]] | None:
         """The endpoint of a path, and the values of the path's parameters."""
         for endpoint, match in self._routes:
-            if (matched := match(path)) is not None and endpoint.method == method:
+            if endpoint.method == method and (matched := match(path)) is not None:
                 return endpoint, matched.groups()
         return None
 
-    async def _answer(self, endpoint: Endpoint, values: Sequence[str], headers: Mapping[bytes, bytes],
-                      receive: Receive, send: Send) -> None:
-        content, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":  # The client has gone.
-                return
-            part = message.get("body", b"")
-            content = content + part if content else part
-            more = message.get("more_body", False)
-        await send_reply(send, await self._backends.answer(endpoint, values, Body.of(content, headers)))
+    def _methods(self, path: str) -> str:
+        """What a path allows; nothing where there is no such path."""
+        own = [endpoint.method for endpoint, match in self._routes if match(path) is not None]
+        return ", ".join([*own, *(["HEAD"] if "GET" in own else []), *(["OPTIONS"] if own else [])])
+
+    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+        """The whole body, unpacked; None where the client has gone.
+
+        Raises:
+            RefusedError: it is too large, too slow, or packed in a way that nobody can unpack here.
+        """
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"identity", b"gzip", b"x-gzip", b""):
+            raise RefusedError(415, "content-encoding", encoding.decode("latin-1"), "gzip, or none")
+        parts, size, more = list[bytes](), 0, True
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._max_body_bytes:
+                        raise RefusedError(413, "body", "more than allowed", f"at most {self._max_body_bytes} bytes")
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise RefusedError(408, "body", f"{size} bytes after {self._body_seconds:g} s",
+                               "the whole body within that time") from None
+        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        if encoding not in (b"gzip", b"x-gzip"):
+            return content
+        return await asyncio.to_thread(unzipped, content, self._max_body_bytes)
+
+
+def _without_body(send: Send) -> Send:
+    """Sends what HEAD gets of an answer to GET."""
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+    return send_head
 
 
 def _path_of(scope: Scope) -> str:
@@ -219,6 +276,8 @@ def reply_headers(reply: Reply) -> list[tuple[bytes, bytes]]:
         headers.append((b"retry-after", b"%d" % reply.retry_after))
     if reply.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if reply.status == 415:
+        headers.append((b"accept-encoding", b"gzip"))
     return headers
 
 

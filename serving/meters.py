@@ -32,7 +32,11 @@ METERS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "recfuse_feedback": ("counter", "accepted feedback events", ()),
     "recfuse_refused": ("counter", "requests refused, by status", ()),
     "recfuse_default_states": ("counter", "decisions for users of whom nothing is known, by why", ()),
+    "recfuse_outdated": ("gauge", "1 where a replica serves another part than the pointer names, by which", ()),
     "recfuse_log_lag_s": ("gauge", "age of the oldest row that is not in the session-log table yet", ()),
+    "recfuse_log_pass_age_s": ("gauge", "seconds since the decision log was moved; rises while nobody moves it", ()),
+    "recfuse_log_failures": ("counter", "passes over the decision log that failed, and deaths of the process", ()),
+    "recfuse_log_damaged": ("counter", "lines of the decision log that were no rows, kept in events", ()),
     "recfuse_log_pending_bytes": ("gauge", "size of the decision log that is not in the session-log table yet", ()),
 }
 Key = tuple[str, tuple[tuple[str, str], ...]]

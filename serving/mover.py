@@ -11,7 +11,7 @@ import fcntl
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,16 +24,16 @@ from recfuse.bundle.pointer import read_pointer
 from recfuse.config import InvalidFieldError, require
 from recfuse.serving.decision_log import DECISION
 from recfuse.serving.meanings import Meanings
-from recfuse.serving.segments import Line, Places, delete_taken, read_lines, waiting_bytes
-from recfuse.serving.session_table import EVENTS, SESSIONS, SessionTable
+from recfuse.serving.segments import TORN, Line, Places, delete_taken, read_lines, waiting_bytes
+from recfuse.serving.session_table import EVENTS, SESSIONS, Event, SessionTable
 
 _LOCK = ".moving.lock"
 logger = logging.getLogger("recfuse.serving")
 _MARGIN = 60.0  # seconds by which events follow decisions, more than clocks of one machine ever disagree
 Row = dict[str, Any]
-Status = Literal["joined", "late", "orphan", "duplicate", "misfit"]
+Status = Literal["joined", "late", "orphan", "duplicate", "misfit", "damaged", "torn"]
 _COUNTERS: dict[Status, str] = {"joined": "joined", "late": "late", "orphan": "orphan", "misfit": "misfits",
-                                "duplicate": "duplicates"}
+                                "duplicate": "duplicates", "damaged": "damaged", "torn": "torn"}
 
 
 @dataclass
@@ -51,7 +51,10 @@ class MoveAccount:
         misfits: decisions of a model whose numbers mean something else than the table's. Like late, orphan and repeated
             events they are kept in `events`, with the reason and the whole row.
         unknown_behaviours: behaviour that the table lacks → events that told it; their rows in `events` have it.
-        torn: lines cut off by the death of a replica, before any client was answered.
+        damaged: lines that are no rows, holes of zeros, and rows that are stamped in the future. They are kept in
+            `events` with their place, why, and what stands there.
+        torn: lines cut off by the death of a replica, before any client was answered; kept likewise.
+        unreadable: segment that could not be read in the last pass → why.
         waiting_bytes: of rows that are not moved yet, after the last pass.
         oldest: seconds since 1970 of the oldest of them, None where there is none.
     """
@@ -65,7 +68,9 @@ class MoveAccount:
     duplicates: int = 0
     misfits: int = 0
     unknown_behaviours: dict[str, int] = field(default_factory=dict)
+    damaged: int = 0
     torn: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
     waiting_bytes: int = 0
     oldest: float | None = None
 
@@ -99,7 +104,8 @@ class Mover:
         """One pass; `now` (seconds since 1970) is the clock's where None."""
         now = time.time() if now is None else now
         account = MoveAccount()
-        lines = read_lines(self._directory, self._table.places_of_both(), now - self._window)
+        reading = read_lines(self._directory, self._table.places_of_both(), now - self._window, now)
+        lines, account.unreadable = reading.lines, reading.unreadable
         self._move_decisions(lines, now - self._window, account)
         self._move_events(lines, now - self._window - _MARGIN, account)
         self._describe_waiting(lines, account)
@@ -107,7 +113,7 @@ class Mover:
         return account
 
     def _move_decisions(self, lines: list[Line], horizon: float, account: MoveAccount) -> None:
-        taken, after = _take(lines, self._table.places(SESSIONS), horizon, lambda row: row["kind"] == DECISION)
+        taken, _, after = _take(lines, self._table.places(SESSIONS), horizon, lambda row: row["kind"] == DECISION)
         decisions: dict[str, Row] = {}
         for row in taken:
             if self._table.misfit(row) is None and row["request_id"] not in decisions:
@@ -135,10 +141,7 @@ class Mover:
                            len(unnamed), unnamed[0]["request_id"], unnamed[0].get("model_version"))
 
     def _move_events(self, lines: list[Line], horizon: float, account: MoveAccount) -> None:
-        before = dict(self._table.places(EVENTS))
-        taken, after = _take(lines, before, horizon, lambda _: True)
-        account.torn += sum(line.row is None and before.get(line.segment, 0) <= line.begin < after.get(line.segment, 0)
-                            for line in lines)
+        taken, damaged, after = _take(lines, self._table.places(EVENTS), horizon, lambda _: True)
         request_ids = {row["request_id"] for row in taken}
         decided = self._table.decision_times(request_ids, min((row["ts"] for row in taken), default=0.0))
         decisions, seen = set[str](), self._table.event_keys(request_ids)
@@ -147,9 +150,11 @@ class Mover:
             status = self._status(row, decided, decisions, seen)
             if status is not None:
                 kept.append((row, status))
-        self._table.commit_events([row for row, _ in kept], [status for _, status in kept],
-                                  [self._reason(row, status) for row, status in kept],
-                                  [orjson.dumps(row).decode() for row, _ in kept], after)
+        self._table.commit_events([*(Event(row, status, self._reason(row, status), orjson.dumps(row).decode())
+                                     for row, status in kept), *map(_quarantined, damaged)], after)
+        kept += [({}, _status_of(line)) for line in damaged]
+        for line in damaged:
+            logger.warning("%s, bytes %d to %d: %s; kept in `events`", line.segment, line.begin, line.end, line.damage)
         for row, status in kept:
             counter = _COUNTERS[status]
             setattr(account, counter, getattr(account, counter) + 1)
@@ -163,6 +168,8 @@ class Mover:
         """What is to be known of a row in `events` beside its status."""
         if status == "misfit":
             return self._table.misfit(row)
+        if status == "damaged":
+            return "ts: in the future when the decisions around it were moved"
         names = self._unknown(row)
         return f"feedback: the table lacks {', '.join(names)}" if names else None
 
@@ -182,7 +189,10 @@ class Mover:
         if row["kind"] == DECISION:
             repeated = row["request_id"] in decisions
             decisions.add(row["request_id"])
-            return "duplicate" if repeated else None if self._table.misfit(row) is None else "misfit"
+            if repeated or self._table.misfit(row) is not None:
+                return "duplicate" if repeated else "misfit"
+            # The clock may have come to a row meanwhile that was stamped in the future and left out of `sessions`.
+            return None if row["request_id"] in decided else "damaged"
         key = (row["request_id"], row["event_id"])
         if key in seen:
             return "duplicate"
@@ -199,19 +209,37 @@ class Mover:
 
 
 def _take(lines: Iterable[Line], places: Places, horizon: float,
-          wanted: Callable[[Row], bool]) -> tuple[list[Row], Places]:
-    """Wanted rows from the places on, of each segment until its first wanted row that is younger; and where it ends."""
-    taken, after, stopped = [], dict(places), set[str]()
+          wanted: Callable[[Row], bool]) -> tuple[list[Row], list[Line], Places]:
+    """Wanted rows, and damaged lines, from the places on, of each segment until its first wanted row that is younger;
+    and where it ends."""
+    taken, damaged, after, stopped = list[Row](), list[Line](), dict(places), set[str]()
     for line in lines:
         if line.segment in stopped or line.begin < after.get(line.segment, 0):
             continue
-        if line.row is not None and wanted(line.row):
+        if line.row is None:
+            damaged.append(line)
+        elif wanted(line.row):
             if line.row["ts"] > horizon:
                 stopped.add(line.segment)
                 continue
             taken.append(line.row)
         after[line.segment] = line.end
-    return taken, after
+    return taken, damaged, after
+
+
+def _status_of(line: Line) -> Status:
+    return "torn" if line.damage == TORN else "damaged"
+
+
+def _quarantined(line: Line) -> Event:
+    """A line that is no row: its request where it tells one, its place, and what stands there."""
+    row: Any = None
+    with suppress(orjson.JSONDecodeError):
+        row = orjson.loads(line.text)
+    told = row.get("request_id") if isinstance(row, dict) else None
+    return Event({"request_id": told if isinstance(told, str) else None}, _status_of(line),
+                 f"{line.segment}, bytes {line.begin} to {line.end}: {line.damage}",
+                 line.text.decode("utf-8", "backslashreplace"))
 
 
 def _events_of(decisions: dict[str, Row], lines: Iterable[Line]) -> Iterable[Row]:

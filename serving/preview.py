@@ -13,6 +13,8 @@ from recfuse.serving.formats import Body, Reply, answering
 from recfuse.serving.fusion import FusionModel, FusionService, Ranking
 from recfuse.serving.models import Models
 from recfuse.serving.scenes import ScenesService, Scorer
+from recfuse.state.clock import clock_features
+from recfuse.state.remembered import RememberedUsers
 from recfuse.state.store import UserStates
 
 
@@ -38,7 +40,7 @@ class FusionPreview:
 
     def __init__(self, config: ServingConfig, models: Models[FusionModel], users: UserStates | None,
                  catalogue: CurrentCatalogue) -> None:
-        self._models, self._users = models, users
+        self._config, self._models, self._users = config, models, RememberedUsers(users)
         self._service = FusionService(config, models, NoLog(), users, catalogue)
         self.meters = self._service.meters
 
@@ -53,10 +55,12 @@ class FusionPreview:
         return await self._service.decide(replace(
             ranking, explain=True, packed=False, extra={**ranking.extra, "vocabulary": vocabulary.to_dict()}))
 
-    def features(self, user_id: str) -> dict[str, Any]:
-        """What is stored of a user; nothing of a stranger."""
-        known = self._users.get(user_id) if self._users is not None else None
-        return {} if known is None else dict(known.features)
+    async def features(self, user_id: str) -> dict[str, Any]:
+        """Those features of the state that are stored of a user, or that the clock tells."""
+        vocabulary = self._models.arms.of(user_id).vocabulary
+        known = (await self._users.get(user_id)).state.features
+        told = {**known, **clock_features(vocabulary.time_zone or self._config.time_zone)}
+        return {feature.name: told[feature.name] for feature in vocabulary.state_features if feature.name in told}
 
 
 class ScenesPreview:

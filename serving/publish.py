@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,11 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recfuse.bundle import read_bundle
-from recfuse.bundle.bundle import BundleKind
+from recfuse.bundle import copy_bundle
 from recfuse.bundle.pointer import POINTER, Pointer, read_pointer, write_pointer
 from recfuse.config import require
 from recfuse.serving.catalogue import Catalogue
+from recfuse.serving.config import Supplements
+from recfuse.serving.contract import Contract, paths_of
+from recfuse.serving.parts import Users
 from recfuse.state.store import UserState, UserStateStore
 
 logger = logging.getLogger("recfuse")
@@ -32,6 +33,8 @@ def publish(
     scenes: str | Path | None = None,
     catalogue: pa.Table | None = None,
     users: Mapping[str, UserState] | None = None,
+    users_time: float | None = None,
+    supplements: Supplements | None = None,
 ) -> Pointer:
     """Copies verified bundles into the models directory, writes catalogue and user states, then moves the pointer.
 
@@ -41,10 +44,14 @@ def publish(
         models: the directory that serving watches.
         fusion, scenes: directories of bundles.
         catalogue: `item_id` and what is known of each item.
-        users: user id → what is known of them before their first request.
+        users: user id → what is known of them before their first request; it replaces what was known, but for users of
+            whom feedback told later.
+        users_time: seconds since 1970 at which this was so; None is before all feedback.
+        supplements: as the server that watches the directory has them; None for none.
 
     Raises:
-        BundleError: a bundle or the present pointer does not verify; the pointer then stays where it was.
+        BundleError: a bundle or the present pointer does not verify, or the parts do not fit each other; the pointer
+            then stays where it was, and so do the users.
         InvalidFieldError: names what a catalogue must not hold, or a users.sqlite that holds no user states.
     """
     models = Path(models)
@@ -56,31 +63,23 @@ def publish(
         UserStateStore(models / _USERS).close()
     changed: dict[str, Any] = {}
     if fusion is not None:
-        changed["fusion"] = _copy(fusion, models, "fusion")
+        changed["fusion"] = copy_bundle(fusion, models, "fusion").name
     if scenes is not None:
-        changed["scenes"] = _copy(scenes, models, "scenes")
+        changed["scenes"] = copy_bundle(scenes, models, "scenes").name
     if catalogue is not None:
         changed["catalogue"] = _write_catalogue(models, catalogue)
     if users is not None:
-        changed["users"] = _write_users(models, users)
+        changed["users"] = _USERS
     pointer = replace(before, **changed)
+    exported = None if users is None else Users("users", {user_id: user.features for user_id, user in users.items()})
+    Contract(supplements or Supplements()).require(paths_of(pointer, models), exported)
+    if users is not None:
+        # One file for good: states that feedback has updated since must not be lost by the next publication.
+        with UserStateStore(models / _USERS) as store:
+            store.update_many(users.items(), users_time)
     write_pointer(models, pointer)
     logger.info("published in %s: %s", models, ", ".join(f"{part} {name}" for part, name in changed.items()))
     return pointer
-
-
-def _copy(bundle: str | Path, models: Path, kind: BundleKind) -> str:
-    source = read_bundle(bundle, kind=kind)
-    target = models / source.version
-    if not target.exists():
-        temporary = models / f".copying-{uuid.uuid4().hex}"
-        shutil.copytree(source.path, temporary)
-        try:
-            temporary.rename(target)
-        except OSError:  # Somebody else has just published the same bundle.
-            shutil.rmtree(temporary)
-    read_bundle(target, kind=kind)
-    return target.name
 
 
 def _write_catalogue(models: Path, catalogue: pa.Table) -> str:
@@ -91,11 +90,3 @@ def _write_catalogue(models: Path, catalogue: pa.Table) -> str:
     name = f"catalogue-{hashlib.sha256(temporary.read_bytes()).hexdigest()[:12]}.parquet"
     temporary.rename(models / name)
     return name
-
-
-def _write_users(models: Path, users: Mapping[str, UserState]) -> str:
-    # One file for good: states that feedback has updated since must not be lost by the next publication.
-    with UserStateStore(models / _USERS) as store:
-        known = set(store.get_many(list(users)))
-        store.put_many((user_id, user) for user_id, user in users.items() if user_id not in known)
-    return _USERS

@@ -18,15 +18,17 @@ from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.scenes.inference import SceneScorer
 from recfuse.serving.config import ServingConfig
+from recfuse.serving.contract import Contract
 from recfuse.serving.decision_log import DecisionLog, LogWriter
 from recfuse.serving.formats import Body, Reply, answering
 from recfuse.serving.fusion import FusionModel, FusionService, Ranking
 from recfuse.serving.meters import LocalMeters, Meters
-from recfuse.serving.models import ServedCatalogue, ServedModel
+from recfuse.serving.models import Follower, ServedCatalogue, ServedModel, Watcher
 from recfuse.serving.mover_process import MoverProcess
 from recfuse.serving.preview import FusionPreview, ScenesPreview
 from recfuse.serving.scenes import NoScorer, ScenesService, Scorer
 from recfuse.state.redis import RedisUserStates
+from recfuse.state.remembered import ReopenedUsers
 from recfuse.state.store import UserStates, UserStateStore
 
 M = TypeVar("M")
@@ -48,20 +50,20 @@ class _Followed(Generic[M]):
         self.model.pin(bundle)
 
     def describe(self) -> dict[str, Any]:
-        """What every replica says of its model in `GET /v1/models`."""
-        model, canary = self.model, self.model.canary
+        """What every replica says of its parts in `GET /v1/models`.
+
+        All replicas serve the same where each serves what it names as `wanted`: what the pointer names.
+        """
+        model, canary, catalogue = self.model, self.model.canary, self.catalogue
         loaded = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(model.loaded_at))
         share = None if canary is None else {"model_version": self._version(canary.model), "share": canary.share}
-        return {"model_version": self._version(model.current), "loaded_at": loaded, "error": model.error,
-                "canary": share, "canary_error": model.canary_error}
+        return {"model_version": self._version(model.current), "wanted": model.wanted, "loaded_at": loaded,
+                "error": model.error, "canary": share, "canary_error": model.canary_error,
+                "catalogue": {"name": catalogue.name, "wanted": catalogue.wanted}, "catalogue_error": catalogue.error}
 
     def events(self) -> list[dict[str, Any]]:
-        """Swaps and refusals since the replica began, the oldest first."""
-        return [asdict(event) for event in self.model.events]
-
-    def close(self) -> None:
-        self.model.close()
-        self.catalogue.close()
+        """Swaps and refusals since the replica began."""
+        return [asdict(event) for event in (*self.model.events, *self.catalogue.events)]
 
 
 class FusionReplica(FusionService):
@@ -69,20 +71,26 @@ class FusionReplica(FusionService):
 
     Args:
         meters: where measurements go; None nowhere.
+        follow: looks at the pointer; else whoever made this does, for several replicas together.
         log: takes decisions and feedback; None makes the one of the config.
 
     Raises:
         BundleError: the bundle must not be served.
     """
 
-    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None) -> None:
+    def __init__(self, config: ServingConfig, meters: Meters | None = None, log: LogWriter | None = None,
+                 follow: bool = True) -> None:
         _use_one_thread()
-        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds)
-        catalogue = ServedCatalogue(config.models, config.poll_seconds)
+        contract = Contract(config.supplements)
+        model = ServedModel(config.models, "fusion", _fusion_model, config.poll_seconds, contract=contract,
+                            meters=meters)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
-        super().__init__(config, model, self.log, _users(config), catalogue, meters)
-        self._preview = FusionPreview(config, model, self._users, catalogue)
+        users = _users(config)
+        super().__init__(config, model, self.log, users, catalogue, meters)
+        self._preview = FusionPreview(config, model, users, catalogue)
         self._followed = _Followed(model, catalogue, lambda model: model.version)
+        self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
         self._mover = None if not config.session_table else MoverProcess(
             config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
             self.meters)
@@ -96,8 +104,8 @@ class FusionReplica(FusionService):
         return await self._preview.decide(ranking)
 
     async def features(self, user_id: str) -> dict[str, Any]:
-        """What is stored of a user."""
-        return self._preview.features(user_id)
+        """Features of the state that are known of a user."""
+        return await self._preview.features(user_id)
 
     async def status(self) -> dict[str, Any]:
         """What happened to the model, and what was counted, since this replica began."""
@@ -106,16 +114,22 @@ class FusionReplica(FusionService):
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
-        followed = self._followed
-        return {**followed.describe(), "catalogue_error": followed.catalogue.error,
+        followed, mover = self._followed, None if self._mover is None else self._mover.describe()
+        return {**followed.describe(), "session_table": mover,
+                "session_table_error": None if mover is None else mover["error"],
                 **described(followed.model.current.vocabulary)}
+
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        """What follows the pointer."""
+        return self._followed.model, self._followed.catalogue
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}."""
         self._followed.pin(user_config)
 
     def close(self) -> None:
-        self._followed.close()
+        self._watcher.close()
         self.log.close()
         if self._mover is not None:
             self._mover.close()
@@ -126,42 +140,55 @@ class ScenesReplica(ScenesService):
 
     Args:
         meters: where measurements go; None nowhere.
+        follow: looks at the pointer; else whoever made this does, for several replicas together.
 
     Raises:
         BundleError: the bundle must not be served.
     """
 
-    def __init__(self, config: ServingConfig, meters: Meters | None = None) -> None:
+    def __init__(self, config: ServingConfig, meters: Meters | None = None, follow: bool = True) -> None:
         _use_one_thread()
-        model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer())
-        catalogue = ServedCatalogue(config.models, config.poll_seconds)
-        super().__init__(config, model, _users(config), catalogue, meters)
-        self._preview = ScenesPreview(config, model, self._users, catalogue)
+        contract = Contract(config.supplements)
+        model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer(),
+                                    contract, meters)
+        catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
+        users = _users(config)
+        super().__init__(config, model, users, catalogue, meters)
+        self._preview = ScenesPreview(config, model, users, catalogue)
         self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)
+        self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
 
     rank = answering(ScenesService.rank)
-    predict = answering(ScenesService.predict)  # type: ignore[assignment]  # a Reply where the request is refused
+    # A Reply where the request is refused.
+    predict = answering(ScenesService.predict)  # type: ignore[assignment]
+    check = answering(ScenesService.check)  # type: ignore[assignment]
 
     async def preview(self, body: Body) -> Ranking | Reply:
         """As `predict`, for nobody: see `ScenesPreview`."""
         return await self._preview.predict(body)
 
     async def status(self) -> dict[str, Any]:
-        """What happened to the model, and what was counted, since this replica began."""
+        """As that of the policy; the catalogue is followed alike."""
         totals = self.meters.totals() if isinstance(self.meters, LocalMeters) else {}
-        return {"events": self._followed.events(), "totals": totals}
+        events = [event for event in self._followed.events() if event["part"] == "scenes"]
+        return {"events": events, "totals": totals}
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
         followed = self._followed
         return {**followed.describe(), "tasks": dict(followed.model.current.tasks)}
 
+    @property
+    def followers(self) -> tuple[Follower, ...]:
+        """What follows the pointer."""
+        return self._followed.model, self._followed.catalogue
+
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}."""
         self._followed.pin(user_config)
 
     def close(self) -> None:
-        self._followed.close()
+        self._watcher.close()
 
 
 def _use_one_thread() -> None:
@@ -177,7 +204,10 @@ def _users(config: ServingConfig) -> UserStates | None:
     if config.users:
         return RedisUserStates(config.users)
     path = read_pointer(config.models).path(config.models, "users")
-    return None if path is None else UserStateStore(path)
+    if path is None:
+        return None
+    # Reads and writes that wait for long cost a user their state, so they do not wait for long.
+    return ReopenedUsers(lambda: UserStateStore(path, read_seconds=0.2, write_seconds=1.0))
 
 
 def described(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
 from recfuse.config import InvalidFieldError
+from recfuse.logs.ids import keys_of
 from recfuse.serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
+from recfuse.serving.checks import CheckedFeedback
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.formats import Body, RefusedError, Reply, decode, encode
-from recfuse.serving.fusion import Ranking, absence, check_columns, check_count
+from recfuse.serving.fusion import Ranking, check_columns, check_count
 from recfuse.serving.meters import Meters, NoMeters, Stopwatch
 from recfuse.serving.models import Models
-from recfuse.serving.schemas import Candidates, RecommendRequest, ScenesRequest, TaskFusion, User
-from recfuse.state.store import UserState, UserStates
+from recfuse.serving.schemas import Candidates, FeedbackRequest, RecommendRequest, ScenesRequest, TaskFusion, User
+from recfuse.state.clock import clock_features
+from recfuse.state.remembered import RememberedUsers
+from recfuse.state.store import UserStates
 
 _SCENES, _RECOMMEND = {"endpoint": "scenes"}, {"endpoint": "recommend"}
 _NO_SCORER = "no scorer is served here; `export --scenes` publishes one"
@@ -42,6 +47,11 @@ class Scorer(Protocol):
 
     @property
     def tasks(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    @property
+    def history_length(self) -> int: ...
+
+    def check_user(self, features: Mapping[str, Any]) -> None: ...
 
     def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores: ...
 
@@ -73,10 +83,41 @@ class NoScorer:
 
     version: str | None = None
     tasks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    history_length = 0
+
+    def check_user(self, features: Mapping[str, Any]) -> None:
+        """It reads none."""
 
     def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores:
         """Raises RefusedError."""
         raise RefusedError(404, "scene", scene, _NO_SCORER)
+
+
+@dataclass(frozen=True)
+class _KnownUser:
+    """Who asks, and what is known of them.
+
+    Attributes:
+        sent: features of the request, which go before stored ones.
+        history: the request's, else the stored one.
+        source: of the features, for the answer.
+    """
+
+    user: User
+    sent: Mapping[str, Any]
+    stored: Mapping[str, Any]
+    history: Sequence[int | str]
+    source: str
+
+    def without(self, field: str) -> _KnownUser | None:
+        """The same without a stored value that cannot be read; None where the request itself says it."""
+        place, _, name = field.partition(".")
+        if field == "history" and self.user.history is None and self.history:
+            return replace(self, history=(), source="degraded")
+        if place in ("user", "context") and name in self.stored and name not in self.sent:
+            stored = {other: value for other, value in self.stored.items() if other != name}
+            return replace(self, stored=stored, source="degraded")
+        return None
 
 
 class ScenesService:
@@ -92,7 +133,7 @@ class ScenesService:
 
     def __init__(self, config: ServingConfig, models: Models[Scorer], users: UserStates | None = None,
                  catalogue: CurrentCatalogue | None = None, meters: Meters | None = None) -> None:
-        self._config, self._models, self._users = config, models, users
+        self._config, self._models, self._users = config, models, RememberedUsers(users)
         self._catalogue = catalogue or FixedCatalogue()
         self.meters = meters or NoMeters()
 
@@ -110,8 +151,8 @@ class ScenesService:
         watch.lap("recfuse_decode_ms")
         weights = self._weights(scene, scorer.tasks[scene], request.weights)
         check_count(request.candidates.item_id, self._config.max_candidates)
-        features, history, _ = self._known(request.user)
-        scores = self._score(scorer, scene, request.user, features, history, request.candidates)
+        known = await self._known(request.user)
+        scores, _ = self._score(scorer, scene, known, request.candidates)
         watch.lap("recfuse_scorer_ms")
         total = fuse_tasks(scores.probabilities, weights, request.fusion)
         best = np.argsort(-total, kind="stable")[:request.top_n]
@@ -137,55 +178,81 @@ class ScenesService:
         candidates, own = request.candidates, request.candidates.predictions or {}
         check_columns(candidates.item_id, own, candidates.seen, self._config.max_candidates)
         if not own:
-            _require_scorable(scorer, request.scene, candidates.item_id)
-        features, history, known = self._known(request.user)
+            _require_scorable(scorer, request.scene)
+        known = await self._known(request.user)
         probabilities: Mapping[str, Any] = {}
         unknown: Mapping[str, int] = {}
-        if request.scene in scorer.tasks and _are_integers(candidates.item_id):
-            scores = self._score(scorer, request.scene, request.user, features, history, candidates)
+        if request.scene in scorer.tasks:
+            scores, known = self._score(scorer, request.scene, known, candidates)
             probabilities, unknown = scores.probabilities, scores.unknown
         watch.lap("recfuse_scorer_ms")
-        context, source = (request.context, "context") if request.context is not None else (features, known)
+        if request.context is not None:
+            known = _KnownUser(request.user, request.context, {}, (), "context")
         return Ranking(
             user_id=str(request.user.user_id), stage=request.stage, scene=request.scene, session_id=request.session_id,
-            state=request.state, context=context, context_source=source, item_ids=request.candidates.item_id,
+            state=request.state, context=known.sent, stored=known.stored, context_source=known.source,
+            item_ids=request.candidates.item_id,
             predictions={**probabilities, **own}, explore=request.explore, top_n=request.top_n, order=request.order,
             seed=request.seed, seen=candidates.seen, explain=request.explain, catalogue=True,
             elsewhere=frozenset(task for tasks in scorer.tasks.values() for task in tasks) if probabilities else None,
             packed=body.answer_packed, scorer_version=scorer.version if probabilities else None,
             extra={"scenes_version": scorer.version, "unknown": dict(unknown)})
 
-    def _known(self, user: User) -> tuple[Mapping[str, Any], Sequence[int], str]:
-        """The user's features (sent over stored ones) and history, and where the features came from."""
-        stored = self._users.get(str(user.user_id)) if self._users is not None else None
-        sent = user.model_extra or {}
-        features = {**(stored or UserState()).features, **sent}
-        history = user.history if user.history is not None else (stored or UserState()).history
-        return features, history, "context" if sent else "store" if stored is not None else absence(self._users)
+    async def check(self, body: Body) -> CheckedFeedback:
+        """The first half of feedback: refuses what a scorer could not read of the user later.
 
-    def _score(self, scorer: Scorer, scene: str, user: User, features: Mapping[str, Any], history: Sequence[int],
-               candidates: Candidates) -> Scores:
-        try:
-            scores = scorer.score(scene, {**features, "user_id": user.user_id, "history": list(history)},
-                                  self._columns(candidates))
-        except InvalidFieldError as error:
-            raise RefusedError(422, error.field, error.value, error.allowed) from None
+        Raises:
+            RefusedError: the request is bad.
+        """
+        request, arms = decode(FeedbackRequest, body), self._models.arms
+        scorers = [arms.current] if arms.canary is None else [arms.current, arms.canary.model]
+        checked = CheckedFeedback.of(request, body, max(scorer.history_length for scorer in scorers))
+        for scorer in scorers if request.features else ():
+            try:
+                scorer.check_user(request.features or {})
+            except InvalidFieldError as error:
+                name = error.field.partition(".")[2] or error.field
+                raise RefusedError(422, f"features.{name}", error.value, error.allowed) from None
+        return checked
+
+    async def _known(self, user: User) -> _KnownUser:
+        """What was sent of the user, what is stored, and where the features came from."""
+        known = await self._users.get(str(user.user_id))
+        sent = user.model_extra or {}
+        history = known.state.history if user.history is None else user.history
+        return _KnownUser(user, sent, known.state.features, history, "context" if sent else known.source)
+
+    def _score(self, scorer: Scorer, scene: str, known: _KnownUser,
+               candidates: Candidates) -> tuple[Scores, _KnownUser]:
+        """The scores, and what was known of the user without stored values that the scorer cannot read."""
+        columns = self._columns(candidates)
+        while True:
+            features = {**known.stored, **clock_features(self._config.time_zone), **known.sent,
+                        "user_id": known.user.user_id, "history": list(known.history)}
+            try:
+                scores = scorer.score(scene, features, columns)
+                break
+            except InvalidFieldError as error:
+                readable = known.without(error.field)
+                if readable is None:
+                    raise RefusedError(422, error.field, error.value, error.allowed) from None
+                known = readable
         unknown = scores.unknown.get("item_id", 0) / len(candidates.item_id)
         self.meters.record("recfuse_unknown_share", unknown, {"scene": scene})
-        return scores
+        return scores, known
 
     def _columns(self, candidates: Candidates) -> dict[str, np.ndarray]:
         """The items' features: the catalogue's, and over them what was sent."""
-        item_ids = np.array(candidates.item_id, np.int64)
+        keys = keys_of(candidates.item_id)
         columns: dict[str, np.ndarray] = {}
         if (catalogue := self._catalogue.current) is not None:
-            columns = catalogue.features(catalogue.positions(item_ids))
+            columns = catalogue.features(catalogue.positions(keys))
         for name, values in (candidates.model_extra or {}).items():
-            if len(values) != len(item_ids):
+            if len(values) != len(keys):
                 raise RefusedError(422, f"candidates.{name}", f"{len(values)} values",
-                                   f"{len(item_ids)} values, one for each item_id")
+                                   f"{len(keys)} values, one for each item_id")
             columns[name] = _array(values)
-        return {**columns, "item_id": item_ids}
+        return {**columns, "item_id": keys}
 
     def _weights(self, scene: str, tasks: Sequence[str], sent: Mapping[str, float] | None) -> dict[str, float]:
         weights = self._config.scene_weights.get(scene, dict.fromkeys(tasks, 1.0)) if sent is None else sent
@@ -198,7 +265,7 @@ class ScenesService:
             raise RefusedError(422, "weights", dict(weights), "weights with a sum > 0")
         return dict(weights)
 
-    def _items(self, item_ids: Sequence[int], scores: Scores, total: np.ndarray,
+    def _items(self, item_ids: Sequence[int | str], scores: Scores, total: np.ndarray,
                best: np.ndarray) -> list[dict[str, Any]]:
         chosen = [item_ids[i] for i in best.tolist()]
         columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
@@ -213,20 +280,12 @@ def _require_scene(scorer: Scorer, scene: str) -> None:
         raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks) or f"nothing: {_NO_SCORER}")
 
 
-def _require_scorable(scorer: Scorer, scene: str, item_ids: Sequence[int | str]) -> None:
+def _require_scorable(scorer: Scorer, scene: str) -> None:
     """Refuses a request without predictions that the scorer cannot make any for."""
     if not scorer.tasks:
         raise RefusedError(422, "candidates.predictions", None, f"a column for each fusion parameter: {_NO_SCORER}")
     if scene not in scorer.tasks:
         raise RefusedError(422, "scene", scene, ", ".join(scorer.tasks))
-    if not _are_integers(item_ids):
-        place, bad = next((place, each) for place, each in enumerate(item_ids) if isinstance(each, str))
-        raise RefusedError(422, f"candidates.item_id[{place}]", bad,
-                           "an integer, as the scorer knows items, or candidates with predictions of their own")
-
-
-def _are_integers(item_ids: Sequence[int | str]) -> bool:
-    return not any(isinstance(each, str) for each in item_ids)
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:

@@ -12,12 +12,12 @@ from recfuse.serving.formats import OrPacked
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Numbers = Annotated[list[Number], Field(fail_fast=True), OrPacked("<f8")]
 Id = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
-Integer = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
-Integers = Annotated[list[Integer], Field(fail_fast=True), OrPacked("<i8")]
+# Signed and unsigned, up to 64 bits.
+Integer = Annotated[int, Field(strict=True, ge=-(2**63), le=2**64 - 1)]
 Value = Annotated[str, Field(strict=True)] | Annotated[bool, Field(strict=True)] | Integer | Number | None
 Values = Annotated[list[Value], Field(fail_fast=True), OrPacked("<f8")]
 ItemIds = Annotated[list[Integer | Id], Field(min_length=1, fail_fast=True), OrPacked("<i8")]
-IntegerItemIds = Annotated[list[Integer], Field(min_length=1, fail_fast=True), OrPacked("<i8")]
+History = Annotated[list[Integer | Id], Field(fail_fast=True), OrPacked("<i8")]
 Flags = Annotated[list[Annotated[bool, Field(strict=True)]], Field(fail_fast=True)]
 UserId = Id | Integer
 Order = Literal["descending", "ascending"]
@@ -63,7 +63,7 @@ class User(BaseModel):
     __pydantic_extra__: dict[str, Value]
 
     user_id: UserId
-    history: Integers | None = Field(None, description="watched item ids, oldest first")
+    history: History | None = Field(None, description="watched item ids, oldest first")
 
 
 class Candidates(BaseModel):
@@ -72,14 +72,12 @@ class Candidates(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Values]
 
-    item_id: IntegerItemIds
+    item_id: ItemIds = Field(description="integers of up to 64 bits or strings; 7 and \"7\" are one id")
 
 
 class OpenCandidates(Candidates):
     """The same, which of them are not to be shown again, and what the client predicts of them itself."""
 
-    item_id: ItemIds = Field(  # type: ignore[assignment]
-        description="integers where the scorer predicts; any ids where all predictions are the client's")
     predictions: dict[str, Numbers] | None = Field(None, description=(
         "prediction name → one number a candidate; they go before the scorer's, and need no scorer"))
     seen: Flags | None = Field(None, description=_SEEN)
@@ -119,7 +117,7 @@ class FeedbackRequest(_Message):
     feedback: dict[str, Number] = Field(description="behaviour → value, by the names of the vocabulary")
     event_id: Id | None = Field(None, description="makes equal bodies different events; without it they are one")
     user_id: UserId | None = Field(None, description="with it, `items` and `features` update the stored user state")
-    items: Integers | None = Field(None, description="watched item ids, oldest first")
+    items: History | None = Field(None, description="watched item ids, oldest first")
     features: dict[str, Value] | None = Field(None, description="features of the user that changed")
     session_end: bool = Field(False, strict=True)
 
@@ -144,7 +142,7 @@ class FusionAnswer(BaseModel):
 
 
 class SceneItem(BaseModel):
-    item_id: int
+    item_id: int | str
     score: float
     probabilities: dict[str, float]
     catalogue: dict[str, Any] | None = Field(description="price now and before, image, parameters; null if unknown")
@@ -174,6 +172,9 @@ class RecommendAnswer(FusionAnswer):
 class FeedbackAnswer(BaseModel):
     request_id: str
     accepted: bool
+    state_source: Literal["store", "default", "degraded"] | None = Field(None, description=(
+        "`store` where the user's state is updated, `degraded` where it may not be, `default` where none is kept; null "
+        "where nothing was to be updated"))
 
 
 class ErrorDetail(BaseModel):

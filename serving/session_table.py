@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,22 @@ class Progress:
     version: int = 0
     before: Places = field(default_factory=dict)
     after: Places = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of `events`.
+
+    Attributes:
+        row: `request_id`, `event_id` and `ts` (seconds since 1970) of it, where they are known.
+        status: what became of it; `reason`: why.
+        text: of the whole row.
+    """
+
+    row: Mapping[str, Any]
+    status: str
+    reason: str | None
+    text: str
 
 
 class SessionTable:
@@ -143,16 +159,16 @@ class SessionTable:
         columns = {name: pa.array(values[name], schema.field(name).type) for name in values}
         self._commit(SESSIONS, complete({**columns, "candidates": candidates}, schema), after)
 
-    def commit_events(self, rows: list[dict[str, Any]], statuses: list[str], reasons: list[str | None],
-                      texts: list[str], after: Places) -> None:
-        """Adds events, each with what became of it, why, and its whole row as text; moves the places of `events`."""
+    def commit_events(self, events: Sequence[Event], after: Places) -> None:
+        """Adds events and moves the places of `events`."""
         self._commit(EVENTS, pa.table({
-            "request_id": [row["request_id"] for row in rows],
-            "event_id": [row.get("event_id") for row in rows],
-            "ts": pa.array(_microseconds(row["ts"] for row in rows), pa.timestamp("us", "UTC")),
-            "status": statuses,
-            "reason": reasons,
-            "row": texts,
+            "request_id": [event.row["request_id"] for event in events],
+            "event_id": [event.row.get("event_id") for event in events],
+            "ts": pa.array([None if (ts := event.row.get("ts")) is None else _microseconds([ts])[0]
+                            for event in events], pa.timestamp("us", "UTC")),
+            "status": [event.status for event in events],
+            "reason": [event.reason for event in events],
+            "row": [event.text for event in events],
         }, schema=_EVENT_SCHEMA), after)
 
     def decision_times(self, request_ids: set[str], oldest: float) -> dict[str, float]:

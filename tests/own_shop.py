@@ -141,14 +141,14 @@ class Shop:
         directory.mkdir(parents=True, exist_ok=True)
         rng, rows = np.random.default_rng(4), []
         for number, visit in enumerate(self.visits(requests, seed=4)):
-            rows += [{"user_id": visit.user, "item_id": int(visit.items[place]), "scene": visit.scene,
+            rows += [{"user_id": f"user-{visit.user}", "item_id": f"sku-{visit.items[place]}", "scene": visit.scene,
                       "ts": START + datetime.timedelta(minutes=number),
                       "add_to_cart": int(rng.random() < visit.chance[place])} for place in visit.page(TODAY)]
         pq.write_table(pa.Table.from_pylist(rows), directory / "rows.parquet")
-        pq.write_table(pa.table({"user_id": np.arange(USERS), "segment": ["new", "known"] * (USERS // 2)}),
-                       directory / "users.parquet")
-        pq.write_table(pa.table({"item_id": np.arange(ITEMS), "price": self.margin.astype(np.float32)}),
-                       directory / "items.parquet")
+        pq.write_table(pa.table({"user_id": [f"user-{user}" for user in range(USERS)],
+                                 "segment": ["new", "known"] * (USERS // 2)}), directory / "users.parquet")
+        pq.write_table(pa.table({"item_id": [f"sku-{item}" for item in range(ITEMS)],
+                                 "price": self.margin.astype(np.float32)}), directory / "items.parquet")
 
 
 def play(url: str, visits: list[Visit], seed: int, workers: int = 4) -> int:
@@ -178,9 +178,9 @@ def played_with_scorer(url: str, visits: list[Visit]) -> float:
     revenue = []
     with httpx.Client(base_url=url, timeout=30) as client:
         for visit in visits:
-            items = visit.items.tolist()
+            items = [f"sku-{item}" for item in visit.items]
             answer = client.post("/v1/recommend", json={
-                "user": {"user_id": visit.user}, "scene": visit.scene, "top_n": PAGE, "explore": False,
+                "user": {"user_id": f"user-{visit.user}"}, "scene": visit.scene, "top_n": PAGE, "explore": False,
                 "candidates": {"item_id": items, "predictions": {"margin": visit.margin.tolist()}},
             }).raise_for_status().json()
             revenue.append(visit.revenue(np.array([items.index(item["item_id"]) for item in answer["items"]])))

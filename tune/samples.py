@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from recfuse.logs.config import IngestConfig
+from recfuse.logs.exposures import SCORER_SHARE
 from recfuse.logs.ingest import ingest
 from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.scenes.config import TrainScenesConfig
@@ -28,7 +29,7 @@ def make_samples(demo: str, exposures: str = "embedded") -> None:
     if (samples / VOCABULARY_FILE).is_file():
         return
     logger.info("sweep: %s is absent; making the demo's samples", samples)
-    scorer = TrainScenesConfig(exposures=exposures, output=f"{demo}/scenes")
+    scorer = TrainScenesConfig(exposures=exposures, output=f"{demo}/scenes", share=SCORER_SHARE)
     source = read_source(scorer.exposures, scorer.layout, scorer.orphan, scorer.registry)
     scenes = train_scenes(scorer, source.exposures, source.registry, source.features)
     world = simulate(SimulateConfig(exposures=exposures, scorer=str(scenes.bundle), output=f"{demo}/simulation"))

@@ -158,6 +158,9 @@ class Vocabulary(Config):
                           "nothing leaves them as they are.")
     action_range: tuple[float, float] | None = Field(
         None, description="Range (low, high) that actions are squashed into; mu and sigma are of what was squashed.")
+    time_zone: str | None = Field(
+        None, description="Zone of the clock features `hour` and `weekday`, such as Europe/Berlin; nothing leaves it "
+                          "to the server, whose own is UTC.")
     scenes: tuple[str, ...] = Field((), description="Scenes that a log may name; empty allows any.")
     stages: tuple[Stage, ...] = Field(STAGES, description="Stages that a log may name.")
 
@@ -236,12 +239,14 @@ class Vocabulary(Config):
             parts.append(self.candidate_features.to_dict())
         if self.curves is not None:
             parts.append([curve.to_dict() for curve in self.curves])
+        if self.time_zone is not None:
+            parts.append(self.time_zone)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def differences(self, other: Vocabulary) -> tuple[str, ...]:
         """Fields that give a logged row another meaning under the other vocabulary."""
         names = ("fusion_parameters", "state_size", "state_features", "candidate_features", "formula", "curves",
-                 "action_range")
+                 "action_range", "time_zone")
         fields = ["behaviours"] if set(self.behaviour_names) != set(other.behaviour_names) else []
         fields += [name for name in names if getattr(self, name) != getattr(other, name)]
         if self.formula == other.formula != "linear" and self.offset != other.offset:
@@ -249,9 +254,10 @@ class Vocabulary(Config):
         return tuple(fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; a range, curves or candidate features are left out where there are none, as in older files."""
+        """Plain values; a range, curves, candidate features or a zone are left out where there are none, as in older
+        files."""
         plain = super().to_dict()
-        for name in ("action_range", "curves", "candidate_features"):
+        for name in ("action_range", "curves", "candidate_features", "time_zone"):
             if plain[name] is None:
                 del plain[name]
         return plain

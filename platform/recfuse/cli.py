@@ -31,6 +31,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "While it runs": (
         Command("collect", "jobs.collect", "decisions and feedback of serving → session logs"),
+        Command("ab", "jobs.ab", "session logs of a canary → its A/B test and a verdict, at any time"),
         Command("check", "jobs.check", "session logs: rows, exploration, and how many more days an effect needs"),
     ),
     "Learn, judge, publish": (
@@ -38,6 +39,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("train", "jobs.train_fusion", "samples → fusion policy"),
         Command("evaluate", "jobs.evaluate", "policy and held-out session logs → estimates and a report"),
         Command("export", "jobs.export", "bundles → the models directory that serving watches"),
+        Command("rollout", "jobs.rollout", "a candidate → gate, canary share by share, promoted or rolled back"),
+        Command("loop", "jobs.loop", "all of that by itself, every hour: collect, learn, gate, canary, verdict"),
         Command("train-scenes", "jobs.train_scenes", "exposures → multi-scene scorer"),
         Command("sweep", "tune.sweep", "one trial per choice of a search space, and the frontier"),
     ),

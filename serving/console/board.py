@@ -140,9 +140,10 @@ def _of_audit(rows: Sequence[Row]) -> Iterator[Moment]:
 def _of_events(events: Sequence[Mapping[str, Any]]) -> Iterator[Moment]:
     words = {"served": "serves", "refused": "is refused", "canary": "serves a canary's users",
              "canary refused": "is refused as a canary", "no canary": "is no canary any more"}
-    for event in (each for each in events if each["version"] != "none"):
-        kind = "policy" if event["kind"] == "fusion" else "scorer"
-        yield Moment(event["at"], "this replica", f"{kind} {event['version']} {words[event['what']]}", event["why"],
+    parts = {"fusion": "policy", "scenes": "scorer", "catalogue": "catalogue"}
+    for event in (each for each in events if each["version"] or each["why"]):
+        yield Moment(event["at"], "this replica",
+                     f"{parts[event['part']]} {event['version']} {words[event['what']]}", event["why"],
                      "back" if "refused" in event["what"] else "")
 
 

@@ -56,14 +56,14 @@ def _slider(feature: StateFeature) -> dict[str, Any]:
     return {"name": feature.name, "low": low, "high": high, "default": feature.default, "log": feature.log}
 
 
-def draw_candidates(models: str, count: int, seed: int) -> list[int]:
+def draw_candidates(models: str, count: int, seed: int) -> list[int | str]:
     """Ids of the catalogue, drawn without repetition; none where there is no catalogue."""
     catalogue = read_pointer(models).path(models, "catalogue")
     if catalogue is None:
         return []
     item_ids = pq.read_table(catalogue, columns=["item_id"])["item_id"].to_numpy()
     chosen = np.random.default_rng(seed).choice(item_ids, min(count, len(item_ids)), replace=False)
-    return [int(each) for each in chosen]
+    return list(chosen.tolist())
 
 
 def shown(models: str, answer: Mapping[str, Any], draws: int, seed: int) -> dict[str, Any]:

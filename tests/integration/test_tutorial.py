@@ -171,13 +171,17 @@ def check_policy(tutorial: Tutorial) -> None:
 
 def check_scorer(tutorial: Tutorial) -> None:
     """The scorer predicts `add_to_cart`, the client sends `margin`; what nobody predicts is named."""
-    body: dict[str, Any] = {"user": {"user_id": 7}, "scene": "home", "explain": True, "explore": False,
-                            "candidates": {"item_id": [1, 2, 3], "predictions": {"margin": [1.5, 9.0, 2.0]}}}
+    body: dict[str, Any] = {"user": {"user_id": "user-7"}, "scene": "home", "explain": True, "explore": False,
+                            "candidates": {"item_id": ["sku-1", "sku-2", "sku-3"],
+                                           "predictions": {"margin": [1.5, 9.0, 2.0]}}}
     assert tutorial.server is not None
     until(lambda: httpx.get(f"{tutorial.url}/v1/models").json()["scenes"]["tasks"], 20, tutorial.server)
     answer = httpx.post(f"{tutorial.url}/v1/recommend", json=body).json()
     assert {name for item in answer["items"] for name in item["predictions"]} == set(PREDICTIONS)
     assert answer["scenes_version"].startswith("scenes-")
+    assert "user_id" not in answer["unknown"]
+    assert answer["unknown"].get("item_id", 0) < 3, "some of them were hardly ever shown, not all"
+    assert answer["items"][0]["catalogue"]["price"] is not None
     visits = tutorial.shop.visits(200, seed=98)
     today, served = tutorial.shop.truth(TODAY, visits), played_with_scorer(tutorial.url, visits)
     print(f"revenue a request: today {today:.3f}, learned policy on the scorer {served:.3f}")  # noqa: T201

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,8 +112,11 @@ def _rename(temporary: Path, target: Path) -> None:
         read_bundle(target)  # It is trusted only when it verifies.
 
 
-def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
+def read_bundle(path: str | Path, kind: BundleKind | None = None, only: Collection[str] | None = None) -> Bundle:
     """Reads a bundle, verifying its name and the SHA-256 of every file.
+
+    Args:
+        only: stems of the files whose tensors are kept; None keeps all.
 
     Raises:
         BundleError: names the file, what was found and what was expected.
@@ -122,6 +125,26 @@ def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
     import safetensors.torch
 
     path = Path(path)
+    manifest, files = _read_manifest(path, kind)
+    tensors = {}
+    for file, digest in sorted(files.items()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise BundleError(f"{path.name}/{MANIFEST}: file name {file!r}; expected NAME.safetensors")
+        kept = only is None or Path(file).stem in only
+        payload = _read(path / file) if kept else b""
+        if (actual := _sha256(payload) if kept else _sha256_of(path / file)) != digest:
+            raise BundleError(f"{path.name}/{file}: SHA-256 is {actual}; expected {digest}")
+        if not kept:
+            continue
+        try:
+            tensors[Path(file).stem] = safetensors.torch.load(payload)
+        except safetensors.SafetensorError as error:
+            raise BundleError(f"{path.name}/{file}: {error}; expected a safetensors file") from None
+    return Bundle(path=path, manifest=manifest, tensors=tensors)
+
+
+def _read_manifest(path: Path, kind: BundleKind | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The verified manifest, and the SHA-256 of each file."""
     text = _read(path / MANIFEST)
     try:
         manifest = json.loads(text)
@@ -137,18 +160,26 @@ def read_bundle(path: str | Path, kind: BundleKind | None = None) -> Bundle:
     expected = _name(content, text)
     if path.name != expected:
         raise BundleError(f"{path.name}/{MANIFEST}: content hash gives the name {expected!r}; expected {path.name!r}")
-    tensors = {}
-    for file, digest in sorted(files.items()):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise BundleError(f"{path.name}/{MANIFEST}: file name {file!r}; expected NAME.safetensors")
-        payload = _read(path / file)
-        if (actual := _sha256(payload)) != digest:
-            raise BundleError(f"{path.name}/{file}: SHA-256 is {actual}; expected {digest}")
+    return manifest, files
+
+
+def copy_bundle(bundle: str | Path, root: str | Path, kind: BundleKind) -> Path:
+    """Copies a verified bundle into a directory of bundles and returns its place there; one that is there stays.
+
+    Raises:
+        BundleError: it does not verify, there or here.
+    """
+    source, root = read_bundle(bundle, kind=kind), Path(root)
+    target = root / source.version
+    if not target.exists():
+        temporary = root / f".copying-{uuid.uuid4().hex}"
+        shutil.copytree(source.path, temporary)
         try:
-            tensors[Path(file).stem] = safetensors.torch.load(payload)
-        except safetensors.SafetensorError as error:
-            raise BundleError(f"{path.name}/{file}: {error}; expected a safetensors file") from None
-    return Bundle(path=path, manifest=manifest, tensors=tensors)
+            temporary.rename(target)
+        except OSError:  # Somebody else has just copied the same bundle.
+            shutil.rmtree(temporary)
+    read_bundle(target, kind=kind)
+    return target
 
 
 def newest_bundle(path: str | Path, kind: BundleKind) -> Path:
@@ -217,6 +248,15 @@ def _sha256(payload: bytes) -> str:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path.parent.name}/{path.name}: {error.strerror}; expected a readable file") from None
+
+
+def _sha256_of(path: Path) -> str:
+    """Of a file that may be larger than there is memory for."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BundleError(f"{path.parent.name}/{path.name}: {error.strerror}; expected a readable file") from None
 

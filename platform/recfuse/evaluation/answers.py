@@ -160,7 +160,7 @@ class Evidence:
     Attributes:
         hidden: [m], by how much the weights that are missing would move a normalised estimate, by what requests of
             large weights bring; None where the mean ratio itself decides.
-        events: [m], effective numbers of weighted events, inf of feedback that has no small number of them; None where
+        events: [m], how many events the weights leave, inf of feedback that has no small number of them; None where
             nobody counts.
     """
 

@@ -2,14 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
-from recfuse.evaluation.answers import MIN_ESS, EstimateOptions
+from recfuse.evaluation.answers import MIN_ESS, MIN_EVENTS, EstimateOptions
 from recfuse.logs.reading import ReadingConfig
 from recfuse.stats.intervals import LEVEL
+
+
+class Targets(Config):
+    """What a change of the served model must bring, and what it must not cost; relative to the model before it."""
+
+    goals: Mapping[str, float] = Field({}, description=(
+        "Each of these measures must surely change by more than its number, such as `watch_time: 0`."))
+    floors: Mapping[str, float] = Field({}, description=(
+        "None of these measures may fall below its relative change, such as `like: -0.01`."))
+    unproven: tuple[str, ...] = Field((), description=(
+        "The floors of these measures need only not be surely broken; all others must surely be kept before a model is "
+        "promoted."))
+    effect: float = Field(0.02, gt=0, description=(
+        "Intervals are tightest about the size of test that finds this relative effect; decide it before the first "
+        "look."))
+    level: float = Field(LEVEL, gt=0, lt=1, description=(
+        "Intervals hold the truth with this probability, at all looks at once."))
+    min_users: int = Field(100, ge=2, description="Of an arm with fewer users nothing is claimed.")
+    min_events: float = Field(MIN_EVENTS, ge=0, description=(
+        "Of a measure with a smaller effective number of events in an arm nothing is claimed."))
+    ratio_level: float = Field(0.001, gt=0, lt=1, description=(
+        "There is no verdict where the arms' numbers of users are less likely than this."))
+    max_strays: float = Field(0.01, ge=0, le=1, description=(
+        "There is no verdict where a larger share of decisions was not made by the model of the user's arm."))
+
+    @model_validator(mode="after")
+    def _check(self) -> Targets:
+        for name, floor in self.floors.items():
+            require(-1 <= floor <= 0, f"floors.{name}", floor, "a relative change in [-1, 0]")
+        for name, goal in self.goals.items():
+            require(goal >= 0, f"goals.{name}", goal, "a relative change ≥ 0")
+        strangers = sorted(set(self.unproven) - set(self.floors))
+        require(not strangers, "unproven", strangers, "names of floors")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every measure with a goal or a floor, once."""
+        return tuple(dict.fromkeys([*self.goals, *self.floors]))
+
+
+class AbConfig(Config):
+    """A log of what was served, the two models whose users are compared, and by what."""
+
+    logs: str = Field("runs/session_logs", min_length=1, description=(
+        "Session table of serving, or session logs, on any filesystem; `recfuse collect` writes it."))
+    vocabulary: str = Field("", description="YAML file of the vocabulary; empty takes the one that lies in the log.")
+    models: str = Field("runs/models", description=(
+        "The current.json of this directory says what base, canary and share are where they are not named."))
+    part: Literal["fusion", "scenes"] = Field("fusion", description="Policies are compared, or scorers.")
+    base: str = Field("", description="Version of the model of everybody else; empty takes the served one.")
+    canary: str = Field("", description="Version of the model of a share of the users; empty takes the served canary.")
+    share: float = Field(0.0, ge=0, lt=1, description="The canary's share of the users; 0 takes the served one.")
+    since: str = Field("", description=(
+        "The test began at this ISO time (UTC where no zone is named); empty takes the canary's first decision."))
+    until: str = Field("", description="Decisions before this ISO time count; empty takes all.")
+    known_until: str = Field("", description=(
+        "What users did before this ISO time makes the comparison surer; empty takes the beginning of the test."))
+    known_days: float = Field(14.0, ge=0, description="So many days before it count; 0 adjusts for nothing.")
+    gap_minutes: float = Field(30.0, gt=0, description=(
+        "Where `session_id` is absent, a pause of more minutes than this ends a session."))
+    targets: Targets = Field(default_factory=Targets, description="Goals and floors, and how sure they must be.")
+
+    @model_validator(mode="after")
+    def _check(self) -> AbConfig:
+        for name in ("since", "until", "known_until"):
+            text = getattr(self, name)
+            require(not text or parse_time(text) is not None, name, text, "an ISO time, as 2022-05-04T00:00")
+        require(not self.base or self.base != self.canary, "canary", self.canary, "another model than base")
+        return self
 
 
 class CheckConfig(ReadingConfig):

@@ -110,7 +110,7 @@ def ratio_part(ratios: Ratios, top: Vector, bottom: Vector, user_id: ArrayLike, 
         name or ("NCIS" if normalise else "IS"), ratios, top, user_id, options, logged=top.sum(0) / bottom.sum(),
         size=effective_sample_size(weight[counted]), of=int(counted.sum()), per=per, window=window,
         normalise=normalise, pull=(top, bottom) if normalise else None)
-    evidence = dataclasses.replace(evidence, events=events(sums[:, :width]))
+    evidence = dataclasses.replace(evidence, events=events(sums[:, width + 1:-1], evidence.size / counted.sum()))
 
     def value(s: Vector) -> Vector:
         return s[:, :width] / s[:, width:width + 1]

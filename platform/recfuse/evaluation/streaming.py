@@ -232,7 +232,7 @@ def estimates_of_sums(sums: pa.Table, options: EstimateOptions = DEFAULTS,
     for name, bottom, normalise in (("NCIS", weight, True), ("IS", rows, False)):
         evidence = Evidence(estimator=name, logged=plain.sum(0) / count, size=size, requests=count, users=len(weight),
                             capped_share=float(capped.sum()) / count, mean_ratio=mean_ratio, cap=cap,
-                            events=events(weighted),
+                            events=events(plain, size / count),
                             refused=refusal(size, options, count, len(weight), mean_ratio, normalise=normalise))
         answers.append(replace(conclude(evidence, np.column_stack([weighted, bottom, plain, rows]), value, options,
                                         change), drawn=None))

@@ -101,13 +101,18 @@ def bias_bound(values: Vector, mean_ratio: float) -> Vector:
     return reach * max(1 - mean_ratio, 0.0)
 
 
-def events(per_user: Vector) -> Vector:
-    """[m], effective numbers of events, `(Σ_u x_u)² / Σ_u x_u²` of weighted feedback [U, m] per user; inf of feedback
-    with values below 0, whose sum may be small for other reasons."""
+def events(per_user: Vector, share: float) -> Vector:
+    """[m], how many events the weights leave, `share · (Σ_u x_u)² / Σ_u x_u²` of the log's feedback [U, m] per user;
+    inf of feedback with values below 0, whose sum may be small for other reasons.
+
+    Args:
+        share: effective sample size of the weights over the number of requests. It does not say which events have large
+            weights, and must not: logs where those are many also have too large an estimate.
+    """
     squares = (per_user**2).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         number = per_user.sum(0)**2 / squares
-    return np.where((per_user < 0).any(0), np.inf, np.where(squares > 0, number, 0.0))
+    return np.where((per_user < 0).any(0), np.inf, np.where(squares > 0, share * number, 0.0))
 
 
 def hidden(weight: Vector, top: Vector, bottom: Vector, missing: float) -> Vector:

@@ -59,7 +59,7 @@ def plain_columns(table: pa.Table, behaviours: tuple[str, ...], known: tuple[str
             raise InvalidFieldError(name, f"{count} columns of this name", "one")
         if count == 0 or (name in _OF_CANDIDATES and "candidates" not in table.column_names):
             continue
-        column = _decoded(table[name])
+        column = decoded(table[name])
         if name == "ts":
             columns[name], note = _time(column)
             notes += note
@@ -102,16 +102,23 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(_types.is_floating(kind) or _types.is_integer(kind) or _types.is_decimal(kind))
 
 
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def floats(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Numbers and booleans as float64; integers beyond 2⁵³ are rounded, decimals are read by their digits."""
+    if _types.is_decimal(column.type):
+        column = pc.cast(column, pa.string())
+    return column.cast(pa.float64(), safe=False)
+
+
+def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Without dictionaries, run-length codes, extension types and views."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
-        return _uuids(column) if kind.extension_name == "arrow.uuid" else _decoded(column)
+        return _uuids(column) if kind.extension_name == "arrow.uuid" else decoded(column)
     if _types.is_dictionary(kind):
-        return _decoded(pc.cast(column, kind.value_type))
+        return decoded(pc.cast(column, kind.value_type))
     if _types.is_run_end_encoded(kind):
-        return _decoded(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
+        return decoded(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
     if _types.is_string_view(kind):
         return pc.cast(column, pa.large_string())
     if kind == pa.binary_view():
@@ -244,14 +251,14 @@ def _candidates(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _lists(column: pa.ChunkedArray, name: str, convert: Callable[[pa.ChunkedArray, str], pa.ChunkedArray]
            ) -> pa.ChunkedArray:
     """Large lists of converted elements."""
-    column = _decoded(column)
+    column = decoded(column)
     if _types.is_null(column.type):
         column = pc.cast(column, pa.large_list(pa.null()))
     if not _is_nested(column.type):
         raise InvalidFieldError(name, str(column.type), "a list")
     whole = _joined(column)
     ends = _ends(whole)
-    elements = _joined(convert(_decoded(pa.chunked_array([whole.flatten()])), name))
+    elements = _joined(convert(decoded(pa.chunked_array([whole.flatten()])), name))
     return pa.chunked_array([pa.LargeListArray.from_arrays(ends, elements, mask=pc.is_null(whole))])
 
 
@@ -290,7 +297,7 @@ def _feedback(column: pa.ChunkedArray, behaviours: tuple[str, ...]) -> tuple[pa.
         if names.count(name) != 1:
             problem = "missing behaviour" if name not in names else f"{names.count(name)} fields of this name"
             raise InvalidFieldError(f"feedback.{name}", problem, f"struct of {', '.join(behaviours)}")
-        values = _decoded(pc.struct_field(column, name))
+        values = decoded(pc.struct_field(column, name))
         if not (is_number(values.type) or _types.is_boolean(values.type) or _types.is_null(values.type)):
             raise InvalidFieldError(f"feedback.{name}", str(values.type), "a number")
         fields.append(_float(values))
@@ -312,7 +319,7 @@ def _of_map(column: pa.ChunkedArray, behaviours: tuple[str, ...]) -> tuple[pa.Ch
 
 def _with_plain_keys(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A map whose keys are no codes of a dictionary, and no views."""
-    plain = _decoded(pa.chunked_array([chunk.keys for chunk in column.chunks], column.type.key_type)).type
+    plain = decoded(pa.chunked_array([chunk.keys for chunk in column.chunks], column.type.key_type)).type
     if plain == column.type.key_type:
         return column
     return pc.cast(column, pa.map_(plain, column.type.item_type))

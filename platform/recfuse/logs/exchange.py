@@ -1,4 +1,4 @@
-"""From the pieces of a log to sample files on Ray Data: two keyed exchanges, no global sort.
+"""From the pieces of a log to sample files, or to sums per user, on Ray Data: keyed exchanges, no global sort.
 
 The first exchange brings the rows of a request together, for duplicates; the second those of a user, for sessions.
 Every task's result is named by its input (piece or hash partition), so a task that Ray runs twice writes the same file
@@ -139,6 +139,26 @@ def map_samples(source: LogSource, function: Callable[[Piece, pa.Table], pa.Tabl
                                   override_num_blocks=min(len(listing), _MOST_BLOCKS))
     yield from dataset.map_batches(apply, batch_size=1, batch_format="pyarrow").iter_batches(
         batch_size=None, batch_format="pyarrow")
+
+
+def fold_pieces(pieces: list[Piece], read: Callable[[Piece], pa.Table], merge: Callable[[pa.Table], pa.Table],
+                partition: str, partitions: int) -> Iterator[pa.Table]:
+    """What `merge` makes of all rows of a hash partition, computed on the initialised Ray, in no order.
+
+    Args:
+        read: the rows of a piece, of one schema for all pieces.
+        partition: the column with a row's partition, an integer in [0, partitions).
+    """
+    def apply(batch: pa.Table) -> pa.Table:
+        [piece] = [Piece(**row) for row in batch.to_pylist()]
+        return read(piece)
+
+    ray_compat.no_progress_bars()
+    dataset = ray.data.from_items([asdict(piece) for piece in pieces],
+                                  override_num_blocks=min(len(pieces), _MOST_BLOCKS))
+    yield from (dataset.map_batches(apply, batch_size=1, batch_format="pyarrow")
+                .groupby(partition, num_partitions=partitions).map_groups(merge, batch_format="pyarrow")
+                .iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 def _number_of(group: pa.Table) -> int:

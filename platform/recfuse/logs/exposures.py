@@ -17,6 +17,7 @@ LABELS = ("click", "long_view", "like", "follow", "comment", "forward", "hate")
 
 # The simulator's response model is fitted on rows with `row_share` below this, the scorer on the others.
 RESPONSE_SHARE = 0.3
+SCORER_SHARE = 1 - RESPONSE_SHARE
 
 ROWS_SCHEMA = pa.schema([
     pa.field("user_id", pa.int64(), nullable=False),
@@ -32,7 +33,7 @@ ROWS_SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class Exposures:
-    """One source of exposures.
+    """One source of exposures; its ids are keys (recfuse.logs.ids).
 
     Attributes:
         rows: ROWS_SCHEMA, sorted by (ts, user_id, item_id); no full duplicates.
@@ -65,7 +66,8 @@ class Exposures:
 
 @dataclass(frozen=True)
 class Known:
-    """What exposures know beside their rows: attributes as those of `Exposures`."""
+    """What exposures know beside their rows: attributes as those of `Exposures`, but ids as they were written, integers
+    or text, where nobody has made keys of them."""
 
     users: pa.Table
     items: pa.Table

@@ -25,7 +25,7 @@ from recfuse.logs.source import BROKEN, LogSource, Piece, log_end, open_log, pie
 from recfuse.logs.validation import DUPLICATE, QUARANTINE_SCHEMA, Checked, check, quarantine_rows
 
 # What samples of an earlier version lack.
-_LATER_COLUMNS = ("request_id", "ts", "stage", "scene", "explored", "truncated")
+_LATER_COLUMNS = ("request_id", "ts", "stage", "scene", "explored", "truncated", "model_version")
 # Of samples, what replay alone reads.
 _REPLAY_COLUMNS = ("mu", "sigma", "predictions", "open", "shown")
 

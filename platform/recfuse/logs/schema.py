@@ -66,7 +66,8 @@ def sample_schema(vocabulary: Vocabulary) -> pa.Schema:
     `done` is 1.0 where the request is the last of its session. `truncated` is true where it is the last that is known
     of a session which the end of the log cuts; exactly one of them ends every session. `explored` is false where the
     action was not drawn from the policy. `user_id` is carried for splits by user and intervals over users,
-    `request_id` tells whether a request was learned from, `ts`, `stage` and `scene` are for splits by them.
+    `request_id` tells whether a request was learned from, `ts`, `stage`, `scene` and `model_version` (who decided; null
+    where the log does not say) are for splits by them.
 
     `mu` and `sigma` of the policy that drew the action, `predictions` (M·N numbers, one fusion parameter after the
     other), `open` (which of the N candidates could be shown) and `shown` (positions, best place first) are for replay
@@ -88,6 +89,7 @@ def sample_schema(vocabulary: Vocabulary) -> pa.Schema:
         pa.field("next_state", state),
         pa.field("done", pa.float32()),
         pa.field("truncated", pa.bool_()),
+        pa.field("model_version", pa.string()),
         pa.field("mu", action),
         pa.field("sigma", action),
         pa.field("predictions", pa.list_(pa.float16())),

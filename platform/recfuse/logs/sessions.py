@@ -163,6 +163,7 @@ def to_samples(rows: pa.Table, vocabulary: Vocabulary, rule: SessionRule) -> Sam
         "next_state": _fixed(next_state),
         "done": pa.array((end & ~truncated).astype(np.float32)),
         "truncated": pa.array(closes),
+        "model_version": rows["model_version"],
         **replay_columns(rows, vocabulary),
     }, sample_schema(vocabulary))
     return Samples(table.filter(pa.array(keep)), int((~keep).sum()), int(truncated.sum()), sessions.ties)

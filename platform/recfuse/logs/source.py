@@ -236,9 +236,9 @@ def pieces(source: LogFiles) -> tuple[list[Piece], dict[str, str]]:
 def log_end(source: LogSource, listing: list[Piece]) -> int | None:
     """Time of the last request in microseconds since 1970, from the statistics in the footers; where a footer has none,
     from the column. Times more than a day ahead of this machine's clock are no end of a log, and are passed over."""
-    latest = [moment for piece in listing if (moment := _piece_end(source, piece)) is not None]
+    spans = [span for piece in listing if (span := piece_span(source, piece)) is not None]
     limit = int((time.time() + 86_400) * 1e6)
-    return max((moment for moment in latest if moment <= limit), default=None)
+    return max((last for _, last in spans if last <= limit), default=None)
 
 
 def piece_columns(source: LogSource, piece: Piece) -> list[str]:
@@ -247,7 +247,9 @@ def piece_columns(source: LogSource, piece: Piece) -> list[str]:
     return list(file.schema_arrow.names)
 
 
-def _piece_end(source: LogSource, piece: Piece) -> int | None:
+def piece_span(source: LogFiles, piece: Piece) -> tuple[int, int] | None:
+    """Times of the first and the last row in microseconds since 1970, by the footer; where it has none, by the column;
+    None where there is no time."""
     try:
         parquet = pq.ParquetFile(source.files[piece.file].path, filesystem=source.table.filesystem)
         schema = parquet.schema_arrow
@@ -257,10 +259,14 @@ def _piece_end(source: LogSource, piece: Piece) -> int | None:
         place = next(k for k in range(group.num_columns) if group.column(k).path_in_schema == "ts")
         statistics = group.column(place).statistics
         if statistics is not None and statistics.has_min_max:
-            latest = pa.scalar(statistics.max, schema.field("ts").type)
+            ends = [pa.scalar(end, schema.field("ts").type) for end in (statistics.min, statistics.max)]
         else:
-            latest = pc.max(parquet.read_row_group(piece.row_group, columns=["ts"])["ts"])
-        return int(latest.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).as_py()) if latest.is_valid else None
+            column = parquet.read_row_group(piece.row_group, columns=["ts"])["ts"]
+            ends = [pc.min(column), pc.max(column)]
+        if not ends[0].is_valid:
+            return None
+        first, last = (int(end.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).as_py()) for end in ends)
+        return first, last
     except (*BROKEN, StopIteration, OverflowError):  # its rows are quarantined where they are read
         return None
 

@@ -9,13 +9,15 @@ from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
 from recfuse.logs.account import QUARANTINE_LIMIT
-from recfuse.logs.exposures import RESPONSE_SHARE
+from recfuse.logs.exposures import SCORER_SHARE
 from recfuse.logs.orders import Orphan
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.training.config import TrainingConfig
 
 Layout = Literal["kuairand", "native", "aliexpress", "ali_ccp"]
 Source = Literal["user", "item", "context"]
+# Logs of these names are made up for a simulator (recfuse.simulation.sources).
+GENERATORS = ("embedded", "shop", "shop_pages")
 SOURCES: tuple[Source, ...] = ("user", "item", "context")
 Architecture = Literal["multi_scene", "single_task", "shared_bottom", "mmoe", "ple", "star", "pepnet", "esmm"]
 Width = Annotated[int, Field(ge=1)]
@@ -84,8 +86,9 @@ class TrainScenesConfig(Config):
     start_from: str = Field("", description=(
         "Training goes on from this bundle, or the newest in this directory: its features stay, scenes with `like` "
         "start as copies, and scenes that the registry lacks are retired."))
-    share: float = Field(RESPONSE_SHARE, ge=0, lt=1, description=(
-        "Rows with `row_share` from this number on train; the others are the simulator's response model's."))
+    share: float | None = Field(None, gt=0, le=1, description=(
+        "This share of the rows before the test day trains; a simulator of these rows needs at most 0.7. "
+        "Without a value it is 1, of a generator 0.7."))
     test_day: int | None = Field(None, description=(
         "This day (yyyymmdd) tests, and the days before it train; without a value, the last day."))
     intervals: int = Field(200, ge=0, description=(
@@ -93,6 +96,11 @@ class TrainScenesConfig(Config):
         "0 leaves them out."))
     transfer: bool = Field(False, description=(
         "Every scene is trained alone too, for the verdict on negative transfer; this needs `intervals`."))
+
+    @property
+    def training_share(self) -> float:
+        """`share`, or what it is without a value."""
+        return self.share or (SCORER_SHARE if self.exposures in GENERATORS else 1.0)
 
     @model_validator(mode="after")
     def _transfer_has_intervals(self) -> TrainScenesConfig:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recfuse.config import require
-from recfuse.logs.exposures import RESPONSE_SHARE, Exposures, row_share
+from recfuse.logs.exposures import SCORER_SHARE, Exposures, row_share
 from recfuse.scenes.columns import align
 from recfuse.scenes.depth import DEPTH, with_depth
 from recfuse.scenes.encoder import Encoded, FeatureEncoder
@@ -67,15 +67,14 @@ def scene_rows(exposures: Exposures, registry: Registry) -> Exposures:
     """
     if DEPTH in registry.task_names:
         exposures = with_depth(exposures)
-    inside = registry.scene_index(exposures.rows["scene"].to_numpy(zero_copy_only=False)) >= 0
-    kept = exposures.filter(inside)
+    kept = exposures.filter(in_registry(exposures, registry))
     require(kept.rows.num_rows > 0, "scenes", registry.scene_names, "scenes that the rows hold")
     label_matrix(kept.rows, registry)
     return kept
 
 
 def label_matrix(rows: pa.Table, registry: Registry) -> NDArray[np.float32]:
-    """float32[N, tasks]: labels 0/1, and of numbers min(y, cut) / cut.
+    """float32[N, tasks]: labels 0/1, and of numbers min(y, cut) / cut; 0 where the row's scene lacks the task.
 
     Raises:
         InvalidFieldError: a label column is missing, a label is not 0 or 1, or a number not ≥ 0 (names the pair).
@@ -86,6 +85,9 @@ def label_matrix(rows: pa.Table, registry: Registry) -> NDArray[np.float32]:
         require(task in rows.column_names, f"rows.{task}", rows.column_names, f"a label column {task}")
         values = rows[task].to_numpy(zero_copy_only=False).astype(np.float64)
         cut = registry.numbers.get(task)
+        having = np.isin(scenes, [index for index, scene in enumerate(registry.scene_names)
+                                  if task in registry.tasks_of(scene)])
+        values = np.where(having, values, 0.0)
         bad = (values != 0) & (values != 1) if cut is None else ~(values >= 0)
         for index in np.flatnonzero(bad)[:1]:
             require(False, f"label of {Pair(registry.scene_names[scenes[index]], task)}, row {index}",
@@ -107,10 +109,18 @@ def count_pairs(rows: pa.Table, registry: Registry) -> tuple[dict[Pair, float], 
 
 
 def encode_exposures(exposures: Exposures, registry: Registry, encoder: FeatureEncoder) -> EncodedRows:
-    """Every row of the exposures, which all are of registered scenes; histories are looked up in all of them."""
-    histories = row_histories(exposures, encoder.history_length)
-    return encode_rows(exposures.rows, exposures.users, exposures.items, histories, registry, encoder,
-                       label_matrix(exposures.rows, registry))
+    """The rows of registered scenes; histories are looked up in all rows."""
+    inside = in_registry(exposures, registry)
+    histories = row_histories(exposures, encoder.history_length)[inside]
+    rows = exposures.rows.filter(pa.array(inside))
+    return encode_rows(rows, exposures.users, exposures.items, histories, registry, encoder,
+                       label_matrix(rows, registry))
+
+
+def in_registry(exposures: Exposures, registry: Registry) -> NDArray[np.bool_]:
+    """bool[N]: the rows of registered scenes."""
+    inside: NDArray[np.bool_] = registry.scene_index(exposures.rows["scene"].to_numpy(zero_copy_only=False)) >= 0
+    return inside
 
 
 def encode_rows(rows: pa.Table, users: pa.Table, items: pa.Table, histories: NDArray[np.int64], registry: Registry,
@@ -141,8 +151,7 @@ class TimeSplit:
     """Rows to train on and rows to test on.
 
     Attributes:
-        training: bool[N], rows before the test day, of the scorer's share (`row_share` ≥ RESPONSE_SHARE; the others are
-            the response model's).
+        training: bool[N], rows before the test day, of the scorer's share (the others are the response model's).
         test: bool[N], rows of the test day.
         unseen: bool[N], rows up to the end of the test day that no scorer saw: those of the test day, and those of the
             response model's share before it.
@@ -155,10 +164,11 @@ class TimeSplit:
     test_day: int
 
 
-def split_by_time(exposures: Exposures, share: float = RESPONSE_SHARE, test_day: int | None = None) -> TimeSplit:
+def split_by_time(exposures: Exposures, share: float = SCORER_SHARE, test_day: int | None = None) -> TimeSplit:
     """Tests on one day, trains on the days before it.
 
     Args:
+        share: of the rows before the test day that train; those of the smallest `row_share` do not.
         test_day: yyyymmdd; absent, the last day. A day before the last is for choosing hyper-parameters: what comes
             after it is in neither part.
 
@@ -170,7 +180,7 @@ def split_by_time(exposures: Exposures, share: float = RESPONSE_SHARE, test_day:
     require(len(known) >= 2, "day", known, "at least two days")
     test_day = known[-1] if test_day is None else test_day
     require(test_day in known[1:], "test_day", test_day, f"a day of the rows with a day before it: {known[1:]}")
-    training = (days < test_day) & (row_share(exposures) >= share)
+    training = (days < test_day) & (row_share(exposures) >= 1 - share)
     require(bool(training.any()), "day", int(training.sum()), f"training rows before {test_day}")
     return TimeSplit(training, days == test_day, ~training & (days <= test_day), test_day)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
-from recfuse.scenes.columns import align, read_categories, read_numbers
+from recfuse.scenes.columns import align, read_integers, read_numbers, read_texts
 from recfuse.scenes.config import SOURCES, Feature, Source
 from recfuse.scenes.histories import NO_ITEM
 
@@ -29,8 +30,8 @@ class FittedFeature:
     """A feature with what was learned about its column from the training rows.
 
     Attributes:
-        values: categorical: sorted int64 or str categories, empty where they are hashed; bucketed: the inner quantiles,
-            float64; numeric: empty.
+        values: categorical: sorted categories, int64 or Python's str, empty where they are hashed; bucketed: the inner
+            quantiles, float64; numeric: empty.
         offset: first id of its range of the embedding table (the unknown bucket); −1 for numeric.
         mean, std: of a numeric feature, after `log`.
     """
@@ -57,15 +58,30 @@ class FittedFeature:
             codes = self._codes(column)
         return (codes + self.offset).astype(np.int32), int((codes == 0).sum())
 
-    def _codes(self, column: Any) -> np.ndarray:
-        values, valid = read_categories(column, self.feature, integers=self.values.dtype.kind == "i")
+    def _codes(self, column: Any) -> NDArray[np.int64]:
+        """int64[N], 0 for the unknown bucket. Of text every value is looked up once, however many rows have it."""
+        if self.values.dtype.kind == "i":
+            values, valid = read_integers(column, self.feature)
+            return np.where(valid, self._codes_of(values), 0)
+        texts, places = read_texts(column, self.feature)
+        return np.append(self._codes_of(texts), 0)[places]
+
+    def _codes_of(self, values: np.ndarray) -> NDArray[np.int64]:
+        """int64[N] of integers or of texts, none missing."""
         if self.feature.hash_buckets:
-            hashed = pd.util.hash_array(values if values.dtype.kind == "i" else values.astype(object))
-            return np.where(valid, (hashed % np.uint64(self.feature.hash_buckets)).astype(np.int64) + 1, 0)
+            hashed = pd.util.hash_array(values, categorize=False) % np.uint64(self.feature.hash_buckets)
+            return hashed.astype(np.int64) + 1
+        if values.dtype.kind != "i":
+            return np.array([self._places.get(value, 0) for value in values], np.int64)
         if not len(self.values):
             return np.zeros(len(values), np.int64)
         place = np.minimum(np.searchsorted(self.values, values), len(self.values) - 1)
-        return np.where(valid & (self.values[place] == values), place + 1, 0)
+        return np.where(self.values[place] == values, place + 1, 0)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Text → its code."""
+        return {value: place for place, value in enumerate(self.values, start=1)}
 
     def numbers(self, column: Any) -> tuple[NDArray[np.float32], int]:
         """float32[N], normalised, missing ones at the mean; and how many are missing."""
@@ -127,6 +143,8 @@ class FeatureEncoder:
             offset += entry.size
         require(offset < 2**31, "features", offset, "fewer than 2³¹ categories in all")
         encoder = cls(tuple(fitted), history_length, offset)
+        require(encoder.fields > 0, "features", [f.name for f in features],
+                "at least one categorical or bucketed feature, whose embeddings the network reads")
         require(history_length == 0 or encoder.item_feature is not None, "features", [f.name for f in features],
                 "a categorical item feature item_id, which histories are made of")
         return encoder
@@ -187,12 +205,16 @@ class FeatureEncoder:
 def _fitted(feature: Feature, column: pa.ChunkedArray, offset: int) -> FittedFeature:
     """The feature with what its column of the training rows says; `offset` is the first free row of the table."""
     if feature.kind == "categorical":
-        integers = pa.types.is_integer(column.type)
-        values, valid = read_categories(column, feature, integers)
-        if feature.hash_buckets:  # Integers and strings hash differently: the empty array's type tells which they are.
-            return FittedFeature(feature, values[:0], offset)
-        seen, counts = np.unique(values[valid], return_counts=True)
-        return FittedFeature(feature, seen[counts >= feature.minimum_count], offset)
+        # Integers and texts differ where they are hashed too: the empty array's type tells which they are.
+        if pa.types.is_integer(column.type):
+            values, valid = read_integers(column, feature)
+            integers, counts = np.unique(values[valid], return_counts=True)
+            seen: np.ndarray = integers
+        else:
+            seen, places = read_texts(column, feature)
+            order = np.argsort(seen)
+            seen, counts = seen[order], np.bincount(places[places >= 0], minlength=len(seen))[order]
+        return FittedFeature(feature, seen[(counts >= feature.minimum_count) & (feature.hash_buckets == 0)], offset)
     numbers, valid = read_numbers(column, feature)
     numbers = numbers[valid]
     if feature.kind == "bucketed":

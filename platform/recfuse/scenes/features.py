@@ -14,7 +14,7 @@ def declared_features(exposures: Exposures) -> tuple[Feature, ...]:
     tables: tuple[tuple[Source, pa.Table], ...] = (("user", exposures.users), ("item", exposures.items))
     for source, table in tables:
         for column in table.schema:
-            if pa.types.is_floating(column.type):
+            if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
                 features += [Feature(name=column.name, source=source, kind="bucketed"),
                              Feature(name=column.name, source=source, kind="numeric", log=True)]
             else:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from recfuse.logs.exposures import Exposures
 
-NO_ITEM = -1
+# No text has this key, and −1 is an item of some teams.
+NO_ITEM = int(np.iinfo(np.int64).min)
 
 
 def row_histories(exposures: Exposures, length: int) -> NDArray[np.int64]:

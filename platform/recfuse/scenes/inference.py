@@ -17,6 +17,7 @@ from torch import Tensor
 from recfuse.bundle import Bundle
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
+from recfuse.logs.ids import ALLOWED, keys_of
 from recfuse.scenes import experts
 from recfuse.scenes.config import SOURCES
 from recfuse.scenes.dataset import EncodedRows, encode_rows
@@ -133,12 +134,20 @@ class SceneScorer:
         """The scorer of the registry's scenes: new ones start as their `like`, those that it lacks are retired.
 
         Raises:
-            InvalidFieldError: a new scene names no scene of this scorer, or has a task that this one lacks.
+            InvalidFieldError: a new scene names no scene of this scorer, or has a task that this one lacks; or a number
+                is cut elsewhere, which would change what its predictions mean.
         """
         known = self._registry.scene_names
         copied = {scene.name: scene.like for scene in registry.scenes if scene.name not in known}
         for name, like in copied.items():
             require(like in known, f"scene {name}: like", like, ", ".join(known))
+        for task, cut in self.numbers.items():
+            given = registry.numbers.get(task)
+            require(task not in registry.task_names or given == cut, f"numbers.{task}", given,
+                    f"{cut:g}, as the scorer was trained with")
+        for task in registry.numbers:
+            known_as_label = any(task in tasks for tasks in self.tasks.values()) and task not in self.numbers
+            require(not known_as_label, f"numbers.{task}", registry.numbers[task], "a label, as the scorer has it")
         for pair in registry.pairs:
             tasks = self.tasks[copied.get(pair.scene, pair.scene)]
             require(pair.task in tasks, f"scene {pair.scene}: task", pair.task, ", ".join(tasks))
@@ -153,6 +162,21 @@ class SceneScorer:
     def model_config(self) -> ModelConfig:
         """Kind and sizes of the network."""
         return self._model.config
+
+    @property
+    def registry(self) -> Registry:
+        """Its scenes and tasks."""
+        return self._registry
+
+    @property
+    def positive_weight(self) -> Tensor:
+        """p_t [T]."""
+        return self._positive_weight
+
+    @property
+    def shift(self) -> Tensor:
+        """Log-odds [T] that are added to every pair's calibrated prediction."""
+        return self._shift
 
     @property
     def numbers(self) -> Mapping[str, float]:
@@ -181,8 +205,8 @@ class SceneScorer:
 
         Args:
             user: the user's features by name, with `user_id`, `history` (item ids, oldest first) and context such as
-                `hour`; what is missing counts as unknown.
-            items: the items' features by name, with `item_id`; each [N].
+                `hour`; what is missing counts as unknown, but for the hour, which is then the clock's in UTC.
+            items: the items' features by name, with `item_id`; each [N]. Ids are integers or text.
 
         Raises:
             InvalidFieldError: an unknown scene, no item_id, columns of different lengths or of a wrong type.
@@ -191,14 +215,27 @@ class SceneScorer:
         require("item_id" in items, "items.item_id", sorted(items), "a column item_id")
         count = len(items["item_id"])
         index = self._registry.scene_names.index(scene)
-        given = {name: [value] for name, value in user.items() if name != "history"}
-        now = {"hour": [datetime.datetime.now().hour]}
+        given: dict[str, Any] = {name: [value] for name, value in user.items() if name != "history"}
+        if user.get("user_id") is not None:
+            given["user_id"] = _keys(given["user_id"], "user_id")
+        items = {**items, "item_id": _keys(items["item_id"], "items.item_id")}
+        now = {"hour": [datetime.datetime.now(datetime.UTC).hour]}
         encoder = self._encoder
         request = _Request(encoder.encode("user", given, 1), encoder.encode("item", items, count),
                            encoder.encode("context", {**now, **given, "scene": [scene]}, 1),
                            encoder.encode_history(_last_items(user.get("history"), encoder.history_length)), index)
         columns = dict(zip(self.tasks[scene], self._request_probabilities(request).T, strict=True))
         return Scores(columns, {**request.user.unknown, **request.context.unknown, **request.items.unknown})
+
+    def check_user(self, features: Mapping[str, Any]) -> None:
+        """Refuses features of a user by which no request of theirs could be scored.
+
+        Raises:
+            InvalidFieldError: a value of a type or size that its feature does not take.
+        """
+        given = {name: [value] for name, value in features.items()}
+        for source in ("user", "context"):
+            self._encoder.encode(source, given, 1)
 
     def score_rows(self, rows: pa.Table, users: pa.Table, items: pa.Table,
                    histories: NDArray[np.int64] | None = None,
@@ -208,7 +245,7 @@ class SceneScorer:
         Args:
             rows: `user_id`, `item_id`, `scene`, and context columns such as `hour` where they are known.
             users, items: their features, as in Exposures.
-            histories: [N, L] item ids, newest last, −1 where there is none; absent, nobody has a history.
+            histories: [N, L] keys of items, newest last, NO_ITEM where there is none; absent, nobody has a history.
             corrected: False gives `σ(z)`, what training with weights predicts (maths 3.4): for evaluation only.
         """
         if histories is None:
@@ -303,11 +340,23 @@ def _repeat(row: np.ndarray, count: int) -> np.ndarray:
     return np.repeat(row, count, axis=0)
 
 
-def _last_items(history: Sequence[int] | None, length: int) -> NDArray[np.int64]:
+def _last_items(history: Sequence[int | str] | None, length: int) -> NDArray[np.int64]:
     """int64[1, length], padded in front."""
-    try:
-        items = np.asarray([] if history is None else history, dtype=np.int64).reshape(-1)
-    except (TypeError, ValueError, OverflowError):
-        require(False, "history", history, "a list of item ids, 64-bit integers")
-    items = items[len(items) - min(length, len(items)):]
+    given = [] if history is None else history
+    require(isinstance(given, (Sequence, np.ndarray)), "history", given, f"a list of {ALLOWED}")
+    items = _keys(given[max(len(given) - length, 0):], "history")
     return np.concatenate([np.full(length - len(items), NO_ITEM, np.int64), items])[None, :]
+
+
+def _keys(ids: Any, field: str) -> NDArray[np.int64]:
+    """int64[N] keys of ids (recfuse.logs.ids); an array of integers holds keys.
+
+    Raises:
+        InvalidFieldError: something else than integers and texts.
+    """
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
+        return ids.astype(np.int64)
+    listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    plain = not isinstance(ids, str) and all(isinstance(each, (int, str)) for each in listed)
+    require(plain, field, ids, f"a list of {ALLOWED}")
+    return keys_of(listed)

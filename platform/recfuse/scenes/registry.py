@@ -127,21 +127,31 @@ class Registry(Config):
 
     def supported(self, positives: Mapping[Pair, float], minimum: int) -> Registry:
         """Without the optional pairs that have fewer than `minimum` positives; each is logged."""
-        def kept(scene: Scene) -> Scene:
-            dropped = [t for t in scene.optional_tasks if positives[Pair(scene.name, t)] < minimum]
-            for task in dropped:
-                pair = Pair(scene.name, task)
-                logger.info("pair %s is left out: %d positives in training, %d needed", pair, positives[pair], minimum)
-            optional = tuple(task for task in scene.optional_tasks if task not in dropped)
-            return scene.replace(optional_tasks=optional)
-        return self._of([kept(scene) for scene in self.scenes if self._has_pairs(scene, positives, minimum)])
+        return self._without_optional({
+            pair: f"{positives[pair]:.0f} positives in training, {minimum} needed" for pair in self.pairs
+            if positives[pair] < minimum})
 
-    @staticmethod
-    def _has_pairs(scene: Scene, positives: Mapping[Pair, float], minimum: int) -> bool:
-        if scene.tasks or any(positives[Pair(scene.name, task)] >= minimum for task in scene.optional_tasks):
-            return True
-        logger.info("scene %s is left out: none of its optional tasks has %d positives", scene.name, minimum)
-        return False
+    def known_to(self, tasks: Mapping[str, Sequence[str]]) -> Registry:
+        """Without the optional pairs that a scorer with these tasks by scene lacks; each is logged. A scene that is new
+        to it has those of the scene that it is like."""
+        return self._without_optional({
+            Pair(scene.name, task): "the scorer that training goes on from lacks it" for scene in self.scenes
+            for task in scene.optional_tasks
+            if task not in tasks.get(scene.name if scene.name in tasks else scene.like, ())})
+
+    def _without_optional(self, reasons: Mapping[Pair, str]) -> Registry:
+        """Without the optional pairs that there is a reason against, and the scenes that have no others."""
+        kept = []
+        for scene in self.scenes:
+            left_out = [task for task in scene.optional_tasks if Pair(scene.name, task) in reasons]
+            for task in left_out:
+                logger.info("pair %s is left out: %s", Pair(scene.name, task), reasons[Pair(scene.name, task)])
+            optional = tuple(task for task in scene.optional_tasks if task not in left_out)
+            if scene.tasks or optional:
+                kept.append(scene.replace(optional_tasks=optional))
+            else:
+                logger.info("scene %s is left out with its optional tasks", scene.name)
+        return self._of(kept)
 
     def to_manifest(self) -> dict[str, Any]:
         """What a bundle says of them, as JSON values; the optional tasks that are left are tasks."""

@@ -26,6 +26,7 @@ class TrainScenesResult:
     Attributes:
         metrics: of every (scene, task) with 0/1 labels, then pooled; numbers: of those that are numbers.
         details: JSON values of recfuse.scenes.evaluation.Details; empty where they were not asked for.
+        rows: how many train, and why the others do not.
         slopes: task → scene, or POOLED → slope of realised on predicted, on rows that training did not see.
     """
 
@@ -36,6 +37,7 @@ class TrainScenesResult:
     details: dict[str, Any] = field(default_factory=dict)
     numbers: tuple[NumberMetrics, ...] = ()
     slopes: dict[str, dict[str, Slope]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
 
     def pooled(self, task: str) -> RankingMetrics:
         """The metrics of a task over all scenes."""
@@ -62,6 +64,9 @@ class TrainScenesResult:
                    ["scene", "task", "rows", "positives", *_FIGURES.values()],
                    [(m.scene, m.task, f"{m.rows:,}", f"{m.positives:,}",
                      *(_number(to_json(getattr(m, name))) for name in _FIGURES)) for m in self.metrics])]
+        if self.rows:
+            tables.insert(0, (f"Rows of the exposures: {sum(self.rows.values()):,}", ["what they do", "rows"],
+                              [(reason, f"{count:,}") for reason, count in self.rows.items()]))
         if self.numbers:
             tables.append(_table_of_numbers(self.numbers))
         if self.slopes:

@@ -73,7 +73,7 @@ def read_parts(bundle: Bundle) -> ScorerParts:
     given = {name: tuple(tensor.shape) for name, tensor in tensors["model"].items()}
     require(given == expected, "model.safetensors", given, f"tensors {expected}")
     model.load_state_dict(tensors["model"])
-    encoder = _encoder_from(manifest["normalisation"], tensors["features"])
+    encoder = read_encoder(bundle)
     calibration = tensors["calibration"]
     return ScorerParts(model, registry, encoder, calibration["positive_weight"], calibration.get("shift"))
 
@@ -84,7 +84,7 @@ def _encoder_to(encoder: FeatureEncoder) -> tuple[dict[str, Any], dict[str, Tens
     columns = {"table_rows": torch.tensor([encoder.table_rows])}
     for index, fitted in enumerate(encoder.fitted):
         entry = {"feature": fitted.feature.to_dict(), "offset": fitted.offset, "mean": fitted.mean, "std": fitted.std}
-        if fitted.values.dtype.kind == "U":
+        if fitted.values.dtype.kind == "O":
             entry["values"] = fitted.values.tolist()
         else:
             columns[str(index)] = torch.from_numpy(np.ascontiguousarray(fitted.values))
@@ -92,10 +92,12 @@ def _encoder_to(encoder: FeatureEncoder) -> tuple[dict[str, Any], dict[str, Tens
     return {"features": entries, "history_length": encoder.history_length}, columns
 
 
-def _encoder_from(normalisation: Mapping[str, Any], columns: Mapping[str, Tensor]) -> FeatureEncoder:
+def read_encoder(bundle: Bundle) -> FeatureEncoder:
+    """The fitted features of a bundle of kind `scenes`, of which no more than the file `features` was read."""
+    normalisation, columns = bundle.manifest["normalisation"], bundle.tensors["features"]
     fitted = []
     for index, entry in enumerate(normalisation["features"]):
-        values = np.array(entry["values"], dtype=str) if "values" in entry else columns[str(index)].cpu().numpy()
+        values = np.array(entry["values"], dtype=object) if "values" in entry else columns[str(index)].cpu().numpy()
         fitted.append(FittedFeature(from_mapping(Feature, entry["feature"], "manifest feature"), values,
                                     entry["offset"], entry["mean"], entry["std"]))
     return FeatureEncoder(tuple(fitted), normalisation["history_length"], int(columns["table_rows"][0]))

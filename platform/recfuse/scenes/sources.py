@@ -58,7 +58,8 @@ def _native(path: str, orphan: Orphan, registry: Registry | None) -> Source:
     if registry is None:
         raise InvalidFieldError("registry", None, "scenes and their tasks, declared in the config")
     labels = [task for task in registry.task_names if task not in registry.numbers]
-    exposures = exposure_files.read_exposures(path, labels, orphan)
+    tasks = {scene: registry.tasks_of(scene) for scene in registry.scene_names}
+    exposures = exposure_files.read_exposures(path, labels, orphan, numbers=tuple(registry.numbers), tasks=tasks)
     logger.info("exposures of %s: %s", path, exposures.account)
     return Source(exposures, registry)
 

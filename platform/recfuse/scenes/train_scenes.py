@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.runtime.cluster import cluster
-from recfuse.scenes.config import TrainScenesConfig
-from recfuse.scenes.dataset import TimeSplit, fingerprint, scene_rows, split_by_time
+from recfuse.scenes.config import SOURCES, TrainScenesConfig
+from recfuse.scenes.dataset import TimeSplit, fingerprint, in_registry, scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay, details, to_json
 from recfuse.scenes.features import Feature
 from recfuse.scenes.inference import SceneScorer
@@ -24,7 +29,8 @@ from recfuse.scenes.training.problem import Problem, prepare
 from recfuse.stats.ranking import NumberMetrics, RankingMetrics
 from recfuse.stats.slopes import read_slopes
 
-METRICS = "metrics.json"
+logger = logging.getLogger("recfuse")
+METRICS, QUARANTINE = "metrics.json", "quarantine"
 
 
 def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Registry,
@@ -37,18 +43,41 @@ def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Regi
         registry, features: those of the layout, where the config declares none.
     """
     registry = config.registry or registry
-    config = config.replace(features=config.features or features)
-    exposures = scene_rows(exposures, registry)
-    split, data = split_by_time(exposures, config.share, config.test_day), fingerprint(exposures)
     start = _start(config)
+    config = config.replace(features=config.features or features, share=config.training_share)
+    given, exposures = exposures, scene_rows(exposures, registry)
+    split, data = split_by_time(exposures, config.training_share, config.test_day), fingerprint(exposures)
     run = hashlib.sha256(repr((config, registry, data, start and start.version)).encode()).hexdigest()[:16]
-    return _finished(config, run, split) or _Run(config, exposures, registry, split, start, run).finish(data)
+    result = _finished(config, run, split) or _Run(config, exposures, registry, split, start, run).finish(data, given)
+    _write_quarantine(given, Path(config.output) / QUARANTINE)
+    return result
 
 
 def _start(config: TrainScenesConfig) -> SceneScorer | None:
+    """The scorer that training goes on from; what the config says beside it is named."""
     if not config.start_from:
         return None
-    return SceneScorer.from_bundle(read_bundle(newest_bundle(config.start_from, "scenes"), "scenes"))
+    start = SceneScorer.from_bundle(read_bundle(newest_bundle(config.start_from, "scenes"), "scenes"))
+    asked, taken = config.model, start.model_config
+    ignored = [f"model.{name}" for name in sorted(asked.model_fields_set)
+               if getattr(asked, name) != getattr(taken, name)]
+    features = tuple(sorted(config.features, key=lambda feature: SOURCES.index(feature.source)))
+    if features and features != tuple(entry.feature for entry in start.encoder.fitted):
+        ignored.append("features")
+    if ignored:
+        logger.warning("start_from: %s keeps its features and sizes; ignored: %s", start.version, ", ".join(ignored))
+    return start
+
+
+def _write_quarantine(exposures: Exposures, directory: Path) -> None:
+    """The quarantined rows with their reasons, as ingest writes them; none of an earlier run stay."""
+    path = directory / "part-00000.parquet"
+    if exposures.quarantine.num_rows:
+        directory.mkdir(parents=True, exist_ok=True)
+        pq.write_table(exposures.quarantine, path)
+        logger.info("quarantined exposures and their reasons: %s", path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -62,8 +91,12 @@ class _Run:
     start: SceneScorer | None
     name: str
 
-    def finish(self, data: str) -> TrainScenesResult:
-        """Trains, evaluates and writes bundle and metrics."""
+    def finish(self, data: str, given: Exposures) -> TrainScenesResult:
+        """Trains, evaluates and writes bundle and metrics.
+
+        Args:
+            given: the exposures with the rows of every scene.
+        """
         config, output, split = self.config, Path(self.config.output), self.split
         problem = prepare(self.exposures, split.training, self.registry, config.model, config.training,
                           config.features, self.start)
@@ -72,17 +105,37 @@ class _Run:
                 scorer = train(problem, output / "checkpoints", self.name)
         else:
             scorer = train(problem, output / "checkpoints", self.name)
-        day = TestDay.of(self.exposures, split, scorer.history_length)
+        # Scenes without a task that the training rows support have no predictions to judge.
+        inside = in_registry(self.exposures, scorer.registry)
+        day = TestDay.of_rows(self.exposures, split.test & inside, scorer.history_length)
         metrics, extra = day.metrics(day.predict(scorer)), self._details(scorer, day)
         numbers = day.number_metrics(scorer)
-        slopes = TestDay.of_rows(self.exposures, split.unseen, scorer.history_length).slopes(scorer)
+        slopes = TestDay.of_rows(self.exposures, split.unseen & inside, scorer.history_length).slopes(scorer)
         clean = {"by_pair": to_json(metrics), "numbers": to_json(numbers), "slopes": to_json(slopes)}
+        rows = self._rows(given, inside, len(problem.rows))
         bundle = scorer.export(
-            output / "bundles", training=config.training.to_dict(), data_fingerprint=data,
+            output / "bundles", training={**config.training.to_dict(), "share": config.share}, data_fingerprint=data,
             metrics={"test_day": split.test_day, "by_pair": clean["by_pair"]}, slopes=clean["slopes"])
         (output / METRICS).write_text(json.dumps(
-            {"run": self.name, "bundle": bundle.name, **clean, "details": extra}, indent=1))
-        return TrainScenesResult(bundle, tuple(metrics), split.test_day, False, extra, tuple(numbers), slopes)
+            {"run": self.name, "bundle": bundle.name, **clean, "details": extra, "rows": rows}, indent=1))
+        return TrainScenesResult(bundle, tuple(metrics), split.test_day, False, extra, tuple(numbers), slopes, rows)
+
+    def _rows(self, given: Exposures, inside: NDArray[np.bool_], trained: int) -> dict[str, int]:
+        """How many rows train, and why the others do not; they add up to the rows that came in."""
+        exposures, split = self.exposures, self.split
+        before = (exposures.column("day") < split.test_day)
+        rows = {
+            "train": trained, "quarantined": sum(given.account.quarantined.values()),
+            "of a scene that the registry lacks": given.rows.num_rows - exposures.rows.num_rows,
+            "of a scene that is left out": int((before & ~inside).sum()),
+            f"of the test day {split.test_day}": int(split.test.sum()),
+            "after the test day": int((~before & ~split.test).sum()),
+            f"beyond the share of {self.config.training_share:g} (for a simulator)":
+                int((before & inside & ~split.training).sum())}
+        rows["held out for early stopping"] = int((split.training & inside).sum()) - trained
+        if not self.config.training.epochs:
+            rows["left alone by no epoch"], rows["train"] = rows["train"], 0
+        return {reason: count for reason, count in rows.items() if count or reason == "train"}
 
     def _details(self, scorer: SceneScorer, day: TestDay) -> dict[str, Any]:
         """The details that the config asks for, as JSON values."""
@@ -124,7 +177,7 @@ def _finished(config: TrainScenesConfig, run: str, split: TimeSplit) -> TrainSce
     metrics = tuple(RankingMetrics(**_values(row)) for row in saved["by_pair"])
     numbers = tuple(NumberMetrics(**_values(row)) for row in saved.get("numbers", []))
     return TrainScenesResult(bundle, metrics, split.test_day, True, saved.get("details", {}), numbers,
-                             read_slopes(saved["slopes"]))
+                             read_slopes(saved["slopes"]), saved.get("rows", {}))
 
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:

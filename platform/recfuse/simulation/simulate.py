@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import from_mapping
+from recfuse.config import from_mapping, require
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.logs.account import Account
-from recfuse.logs.exposures import Exposures
+from recfuse.logs.exposures import SCORER_SHARE, Exposures
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.simulation.build import build_world
@@ -126,8 +126,16 @@ class SimulateResult:
 
 
 def load_scorer(path: str | Path) -> Scorer:
-    """The scorer of a bundle, or of the newest in a directory."""
-    return SceneScorer.from_bundle(read_bundle(newest_bundle(path, "scenes"), "scenes"))
+    """The scorer of a bundle, or of the newest in a directory.
+
+    Raises:
+        InvalidFieldError: it was trained on the response model's rows too, and would be graded by them.
+    """
+    bundle = read_bundle(newest_bundle(path, "scenes"), "scenes")
+    share = bundle.manifest["training"].get("share", SCORER_SHARE)
+    require(share <= SCORER_SHARE, "scorer", f"{bundle.version}, trained on a share of {share:g} of the rows",
+            f"one of `train-scenes --share {SCORER_SHARE:g}`, which leaves rows to the response model")
+    return SceneScorer.from_bundle(bundle)
 
 
 def responses_of(config: SimulateConfig) -> Responses:

@@ -5,13 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from recfuse.config import InvalidFieldError, require
-from recfuse.state.store import UserState, check_features
+from recfuse.state.store import REMEMBERED_EVENTS, UserState, UserStateError, check_features
 
 logger = logging.getLogger("recfuse")
+# Keys: features, history, events. Values: event or "", history size, number of items, the items, features and values.
+_RECORD = f"""
+if ARGV[1] ~= '' then
+  if redis.call('LPOS', KEYS[3], ARGV[1]) then return 0 end
+  redis.call('RPUSH', KEYS[3], ARGV[1])
+  redis.call('LTRIM', KEYS[3], -{REMEMBERED_EVENTS}, -1)
+end
+local items = tonumber(ARGV[3])
+for place = 4, 3 + items do redis.call('RPUSH', KEYS[2], ARGV[place]) end
+if items > 0 then redis.call('LTRIM', KEYS[2], -tonumber(ARGV[2]), -1) end
+for place = 4 + items, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[place], ARGV[place + 1]) end
+return 1
+"""
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -21,11 +34,12 @@ def is_redis_url(text: str) -> bool:
 
 
 class RedisUserStates:
-    """User states by id under `PREFIX:ID:features` (a hash of JSON values) and `PREFIX:ID:history` (a list).
+    """User states by id under `PREFIX:ID:features` (a hash of JSON values), `PREFIX:ID:history` (a list) and
+    `PREFIX:ID:events` (the events that are in them).
 
-    Each update is one transaction on its own keys, so that processes add to a history without reading it. Where Redis
-    does not answer, users are unknown and updates are lost, both counted and logged once; after `retry_seconds` it is
-    asked again.
+    Each update is one script on its user's keys, so that processes add to a history without reading it. Where Redis
+    does not answer, everybody's state is an error, logged once; after `retry_seconds` it is asked again. A command that
+    Redis refuses (a key of another type, no memory) is an error of that user alone.
 
     Args:
         url: redis://, rediss:// or unix://.
@@ -45,39 +59,46 @@ class RedisUserStates:
             import redis
         except ImportError:
             raise InvalidFieldError("users", url, "a SQLite file, or the package `redis` installed") from None
-        self._client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=timeout_seconds,
+        # Bytes are decoded here: a value that is no text would leave the rest of an answer to the next request.
+        self._client = redis.Redis.from_url(url, socket_timeout=timeout_seconds,
                                             socket_connect_timeout=timeout_seconds)
-        self._failure = redis.RedisError
+        self._failure, self._refusal = (redis.RedisError, OSError), redis.ResponseError
         self._history_size, self._prefix, self._retry_seconds = history_size, prefix, retry_seconds
         self._down_until = 0.0
         self.failures = 0
-
-    @property
-    def degraded(self) -> bool:
-        """Whether Redis did not answer lately."""
-        return self._down_until > 0.0
 
     def close(self) -> None:
         self._client.close()
 
     def get(self, user_id: str) -> UserState | None:
-        """The state of a user, None where they are unknown or Redis does not answer."""
-        features_key, history_key = self._keys(user_id)
-        pipeline = self._client.pipeline(transaction=True)
+        """The state of a user, None where they are unknown.
+
+        Raises:
+            UserStateError: Redis does not answer, or what it has of this user is no state.
+        """
+        features_key, history_key, _ = self._keys(user_id)
+        # No transaction: a Redis that takes no writes may refuse one.
+        pipeline = self._client.pipeline(transaction=False)
         pipeline.hgetall(features_key)
         pipeline.lrange(history_key, 0, -1)
-        replies = self._execute(pipeline)
-        if replies is None or not any(replies):
+        replies = self._ask(lambda: pipeline.execute())
+        if not any(replies):
             return None
-        return UserState(features={name: json.loads(value) for name, value in replies[0].items()},
-                         history=tuple(map(int, replies[1])))
+        try:
+            return UserState(features={name.decode(): json.loads(value) for name, value in replies[0].items()},
+                             history=tuple(_item(item.decode()) for item in replies[1]))
+        except ValueError as error:
+            raise UserStateError(f"the state of user {user_id!r}: {error}") from None
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None) -> None:
-        """Adds items to the end of the history, and features over the known ones."""
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None, *,
+               event: str | None = None, history_size: int | None = None) -> bool:
+        """Adds items to the end of the history, and features over the known ones; see `UserStateStore.record`."""
         check_features(user_id, features or {})
-        pipeline = self._client.pipeline(transaction=True)
-        self._update(pipeline, user_id, items, features or {})
-        self._execute(pipeline)
+        told = [part for name, value in (features or {}).items() for part in (name, json.dumps(value))]
+        size = max(self._history_size, history_size or 0)
+        ids = [item if isinstance(item, str) else int(item) for item in items]
+        arguments: list[Any] = [event or "", size, len(ids), *ids, *told]
+        return bool(self._ask(lambda: self._client.eval(_RECORD, 3, *self._keys(user_id), *arguments)))
 
     def put_many(self, users: Iterable[tuple[str, UserState]]) -> int:
         """Writes states, replacing those of the same id; returns how many.
@@ -89,7 +110,7 @@ class RedisUserStates:
         pipeline = self._client.pipeline(transaction=False)
         for user_id, user in users:
             check_features(user_id, user.features)
-            pipeline.delete(*self._keys(user_id))
+            pipeline.delete(*self._keys(user_id)[:2])
             self._update(pipeline, user_id, user.history, user.features)
             count += 1
             if count % 500 == 0:
@@ -97,30 +118,40 @@ class RedisUserStates:
         pipeline.execute()
         return count
 
-    def _keys(self, user_id: str) -> tuple[str, str]:
-        return f"{self._prefix}:{user_id}:features", f"{self._prefix}:{user_id}:history"
+    def _keys(self, user_id: str) -> tuple[str, str, str]:
+        return tuple(f"{self._prefix}:{user_id}:{name}"  # type: ignore[return-value]
+                     for name in ("features", "history", "events"))
 
-    def _update(self, pipeline: Any, user_id: str, items: Sequence[int], features: Mapping[str, Any]) -> None:
-        features_key, history_key = self._keys(user_id)
+    def _update(self, pipeline: Any, user_id: str, items: Sequence[int | str], features: Mapping[str, Any]) -> None:
+        features_key, history_key, _ = self._keys(user_id)
         if features:
             pipeline.hset(features_key, mapping={name: json.dumps(value) for name, value in features.items()})
         if items:
-            pipeline.rpush(history_key, *(int(item) for item in items))
+            pipeline.rpush(history_key, *(item if isinstance(item, str) else int(item) for item in items))
             pipeline.ltrim(history_key, -self._history_size, -1)
 
-    def _execute(self, pipeline: Any) -> list[Any] | None:
+    def _ask(self, command: Callable[[], Any]) -> Any:
+        """Raises UserStateError."""
         if time.monotonic() < self._down_until:
             self.failures += 1
-            return None
+            raise UserStateError("Redis did not answer lately")
         try:
-            results: list[Any] = pipeline.execute()
+            result = command()
+        except self._refusal as error:
+            self.failures += 1
+            raise UserStateError(f"Redis refuses: {error}") from None
         except self._failure as error:
-            if not self.degraded:
+            if not self._down_until:
                 logger.error("user states: Redis does not answer, users are unknown until it does: %s", error)
             self.failures += 1
             self._down_until = time.monotonic() + self._retry_seconds
-            return None
-        if self.degraded:
+            raise UserStateError(f"Redis does not answer: {error}") from None
+        if self._down_until:
             logger.warning("user states: Redis answers again")
             self._down_until = 0.0
-        return results
+        return result
+
+
+def _item(text: str) -> int | str:
+    """An item's id, which Redis keeps as text: 7 and "7" are one."""
+    return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else text

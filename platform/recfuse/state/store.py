@@ -6,7 +6,9 @@ import json
 import math
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +20,26 @@ from recfuse.config import InvalidFieldError, require
 # Values are JSON text, so that nothing is ever unpickled and any tool can read the file.
 _COLUMNS = ("user_id", "features", "history")
 _SCHEMA = "CREATE TABLE IF NOT EXISTS users (user_id TEXT PRIMARY KEY, features TEXT NOT NULL, history TEXT NOT NULL)"
-_PUT = "INSERT OR REPLACE INTO users VALUES (?, ?, ?)"
+# Seconds since 1970 at which feedback last told something; files of earlier versions lack the column.
+_TOLD = "told"
+_ADD_TOLD = f"ALTER TABLE users ADD COLUMN {_TOLD} REAL"
+_PUT = f"INSERT OR REPLACE INTO users (user_id, features, history, {_TOLD}) VALUES (?, ?, ?, ?)"
+# The events that have been counted in a history, so that one that is sent again is not counted again.
+_EVENTS = ("CREATE TABLE IF NOT EXISTS events (user_id TEXT NOT NULL, event TEXT NOT NULL, "
+           "UNIQUE (user_id, event))")
+_GET = "SELECT features, history FROM users WHERE user_id = ?"
+_FORGET = ("DELETE FROM events WHERE user_id = ? AND rowid <= (SELECT rowid FROM events WHERE user_id = ? "
+           "ORDER BY rowid DESC LIMIT 1 OFFSET ?)")
 _BATCH = 500  # below SQLite's limit on the variables of one statement
+REMEMBERED_EVENTS = 200  # of each user, the latest
+
+
+class UserStateError(Exception):
+    """The state of this user cannot be read or written now."""
+
+
+class UnreadableFileError(InvalidFieldError):
+    """The file of users is there and is damaged, or cannot be opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,51 +52,66 @@ class UserState:
     """
 
     features: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[int, ...] = ()
+    history: tuple[int | str, ...] = ()
 
 
 class UserStates(Protocol):
-    """A store of user states; SQLite here, Redis (recfuse.state.redis) where several machines serve."""
+    """A store of user states; SQLite here, Redis (recfuse.state.redis) where several machines serve. Both methods may
+    be called by several threads."""
 
-    @property
-    def degraded(self) -> bool:
-        """Whether it does not answer, so that users are unknown."""
+    def get(self, user_id: str) -> UserState | None:
+        """The state of a user, None where they are unknown; raises UserStateError."""
         ...
 
-    def get(self, user_id: str) -> UserState | None: ...
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None, *,
+               event: str | None = None, history_size: int | None = None) -> bool:
+        """Adds what feedback told, once an `event`; whether it was new. Raises UserStateError."""
+        ...
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None) -> None: ...
+    def close(self) -> None: ...
 
 
 class UserStateStore:
     """User states in a SQLite file that several processes of one machine read and write (WAL).
 
+    Every thread reads by a connection of its own, so that nobody who reads waits for somebody who writes.
+
     Args:
         path: the file; it is created where it is missing.
         history_size: how many of a user's latest items are kept.
+        read_seconds, write_seconds: how long a read or a write waits for a lock of another process.
 
     Raises:
         InvalidFieldError: the file is no SQLite database, or one of something else, which is left as it is.
     """
 
-    def __init__(self, path: str | Path, history_size: int = 50) -> None:
+    def __init__(self, path: str | Path, history_size: int = 50, *, read_seconds: float = 10.0,
+                 write_seconds: float = 10.0) -> None:
         require(history_size > 0, "history_size", history_size, "an integer > 0")
-        self._history_size = history_size
+        self._history_size, self._read_seconds = history_size, read_seconds
         self._lock = threading.Lock()
-        path = Path(path)
+        self._readers = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._path = path = Path(path)
         require(not path.is_dir(), "users", str(path), "a SQLite file, or none")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Autocommit: transactions are opened where they are meant. The lock makes one connection safe for threads.
-        self._connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Autocommit: transactions are opened where they are meant. The lock makes one connection safe for threads.
+            self._connection = sqlite3.connect(path, timeout=write_seconds, isolation_level=None,
+                                               check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise UnreadableFileError("users", str(path), f"a SQLite file ({error})") from None
         try:
             self._require_own(path)
             self._connection.execute("PRAGMA journal_mode = WAL")
             # A lost last second of history is no harm: the decision log is the durable record, and this follows it.
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._connection.execute(_SCHEMA)
+            self._add_told()
+            self._connection.execute(_EVENTS)
         except sqlite3.DatabaseError as error:
             self._connection.close()
-            raise InvalidFieldError("users", str(path), f"a SQLite file ({error})") from None
+            raise UnreadableFileError("users", str(path), f"a SQLite file ({error})") from None
         except InvalidFieldError:
             self._connection.close()
             raise
@@ -86,14 +121,15 @@ class UserStateStore:
         tables = [f"{kind} {name}" for kind, name in self._connection.execute(
             "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'")]
         columns = [row[1] for row in self._connection.execute("PRAGMA table_info(users)")]
-        own = tables in ([], ["table users"]) and columns in ([], list(_COLUMNS))
+        own = ({*tables} <= {"table users", "table events"}
+               and columns in ([], [*_COLUMNS], [*_COLUMNS, _TOLD]))
         require(own, "users", f"{path} with {', '.join(tables)}",
                 f"a file of user states alone (a table users of {', '.join(_COLUMNS)}), or none")
 
-    @property
-    def degraded(self) -> bool:
-        """Never: a file answers or raises."""
-        return False
+    def _add_told(self) -> None:
+        if all(row[1] != _TOLD for row in self._connection.execute("PRAGMA table_info(users)")):
+            with suppress(sqlite3.OperationalError):  # Another process has just done it.
+                self._connection.execute(_ADD_TOLD)
 
     def __enter__(self) -> UserStateStore:
         return self
@@ -106,14 +142,45 @@ class UserStateStore:
             return int(self._connection.execute("SELECT count(*) FROM users").fetchone()[0])
 
     def close(self) -> None:
-        self._connection.close()
+        with self._lock:
+            for connection in (self._connection, *self._opened):
+                connection.close()
 
     def get(self, user_id: str) -> UserState | None:
-        """The state of a user, None where they are unknown."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT features, history FROM users WHERE user_id = ?", (user_id,)).fetchone()
-        return None if row is None else _parse(*row)
+        """The state of a user, None where they are unknown.
+
+        Raises:
+            UserStateError: it cannot be read: a lock, a damaged page, a value that is no state.
+        """
+        try:
+            row = self._reader().execute(_GET, (user_id,)).fetchone()
+            return None if row is None else _parse(*row)
+        except sqlite3.Error as error:
+            self._forget_reader()
+            raise UserStateError(f"{type(error).__name__}: {error}") from None
+        except ValueError as error:
+            raise UserStateError(f"the state of user {user_id!r}: {error}") from None
+
+    def _reader(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._path, timeout=self._read_seconds, isolation_level=None,
+                                         check_same_thread=False)
+            self._readers.connection = connection
+            with self._lock:
+                self._opened.append(connection)
+        return connection
+
+    def _forget_reader(self) -> None:
+        """The next read opens the file anew, which somebody may have mended."""
+        connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
+        if connection is not None:
+            self._readers.connection = None
+            with self._lock:
+                self._opened.remove(connection)
+            with suppress(sqlite3.Error):
+                connection.close()
 
     def get_many(self, user_ids: Sequence[str]) -> dict[str, UserState]:
         """The states of those users that are known."""
@@ -129,40 +196,95 @@ class UserStateStore:
 
     def put_many(self, users: Iterable[tuple[str, UserState]]) -> int:
         """Writes states, replacing those of the same id, all or none; returns how many."""
-        rows = [(user_id, *self._serialise(user_id, user)) for user_id, user in users]
-        with self._lock:
-            self._begin()
-            try:
-                self._connection.executemany(_PUT, rows)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
+        rows = [(user_id, *self._serialise(user_id, user), None) for user_id, user in users]
+        with self._writing():
+            self._connection.executemany(_PUT, rows)
         return len(rows)
 
-    def record(self, user_id: str, items: Sequence[int] = (), features: Mapping[str, Any] | None = None) -> None:
-        """Adds what feedback told: items to the end of the history, features over the known ones."""
+    def update_many(self, users: Iterable[tuple[str, UserState]], since: float | None) -> int:
+        """Brings known users up to date, and adds the others; returns how many rows were written.
+
+        A user of whom feedback told after `since` (seconds since 1970; None is before all feedback) stays as they are.
+        What feedback told before goes on where the new state does not say it, and so does a history.
+        """
+        states = dict(users)
+        for user_id, user in states.items():
+            self._serialise(user_id, user)  # What cannot be stored is refused before anything is written.
+        names, written = list(states), 0
+        for start in range(0, len(names), _BATCH):
+            with self._writing():  # Feedback waits for one batch at most.
+                written += sum(self._update(name, states[name], since) for name in names[start:start + _BATCH])
+        return written
+
+    def _update(self, user_id: str, user: UserState, since: float | None) -> int:
+        row = self._connection.execute(
+            f"SELECT features, history, {_TOLD} FROM users WHERE user_id = ?", (user_id,)).fetchone()
+        told = None if row is None else row[2]
+        if told is not None and (since is None or told > since):
+            return 0
+        if row is not None:
+            known = _parse(*row[:2])
+            user = UserState(features={**(known.features if told is not None else {}), **user.features},
+                             history=user.history or known.history)
+        self._connection.execute(_PUT, (user_id, *self._serialise(user_id, user), told))
+        return 1
+
+    def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None, *,
+               event: str | None = None, history_size: int | None = None) -> bool:
+        """Adds what feedback told: items to the end of the history, features over the known ones.
+
+        Args:
+            event: names it, so that it is added once; None adds it in any case.
+            history_size: keeps so many items where these are more than the store's own.
+
+        Returns:
+            Whether it was new.
+
+        Raises:
+            InvalidFieldError: what a store cannot give back.
+            UserStateError: it cannot be written: a lock, a full disk, a damaged page, a state that is none.
+        """
+        check_features(user_id, features or {})
+        try:
+            with self._writing():
+                return self._record(user_id, items, features or {}, event, history_size or 0)
+        except sqlite3.Error as error:
+            raise UserStateError(f"{type(error).__name__}: {error}") from None
+        except ValueError as error:
+            raise UserStateError(f"the state of user {user_id!r}: {error}") from None
+
+    def _record(self, user_id: str, items: Sequence[int | str], features: Mapping[str, Any], event: str | None,
+                history_size: int) -> bool:
+        connection = self._connection
+        if event is not None:
+            new = connection.execute("INSERT OR IGNORE INTO events VALUES (?, ?)", (user_id, event)).rowcount
+            if not new:
+                return False
+            connection.execute(_FORGET, (user_id, user_id, REMEMBERED_EVENTS))
+        row = connection.execute(_GET, (user_id,)).fetchone()
+        known = UserState() if row is None else _parse(*row)
+        user = UserState(features={**known.features, **features}, history=(*known.history, *items))
+        connection.execute(_PUT, (user_id, *self._serialise(user_id, user, history_size), time.time()))
+        return True
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """All of it or nothing."""
         with self._lock:
-            self._begin()
+            # Taking the write lock first lets two processes update the same user one after the other.
+            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                row = self._connection.execute(
-                    "SELECT features, history FROM users WHERE user_id = ?", (user_id,)).fetchone()
-                known = UserState() if row is None else _parse(*row)
-                user = UserState(features={**known.features, **(features or {})}, history=(*known.history, *items))
-                self._connection.execute(_PUT, (user_id, *self._serialise(user_id, user)))
+                yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                with suppress(sqlite3.Error):  # A full disk may have ended the transaction already.
+                    self._connection.execute("ROLLBACK")
                 raise
 
-    def _begin(self) -> None:
-        # Taking the write lock first lets two processes update the same user one after the other.
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def _serialise(self, user_id: str, user: UserState) -> tuple[str, str]:
+    def _serialise(self, user_id: str, user: UserState, history_size: int = 0) -> tuple[str, str]:
         check_features(user_id, user.features)
-        history = user.history[-self._history_size:]
-        return _text(dict(user.features)), _text([int(item) for item in history])
+        history = user.history[-max(self._history_size, history_size):]
+        return _text(dict(user.features)), _text([item if isinstance(item, str) else int(item) for item in history])
 
 
 def check_features(user_id: str, features: Mapping[str, Any]) -> None:
@@ -184,4 +306,8 @@ def _text(value: Any) -> str:
 
 
 def _parse(features: str, history: str) -> UserState:
-    return UserState(features=orjson.loads(features), history=tuple(orjson.loads(history)))
+    """Raises ValueError: it is no state."""
+    known, items = orjson.loads(features), orjson.loads(history)
+    if not isinstance(known, dict) or not isinstance(items, list):
+        raise ValueError("features must be an object, and history a list")
+    return UserState(features=known, history=tuple(items))

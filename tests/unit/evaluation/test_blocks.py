@@ -70,6 +70,19 @@ def test_what_a_cap_hides_widens_the_interval_or_is_refused():
     assert free.allowance[0] == 0
 
 
+def test_whether_there_is_an_interval_does_not_depend_on_which_events_have_large_weights():
+    """60 of 400 users have an event; a fifth of the users has nearly all weight, so that 60 · .2 events are left. Logs
+    whose weighted events happen to be many are not picked: their estimates are too large."""
+    log_ratio = np.where(np.arange(400) % 5 == 0, np.log(4.96), np.log(.01))
+    for heavy in (60, 0):
+        feedback = np.zeros((400, 1))
+        first = np.flatnonzero(log_ratio > 0) if heavy else np.flatnonzero(log_ratio < 0)
+        feedback[first[:60]] = 1
+        found = ncis(log_ratio, np.zeros(400), feedback, np.inf, np.arange(400), EstimateOptions(min_ess=10))
+        assert np.isfinite(found.change[0])
+        assert np.isnan(found.change_low[0])
+
+
 def test_a_behaviour_of_few_events_has_no_interval():
     """Of 400 users 16 have an event, of equal weights: 16 effective events; the dense column keeps its interval."""
     users = np.arange(400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from recfuse.config import InvalidFieldError
-from recfuse.logs.exposure_files import read_exposures, write_exposures
+from recfuse.logs.exposure_files import read_exposures, read_known, write_exposures
+from recfuse.scenes.dataset import label_matrix
+from recfuse.scenes.histories import NO_ITEM, row_histories
+from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.sources import read_logs
 from recfuse.simulation import shop
 
@@ -62,8 +66,8 @@ def test_bad_rows_are_quarantined_and_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("columns", "message"), [
-    ({"user_id": [1.5, 2.5]}, "rows.user_id: got 'double'; allowed: int64"),
-    ({"item_id": ["a", "b"]}, "rows.item_id: got 'string'; allowed: int64"),
+    ({"user_id": [1.5, 2.5]}, "rows.user_id: got 'double'; allowed: 64-bit integers or strings"),
+    ({"item_id": [b"a", b"b"]}, "rows.item_id: got 'binary'; allowed: 64-bit integers or strings"),
     ({"scene": None}, r"rows.scene: got .*allowed: a column scene"),
     ({"click": None}, r"rows.click: got .*allowed: a label column click"),
     ({"click": ["yes", "no"]}, "rows.click: got 'string'; allowed: numbers"),
@@ -116,3 +120,73 @@ def test_what_carries_a_value_without_loss_is_taken(tmp_path: Path) -> None:
     rows = read_exposures(str(write(tmp_path, scene=[3, 4], ts=times)), ["click"]).rows
     assert rows["scene"].to_pylist() == ["3", "4"]
     assert rows["ts"].cast(pa.int64()).to_pylist() == [10**15, 10**15 + 3_600_000_000]
+
+
+def test_labels_are_those_of_the_rows_page(tmp_path: Path) -> None:
+    """Null where the page lacks the task, or never logs it; a null beside values of the same page is a fault."""
+    registry = Registry(numbers={"paid": 50.0}, scenes=(
+        Scene(name="home", tasks=("open", "buy")), Scene(name="cart", tasks=("buy", "paid")),
+        Scene(name="track", tasks=("open",), optional_tasks=("buy",))))
+    write(tmp_path, user_id=list(range(8)), item_id=[7] * 8, ts=pa.array(range(8), pa.timestamp("us", "UTC")),
+          scene=["home", "home", "cart", "cart", "cart", "track", "track", "other"], click=None, order=None,
+          open=[True, None, None, None, None, False, True, None], buy=[1.0, 0, 0, 1, 1, None, None, None],
+          paid=pa.array([None, None, "12.50", None, "-1", None, None, None]).cast(pa.decimal128(9, 2)))
+    exposures = read_logs(str(tmp_path), "native", registry=registry).exposures
+    assert exposures.account.quarantined == {"open is not 0 or 1": 1, "paid is not a number ≥ 0": 2}
+    assert exposures.quarantine["reason"].to_pylist() == ["open is not 0 or 1"] + ["paid is not a number ≥ 0"] * 2
+    assert exposures.rows.select(["user_id", "open", "buy", "paid"]).to_pydict() == {
+        "user_id": [0, 2, 5, 6, 7], "open": [1, 0, 0, 1, 0], "buy": [1, 0, 0, 0, 0], "paid": [0, 12.5, 0, 0, 0]}
+    assert exposures.opened == "open"
+    assert label_matrix(exposures.filter(np.arange(5) < 4).rows, registry).tolist() == [
+        [1, 1, 0], [0, 0, .25], [0, 0, 0], [1, 0, 0]]
+
+
+def test_an_order_needs_a_click_only_where_the_page_has_clicks(tmp_path: Path) -> None:
+    write(tmp_path, scene=["cart", "mail"], click=[0, None], order=[1, 1])
+    tasks = {"cart": ("click", "order"), "mail": ("order",)}
+    exposures = read_exposures(str(tmp_path), ["click", "order"], tasks=tasks)
+    assert exposures.account.quarantined == {"order without its click": 1}
+    assert exposures.rows["scene"].to_pylist() == ["mail"]
+
+
+HISTORIES = {
+    "nulls": (pa.array([1, 1, BIG, None]), pa.array([[8, None], None, [], [7]], pa.list_(pa.int64()))),
+    "lists of one user": (pa.array([1, BIG, 1]), pa.array([[8], [], [None]], pa.large_list(pa.int64()))),
+    "text": (pa.array(["1", str(BIG)]), pa.array([["8"], ["", None]])),
+}
+
+
+@pytest.mark.parametrize("kind", HISTORIES)
+def test_histories_may_have_gaps(tmp_path: Path, kind: str) -> None:
+    users, items = HISTORIES[kind]
+    pq.write_table(pa.table({"user_id": users, "items": items}), write(tmp_path) / "history.parquet")
+    history = read_exposures(str(tmp_path), ["click"]).history
+    assert history.to_pydict() == {"user_id": [1], "items": [[8]]}
+    assert row_histories(read_exposures(str(tmp_path), ["click"]), 2).tolist() == [[NO_ITEM, 8], [NO_ITEM, NO_ITEM]]
+
+
+@pytest.mark.parametrize(("table", "message"), [
+    (pa.table({"user_id": [1]}), r"history.items: got \['user_id'\]; allowed: a column items"),
+    (pa.table({"user_id": [1], "items": ["7,8"]}), "history.items: got 'string'; allowed: lists of item ids"),
+    (pa.table({"user_id": [1], "items": [[1.5]]}), "history.items: got 'double'; allowed: 64-bit integers or strings"),
+])
+def test_bad_histories_are_named(tmp_path: Path, table: pa.Table, message: str) -> None:
+    pq.write_table(table, write(tmp_path) / "history.parquet")
+    with pytest.raises(InvalidFieldError, match=message):
+        read_exposures(str(tmp_path), ["click"])
+
+
+def test_of_two_rows_about_one_user_the_last_counts(tmp_path: Path) -> None:
+    users = pa.table({"user_id": ["1", None, str(BIG), "1"], "age": [20, 30, 40, 50]})
+    pq.write_table(users, write(tmp_path) / "users.parquet")
+    assert read_exposures(str(tmp_path), ["click"]).users.to_pydict() == {"user_id": [BIG, 1], "age": [40, 50]}
+    assert read_known(str(tmp_path)).users.to_pydict() == {"user_id": [str(BIG), "1"], "age": [40, 50]}
+
+
+@pytest.mark.parametrize("day", [["2001-09-08", "2001-09-09"], ["20010908", "20010909"], [20010908, None],
+                                 [datetime.date(2001, 9, 8), None]], ids=str)
+def test_days_are_taken_as_they_are_written(tmp_path: Path, day: list[object]) -> None:
+    exposures = read_exposures(str(write(tmp_path, day=day, hour=["23", None])), ["click"])
+    assert exposures.rows.select(["day", "hour"]).to_pydict() == {"day": [20010908, 20010909], "hour": [23, 2]}
+    with pytest.raises(InvalidFieldError, match=r"rows\.day: got 'string'; allowed: integers yyyymmdd, or dates"):
+        read_exposures(str(write(tmp_path, day=["monday", "tuesday"])), ["click"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from decimal import Decimal
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,8 +12,8 @@ import pytest
 from recfuse.config import InvalidFieldError
 from recfuse.logs.account import Account
 from recfuse.logs.exposures import LABELS, Exposures
-from recfuse.scenes.columns import align
-from recfuse.scenes.encoder import FeatureEncoder
+from recfuse.scenes.columns import align, read_integers, read_numbers
+from recfuse.scenes.encoder import FeatureEncoder, FittedFeature
 from recfuse.scenes.features import Feature, declared_features
 from recfuse.scenes.histories import NO_ITEM, row_histories
 
@@ -54,6 +57,11 @@ def test_ids_are_ranges_of_one_table() -> None:
     assert encoded.ids.dtype == np.int32
     assert encoded.numbers.tolist() == [[0.0], [0.0]]  # the mean of 10 and 20, and a missing value
     assert encoded.unknown == {"user_id": 1, "city": 1, "age": 1}
+
+
+def test_numbers_alone_are_refused() -> None:
+    with pytest.raises(InvalidFieldError, match=r"features: got \['age'\]; allowed: at least one categorical"):
+        fit(small([(1, 7, 0, 1)]), [True], (Feature(name="age", source="user", kind="numeric"),))
 
 
 def test_64_bit_ids_stay_exact() -> None:
@@ -191,3 +199,36 @@ def test_hash_buckets_are_for_categories() -> None:
     for change in ({"hash_buckets": 1}, {"hash_buckets": 5, "kind": "numeric"}):
         with pytest.raises(InvalidFieldError, match="hash_buckets: got "):
             Feature(name="a", source="user", **change)
+
+
+def test_text_costs_its_different_values_not_the_longest() -> None:
+    """A description of a million letters beside many short ones; Unicode, and a NUL at the end, stay exact."""
+    texts = ["x" * 10**6, "x", "x\0", "ü", None, *["y"] * 1_000]
+    rows = pa.table({"text": texts})
+    column = FittedFeature(Feature(name="text", source="context"), np.array(["x", "x\0", "y", "ü"], object))
+    tracemalloc.start()
+    ids, unknown = column.ids(rows["text"])
+    assert tracemalloc.get_traced_memory()[1] < 20 * 10**6
+    tracemalloc.stop()
+    assert ids[:6].tolist() == [-1, 0, 1, 3, -1, 2]
+    assert unknown == 2
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ([2**53 + 1, None], [2.0**53, 0]), (np.array([2**63 + 5, 1], np.uint64), [2.0**63, 1]),
+    ([2**63, 1.5], [2.0**63, 1.5]), ([True, 2], [1, 2]), (pa.array([2**53 + 1, 2**60]), [2.0**53, 2.0**60]),
+    (pa.array([Decimal("9.95"), None]), [9.95, 0]), (pa.array([True, False]), [1, 0]),
+])
+def test_numbers_of_any_kind_are_taken(values: object, expected: list[float]) -> None:
+    numbers, _ = read_numbers(values, Feature(name="n", source="item", kind="numeric"))
+    assert numbers.tolist() == expected
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ([2**64 - 1, 5], [-1, 5]), (pa.array([2**64 - 1, None], pa.uint64()), [-1, None]), ([True, False], [1, 0]),
+    (["7", "007", str(2**63 - 1), str(2**63), "x", None], [7, 7, 2**63 - 1, None, None, None]),
+    (pa.array(["7", "8"]).dictionary_encode(), [7, 8]),
+])
+def test_integer_categories_of_any_kind_are_taken(values: object, expected: list[int | None]) -> None:
+    numbers, valid = read_integers(values, Feature(name="n", source="item"))
+    assert [number if there else None for number, there in zip(numbers.tolist(), valid, strict=True)] == expected

@@ -172,9 +172,12 @@ def test_no_items_give_no_scores(scorer: SceneScorer) -> None:
     ("9", {}, {"item_id": [1]}, "scene: got '9'; allowed: 0, 1, 4"),
     ("1", {}, {"tag": [1]}, r"items.item_id: got \['tag'\]; allowed: a column item_id"),
     ("1", {}, {"item_id": [1, 2], "duration": [1.0]}, "item.duration: got 1; allowed: 2 values"),
-    ("1", {}, {"item_id": [1.5]}, "item.item_id: got 'double'; allowed: integers or strings"),
+    ("1", {}, {"item_id": [1.5]}, "items.item_id: got .*; allowed: a list of 64-bit integers or strings"),
     ("1", {}, {"item_id": [1], "duration": ["long"]}, "item.duration: got 'string'; allowed: numbers"),
-    ("1", {"history": ["x"]}, {"item_id": [1]}, "history: got .*a list of item ids"),
+    ("1", {"history": [1.5]}, {"item_id": [1]}, "history: got .*a list of 64-bit integers or strings"),
+    ("1", {"history": "x"}, {"item_id": [1]}, "history: got 'x'; allowed: a list of 64-bit integers or strings"),
+    ("1", {"history": 3}, {"item_id": [1]}, "history: got 3; allowed: a list of 64-bit integers or strings"),
+    ("1", {"user_id": 1.5}, {"item_id": [1]}, r"user_id: got \[1.5\]; allowed: a list of 64-bit integers or strings"),
 ])
 def test_bad_requests_are_named(scorer: SceneScorer, scene: str, user: dict, items: dict, message: str) -> None:
     with pytest.raises(InvalidFieldError, match=message):

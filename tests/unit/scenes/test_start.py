@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
-from recfuse.logs.exposures import Exposures
-from recfuse.scenes.config import ModelConfig, TrainScenesConfig
+from recfuse.logs.account import Account
+from recfuse.logs.exposures import SCORER_SHARE, Exposures
+from recfuse.scenes.config import GENERATORS, ModelConfig, TrainScenesConfig
 from recfuse.scenes.dataset import scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay
+from recfuse.scenes.features import Feature
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.scenes.train_scenes import train_scenes
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import prepare
+from recfuse.simulation import sources
 from recfuse.simulation.exposures import generate
+from recfuse.simulation.simulate import load_scorer
 
 PAIR = ("click", "long_view")
 BEFORE = Registry(scenes=(Scene(name="0", tasks=PAIR), Scene(name="1", tasks=PAIR), Scene(name="4", tasks=PAIR)))
@@ -127,3 +134,83 @@ def test_a_number_is_predicted_in_its_own_unit(source: Exposures, tmp_path: Path
     loaded = SceneScorer.from_bundle(read_bundle(path)).score("1", USER, ITEMS).probabilities["watch_time"]
     np.testing.assert_array_equal(loaded, scorer.score("1", USER, ITEMS).probabilities["watch_time"])
     assert loaded.max() > 1
+
+
+NEW = Scene(name="kitchen", tasks=("click",), optional_tasks=("long_view",), like="1")
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_new_page_needs_no_rows_yet(bundle: Path, source: Exposures, tmp_path: Path, epochs: int) -> None:
+    """It answers as the page that it is like, save for the name of the page; its towers stay while experts learn."""
+    after = changed(bundle, source, tmp_path, epochs, Registry(scenes=(*BEFORE.scenes, NEW)))
+    assert after.tasks["kitchen"] == PAIR
+    before, new = (scorer.score(scene, USER, ITEMS).probabilities for scorer, scene in (
+        (SceneScorer.from_bundle(read_bundle(bundle)), "1"), (after, "kitchen")))
+    for task in PAIR:
+        np.testing.assert_allclose(new[task], before[task], rtol=.5 if epochs else 5e-3)
+
+
+def test_an_optional_task_that_the_bundle_lacks_is_left_out(bundle: Path, source: Exposures, tmp_path: Path) -> None:
+    scenes = (Scene(name="0", tasks=PAIR, optional_tasks=("like",)),
+              Scene(name="4", tasks=(), optional_tasks=("like",)))
+    assert changed(bundle, source, tmp_path, 0, Registry(scenes=scenes)).tasks == {"0": PAIR}
+
+
+def test_a_number_keeps_its_cut(source: Exposures, tmp_path: Path) -> None:
+    def registry(**numbers: float) -> Registry:
+        return Registry(scenes=(Scene(name="1", tasks=("click", "watch_time")),), numbers=numbers)
+    first = train_scenes(config(tmp_path / "a", registry=registry(watch_time=60)), source, BEFORE).bundle
+    for other, message in ((registry(watch_time=120), "numbers.watch_time: got 120.0; allowed: 60, as the scorer was"),
+                           (registry(watch_time=60, click=1), "numbers.click: got 1.0; allowed: a label, as the")):
+        with pytest.raises(InvalidFieldError, match=message):
+            changed(first, source, tmp_path / "b", 0, other)
+
+
+def test_what_a_start_ignores_is_named(bundle: Path, source: Exposures, tmp_path: Path,
+                                       caplog: pytest.LogCaptureFixture) -> None:
+    job = config(tmp_path, start_from=str(bundle), features=(Feature(name="hour", source="context"),))
+    job = job.replace(training=TRAINING.replace(epochs=0), model=MODEL.replace(experts=3))
+    train_scenes(job, source, BEFORE)
+    assert "ignored: model.experts, features" in caplog.text
+
+
+def test_a_page_without_positives_is_left_out_and_rows_add_up(source: Exposures, tmp_path: Path) -> None:
+    """Page 4 has no follow, and 0 alone is left: every row trains, or it is said why not."""
+    rows = source.rows.set_column(source.rows.column_names.index("follow"), "follow",
+                                  pa.array(np.zeros(source.rows.num_rows, np.int8)))
+    registry = Registry(scenes=(Scene(name="0", tasks=PAIR), Scene(name="4", tasks=(), optional_tasks=("follow",))))
+    quarantine = rows.slice(0, 2).append_column("reason", pa.array(["broken", "odd"]))
+    count = source.rows.num_rows
+    exposures = replace(source, rows=rows, quarantine=quarantine,
+                        account=Account(count + 2, count, {"broken": 1, "odd": 1}))
+    job = config(tmp_path, registry=registry).replace(exposures="mine")
+    for _ in range(2):  # a finished run says the same
+        result = train_scenes(job, exposures, registry)
+        assert SceneScorer.from_bundle(read_bundle(result.bundle)).tasks == {"0": PAIR}
+        scene, day = exposures.column("scene"), exposures.column("day")
+        last = day == day.max()
+        assert result.rows == {
+            "train": ((scene == "0") & ~last).sum(), "quarantined": 2,
+            "of a scene that the registry lacks": (~np.isin(scene, ["0", "4"])).sum(),
+            "of a scene that is left out": ((scene == "4") & ~last).sum(),
+            f"of the test day {day.max()}": (np.isin(scene, ["0", "4"]) & last).sum()}
+        assert sum(result.rows.values()) == count + 2
+        assert result.tables()[0][0] == f"Rows of the exposures: {count + 2:,}"
+        written = pq.read_table(tmp_path / "quarantine" / "part-00000.parquet")
+        assert written["reason"].to_pylist() == ["broken", "odd"]
+    train_scenes(job, source, registry)
+    assert not (tmp_path / "quarantine" / "part-00000.parquet").exists()
+
+
+def test_all_rows_train_where_no_simulator_is_asked_for() -> None:
+    assert TrainScenesConfig(exposures="mine").training_share == 1
+    assert {TrainScenesConfig(exposures=name).training_share for name in sources.GENERATORS} == {SCORER_SHARE}
+    assert set(sources.GENERATORS) == set(GENERATORS)
+    assert TrainScenesConfig(exposures="mine", share=.5).training_share == .5
+
+
+def test_a_world_refuses_a_scorer_that_saw_its_rows(bundle: Path, source: Exposures, tmp_path: Path) -> None:
+    assert load_scorer(bundle).tasks == {scene.name: PAIR for scene in BEFORE.scenes}
+    whole = train_scenes(config(tmp_path, share=1.0), source, BEFORE).bundle
+    with pytest.raises(InvalidFieldError, match=r"scorer: got .*share of 1 of the rows.*train-scenes --share 0\.7"):
+        load_scorer(whole)

@@ -17,6 +17,7 @@ import pytest
 from recfuse.behaviours import Behaviour, CandidateFeatures, StateFeature, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
+from recfuse.config import require
 from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import GaussianPolicies, Normalisation
@@ -71,7 +72,15 @@ class FakeScorer:
     tasks: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"feed": TASKS, "shop": TASKS, "wall": TASKS})
     seen: list[tuple[str, Mapping[str, Any], Mapping[str, np.ndarray]]] = field(default_factory=list)
 
+    history_length: int = 2
+
+    def check_user(self, features: Mapping[str, Any]) -> None:
+        """It reads `city` as text."""
+        city = features.get("city")
+        require(city is None or isinstance(city, str), "user.city", city, "values of one type")
+
     def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> FakeScores:
+        self.check_user(user)
         self.seen.append((scene, user, items))
         item_id = np.asarray(items["item_id"], np.float64)
         duration = np.nan_to_num(np.asarray(items["duration"], np.float64), nan=50.0) if "duration" in items else 50.0
@@ -93,6 +102,7 @@ class LocalFusion(FusionService):
 class LocalScenes(ScenesService):
     rank = answering(ScenesService.rank)
     predict = answering(ScenesService.predict)
+    check = answering(ScenesService.check)
 
     async def describe(self) -> dict[str, Any]:
         scorer = self._models.arms.current

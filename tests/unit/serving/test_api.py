@@ -13,6 +13,9 @@ import numpy as np
 import orjson
 import pytest
 
+from recfuse.state.clock import clock_features
+from recfuse.state.store import UserStateError
+
 FUSION = "/v1/fusion/fine/rank"
 SCENES = "/v1/scenes/feed/rank"
 RECOMMEND = "/v1/recommend"
@@ -109,12 +112,17 @@ def test_state_from_context_store_or_defaults(
 def test_answers_go_on_while_the_store_of_users_is_down(
     application: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(application.users), "degraded", property(lambda _: True))
-    monkeypatch.setattr(application.users, "get", lambda _: None)
+    def down(*_: Any, **__: Any) -> None:
+        raise UserStateError("down")
+
+    monkeypatch.setattr(application.users, "get", down)
+    monkeypatch.setattr(application.users, "record", down)
     body = with_(FUSION_BODY, state=None, user_id=7)
     assert application.post(FUSION, body).json()["state_source"] == "degraded"
     assert application.post(FUSION, {**body, "context": {"age": 5}}).json()["state_source"] == "context"
     assert application.post(RECOMMEND, RECOMMEND_BODY).json()["state_source"] == "degraded"
+    answer = application.post(FEEDBACK, {**FEEDBACK_BODY, "user_id": 7, "items": [1]})
+    assert (answer.status_code, answer.json()["state_source"]) == (202, "degraded")
 
 
 def test_scenes_by_hand(application: Any) -> None:
@@ -127,7 +135,7 @@ def test_scenes_by_hand(application: Any) -> None:
         "price": None, "price_before": 20.0, "image": "2.png", "parameters": {"duration": 90.0, "brand": "b"}}
     assert answer["model_version"] == "scenes-fake"
     scene, user, items = application.scorer.seen[-1]
-    assert (scene, user) == ("feed", {"user_id": 7, "age": 50, "history": [1, 2]})
+    assert (scene, user) == ("feed", {"user_id": 7, "age": 50, "history": [1, 2], **clock_features()})
     assert items["duration"].tolist() == [10.0, 90.0, 30.0]
 
 
@@ -147,7 +155,7 @@ def test_scenes_options(start: Callable[..., Any]) -> None:
     # What the request says of an item or a user goes over what is stored.
     assert items(candidates__duration=[99.0, 1.0, 1.0], weights={"long_view": 1.0})[0] == 1
     application.post(SCENES, with_(SCENES_BODY, user={"user_id": 7, "age": 20, "history": [9]}))
-    assert application.scorer.seen[-1][1] == {"user_id": 7, "age": 20, "history": [9]}
+    assert application.scorer.seen[-1][1] == {"user_id": 7, "age": 20, "history": [9], **clock_features()}
 
 
 def test_unknown_items_and_users_are_served_and_counted(application: Any) -> None:
@@ -229,7 +237,7 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
     (FUSION, with_(FUSION_BODY, user_id=""), 422, "user_id", "at least 1 character"),
     (FUSION, with_(FUSION_BODY, user_id=[1]), 422, "user_id", "string"),
     (FUSION, with_(FUSION_BODY, user_id="x" * 300), 422, "user_id", "at most 256 characters"),
-    (FUSION, b'{"user_id": 99999999999999999999}', 422, "user_id", "9223372036854775807"),
+    (FUSION, b'{"user_id": 99999999999999999999}', 422, "user_id", "18446744073709551615"),
     (FUSION, with_(FUSION_BODY, colour="red"), 422, "colour", "no such field"),
     (FUSION, with_(FUSION_BODY, candidates=None), 422, "candidates", "required"),
     (FUSION, with_(FUSION_BODY, candidates=[]), 422, "candidates", "object"),
@@ -269,10 +277,10 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
     ("/v1/scenes/attic/rank", SCENES_BODY, 404, "scene", "feed, shop, wall"),
     (SCENES, with_(SCENES_BODY, user=None), 422, "user", "required"),
     (SCENES, with_(SCENES_BODY, user={}), 422, "user.user_id", "required"),
-    (SCENES, with_(SCENES_BODY, user__history=["a"]), 422, "user.history[0]", "a valid integer"),
+    (SCENES, with_(SCENES_BODY, user__history=[1.5]), 422, "user.history[0]", "a valid integer"),
     (SCENES, with_(SCENES_BODY, user__age={}), 422, "user.age", "a valid string"),
     (SCENES, with_(SCENES_BODY, candidates__item_id=[]), 422, "candidates.item_id", "at least 1 item"),
-    (SCENES, with_(SCENES_BODY, candidates__item_id=["a"]), 422, "candidates.item_id[0]", "a valid integer"),
+    (SCENES, with_(SCENES_BODY, candidates__item_id=[1.5]), 422, "candidates.item_id[0]", "a valid integer"),
     (SCENES, with_(SCENES_BODY, candidates__duration=[1]), 422, "candidates.duration", "3 values"),
     (SCENES, with_(SCENES_BODY, candidates__duration=[1, [], 2]), 422, "candidates.duration[1]", "a valid string"),
     (SCENES, with_(SCENES_BODY, weights={"order": 1}), 422, "weights.order", "click, long_view"),
@@ -296,7 +304,7 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
     (FEEDBACK, b'{"request_id": "r", "feedback": {"like": NaN}}', 422, "feedback.like", "a finite number"),
     (FEEDBACK, with_(FEEDBACK_BODY, items=[1]), 422, "user_id", "stored state"),
     (FEEDBACK, with_(FEEDBACK_BODY, user_id=1, features={"age": "old"}), 422, "features.age", "a finite number"),
-    (FEEDBACK, with_(FEEDBACK_BODY, user_id=1, items=["a"]), 422, "items[0]", "a valid integer"),
+    (FEEDBACK, with_(FEEDBACK_BODY, user_id=1, items=[""]), 422, "items[0]", "at least 1 character"),
     # paths
     ("/v2/nothing", {}, 404, "path", "/docs"),
 ]

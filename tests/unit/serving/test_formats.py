@@ -84,7 +84,6 @@ REFUSED: list[tuple[Any, int, str, str]] = [
     (None, 422, "body", "an object"),
     (with_(FUSION_BODY, user_id=None), 422, "user_id", "required"),
     ({**FUSION_BODY, "user_id": b"u"}, 422, "user_id", "a valid string"),
-    ({**FUSION_BODY, "user_id": 2**64 - 1}, 422, "user_id", "9223372036854775807"),
     ({**FUSION_BODY, "explore": 1}, 422, "explore", "a valid boolean"),
     ({**FUSION_BODY, "context": {"age": b"1"}, "state": None}, 422, "context.age", "a valid string"),
     ({**FUSION_BODY, "state": [0.5, 1, 0, float("nan")]}, 422, "state[3]", "a finite number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Callable
 from typing import Any
 
@@ -100,3 +101,87 @@ def test_what_the_first_step_returns_is_what_the_second_takes() -> None:
     assert [answer.status_code for answer in answers] == [200] * 3
     assert taken == [ranking] * 3
     assert (fusion.asked, scenes.asked) == (["decide"], ["predict"])  # methods are looked up once
+
+
+def served(**options: Any) -> Any:
+    """Its scorer gives a body back."""
+    scorer = Remote(lambda *body: tuple(Reply(200, body[0].content)) if body else {})
+    return create_app(Backends(Remote(lambda *_: {}), scorer), ServingConfig(**options))
+
+
+def ask(app: Any, method: str, path: str, **arguments: Any) -> httpx.Response:
+    async def request() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            return await client.request(method, path, **arguments)
+    return asyncio.run(request())
+
+
+@pytest.mark.parametrize(("encoding", "content", "status", "answer"), [
+    ("gzip", gzip.compress(b"{}", mtime=0), 200, b"{}"),
+    ("GZIP", gzip.compress(b"{", mtime=0) + gzip.compress(b"}", mtime=0), 200, b"{}"),
+    ("identity", b"{}", 200, b"{}"),
+    ("gzip", gzip.compress(b"{}", mtime=0)[:-3], 400, b"ends too soon"),
+    ("gzip", b"{}", 400, b"gzip, as content-encoding says"),
+    ("gzip", gzip.compress(bytes(2_000), mtime=0), 413, b"at most 1000 bytes when unpacked"),
+    ("br", b"{}", 415, b"gzip, or none"),
+    ("gzip, br", b"{}", 415, b"gzip, or none"),
+])
+def test_bodies_are_unpacked_or_refused(encoding: str, content: bytes, status: int, answer: bytes) -> None:
+    response = ask(served(max_body_bytes=1_000), "POST", RECOMMEND.path, content=content,
+                   headers={"Content-Encoding": encoding})
+    assert response.status_code == status
+    assert answer in response.content
+
+
+def test_head_and_options_answer() -> None:
+    app = served()
+    for path in ("/healthz", "/readyz", "/v1/models"):
+        head, options = ask(app, "HEAD", path), ask(app, "OPTIONS", path)
+        assert (head.status_code, head.content) == (ask(app, "GET", path).status_code, b"")
+        assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+    assert ask(app, "OPTIONS", RECOMMEND.path).headers["allow"] == "POST, OPTIONS"
+    assert ask(app, "OPTIONS", "/nothing").status_code == 404
+    assert ask(app, "HEAD", RECOMMEND.path).status_code == 405
+
+
+def test_pages_of_other_sites_ask_where_the_config_names_them() -> None:
+    asks = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type"}
+    app = served(cors_origins=("https://shop.example",), tokens=("a-long-token",))
+    preflight = ask(app, "OPTIONS", RECOMMEND.path, headers=asks)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    answer = ask(app, "POST", RECOMMEND.path, content=b"{}",
+                 headers={"Origin": "https://shop.example", "Authorization": "Bearer a-long-token"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    assert ask(app, "OPTIONS", RECOMMEND.path, headers={**asks, "Origin": "https://else.example"}).status_code == 400
+    assert "access-control-allow-origin" not in ask(served(), "GET", "/healthz", headers=asks).headers
+
+
+def test_a_slow_upload_holds_no_place_and_ends() -> None:
+    """By hand, since httpx reads what it is to send beforehand."""
+    app = served(max_concurrent=1, body_seconds=0.3)
+    scope = {"type": "http", "method": "POST", "path": RECOMMEND.path, "headers": [(b"content-length", b"10")],
+             "query_string": b"", "root_path": ""}
+
+    async def upload(parts: list[bytes]) -> int:
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            if not parts:
+                await asyncio.sleep(60)
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts) or slow}
+
+        async def send(message: dict[str, Any]) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        slow = len(parts) == 1
+        await app(scope, receive, send)
+        return statuses[0]
+
+    async def both() -> list[int]:
+        slow = [asyncio.create_task(upload([b"{"])) for _ in range(8)]
+        await asyncio.sleep(0.05)
+        honest = await upload([b"{", b"}"])
+        return [honest, *(await asyncio.gather(*slow))]
+
+    assert asyncio.run(both()) == [200, *[408] * 8]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import deltalake
 import numpy as np
+import orjson
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -18,6 +21,7 @@ from recfuse.config import InvalidFieldError
 from recfuse.logs.reading import ReadingConfig, read_log
 from recfuse.logs.schema import session_log_schema
 from recfuse.logs.validation import check
+from recfuse.serving import mover_process
 from recfuse.serving.decision_log import DECISION, FEEDBACK
 from recfuse.serving.mover import MoveAccount, Mover, only_mover
 from recfuse.serving.mover_process import MoverProcess
@@ -248,6 +252,139 @@ def test_only_segments_of_the_log_are_dropped(tmp_path: Path, vocabulary: Vocabu
     (tmp_path / "log" / "copy of mine.jsonl").write_bytes(next((tmp_path / "log").glob("*.jsonl")).read_bytes())
     Mover(tmp_path / "log", tmp_path / "out", vocabulary, keep_seconds=0.0, window_seconds=0.0).move(now=4e9)
     assert [path.name for path in (tmp_path / "log").glob("*.jsonl")] == ["copy of mine.jsonl"]
+
+
+def lines_of(*rows: tuple[str, dict[str, Any]]) -> list[bytes]:
+    return [orjson.dumps({"kind": kind, **row}, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+            for kind, row in rows]
+
+
+GOOD, FAR, AFTER = lines_of(*((DECISION, decision(name, 10.0)) for name in ("good", "far", "after")))
+IN_THE_FUTURE = FAR.replace(b'"ts":10.0', b'"ts":1e9')
+DAMAGED: dict[str, tuple[bytes, str]] = {
+    "a flipped bit in a key": (FAR.replace(b'"kind"', b'"kinc"'), "kind"),
+    "another kind": (FAR.replace(b'"decision"', b'"decisiom"'), "kind|row"),
+    "a number": (b"12\n", "row"),
+    "null": (b"null\n", "row"),
+    "a list": (b"[1]\n", "row"),
+    "no JSON": (b"{\n", "no JSON"),
+    "an empty line": (b"\n", "no JSON"),
+    "bytes that are no text": (FAR.replace(b'"far"', b'"\xff\xfe"'), "no JSON"),
+    "a digit that became a letter": (FAR.replace(b"0.4", b"0.x"), "no JSON"),
+    "a list that became a text": (FAR.replace(b"[0.3,0.4]", b'"[0.3,0.4]"'), "action: "),
+    "a null among numbers": (FAR.replace(b"[0.3,0.4]", b"[null,0.4]"), "action.0: "),
+    "no request": (FAR.replace(b'"request_id"', b'"request_ie"'), "request_id: "),
+    "no time": (FAR.replace(b'"ts"', b'"tr"'), "ts: "),
+    "a time that is none": (FAR.replace(b'"ts":10.0', b'"ts":-1e300'), "ts: "),
+    "a clock ahead": (IN_THE_FUTURE, "ts: .* in the future"),
+    "feedback that is no number": (lines_of((FEEDBACK, event("a", 1.0, like="x")))[0], "feedback.like: "),
+    "candidates cut short": (lines_of((DECISION, decision("far", 10.0, candidates={
+        "item_ids": ["1"], "predictions": "AAA", "seen": None}, shown=[0])))[0], "candidates.predictions: "),
+    "shown that nobody had": (lines_of((DECISION, decision("far", 10.0, candidates={
+        "item_ids": ["1"], "predictions": "AAAAAA==", "seen": None}, shown=[3])))[0], "shown: "),
+    "zeros between rows": (bytes(8), "a hole of 8 zeros"),
+    "a lost block": (FAR[:100] + bytes(512) + FAR[:50] + b"\n", "."),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_line_is_kept_with_its_place_and_all_others_are_moved(
+    name: str, tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    line, reason = DAMAGED[name]
+    (tmp_path / "log").mkdir()
+    segment = tmp_path / "log" / "0123456789ab-00000.jsonl"
+    segment.write_bytes(GOOD + line + AFTER)
+    mover = Mover(tmp_path / "log", tmp_path / "out", vocabulary, keep_seconds=0.0, window_seconds=0.0)
+    account = mover.move(now=1e6)
+    assert {row["request_id"] for row in rows_of(tmp_path / "out", "sessions")} == {"good", "after"}
+    kept = [row for row in rows_of(tmp_path / "out", "events") if row["status"] == "damaged"]
+    assert len(kept) == account.damaged >= 1
+    assert re.search(f"^{segment.name}, bytes {len(GOOD)} to [0-9]+: .*({reason})", kept[0]["reason"])
+    if not line.startswith(b"\0") and "text" not in name and "block" not in name:
+        assert kept[0]["row"].encode() == line
+    assert segment.exists(), "written a moment ago"
+    os.utime(segment, (0, 0))
+    mover.move(now=1e6)
+    assert not segment.exists(), "all of it is moved or kept"
+    assert len(rows_of(tmp_path / "out", "sessions")) == 2
+
+
+def test_a_segment_with_rows_that_wait_is_never_deleted(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """Neither behind a hole nor where it cannot be read."""
+    (tmp_path / "log").mkdir()
+    young = lines_of((DECISION, decision("young", 1e6 + 5.0)))[0]
+    segment, other = (tmp_path / "log" / f"0123456789ab-0000{n}.jsonl" for n in range(2))
+    segment.write_bytes(GOOD + bytes(64) + young)
+    other.mkdir()
+    for file in (segment, other):
+        os.utime(file, (0, 0))
+    mover = Mover(tmp_path / "log", tmp_path / "out", vocabulary, keep_seconds=0.0, window_seconds=0.0)
+    account = mover.move(now=1e6)
+    assert list(account.unreadable) == [other.name]
+    assert segment.exists()
+    assert account.waiting_bytes == len(young)
+    other.rmdir()
+    assert counts(mover.move(now=1e6 + 1e5)) == {"written": 1, "without_feedback": 1}
+    assert [row["request_id"] for row in rows_of(tmp_path / "out", "sessions")] == ["good", "young"]
+
+
+def test_a_row_of_the_future_is_not_lost_when_the_clock_comes_to_it(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """`sessions` has passed it, `events` not yet."""
+    (tmp_path / "log").mkdir()
+    waits = lines_of((FEEDBACK, event("good", 970.0, like=1.0)))[0]
+    (tmp_path / "log" / "1.jsonl").write_bytes(GOOD + waits + FAR.replace(b'"ts":10.0', b'"ts":3000.0'))
+    mover = Mover(tmp_path / "log", tmp_path / "out", vocabulary, window_seconds=0.0)
+    assert counts(mover.move(now=1e3)) == {"written": 1, "without_feedback": 1}
+    assert counts(mover.move(now=1e4)) == {"late": 1, "damaged": 1}
+
+
+def test_a_commit_that_fails_is_made_by_the_next_mover(
+    log: Path, tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(deltalake, "write_deltalake", failing)
+    with pytest.raises(OSError, match="no space"):
+        Mover(log, tmp_path / "out", vocabulary, window_seconds=100.0).move(now=2000.0)
+    monkeypatch.undo()
+    account = Mover(log, tmp_path / "out", vocabulary, window_seconds=100.0).move(now=2000.0)
+    assert account.written == 3
+
+
+def test_a_process_that_dies_is_started_again_and_meanwhile_somebody_says_so(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its table cannot be reached at first; then it is killed."""
+    monkeypatch.setattr(mover_process, "_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(mover_process, "_TICK_SECONDS", 0.05)
+    write(tmp_path / "log", (DECISION, decision("a", 10.0)))
+    (tmp_path / "bucket").write_text("not there yet")
+    meters = Recorded()
+    process = MoverProcess(str(tmp_path / "log"), str(tmp_path / "bucket" / "out"), str(models), 0.0, 0.1, meters)
+    try:
+        _until(lambda: process.state.error is not None)
+        first = process._process
+        assert first is not None
+        (tmp_path / "bucket").unlink()
+        (tmp_path / "bucket").mkdir()
+        _until(lambda: process.state.error is None and process.state.failures > 0)
+        assert first.poll() is None, "it went on by itself"
+        failures = process.state.failures
+        first.kill()
+        _until(lambda: process.state.error is not None)
+        assert "ended with -9" in process.describe()["error"]
+        assert process.state.failures == failures + 1
+        ages = len(meters.values["recfuse_log_pass_age_s"])
+        _until(lambda: len(meters.values["recfuse_log_pass_age_s"]) > ages + 5)
+        dead = meters.values["recfuse_log_pass_age_s"][ages + 1:]
+        assert sorted(dead) == dead, "it rises"
+        write(tmp_path / "log", (DECISION, decision("b", 20.0)))
+        _until(lambda: process.state.error is None)
+    finally:
+        process.close()
+    assert [row["request_id"] for row in rows_of(tmp_path / "bucket" / "out", "sessions")] == ["a", "b"]
 
 
 def test_the_process_beside_the_replicas_moves_and_reports(models: Path, tmp_path: Path) -> None:

@@ -83,7 +83,6 @@ def test_what_nobody_predicts_is_named(start: Callable[..., Any], models: Path, 
 
 
 @pytest.mark.parametrize(("candidates", "field"), [
-    ({"item_id": ["a", 2]}, "candidates.item_id[0]"),
     ({"item_id": [1, 2], "predictions": {"click": [.1]}}, "candidates.predictions.click"),
     ({"item_id": [1], "predictions": {"click": ["x"]}}, "candidates.predictions.click[0]"),
 ])

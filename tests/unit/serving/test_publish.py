@@ -59,6 +59,25 @@ def test_states_that_feedback_updated_survive(tmp_path: Path) -> None:
         assert users.get("8") == UserState(features={"age": 2})
 
 
+def test_tonights_features_replace_last_nights_but_not_later_feedback(tmp_path: Path) -> None:
+    """Row by row: 7 was told of before the export and 8 after it; nobody told of 9."""
+    models, tonight = tmp_path / "models", 2e9
+    publish(models, users={"9": UserState(features={"age": "old", "gone": 1}, history=(1,))})
+    with UserStateStore(models / "users.sqlite") as users:
+        users.record("7", items=[3], features={"age": 51, "mood": "good"})
+    publish(models, users={"7": UserState(features={"age": 1}), "8": UserState(features={"age": 2})},
+            users_time=tonight)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recfuse.state.store.time.time", lambda: tonight + 1)
+        with UserStateStore(models / "users.sqlite") as users:
+            users.record("8", items=[4])
+    publish(models, users={user: UserState(features={"age": 60}) for user in "789"}, users_time=tonight)
+    with UserStateStore(models / "users.sqlite") as users:
+        assert users.get("7") == UserState(features={"age": 60, "mood": "good"}, history=(3,))
+        assert users.get("8") == UserState(features={"age": 2}, history=(4,))
+        assert users.get("9") == UserState(features={"age": 60}, history=(1,))
+
+
 def test_a_bad_bundle_moves_no_pointer(tmp_path: Path, bundles: list[Path]) -> None:
     models = tmp_path / "models"
     before = publish(models, fusion=bundles[0])

@@ -57,7 +57,7 @@ def test_the_scorer_comes_near_the_best_possible_auc_and_is_served(tmp_path: Pat
     torch.set_num_threads(1)
     config = load(TrainScenesConfig, Path(__file__).parents[3] / "jobs" / "config" / "shop.yaml")
     exposures, truth = shop.generate()
-    split = split_by_time(exposures, config.share)
+    split = split_by_time(exposures, config.training_share)
     training = config.training.replace(epochs=2, bfloat16=False)
     problem = prepare(exposures, split.training, shop.registry(shop.PAGES), config.model, training, config.features)
     scorer = train(problem, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 from recfuse.config import InvalidFieldError
 from recfuse.state.redis import RedisUserStates, is_redis_url
-from recfuse.state.store import UserState
+from recfuse.state.store import REMEMBERED_EVENTS, UserState, UserStateError
 
 redis = pytest.importorskip("redis", reason="the package redis is not installed")
 
@@ -73,16 +73,50 @@ def test_without_redis_users_are_unknown_and_it_recovers_by_itself(
     users.record("7", items=[1])
     process.kill()
     process.wait()
-    assert (users.get("7"), users.degraded) == (None, True)
+    with pytest.raises(UserStateError, match="does not answer"):
+        users.get("7")
     begin = time.monotonic()
     for _ in range(100):
-        users.record("7", items=[2])  # lost, without waiting
+        with pytest.raises(UserStateError):  # lost, without waiting
+            users.record("7", items=[2])
     assert time.monotonic() - begin < 20.0  # of 100 timeouts of 2 s
     assert users.failures == 101
     server()
     time.sleep(0.1)
     assert users.get("7") == UserState(history=(1,))
-    assert not users.degraded
+
+
+def test_an_event_counts_once_and_histories_keep_what_the_model_reads(
+    tmp_path: Path, server: Callable[[], object]
+) -> None:
+    server()
+    users = store(tmp_path, history_size=2)
+    assert [users.record("7", [1], {"n": 1}, event="a") for _ in range(3)] == [True, False, False]
+    assert users.record("7", [2, 3], event="b", history_size=3)
+    assert users.get("7") == UserState(features={"n": 1}, history=(1, 2, 3))
+    for number in range(300):
+        users.record("8", event=str(number))
+    assert redis.Redis(unix_socket_path=str(tmp_path / "redis.sock")).llen("recfuse:8:events") == REMEMBERED_EVENTS
+
+
+def test_what_is_wrong_with_one_user_concerns_no_other(tmp_path: Path, server: Callable[[], object]) -> None:
+    server()
+    users, raw = store(tmp_path), redis.Redis(unix_socket_path=str(tmp_path / "redis.sock"))
+    users.put_many([("7", UserState(features={"age": 50}))])
+    raw.set("recfuse:type:features", "x")
+    raw.hset("recfuse:json:features", "age", "{x")
+    raw.hset("recfuse:bytes:features", b"\xff", b"\xfe")
+    raw.rpush("recfuse:history:history", b"\xff")
+    for name in ("type", "json", "bytes", "history"):
+        with pytest.raises(UserStateError):
+            users.get(name)
+        assert users.get("7") == UserState(features={"age": 50})
+    with pytest.raises(UserStateError, match="WRONGTYPE"):
+        users.record("type", features={"age": 1})
+    raw.config_set("maxmemory", 1)
+    with pytest.raises(UserStateError, match=r"OOM|memory"):
+        users.record("7", [1])
+    assert users.get("7") == UserState(features={"age": 50})
 
 
 def test_bad_values_are_refused_before_they_are_sent() -> None:

@@ -12,7 +12,7 @@ from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes.architectures import build_model
 from recfuse.scenes.config import ModelConfig
-from recfuse.scenes.dataset import EncodedRows, count_pairs, encode_exposures
+from recfuse.scenes.dataset import EncodedRows, count_pairs, encode_exposures, in_registry
 from recfuse.scenes.encoder import FeatureEncoder
 from recfuse.scenes.features import Feature, declared_features
 from recfuse.scenes.inference import SceneScorer
@@ -27,7 +27,7 @@ class Problem:
     """Everything a training needs.
 
     Attributes:
-        registry: the pairs that the training rows support.
+        registry: the pairs that the training rows support, or those of the scorer that training goes on from.
         encoder: features, fitted on the training rows.
         rows: the training rows, encoded.
         positive_weight, task_weight: p_t and ω_t [T].
@@ -60,7 +60,8 @@ def prepare(exposures: Exposures, training_rows: np.ndarray, registry: Registry,
     """Decides the pairs, fits features and weights, and encodes the training rows.
 
     Args:
-        exposures: rows of registered scenes; those outside the training rows only lend their histories.
+        exposures: rows of registered scenes; those outside the training rows only lend their histories, as do those of
+            scenes that are left out.
         training_rows: bool[rows].
         features: declared features; empty takes every column of users and items.
         start: a scorer to go on from; its features and sizes are taken instead of `features` and `model`.
@@ -73,17 +74,21 @@ def prepare(exposures: Exposures, training_rows: np.ndarray, registry: Registry,
     training_rows, validation_rows = _hold_out(exposures, training_rows, training)
     chosen = exposures.filter(training_rows)
     require(chosen.rows.num_rows > 0, "training rows", 0, "at least one")
-    registry = registry.supported(count_pairs(chosen.rows, registry)[0], training.minimum_positives)
-    start = start and start.for_registry(registry)
-    model = start.model_config if start else model
-    weights = _weights(chosen, registry, model, training)
+    if start:
+        start = start.for_registry(registry.known_to(start.tasks))
+        registry, model = start.registry, start.model_config
+    else:
+        registry = registry.supported(count_pairs(chosen.rows, registry)[0], training.minimum_positives)
+    inside = in_registry(exposures, registry)
+    chosen = exposures.filter(training_rows & inside)
+    weights = _weights(chosen, registry, model, training, start)
     encoder = start.encoder if start else FeatureEncoder.fit(
-        features or declared_features(exposures), exposures, training_rows, model.history_length)
+        features or declared_features(exposures), exposures, training_rows & inside, model.history_length)
     encoded = encode_exposures(exposures, registry, encoder)
     return Problem(
-        registry, encoder, encoded.take(np.flatnonzero(training_rows)), weights.positive, weights.task,
-        weights.prior_logits, _recent(exposures, training_rows, training),
-        encoded.take(np.flatnonzero(validation_rows)), model, training, start)
+        registry, encoder, encoded.take(np.flatnonzero(training_rows[inside])), weights.positive, weights.task,
+        weights.prior_logits, _recent(chosen, training), encoded.take(np.flatnonzero(validation_rows[inside])), model,
+        training, start)
 
 
 def untrained(problem: Problem) -> SceneModel:
@@ -110,16 +115,23 @@ class _Weights:
     prior_logits: Tensor
 
 
-def _weights(chosen: Exposures, registry: Registry, model: ModelConfig, training: TrainingConfig) -> _Weights:
-    """The weights of the training rows by the config's strategy."""
+def _weights(chosen: Exposures, registry: Registry, model: ModelConfig, training: TrainingConfig,
+             start: SceneScorer | None) -> _Weights:
+    """The weights of the training rows by the config's strategy; a pair of `start` that no row says anything of keeps
+    its p_t, and weighs like the mean of the others."""
     plus, minus = (torch.tensor([float(counts[pair]) for pair in registry.pairs])
                    for counts in count_pairs(chosen.rows, registry))
+    silent = ((plus <= 0) | (minus <= 0)) & (start is not None)
+    for counts in (plus, minus):
+        counts[silent] = counts[~silent].mean() if (~silent).any() else 1.0
     manual: dict[str, list[float] | None] = {"positive_weight": None, "task_weight": None}
     if training.strategy == "manual":
         manual = {"positive_weight": _by_pair(training.positive_weight, registry, "positive_weight"),
                   "task_weight": _by_pair(training.task_weight, registry, "task_weight", 1.0)}
     positive, task = task_weights(plus, minus, training.strategy, names=registry.pairs, **manual,
                                   largest_positive_weight=training.largest_positive_weight)
+    if start:
+        positive = torch.where(silent, start.positive_weight.cpu().to(positive), positive)
     # A product of probabilities (ESMM) has no room for weights of positives, and a number has no positives.
     plain = torch.tensor([model.architecture == "esmm" or pair.task in registry.numbers for pair in registry.pairs])
     positive = torch.where(plain, torch.ones_like(positive), positive)
@@ -134,9 +146,9 @@ def _by_pair(given: dict[str, float], registry: Registry, name: str, default: fl
     return [value for value in values if value is not None]
 
 
-def _recent(exposures: Exposures, training_rows: np.ndarray, training: TrainingConfig) -> np.ndarray:
+def _recent(chosen: Exposures, training: TrainingConfig) -> np.ndarray:
     """Positions, among the training rows, of those of the last days."""
-    days = exposures.column("day")[training_rows]
+    days = chosen.column("day")
     first = len(np.unique(days)) - training.calibration_days
     return np.flatnonzero(np.isin(days, np.unique(days)[first:]) & (training.calibration_days > 0))
 
