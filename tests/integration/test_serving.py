@@ -338,6 +338,16 @@ def test_the_inspector_shows_a_decision_and_re_orders(server: Server, tab: Brows
     assert decided(server) == rows
 
 
+def test_flip_points_by_hand(server: Server, tab: Browser) -> None:
+    """Scores 2, 1 and .5 at the weights 1 and 1, and one place: the first leaves for the second where its weight falls
+    below .5, or the other one's rises above 2."""
+    show(tab, server, "inspector")
+    found = tab.run("""import('/console/static/ranking.js').then(({flips}) => flips(
+        [[2, 0], [0, 1], [0, .5]].map((terms, place) => ({terms, place})), [1, 1], 1)
+        .map((flip) => [flip.parameter, flip.sign, flip.at, flip.leaves, flip.enters]))""")
+    assert found == [[0, -1, .5, 0, 1], [1, 1, 2, 0, 1]]
+
+
 def test_a_person_promotes_and_rolls_back_on_the_board(server: Server, tab: Browser) -> None:
     before, candidate = read_pointer(server.models), server.actors[1].version
     start_rollout(RolloutConfig(action="start", models=str(server.models), candidate=str(server.models / candidate),
