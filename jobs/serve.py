@@ -28,6 +28,7 @@ class ServeConfig(Supplements):
         "`recfuse collect`."))
     window_minutes: float = Field(60.0, ge=0, description=(
         "Feedback counts so many minutes after its request; where `logs` is named, decisions are moved after it."))
+    runs: str = Field("runs", description="The console lists the runs beneath this directory.")
     explore: bool = Field(True, description=(
         "A request that does not say gets a sample of the policy (true) or its mean (false)."))
 
@@ -51,7 +52,7 @@ def main(config: ServeConfig) -> None:
 
     serving = with_tokens_of_environment(ServingConfig(
         models=config.models, decision_log=config.decisions, session_table=config.logs, explore=config.explore,
-        window_minutes=config.window_minutes, **dict(config.supplements))).absolute()
+        window_minutes=config.window_minutes, runs=config.runs, **dict(config.supplements))).absolute()
     check_models(serving)
     signal.signal(signal.SIGTERM, _interrupt)
     with answering("127.0.0.1", config.port), cluster(), running(serving, config.port) as url:

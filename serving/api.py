@@ -22,6 +22,8 @@ from starlette.types import ASGIApp
 
 import recfuse
 from recfuse.serving.config import ServingConfig
+from recfuse.serving.console.assets import file_address
+from recfuse.serving.console.pages import create_console
 from recfuse.serving.endpoints import DOCUMENT, ENDPOINTS, Endpoint
 from recfuse.serving.examples import listing, with_examples
 from recfuse.serving.formats import JSON, MESSAGE_PACK, Body, RefusedError, Reply, refusal, refusal_of
@@ -40,7 +42,9 @@ _REFUSALS = {400: "the body is no JSON object or MessagePack map", 401: "no vali
 
 def create_app(backends: Backends, config: ServingConfig) -> ASGIApp:
     """The application of one ingress replica: FastAPI behind the gateway, both behind the tokens, all behind CORS."""
-    app: ASGIApp = Gateway(create_api(backends, config), backends, max_body_bytes=config.max_body_bytes,
+    api = create_api(backends, config)
+    api.include_router(create_console(backends, config))
+    app: ASGIApp = Gateway(api, backends, max_body_bytes=config.max_body_bytes,
                            max_concurrent=config.max_concurrent, body_seconds=config.body_seconds)
     if config.tokens:
         app = AuthenticationMiddleware(app, TokenBackend(config.tokens), on_error=_refuse_token)
@@ -102,9 +106,11 @@ def _handlers(api: FastAPI, backends: Backends, asks_for_token: bool) -> dict[st
         return Response(orjson.dumps(await document(request)), media_type=JSON)
 
     async def docs(request: Request) -> Response:
-        # Swagger's script comes from elsewhere and replaces what stands in its place; without a way there this stays.
-        address = DOCUMENT.path.removeprefix("/")
-        page = bytes(get_swagger_ui_html(openapi_url=address, title="Recfuse").body).decode()
+        # Swagger's script replaces what stands in its place; without scripts this stays.
+        address, script, style = DOCUMENT.path.removeprefix("/"), "swagger-ui-bundle.js", "swagger-ui.css"
+        page = bytes(get_swagger_ui_html(
+            openapi_url=address, title="Recfuse", swagger_js_url=file_address(script),
+            swagger_css_url=file_address(style), swagger_favicon_url=file_address("icon.svg")).body).decode()
         place = '<div id="swagger-ui">'
         return HTMLResponse(page.replace(place, place + listing(await document(request))))
 
@@ -195,6 +201,23 @@ def _documented(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str,
         whole = openapi()
         _, schemas = models_json_schema([(model, "validation") for model in models],
                                         ref_template="#/components/schemas/{model}")
-        whole.setdefault("components", {})["schemas"] = schemas["$defs"]
-        return whole
+        plain = {name: _nullable(schema) for name, schema in schemas["$defs"].items()}
+        whole.setdefault("components", {})["schemas"] = plain
+        # More tools read it than 3.1, the script of /docs among them.
+        return {**whole, "openapi": "3.0.3"}
     return document
+
+
+def _nullable(schema: Any) -> Any:
+    """A schema in OpenAPI 3.0, which has no type `null`: an alternative to it is `nullable`."""
+    if isinstance(schema, list):
+        return [_nullable(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {name: _nullable(value) for name, value in schema.items()}
+    alternatives = plain.get("anyOf", [])
+    if {"type": "null"} not in alternatives:
+        return plain
+    left = [each for each in alternatives if each != {"type": "null"}]
+    rest = {name: value for name, value in plain.items() if name != "anyOf"}
+    return {**(left[0] if len(left) == 1 and "$ref" not in left[0] else {"anyOf": left}), **rest, "nullable": True}

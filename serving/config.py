@@ -48,6 +48,7 @@ class ServingConfig(Supplements):
         "This directory holds `current.json` (recfuse.bundle.pointer), its bundles, catalogue and users."))
     decision_log: str = Field("runs/demo/decisions", description=(
         "Each replica appends its decisions and feedback to files in this directory."))
+    runs: str = Field("runs", description="The console lists the runs beneath this directory.")
     session_table: str = Field("", description=(
         "The decision log is moved in the background (serving.mover) to Delta tables in this directory or URL; empty "
         "leaves that to `recfuse collect`."))
@@ -108,7 +109,7 @@ class ServingConfig(Supplements):
         """The same with absolute paths: replicas run in other working directories than the one that starts them."""
         table = self.session_table
         return self.replace(models=str(Path(self.models).absolute()),
-                            decision_log=str(Path(self.decision_log).absolute()),
+                            decision_log=str(Path(self.decision_log).absolute()), runs=str(Path(self.runs).absolute()),
                             session_table=str(Path(table).absolute()) if table and "://" not in table else table)
 
 

@@ -271,7 +271,7 @@ class FusionService:
             with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused below.
                 part = model.candidates.encode(pool.columns[None], seen)[0]
         except InvalidFieldError:
-            _terms(pool.columns, model.vocabulary)  # names the prediction
+            weighed_terms(pool.columns, model.vocabulary)  # names the prediction
             raise
         if not np.isfinite(part).all():
             raise RefusedError(422, "candidates.predictions", _largest(pool.columns),
@@ -386,7 +386,7 @@ def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary
     Raises:
         RefusedError: names the prediction that the formula does not take, or that no finite score comes of.
     """
-    terms = _terms(columns, vocabulary)
+    terms = weighed_terms(columns, vocabulary)
     with np.errstate(over="ignore", invalid="ignore"):  # What overflows is refused below.
         sums: np.ndarray = terms[0] * float(action[0])
         for row in range(1, len(terms)):
@@ -397,7 +397,7 @@ def fuse_columns(columns: np.ndarray, action: np.ndarray, vocabulary: Vocabulary
     return sums, scores
 
 
-def _terms(columns: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+def weighed_terms(columns: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """What the action weighs: the predictions, after their curves, or the logarithms of predictions above −offset."""
     if vocabulary.formula == "linear":
         return vocabulary.curved(columns)

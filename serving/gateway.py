@@ -21,6 +21,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from recfuse.serving.console.paths import PAGES, STATIC
 from recfuse.serving.endpoints import ENDPOINTS, OPEN_PATHS, Endpoint
 from recfuse.serving.formats import (
     JSON,
@@ -81,6 +82,17 @@ class Backends:
             logger.exception("request failed")
             return fault()
 
+    async def ask(self, backend: str, method: str, *arguments: Any) -> Any:
+        """What a method of a backend returns.
+
+        Raises:
+            RefusedError: the backend is not there.
+        """
+        try:
+            return await getattr(self._backends[backend], method)(*arguments)
+        except self._unavailable as error:
+            raise overloaded(str(error)) from None
+
     async def ready(self) -> bool:
         """Whether every backend has its models; once they have, nobody is asked any more."""
         if not self.are_ready:
@@ -113,14 +125,16 @@ class Backends:
 
 
 class TokenBackend(AuthenticationBackend):
-    """Bearer tokens, any of which opens everything; open endpoints ask for none."""
+    """Bearer tokens, any of which opens everything; open endpoints ask for none, nor do the console's pages and files,
+    which say nothing of what is served."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = [token.encode() for token in tokens]
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser] | None:
         """Raises AuthenticationError."""
-        if _path_of(conn.scope) not in OPEN_PATHS:
+        path = _path_of(conn.scope)
+        if path not in OPEN_PATHS and path not in PAGES and not path.startswith(f"{STATIC}/"):
             authorization = dict(conn.scope["headers"]).get(b"authorization", b"")
             scheme, _, given = authorization.partition(b" ")
             # Every token is compared, each in constant time, so that the time tells nothing about any of them.

@@ -102,6 +102,17 @@ class LocalMeters:
         if boundaries:
             counts.buckets[bisect_left(boundaries, value)] += 1
 
+    def totals(self) -> dict[str, tuple[float, int]]:
+        """Meter → its sum over all tags, and how many values that is of a histogram; of a gauge the last value."""
+        found: dict[str, tuple[float, int]] = {}
+        for (name, _), counts in list(self._counts.items()):
+            total, number = found.get(name, (0.0, 0))
+            if METERS[name][0] == "gauge":
+                found[name] = counts.total, 1
+            else:
+                found[name] = total + counts.total, number + sum(counts.buckets)
+        return found
+
     def flush(self) -> None:
         """Hands on the difference to the last flush; one thread at a time."""
         for (name, pairs), counts in list(self._counts.items()):

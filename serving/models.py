@@ -6,10 +6,11 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from recfuse.bundle import Bundle, BundleError, read_bundle
 from recfuse.bundle.arms import Arms, Canary
@@ -21,8 +22,26 @@ from recfuse.serving.contract import MAIN, Choice, Contract, Paths, paths_of
 from recfuse.serving.meters import Meters, NoMeters
 
 logger = logging.getLogger("recfuse.serving")
+_EVENTS = 200  # are kept of a model
 M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
+What = Literal["served", "refused", "canary", "canary refused", "no canary"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a part that serves.
+
+    Attributes:
+        at: seconds since 1970; part: as the pointer names it; version: of it, "" where the pointer cannot be read.
+        what: happened; why: it was refused, or the share of a canary.
+    """
+
+    at: float
+    part: str
+    what: What
+    version: str
+    why: str = ""
 
 
 class Models(Protocol[M_co]):
@@ -66,6 +85,7 @@ class Follower(ABC):
         self._changes: list[Callable[[], None]] = []
         self.error: str | None = None
         self.wanted: str | None = None
+        self.events: deque[Event] = deque(maxlen=_EVENTS)
 
     def refresh(self) -> bool:
         """Takes what the pointer names where it is something else; False where something of it was refused."""
@@ -125,7 +145,12 @@ class Follower(ABC):
         words = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         if words != self.error:
             logger.error("%s refused, what served before goes on: %s", self._name, words)
+            self._note("refused", self.wanted, words)
         self.error = words
+
+    def _note(self, what: What, version: str | None, why: str = "") -> None:
+        self.events.append(Event(time.time(), self._name, what, version or "", why))
+
 
 class Watcher:
     """Looks at the pointer for several parts in one thread, until it is closed: they swap when all have loaded.
@@ -186,6 +211,7 @@ class ServedCatalogue(Follower):
     def _serve(self, catalogue: Catalogue | None) -> None:
         self.current = catalogue
         logger.info("catalogue is now %s", _name(self._path))
+        self._note("served", _name(self._path))
 
     def _take(self, choice: Choice, pointer: Pointer) -> bool:
         path = choice.paths["catalogue"]
@@ -233,6 +259,7 @@ class ServedModel(Follower, Generic[M]):
         self.loaded_at = time.time()
         self._served = choice.paths
         self.canary_error: str | None = None
+        self._note("served", _name(self._path))
         self._take_canary(choice, pointer)
         self.swap()
 
@@ -284,8 +311,12 @@ class ServedModel(Follower, Generic[M]):
                 why = f"{type(error).__name__}: {error}"
         if why is not None and why != self.canary_error:
             logger.error("%s canary refused, nobody gets it: %s", self._kind, why)
+            self._note("canary refused", _name(path), why)
         if canary is not None and (known is None or (known.name, known.share) != (canary.name, canary.share)):
             logger.info("%s canary is now %s for %.4g of the users", self._kind, canary.name, canary.share)
+            self._note("canary", canary.name, f"{canary.share:.4g} of the users")
+        if canary is None and known is not None:
+            self._note("no canary", known.name)
         self._changes.append(lambda: self._serve_canary(canary))
         self.canary_error = why
         return why is None
@@ -293,6 +324,7 @@ class ServedModel(Follower, Generic[M]):
     def _serve(self, model: M) -> None:
         self.arms, self.loaded_at = replace(self.arms, current=model), time.time()
         logger.info("%s bundle is now %s", self._kind, _name(self._path))
+        self._note("served", _name(self._path))
 
     def _serve_canary(self, canary: Canary[M] | None) -> None:
         self.arms = replace(self.arms, canary=canary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,11 +20,12 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.contract import Contract
 from recfuse.serving.decision_log import DecisionLog, LogWriter
-from recfuse.serving.formats import answering
-from recfuse.serving.fusion import FusionModel, FusionService
-from recfuse.serving.meters import Meters
+from recfuse.serving.formats import Body, Reply, answering
+from recfuse.serving.fusion import FusionModel, FusionService, Ranking
+from recfuse.serving.meters import LocalMeters, Meters
 from recfuse.serving.models import Follower, ServedCatalogue, ServedModel, Watcher
 from recfuse.serving.mover_process import MoverProcess
+from recfuse.serving.preview import FusionPreview, ScenesPreview
 from recfuse.serving.scenes import NoScorer, ScenesService, Scorer
 from recfuse.state.redis import RedisUserStates
 from recfuse.state.remembered import ReopenedUsers
@@ -59,6 +61,10 @@ class _Followed(Generic[M]):
                 "error": model.error, "canary": share, "canary_error": model.canary_error,
                 "catalogue": {"name": catalogue.name, "wanted": catalogue.wanted}, "catalogue_error": catalogue.error}
 
+    def events(self) -> list[dict[str, Any]]:
+        """Swaps and refusals since the replica began."""
+        return [asdict(event) for event in (*self.model.events, *self.catalogue.events)]
+
 
 class FusionReplica(FusionService):
     """The fusion service with its model, one decision log, and the process that moves it.
@@ -80,7 +86,9 @@ class FusionReplica(FusionService):
                             meters=meters)
         catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
         self.log = log or DecisionLog(config.decision_log, fsync=config.fsync)
-        super().__init__(config, model, self.log, _users(config), catalogue, meters)
+        users = _users(config)
+        super().__init__(config, model, self.log, users, catalogue, meters)
+        self._preview = FusionPreview(config, model, users, catalogue)
         self._followed = _Followed(model, catalogue, lambda model: model.version)
         self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
         self._mover = None if not config.session_table else MoverProcess(
@@ -90,6 +98,19 @@ class FusionReplica(FusionService):
     rank = answering(FusionService.rank)
     decide = answering(FusionService.decide)
     feedback = answering(FusionService.feedback)
+
+    async def preview(self, ranking: Ranking) -> Reply:
+        """As `decide`, for nobody: see `FusionPreview`."""
+        return await self._preview.decide(ranking)
+
+    async def features(self, user_id: str) -> dict[str, Any]:
+        """Features of the state that are known of a user."""
+        return await self._preview.features(user_id)
+
+    async def status(self) -> dict[str, Any]:
+        """What happened to the model, and what was counted, since this replica began."""
+        totals = self.meters.totals() if isinstance(self.meters, LocalMeters) else {}
+        return {"events": self._followed.events(), "totals": totals, "moved": self._mover is not None}
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
@@ -131,7 +152,9 @@ class ScenesReplica(ScenesService):
         model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer(),
                                     contract, meters)
         catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
-        super().__init__(config, model, _users(config), catalogue, meters)
+        users = _users(config)
+        super().__init__(config, model, users, catalogue, meters)
+        self._preview = ScenesPreview(config, model, users, catalogue)
         self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)
         self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
 
@@ -139,6 +162,16 @@ class ScenesReplica(ScenesService):
     # A Reply where the request is refused.
     predict = answering(ScenesService.predict)  # type: ignore[assignment]
     check = answering(ScenesService.check)  # type: ignore[assignment]
+
+    async def preview(self, body: Body) -> Ranking | Reply:
+        """As `predict`, for nobody: see `ScenesPreview`."""
+        return await self._preview.predict(body)
+
+    async def status(self) -> dict[str, Any]:
+        """As that of the policy; the catalogue is followed alike."""
+        totals = self.meters.totals() if isinstance(self.meters, LocalMeters) else {}
+        events = [event for event in self._followed.events() if event["part"] == "scenes"]
+        return {"events": events, "totals": totals}
 
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""

@@ -55,7 +55,7 @@ def test_the_logging_policy_has_the_value_of_its_log(run, tmp_path, capsys):
     found = result.evaluation.off_policy
     np.testing.assert_allclose(found.estimate, found.logged, rtol=1e-4)
     assert found.ess[0] == pytest.approx(found.requests, rel=1e-4)
-    assert result.page.read_text().count("<img") == 2
+    assert result.page.read_text().count("<img") == 3
     written = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert written["off_policy"]["behaviours"] == ["watch_time", "click", "like", "comment", "forward", "follow"]
     assert "report:" in capsys.readouterr().out

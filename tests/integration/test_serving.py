@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from browser import CHROMIUM, Browser, browser
 from clusters import LOOPBACK_ADDRESSES, descendants, listening
 from deltalake import DeltaTable
 
 from recfuse.behaviours import Behaviour, StateFeature, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
+from recfuse.evaluation.config import Targets
 from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import GaussianPolicies, Normalisation
@@ -33,15 +35,22 @@ from recfuse.jobs import collect, ingest, train_fusion
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.settings import StoppingRule
 from recfuse.logs.exposures import Exposures
+from recfuse.report.page import write_report
+from recfuse.report.sections import SECTIONS
+from recfuse.rollout.config import Plan, RolloutConfig
+from recfuse.rollout.rollout import start as start_rollout
+from recfuse.rollout.store import Store
 from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import Registry, Scene
 from recfuse.serving.config import ServingConfig
+from recfuse.serving.console.paths import ACTION
 from recfuse.serving.local import free_port
 from recfuse.serving.publish import publish
 from recfuse.simulation.exposures import generate
 from recfuse.state.encoder import StateEncoder
 from recfuse.state.store import UserState, UserStateStore
+from tests.unit.report.test_report import DATA
 
 TASKS = ("click", "long_view")
 TOKEN = "token-of-the-test"
@@ -59,6 +68,7 @@ class Server:
     client: httpx.Client
     models: Path
     log: Path
+    runs: Path
     actors: list[FusionActor]
     exposures: Exposures
     early: list[str]  # what its port answered, in turn, while it started
@@ -96,12 +106,13 @@ def server(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     write_pointer(root, Pointer(fusion=policies[0].name, scenes=write_scorer(root, exposures).name,
                                 catalogue="catalogue.parquet", users="users.sqlite"))
     port = free_port()
+    runs = tmp_path_factory.mktemp("runs")
     config = ServingConfig(models=str(root), decision_log=str(log), poll_seconds=0.2, tokens=(TOKEN,),
-                           max_body_bytes=100_000)
+                           max_body_bytes=100_000, runs=str(runs))
     actors = [FusionActor.from_bundle(read_bundle(path)) for path in policies]
     with watched(port) as early, running(config, port) as url, httpx.Client(
             base_url=url, timeout=30, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
-        yield Server(client, root, log, actors, exposures, early)
+        yield Server(client, root, log, runs, actors, exposures, early)
 
 
 @contextmanager
@@ -272,6 +283,110 @@ def test_nothing_listens_beyond_loopback(server: Server) -> None:
     for what in ("raylet", "ray::ServeReplica", "ray::ProxyActor"):
         assert any(what in line and addresses for line, addresses in open_sockets.items()), (what, open_sockets)
     assert not {line: addresses for line, addresses in open_sockets.items() if not addresses <= LOOPBACK_ADDRESSES}
+
+
+@pytest.fixture(scope="module")
+def tab(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser on the server's console, with a token."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with browser(tmp_path_factory.mktemp("browser") / "profile") as tab:
+        tab.look(1400, 900)
+        show(tab, server, "inspector")
+        tab.wait("document.getElementById('message').textContent.includes('token')")
+        tab.complaints.clear()  # the browser notes an answer of 401
+        tab.run(f"document.getElementById('token').value = '{TOKEN}'; "
+                "document.querySelector('#token-form button').click()")
+        yield tab
+        assert tab.complaints == []
+        assert not [address for address in tab.asked if not address.startswith((str(server.client.base_url), "data:"))]
+
+
+def show(tab: Browser, server: Server, page: str) -> None:
+    tab.open(f"{server.client.base_url}/console/{page}")
+
+
+def decided(server: Server) -> int:
+    """Rows of the decision log."""
+    return sum(file.read_bytes().rstrip(b"\0").count(b"\n") for file in server.log.glob("*.jsonl"))
+
+
+def test_the_inspector_shows_a_decision_and_re_orders(server: Server, tab: Browser) -> None:
+    rows = decided(server)
+    tab.wait("document.querySelectorAll('#flips li').length && document.querySelector('#weights-chart .main-svg')")
+    assert tab.run("document.querySelectorAll('#weights-chart .barlayer .point').length") == len(TASKS) + 1
+    assert tab.run("document.querySelectorAll('#joins path').length") == tab.run(
+        "document.querySelectorAll('#left li').length") == 20
+    assert "/v1/recommend" in tab.run("document.getElementById('curl').textContent")
+    order = "[...document.querySelectorAll('#{} li')].map((row) => row.dataset.id)"
+    left, right = (tab.run(order.format(side)) for side in ("left", "right"))
+    assert sorted(left) == sorted(right)
+    tab.run("""((slider) => {
+        slider.value = slider.value - slider.min > slider.max - slider.value ? slider.min : slider.max;
+        slider.dispatchEvent(new Event('input', {bubbles: true})) })(document.getElementById('weight-0'))""")
+    assert tab.run(order.format("left")) == left
+    moved = tab.run(order.format("right"))
+    assert moved != right
+    assert sorted(moved) == sorted(right)
+    dots = "document.querySelectorAll('#weights-chart .scatterlayer .point').length"
+    before = tab.run(dots)
+    tab.run("document.getElementById('sample').click()")
+    tab.wait(f"{dots} === {before + len(TASKS) + 1}")
+    tab.run("""((slider) => { slider.value = slider.max; slider.dispatchEvent(new Event('input', {bubbles: true})) })
+        (document.querySelector('#features input[type=range]'))""")
+    tab.wait("document.getElementById('source').textContent === 'from the sliders'")
+    assert decided(server) == rows
+
+
+def test_flip_points_by_hand(server: Server, tab: Browser) -> None:
+    """Scores 2, 1 and .5 at the weights 1 and 1, and one place: the first leaves for the second where its weight falls
+    below .5, or the other one's rises above 2."""
+    show(tab, server, "inspector")
+    found = tab.run("""import('/console/static/ranking.js').then(({flips}) => flips(
+        [[2, 0], [0, 1], [0, .5]].map((terms, place) => ({terms, place})), [1, 1], 1)
+        .map((flip) => [flip.parameter, flip.sign, flip.at, flip.leaves, flip.enters]))""")
+    assert found == [[0, -1, .5, 0, 1], [1, 1, 2, 0, 1]]
+
+
+def test_a_person_promotes_and_rolls_back_on_the_board(server: Server, tab: Browser) -> None:
+    before, candidate = read_pointer(server.models), server.actors[1].version
+    start_rollout(RolloutConfig(action="start", models=str(server.models), candidate=str(server.models / candidate),
+                                plan=Plan(targets=Targets(goals={"watch_time": 0.0}, floors={"like": -.1}))))
+    canary = read_pointer(server.models)
+    promote = ACTION.format(action="promote")
+    wrong = server.client.post(promote, json={"reason": "x", "candidate": candidate},
+                               headers={"Authorization": "Bearer another-token"})
+    assert (wrong.status_code, read_pointer(server.models)) == (401, canary)
+    show(tab, server, "board")
+    for action, state, served in (("promote", "promoted", candidate), ("rollback", "rolled back", before.fusion)):
+        tab.wait(f"document.querySelector('[data-action={action}]')?.disabled === false")
+        tab.run(f"document.querySelector('[data-action={action}]').click()")
+        tab.run("document.getElementById('decide-yes').click()")  # without a reason nothing is sent
+        assert tab.run("document.getElementById('decide').open")
+        tab.run(f"document.getElementById('reason').value = 'why {action}'; "
+                "document.getElementById('decide-yes').click()")
+        tab.wait(f"document.getElementById('state')?.textContent === '{state}'")
+        assert read_pointer(server.models) == Pointer(**{**asdict(before), "fusion": served})
+        assert Store(server.models).audit()[-1].why == f"why {action}"
+        assert f"why {action}" in tab.run("document.getElementById('audit').textContent")
+
+
+def test_runs_reports_and_docs_open(server: Server, tab: Browser) -> None:
+    version = server.actors[0].version
+    (server.runs / "one" / "report").mkdir(parents=True)
+    shutil.copytree(server.models / version, server.runs / "one" / "fusion" / version)
+    write_report(server.runs / "one" / "report" / "report.html", DATA)
+    (server.runs / "one" / "report" / "metrics.json").write_text(json.dumps({"policy": version}))
+    show(tab, server, "runs")
+    tab.wait(f"document.querySelector('article')?.textContent.includes('{version}')")
+    tab.open(f"{server.client.base_url}" + tab.run("document.querySelector('article a').getAttribute('href')"))
+    inside = "document.getElementById('report').contentDocument"
+    tab.wait(f"parseInt(document.getElementById('report').style.height) > 2000 && {inside}.images.length")
+    assert tab.run(f"[...{inside}.images].every((each) => each.complete && each.naturalWidth > 0)")
+    assert tab.run(f"{inside}.images.length") == len(SECTIONS)
+    tab.call("Network.setExtraHTTPHeaders", headers={"Authorization": f"Bearer {TOKEN}"})
+    tab.open(f"{server.client.base_url}/docs")
+    tab.wait("document.querySelectorAll('.opblock').length >= 6")
 
 
 def test_the_loop_closes(server: Server, tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def test_the_wheel_holds_one_name_and_the_command(wheel, tmp_path):
         archive.extractall(tmp_path)
     assert {file.split("/")[0] for file in files} == {"recfuse", f"recfuse-{__version__}.dist-info"}
     for data in ("jobs/config/simulate.yaml", "tune/config/fusion.yaml", "serving/haproxy-loopback",
-                 "report/templates/page.html", "serving/app.py", "tune/sweep.py", "jobs/ingest.py"):
+                 "report/templates/page.html", "serving/console/templates/base.html",
+                 "serving/console/static/inspector.js", "serving/app.py", "tune/sweep.py", "jobs/ingest.py"):
         assert f"recfuse/{data}" in files
     entry = next(tmp_path.glob("*.dist-info/entry_points.txt")).read_text()
     assert "recfuse = recfuse.cli:main" in entry

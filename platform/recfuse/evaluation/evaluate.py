@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recfuse.bundle import newest_bundle, read_bundle
+from recfuse.behaviours import Vocabulary
+from recfuse.bundle import Bundle, newest_bundle, read_bundle
 from recfuse.config import require
 from recfuse.evaluation.advice import advice
 from recfuse.evaluation.answers import OffPolicyEstimate
@@ -20,6 +21,7 @@ from recfuse.evaluation.estimator import Estimator, estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS
 from recfuse.evaluation.files import METRICS, write_whole
 from recfuse.evaluation.held_out import Reading, has_samples, read_held_out
+from recfuse.evaluation.segments import gains_per_group
 from recfuse.evaluation.separation import Separation, keep_apart
 from recfuse.evaluation.streaming import read_stream
 from recfuse.evaluation.weights import weights_per_group
@@ -41,6 +43,8 @@ class EvaluateResult:
         reading: what was read of the held-out logs; None where nothing was.
         notes: what was left out or could not be checked, in sentences.
         advice: what would give an answer where nothing does, in sentences.
+        segments: what a request would bring, for each group of `weights` (`gains_per_group`).
+        floors: relative changes that short-term behaviours may not fall below (`declared_floors`).
     """
 
     policy: str
@@ -53,6 +57,8 @@ class EvaluateResult:
     reading: Reading | None = None
     notes: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    segments: Sequence[dict[str, Any]] = ()
+    floors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def off_policy(self) -> OffPolicyEstimate:
@@ -82,7 +88,8 @@ class EvaluateResult:
                       "separation": str(self.separation) if self.separation else None}
         account = {} if self.reading is None else {
             "account": asdict(self.reading.account), "account_words": self.reading.words}
-        return {"policy": self.policy, "off_policy": off_policy, "weights": self.weights, **account,
+        return {"policy": self.policy, "off_policy": off_policy, "weights": self.weights,
+                "segments": list(self.segments), "floors": dict(self.floors), **account,
                 "notes": list(self.notes)}
 
 
@@ -96,8 +103,8 @@ def evaluate(config: EvaluateConfig, estimators: Sequence[Estimator] = ESTIMATOR
         InvalidFieldError: bad logs, or held-out rows that the policy was trained on.
     """
     require(not Path(config.output).is_file(), "output", config.output, "a directory")
-    bundle = newest_bundle(config.fusion, "fusion")
-    actor = FusionActor.from_bundle(read_bundle(bundle, "fusion"))
+    bundle = read_bundle(newest_bundle(config.fusion, "fusion"), "fusion")
+    actor = FusionActor.from_bundle(bundle)
     reading, separation, streamed, notes = _read(config, actor)
     case = Case.of(config, actor, reading.log)
     estimates = estimate_all(case, estimators)
@@ -106,8 +113,10 @@ def evaluate(config: EvaluateConfig, estimators: Sequence[Estimator] = ESTIMATOR
     of_all = {answer.estimator: answer for answer in streamed}
     answers, names = tuple(of_all.get(each.estimator, each) for each in estimates), actor.vocabulary.behaviour_names
     blocks = blocks_of(case, estimators, answers, names)
-    result = EvaluateResult(actor.version, answers, blocks, names, separation, case.horizon,
-                            weights_per_group(actor, reading.log), reading, tuple(notes), tuple(advice(case, blocks)))
+    weights = weights_per_group(actor, reading.log)
+    result = EvaluateResult(actor.version, answers, blocks, names, separation, case.horizon, weights,
+                            reading, tuple(notes), tuple(advice(case, blocks)),
+                            gains_per_group(case, weights["groups"]), declared_floors(bundle))
     for note in (*notes, *result.advice):
         logger.warning("evaluate: %s", note)
     first = result.off_policy
@@ -115,6 +124,15 @@ def evaluate(config: EvaluateConfig, estimators: Sequence[Estimator] = ESTIMATOR
                 f"{first.requests:,}", first.effective_sample_size[0], f"; {first.refused}" if first.refused else "")
     write_whole(Path(config.output) / METRICS, json.dumps(result.to_dict(), indent=1))
     return result
+
+
+def declared_floors(bundle: Bundle) -> dict[str, float]:
+    """Of every short-term behaviour, as the policy was trained with; where its algorithm has none, none may fall."""
+    training = bundle.manifest.get("training") or {}
+    declared = training.get("replay") or training
+    floors, least = declared.get("floors") or {}, declared.get("floor") or 0.0
+    return {behaviour.name: float(floors.get(behaviour.name, least))
+            for behaviour in Vocabulary.from_dict(bundle.manifest["vocabulary"]).short_term}
 
 
 def _read(config: EvaluateConfig, actor: FusionActor) -> tuple[Reading, Separation | None,

@@ -42,7 +42,8 @@ def collect(config: ReportConfig) -> ReportData:
         ab_test=tested, off_policy=off_policy,
         scorer=(read_json(Path(config.scenes) / METRICS) or {}).get("by_pair", ()),
         response=simulation.get("response"), calibration=simulation.get("calibration", ()),
-        serving=_latencies(Path(config.serving)), weights=evaluation.get("weights"), subject=subject)
+        serving=_latencies(Path(config.serving)), weights=evaluation.get("weights"),
+        segments=evaluation.get("segments", ()), floors=evaluation.get("floors", {}), subject=subject)
 
 
 def _latencies(path: Path) -> Any:

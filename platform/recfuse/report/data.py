@@ -27,6 +27,8 @@ class ReportData:
         calibration: [[scene, measure, simulated, real]].
         serving: {latency_ms: [numbers], endpoint}.
         weights: {parameters, logged: [M], groups: [{feature, value, requests, mean: [M]}]}; the first group is all.
+        segments: [{feature, value, requests, change, low, high: [m], refused}], of the evaluation's behaviours.
+        floors: behaviour → relative change that it may not fall below.
         subject: title lines: what was trained on what.
     """
 
@@ -39,6 +41,8 @@ class ReportData:
     calibration: Sequence[Sequence[Any]] = ()
     serving: Plain | None = None
     weights: Plain | None = None
+    segments: Sequence[Plain] = ()
+    floors: Mapping[str, float] = field(default_factory=dict)
     subject: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -20,6 +20,7 @@ from recfuse.report.section import Section
 from recfuse.report.sections import SECTIONS
 from recfuse.report.sentences import WORDS, summary
 from recfuse.report.style import data_uri, styled
+from recfuse.report.verdict import verdict
 
 
 def write_report(path: str | Path, data: Any, sections: Sequence[Section] = SECTIONS,
@@ -43,6 +44,7 @@ def render(data: Any, sections: Sequence[Section] = SECTIONS, title: str = "Recf
     return _templates().get_template("page.html").render(
         title=title, subject=data.subject, sections=parts, summary=summary(data) if of_run else [],
         alarms=alarms(data) if of_run else [],
+        verdict=verdict(data) if of_run else None,
         words=WORDS if of_run else {})
 
 
@@ -52,6 +54,7 @@ def _part(section: Section, data: Any) -> dict[str, Any]:
     columns, rows = section.rows(data) if section.rows is not None else ((), [])
     parts = section.parts(data) if section.parts is not None else []
     return {"name": section.name, "title": section.title, "sentence": section.sentence, "job": section.job,
+            "chapter": section.chapter,
             "parts": parts, "image": None if figure is None else data_uri(figure), "columns": columns, "rows": rows}
 
 

@@ -39,6 +39,7 @@ class Section:
         draw: the page's data → the figure, None where nothing was measured.
         rows: the page's data → columns and cells of the table below it, no cells where nothing was measured.
         parts: the page's data → matters that follow the figure, each with its own table.
+        chapter: of the page, to which it belongs; sections of a chapter follow each other.
     """
 
     name: str
@@ -48,3 +49,4 @@ class Section:
     draw: Callable[[Any], Figure | None]
     rows: Callable[[Any], Table] | None = None
     parts: Callable[[Any], list[Part]] | None = None
+    chapter: str = ""

@@ -239,8 +239,9 @@ def _figures(test: ServedTest | None) -> dict[str, Any]:
     if test is None:
         return {}
     effects = {each.name: [_number(each.estimate), _number(each.low), _number(each.high)] for each in test.effects}
+    base = {each.name: _number(each.base) for each in test.effects}
     return {"users": [test.ratio.base, test.ratio.canary], "sample_ratio_p": test.ratio.p, "days": test.days,
-            "decisions": test.decisions, "effects": effects}
+            "decisions": test.decisions, "effects": effects, "base": base}
 
 
 def _number(value: float) -> float | None:

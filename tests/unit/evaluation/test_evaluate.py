@@ -15,8 +15,9 @@ from deltalake import write_deltalake
 from session_logs import for_delta
 
 from recfuse.behaviours import Behaviour, Vocabulary
+from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
-from recfuse.evaluation.evaluate import evaluate
+from recfuse.evaluation.evaluate import declared_floors, evaluate
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.jobs.evaluate import main
@@ -391,3 +392,23 @@ def test_a_file_as_output_is_named_before_anything_is_read(tmp_path, config):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InvalidFieldError, match=r"output: got .*file'; allowed: a directory"):
         main(config(str(tmp_path / "nowhere"), output=str(tmp_path / "file")))
+
+
+@pytest.mark.parametrize(("training", "floor"), [
+    ({}, 0.0), ({"replay": {"floor": -.02, "floors": {}}}, -.02), ({"floors": {"like": -.1}}, -.1),
+    ({"replay": {"floor": -.02, "floors": {"like": -.3}}}, -.3), ({"replay": None, "floors": {"like": -.1}}, -.1)])
+def test_floors_are_those_of_training(tmp_path, training, floor):
+    """Of short-term behaviours alone."""
+    bundle = export_policy(tmp_path, FixedGaussian([0, 0], .5), VOCABULARY, training=training, data_fingerprint="",
+                           metrics={})
+    assert declared_floors(read_bundle(bundle)) == {"like": floor}
+
+
+def test_the_page_rests_on_the_verdict_that_the_metrics_keep(tmp_path, config):
+    """Whoever lists runs reads it there."""
+    found = evaluate_and_report(config(write(tmp_path / "log", table()), mu=.35))
+    kept = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert kept["floors"] == {"like": 0.0}
+    assert kept["verdict"]["words"] in found.page.read_text()
+    assert [check["question"] for check in kept["verdict"]["checks"]] == [
+        "Does it bring more?", "Are the floors kept?", "Can the log support it?"]

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from recfuse.report import frontier
 from recfuse.report.data import ReportData
 from recfuse.report.page import render, write_report
 from recfuse.report.questions import alarms, parts
@@ -52,6 +53,13 @@ DATA = ReportData(
     weights={"parameters": ["click", "like"], "logged": [.6, .8], "groups": [
         {"feature": "all", "value": "", "requests": 9, "mean": [.5, .5]},
         {"feature": "scene", "value": "1", "requests": 5, "mean": [.7, -.7]}]},
+    segments=[{"feature": "all", "value": "", "requests": 1_000, "change": [.1, 0.0], "low": [.05, -.5],
+               "high": [.15, .5], "refused": ""},
+              {"feature": "scene", "value": "0", "requests": 988, "change": [.2, 0.0], "low": [.1, -.5],
+               "high": [.3, .5], "refused": ""},
+              {"feature": "scene", "value": "<1>", "requests": 12, "change": [None, None], "low": [None, None],
+               "high": [None, None], "refused": "too few"}],
+    floors={"like": 0.0},
     scorer=[{"scene": scene, "task": task, "rows": 10, "positives": 3, "auc": .7, "gauc": None,
              "calibration_error": .01, "predicted_over_observed": 1.05}
             for scene in ("0", "all") for task in ("click", "long_view")],
@@ -129,6 +137,19 @@ def test_every_axis_says_what_it_measures(section):
             assert label or shared or categories
             assert categories or re.search(r"\(.+\)|AUC|passes|requests|users|scene|task|observed|measure",
                                            label or shared), label or shared
+
+
+def test_chapters_have_an_order(text):
+    titles = re.findall(r'<h2 class="chapter">(.*?)</h2>', text)
+    assert titles == ["What it brings", "Who gains", "Can you believe it", "For engineers"]
+    assert text.index('id="verdict"') < text.index("What was found") < text.index(titles[0])
+
+
+def test_groups_that_gain_and_groups_that_nobody_knows():
+    assert frontier.segment_rows(DATA) == (["group", "requests", "watch_time", "like"], [
+        ["all", "1,000", "+10.0% [+5.0, +15.0]", "+0.0% [-50.0, +50.0]"],
+        ["scene 0", "988", "+20.0% [+10.0, +30.0]", "+0.0% [-50.0, +50.0]"], ["scene <1>", "12", "no answer: too few"]])
+    assert frontier.segments(ReportData(segments=DATA.segments[::2])) is None
 
 
 def test_the_page_opens_with_what_was_found(text):

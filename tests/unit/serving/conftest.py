@@ -28,12 +28,14 @@ from recfuse.serving.decision_log import DecisionLog
 from recfuse.serving.formats import answering
 from recfuse.serving.fusion import FusionModel, FusionService
 from recfuse.serving.gateway import Backends
+from recfuse.serving.meters import LocalMeters
 from recfuse.serving.models import FixedModel
-from recfuse.serving.replicas import described
+from recfuse.serving.replicas import FusionReplica, ScenesReplica, described
 from recfuse.serving.scenes import ScenesService
 from recfuse.state.store import UserState, UserStateStore
 
 TASKS = ("click", "long_view")
+TOKEN = "token-of-the-test"
 CANDIDATE_WIDTH = CandidateFeatures.width_of(len(TASKS))
 
 
@@ -192,3 +194,46 @@ def start(tmp_path: Path, models: Path) -> Iterator[Callable[..., Application]]:
 @pytest.fixture
 def application(start: Callable[..., Application]) -> Application:
     return start()
+
+
+@dataclass
+class Console:
+    """A server without Ray."""
+
+    api: Any
+    models: Path
+    log: Path
+    meters: LocalMeters
+    fusion: FusionReplica
+
+    def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self.api)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+                return await client.request(method, path, **arguments)
+        return asyncio.run(send())
+
+    def get(self, path: str, **arguments: Any) -> Any:
+        answer = self.ask("GET", path, **arguments)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def rows(self) -> int:
+        return sum(file.read_bytes().rstrip(b"\0").count(b"\n") for file in self.log.glob("*"))
+
+
+@pytest.fixture
+def console(models: Path, tmp_path: Path) -> Iterator[Callable[..., Console]]:
+    started: list[tuple[FusionReplica, ScenesReplica]] = []
+
+    def begin(**options: Any) -> Console:
+        log = tmp_path / "decisions"
+        config = ServingConfig(models=str(models), decision_log=str(log), poll_seconds=0, **options)
+        meters = LocalMeters(lambda *_: None, lambda *_: None, seconds=0)
+        started.append((FusionReplica(config, meters), ScenesReplica(config, meters)))
+        return Console(create_app(Backends(*started[-1]), config), models, log, meters, started[-1][0])
+
+    yield begin
+    for replicas in started:
+        for replica in replicas:
+            replica.close()
