@@ -68,10 +68,8 @@ unit: .venv/.installed
 
 integration: integration-serving integration-jobs
 
-# Servers have fixed ports: whatever serves or is a cluster of several raylets runs one after the other. The scorer's tests
-# run with them, so that both lanes take equally long.
-SERVING := $(addprefix tests/integration/test_,baselines.py cluster.py demo.py job_submit.py s3.py serving.py \
-	train_scenes.py tutorial.py)
+# Servers have fixed ports: whatever serves or is a cluster of several raylets runs one after the other.
+SERVING := $(addprefix tests/integration/test_,cluster.py demo.py job_submit.py serving.py tutorial.py)
 
 integration-serving: .venv/.installed
 	@$(BIN)/python -m pytest $(SERVING)
