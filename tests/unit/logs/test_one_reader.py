@@ -18,6 +18,7 @@ OTHERS = {
     "platform/recfuse/scenes/training/blocks.py": "exposures",
     "serving/catalogue.py": "a catalogue of items",
     "serving/local.py": "a catalogue of items",
+    "serving/console/inspector.py": "the ids of a catalogue of items",
     "serving/parts.py": "the ids of a catalogue of items",
     "serving/session_table.py": "writes the table of sessions, and asks for the version that it appends to",
 }
