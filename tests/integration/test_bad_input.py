@@ -39,7 +39,7 @@ CASES = [
     ("collect", "--decision-log {decisions} --models {models} --output {logs}", "output: got '{logs}"),
     ("simulate", "--config {unknown.yaml}", "colour: got 'red'; allowed: one of"),
     ("simulate", "--scorer {nowhere} --output {out}", "scenes bundle: got '{nowhere}'"),
-    ("export", "--config {unknown.yaml}", "colour: got 'red'; allowed: one of exposures, fusion"),
+    ("export", "--config {unknown.yaml}", "colour: got 'red'; allowed: one of constants, exposures, fusion"),
     ("export", "--fusion {file} --models {out}", "fusion bundle: got '{file}'"),
     ("export", "--fusion {policy} --models {file}", "models: got '{file}'; allowed: a directory"),
     ("export", "--parts catalogue --exposures {no_parquet} --models {out}", "exposures: got '{no_parquet}'; allowed:"),
@@ -58,6 +58,9 @@ CASES = [
     ("check", "{broken}", "logs: got"),
     ("serve", "--models {nowhere}", "models: got '{nowhere}'; allowed: a directory that `recfuse explore`"),
     ("serve", "--decisions {out} --logs {out}", "logs: got '{out}'; allowed: a directory other than decisions"),
+    ("ab", "--logs {nowhere}", "logs: got '{nowhere}'; allowed: a directory that exists"),
+    ("rollout", "start --candidate {policy} --models {nowhere}", "models: got '{nowhere}'; allowed: a directory with"),
+    ("loop", "--every 5x", "every: got '5x'; allowed: a text"),
     ("ab_test", "--config {broken.yaml}", "--config: got '{broken.yaml}'; allowed: a YAML file ("),
     ("ab_test", "--simulation {no_parquet} --output {out}", "world: got '{no_parquet}/world'; allowed: a directory"),
 ]
