@@ -19,7 +19,7 @@ _LARGEST = np.iinfo(np.int64).max
 
 
 def align(table: pa.Table, key: str, wanted: np.ndarray) -> pa.Table:
-    """The table's row for each wanted key; a key that it lacks gets nulls."""
+    """The table's row for each wanted key, the last one where there are several; a key that it lacks gets nulls."""
     require(key in table.column_names, f"{key}", table.column_names, f"a column {key}")
     kind = table.schema.field(key).type
     # A float would round ids beyond 2⁵³, and text sorts in another order.
@@ -27,7 +27,7 @@ def align(table: pa.Table, key: str, wanted: np.ndarray) -> pa.Table:
     keys = table[key].to_numpy()
     order = np.argsort(keys, kind="stable")
     if len(keys):
-        place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
+        place = np.maximum(np.searchsorted(keys[order], wanted, side="right") - 1, 0)
         index = pa.array(order[place], mask=keys[order][place] != wanted)
     else:
         index = pa.nulls(len(wanted), pa.int64())

@@ -13,6 +13,7 @@ import pytest
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle.pointer import Pointer
 from recfuse.config import InvalidFieldError
+from recfuse.scenes.columns import align
 from recfuse.serving.export import ExportConfig, export, user_states
 from recfuse.state.store import UserState, UserStateStore
 
@@ -26,6 +27,14 @@ def test_user_states_by_hand() -> None:
     states = user_states(users, history, {"seen": np.array([4])}, np.array([1]))
     assert states == {"1": UserState(features={"age": 30.0, "city": "a", "seen": 4}),
                       "2": UserState(features={"age": None, "city": None}, history=(5, 6))}
+
+
+def test_of_two_rows_of_a_user_both_training_and_serving_read_the_last() -> None:
+    users = pa.table({"user_id": [1, 0, 1, 2], "age": ["first", "zero", "last", "two"]})
+    history = pa.table({"user_id": pa.array([], pa.int64()), "items": pa.array([], pa.list_(pa.int64()))})
+    served = user_states(users, history, {}, np.array([], np.int64))["1"].features["age"]
+    assert served == align(users, "user_id", np.array([1]))["age"][0].as_py() == "last"
+    assert align(users, "user_id", np.array([3, -1, 0]))["age"].to_pylist() == [None, None, "zero"]
 
 
 def test_what_is_named_is_published_and_nothing_of_a_simulator(tmp_path: Path, vocabulary: Vocabulary) -> None:
