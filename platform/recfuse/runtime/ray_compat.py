@@ -246,6 +246,8 @@ def starting_environment() -> dict[str, str]:
     Test: tests/integration/test_serving.py.
     """
     return {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "recfuse.serving.starting:middlewares",
+            # A proxy has 5 seconds else, and Serve ends with it: on a busy machine its imports take longer.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
             # Else HAProxy wants the port for itself, where `recfuse.serving.starting` listens before it.
             "SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
 
