@@ -100,6 +100,7 @@ def test_in_process(schema: Any, method: str, path: str, say: Callable[[str], No
     assert not any(status >= 500 for status in statuses)
 
 
+@pytest.mark.timeout(7_200)
 @pytest.mark.usefixtures("local_ray")
 def test_over_http(models: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     from recfuse.serving.config import ServingConfig
