@@ -63,7 +63,7 @@ def _add_pages(router: APIRouter, config: ServingConfig) -> None:
         return show
 
     for path, name in paths.PAGES.items():
-        router.add_api_route(path, page(path, name), methods=["GET"], name=name)
+        router.add_api_route(path, page(path, name), methods=["GET"], name=path)
 
 
 def _add_inspector(router: APIRouter, backends: Backends, config: ServingConfig) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 HOME, INSPECTOR, BOARD, RUNS, RUN = "/", "/console/inspector", "/console/board", "/console/runs", "/console/run"
-PAGES = {HOME: "home", INSPECTOR: "inspector", BOARD: "board", RUNS: "runs", RUN: "run"}
+CONSOLE = "/console"  # where people look first; it shows what HOME does
+PAGES = {HOME: "home", CONSOLE: "home", INSPECTOR: "inspector", BOARD: "board", RUNS: "runs", RUN: "run"}
 STATIC = "/console/static"
 OPTIONS, CANDIDATES, FEATURES, DECIDE = (f"/console/api/{name}" for name in (
     "options", "candidates", "features", "decide"))
