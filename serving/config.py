@@ -158,6 +158,9 @@ class ExportConfig(Supplements):
         "The items of these exposures are the catalogue and their users are known: a directory, or `embedded`, the "
         "simulator's; empty leaves catalogue and users."))
     layout: Layout = Field("kuairand", description="The exposures' files are laid out in this way.")
+    users: str = Field("", description=(
+        "Users go to this Redis (redis://, rediss://, unix://), which serving names likewise; empty takes the SQLite "
+        "file beside the pointer."))
     world: str = Field("", description=(
         "The users' state features of this simulated world are exported too; empty where states come with requests."))
     models: str = Field("runs/models", description="Serving watches this directory.")
@@ -167,6 +170,7 @@ class ExportConfig(Supplements):
     @model_validator(mode="after")
     def _check(self) -> ExportConfig:
         sources = {"fusion": self.fusion, "scenes": self.scenes, "catalogue": self.exposures, "users": self.exposures}
+        require(not self.users or is_redis_url(self.users), "users", self.users, "a redis:// URL, or nothing")
         require(any(sources.values()), "fusion", "", "a fusion bundle; or scenes, or exposures, or several of them")
         for part in self.parts:
             require(bool(sources[part]), "parts", part, "parts that are named by fusion, scenes or exposures")

@@ -44,7 +44,7 @@ def export(config: ExportConfig, known: Callable[[ExportConfig], Known | Exposur
         "users": lambda: known_users(tables(), contexts(config.world) if config.world else None),
     }
     return publish(config.models, **{part: make[part]() for part in config.published}, supplements=config.supplements,
-                   users_time=_time_of_users(config))
+                   users_time=_time_of_users(config), users_at=config.users)
 
 
 def _time_of_users(config: ExportConfig) -> float | None:

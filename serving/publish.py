@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import uuid
@@ -15,15 +16,17 @@ import pyarrow.parquet as pq
 
 from recfuse.bundle import copy_bundle
 from recfuse.bundle.pointer import POINTER, Pointer, read_pointer, write_pointer
-from recfuse.config import require
+from recfuse.config import InvalidFieldError, require, without_secrets
 from recfuse.serving.catalogue import Catalogue
 from recfuse.serving.config import Supplements
 from recfuse.serving.contract import Contract, paths_of
 from recfuse.serving.parts import Users
-from recfuse.state.store import UserState, UserStateStore
+from recfuse.state.redis import RedisUserStates
+from recfuse.state.store import UserState, UserStateError, UserStateStore
 
 logger = logging.getLogger("recfuse")
 _USERS = "users.sqlite"
+_BULK_SECONDS = 30.0  # for a command of hundreds of users
 
 
 def publish(
@@ -34,6 +37,7 @@ def publish(
     catalogue: pa.Table | None = None,
     users: Mapping[str, UserState] | None = None,
     users_time: float | None = None,
+    users_at: str = "",
     supplements: Supplements | None = None,
 ) -> Pointer:
     """Copies verified bundles into the models directory, writes catalogue and user states, then moves the pointer.
@@ -47,6 +51,7 @@ def publish(
         users: user id → what is known of them before their first request; it replaces what was known, but for users of
             whom feedback told later.
         users_time: seconds since 1970 at which this was so; None is before all feedback.
+        users_at: URL of a Redis that has the users; empty takes a SQLite file in the directory.
         supplements: as the server that watches the directory has them; None for none.
 
     Raises:
@@ -59,7 +64,10 @@ def publish(
     # A file of this name that is no pointer is somebody else's, and is refused before anything is written.
     before = read_pointer(models) if (models / POINTER).exists() else Pointer()
     models.mkdir(parents=True, exist_ok=True)
-    if users is not None and (models / _USERS).exists():  # Another's file is refused before anything is written.
+    # Another's file, or a Redis that does not answer, is refused before anything is written.
+    if users is not None and users_at:
+        _redis(users_at).close()
+    elif users is not None and (models / _USERS).exists():
         UserStateStore(models / _USERS).close()
     changed: dict[str, Any] = {}
     if fusion is not None:
@@ -68,18 +76,38 @@ def publish(
         changed["scenes"] = copy_bundle(scenes, models, "scenes").name
     if catalogue is not None:
         changed["catalogue"] = _write_catalogue(models, catalogue)
-    if users is not None:
+    if users is not None and not users_at:
         changed["users"] = _USERS
     pointer = replace(before, **changed)
     exported = None if users is None else Users("users", {user_id: user.features for user_id, user in users.items()})
     Contract(supplements or Supplements()).require(paths_of(pointer, models), exported)
     if users is not None:
-        # One file for good: states that feedback has updated since must not be lost by the next publication.
-        with UserStateStore(models / _USERS) as store:
-            store.update_many(users.items(), users_time)
+        # One store for good: states that feedback has updated since must not be lost by the next publication.
+        with contextlib.closing(_redis(users_at) if users_at else UserStateStore(models / _USERS)) as store:
+            try:
+                written = store.update_many(users.items(), users_time)
+            except UserStateError as error:
+                raise InvalidFieldError("users", without_secrets(users_at), f"a store that takes users ({error})"
+                                        ) from None
+        logger.info("users: %d of %d written, of the others feedback told later", written, len(users))
     write_pointer(models, pointer)
     logger.info("published in %s: %s", models, ", ".join(f"{part} {name}" for part, name in changed.items()))
     return pointer
+
+
+def _redis(url: str) -> RedisUserStates:
+    """A Redis that answers.
+
+    Raises:
+        InvalidFieldError: none does.
+    """
+    store = RedisUserStates(url, timeout_seconds=_BULK_SECONDS)
+    try:
+        store.get("")
+    except UserStateError as error:
+        store.close()
+        raise InvalidFieldError("users", without_secrets(url), f"a Redis that answers ({error})") from None
+    return store
 
 
 def _write_catalogue(models: Path, catalogue: pa.Table) -> str:

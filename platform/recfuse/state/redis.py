@@ -12,19 +12,34 @@ from recfuse.config import InvalidFieldError, require
 from recfuse.state.store import REMEMBERED_EVENTS, UserState, UserStateError, check_features
 
 logger = logging.getLogger("recfuse")
-# Keys: features, history, events. Values: event or "", history size, number of items, the items, features and values.
+# Keys: features, history, events, told. Values: event or "", history size, time, number of items, the items, features
+# and values.
 _RECORD = f"""
 if ARGV[1] ~= '' then
   if redis.call('LPOS', KEYS[3], ARGV[1]) then return 0 end
   redis.call('RPUSH', KEYS[3], ARGV[1])
   redis.call('LTRIM', KEYS[3], -{REMEMBERED_EVENTS}, -1)
 end
-local items = tonumber(ARGV[3])
-for place = 4, 3 + items do redis.call('RPUSH', KEYS[2], ARGV[place]) end
+redis.call('SET', KEYS[4], ARGV[3])
+local items = tonumber(ARGV[4])
+for place = 5, 4 + items do redis.call('RPUSH', KEYS[2], ARGV[place]) end
 if items > 0 then redis.call('LTRIM', KEYS[2], -tonumber(ARGV[2]), -1) end
+for place = 5 + items, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[place], ARGV[place + 1]) end
+return 1
+"""
+# The same keys. Values: time since which feedback goes before, or "" for all feedback; the others as above.
+_UPDATE = """
+local told = redis.call('GET', KEYS[4])
+if told and (ARGV[1] == '' or tonumber(told) > tonumber(ARGV[1])) then return 0 end
+if not told then redis.call('DEL', KEYS[1]) end
+local items = tonumber(ARGV[3])
+if items > 0 then redis.call('DEL', KEYS[2]) end
+for place = 4, 3 + items do redis.call('RPUSH', KEYS[2], ARGV[place]) end
+redis.call('LTRIM', KEYS[2], -tonumber(ARGV[2]), -1)
 for place = 4 + items, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[place], ARGV[place + 1]) end
 return 1
 """
+_BATCH = 500  # commands that are sent at a time
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -34,8 +49,8 @@ def is_redis_url(text: str) -> bool:
 
 
 class RedisUserStates:
-    """User states by id under `PREFIX:ID:features` (a hash of JSON values), `PREFIX:ID:history` (a list) and
-    `PREFIX:ID:events` (the events that are in them).
+    """User states by id under `PREFIX:ID:features` (a hash of JSON values), `PREFIX:ID:history` (a list),
+    `PREFIX:ID:events` (the events that are in them) and `PREFIX:ID:told` (seconds since 1970 of the last feedback).
 
     Each update is one script on its user's keys, so that processes add to a history without reading it. Where Redis
     does not answer, everybody's state is an error, logged once; after `retry_seconds` it is asked again. A command that
@@ -76,7 +91,7 @@ class RedisUserStates:
         Raises:
             UserStateError: Redis does not answer, or what it has of this user is no state.
         """
-        features_key, history_key, _ = self._keys(user_id)
+        features_key, history_key, *_ = self._keys(user_id)
         # No transaction: a Redis that takes no writes may refuse one.
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hgetall(features_key)
@@ -94,11 +109,29 @@ class RedisUserStates:
                event: str | None = None, history_size: int | None = None) -> bool:
         """Adds items to the end of the history, and features over the known ones; see `UserStateStore.record`."""
         check_features(user_id, features or {})
-        told = [part for name, value in (features or {}).items() for part in (name, json.dumps(value))]
         size = max(self._history_size, history_size or 0)
-        ids = [item if isinstance(item, str) else int(item) for item in items]
-        arguments: list[Any] = [event or "", size, len(ids), *ids, *told]
-        return bool(self._ask(lambda: self._client.eval(_RECORD, 3, *self._keys(user_id), *arguments)))
+        arguments = [event or "", size, time.time(), *_arguments(items, features or {})]
+        return bool(self._ask(lambda: self._client.eval(_RECORD, 4, *self._keys(user_id), *arguments)))
+
+    def update_many(self, users: Iterable[tuple[str, UserState]], since: float | None) -> int:
+        """Brings known users up to date, and adds the others; see `UserStateStore.update_many`.
+
+        Raises:
+            InvalidFieldError: what a store cannot give back.
+            UserStateError: Redis does not answer, or refuses; what it has taken before stays.
+        """
+        states = dict(users)
+        for user_id, user in states.items():
+            check_features(user_id, user.features)  # What cannot be stored is refused before anything is written.
+        names, written = list(states), 0
+        for start in range(0, len(names), _BATCH):
+            pipeline = self._client.pipeline(transaction=False)
+            for name in names[start:start + _BATCH]:
+                user = states[name]
+                pipeline.eval(_UPDATE, 4, *self._keys(name), "" if since is None else since, self._history_size,
+                              *_arguments(user.history, user.features))
+            written += sum(self._ask(pipeline.execute))
+        return written
 
     def put_many(self, users: Iterable[tuple[str, UserState]]) -> int:
         """Writes states, replacing those of the same id; returns how many.
@@ -110,20 +143,21 @@ class RedisUserStates:
         pipeline = self._client.pipeline(transaction=False)
         for user_id, user in users:
             check_features(user_id, user.features)
-            pipeline.delete(*self._keys(user_id)[:2])
+            features_key, history_key, _, told = self._keys(user_id)
+            pipeline.delete(features_key, history_key, told)
             self._update(pipeline, user_id, user.history, user.features)
             count += 1
-            if count % 500 == 0:
+            if count % _BATCH == 0:
                 pipeline.execute()
         pipeline.execute()
         return count
 
-    def _keys(self, user_id: str) -> tuple[str, str, str]:
+    def _keys(self, user_id: str) -> tuple[str, str, str, str]:
         return tuple(f"{self._prefix}:{user_id}:{name}"  # type: ignore[return-value]
-                     for name in ("features", "history", "events"))
+                     for name in ("features", "history", "events", "told"))
 
     def _update(self, pipeline: Any, user_id: str, items: Sequence[int | str], features: Mapping[str, Any]) -> None:
-        features_key, history_key, _ = self._keys(user_id)
+        features_key, history_key, *_ = self._keys(user_id)
         if features:
             pipeline.hset(features_key, mapping={name: json.dumps(value) for name, value in features.items()})
         if items:
@@ -150,6 +184,12 @@ class RedisUserStates:
             logger.warning("user states: Redis answers again")
             self._down_until = 0.0
         return result
+
+
+def _arguments(items: Sequence[int | str], features: Mapping[str, Any]) -> list[Any]:
+    """Number of items, the items, features and values, as the scripts take them."""
+    ids = [item if isinstance(item, str) else int(item) for item in items]
+    return [len(ids), *ids, *(part for name, value in features.items() for part in (name, json.dumps(value)))]
 
 
 def _item(text: str) -> int | str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recfuse.config import InvalidFieldError
+from recfuse.serving import publish as serving
 from recfuse.state.redis import RedisUserStates, is_redis_url
 from recfuse.state.store import REMEMBERED_EVENTS, UserState, UserStateError
 
@@ -63,6 +64,37 @@ def test_states_come_back(tmp_path: Path, server: Callable[[], object]) -> None:
     assert users.put_many([("7", UserState())]) == 1
     assert users.get("7") is None
     users.close()
+
+
+def test_export_brings_users_up_to_date_but_for_later_feedback(tmp_path: Path, server: Callable[[], object]) -> None:
+    """As with the SQLite file (tests/unit/serving/test_publish.py); no users are in the directory then."""
+    server()
+    url, models = f"unix://{tmp_path}/redis.sock", tmp_path / "models"
+
+    def publish(time: float | None, **users: UserState) -> None:
+        assert serving.publish(models, users=users, users_time=time, users_at=url).users is None
+
+    publish(None, a=UserState(features={"age": "old", "gone": 1}, history=(1,)), b=UserState(features={"age": "old"}))
+    users, before = store(tmp_path), time.time() - 1
+    users.record("b", [5], {"age": "told"})
+    new = UserState(features={"age": "new"})
+    publish(before, a=new, b=new, c=UserState(history=(9,)))
+    assert users.get("a") == UserState(features={"age": "new"}, history=(1,))
+    assert users.get("b") == UserState(features={"age": "told"}, history=(5,)), "feedback came later"
+    assert users.get("c") == UserState(history=(9,))
+    publish(time.time() + 1, b=UserState(features={"age": "new"}, history=(7, 8)))
+    assert users.get("b") == UserState(features={"age": "new"}, history=(7, 8))
+    publish(None, b=UserState(features={"age": "newest"}))
+    assert users.get("b").features == {"age": "new"}, "a table without a time is before all feedback"  # type: ignore[union-attr]
+    redis.Redis(unix_socket_path=str(tmp_path / "redis.sock")).rpush("recfuse:d:told", "of another type")
+    with pytest.raises(InvalidFieldError, match=r"users: got .*WRONGTYPE"):
+        publish(None, d=UserState(features={"age": 1}, history=(1,)))
+
+
+def test_export_without_its_redis_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFieldError, match=r"users: got 'unix:.*; allowed: a Redis that answers"):
+        serving.publish(tmp_path / "models", users={"a": UserState()}, users_at=f"unix://{tmp_path}/nowhere.sock")
+    assert not (tmp_path / "models" / "current.json").exists()
 
 
 def test_without_redis_users_are_unknown_and_it_recovers_by_itself(
