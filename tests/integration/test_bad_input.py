@@ -58,11 +58,14 @@ CASES = [
     ("check", "{broken}", "logs: got"),
     ("serve", "--models {nowhere}", "models: got '{nowhere}'; allowed: a directory that `recfuse explore`"),
     ("serve", "--decisions {out} --logs {out}", "logs: got '{out}'; allowed: a directory other than decisions"),
+    ("evaluate", "--fusion {policy} --holdout {logs} --output {claimed}", "a directory that no other job is"),
+    ("ab_test", "--output {claimed}", "output: got '{claimed}'; allowed: a directory that no other job is"),
+    ("train_scenes", "--training.workers 0 --output {claimed}", "allowed: a directory that no other job is writing to"),
     ("ab", "--logs {nowhere}", "logs: got '{nowhere}'; allowed: a directory that exists"),
     ("rollout", "start --candidate {policy} --models {nowhere}", "models: got '{nowhere}'; allowed: a directory with"),
     ("loop", "--every 5x", "every: got '5x'; allowed: a text"),
     ("ab_test", "--config {broken.yaml}", "--config: got '{broken.yaml}'; allowed: a YAML file ("),
-    ("ab_test", "--simulation {no_parquet} --output {out}", "world: got '{no_parquet}/world'; allowed: a directory"),
+    ("ab_test", "--simulation {no_parquet} --output {out}/ab", "world: got '{no_parquet}/world'; allowed: a directory"),
 ]
 
 

@@ -26,6 +26,7 @@ from recfuse.evaluation.separation import Separation, keep_apart
 from recfuse.evaluation.streaming import read_stream
 from recfuse.evaluation.weights import weights_per_group
 from recfuse.fusion.inference import FusionActor
+from recfuse.runtime.outputs import claim
 
 logger = logging.getLogger("recfuse")
 
@@ -100,9 +101,13 @@ def evaluate(config: EvaluateConfig, estimators: Sequence[Estimator] = ESTIMATOR
         estimators: whose answers are wanted; the first one leads, and needs the log alone.
 
     Raises:
-        InvalidFieldError: bad logs, or held-out rows that the policy was trained on.
+        InvalidFieldError: bad logs, held-out rows that the policy was trained on, or an output that another job writes.
     """
-    require(not Path(config.output).is_file(), "output", config.output, "a directory")
+    with claim(config.output, "evaluate"):
+        return _evaluate(config, estimators)
+
+
+def _evaluate(config: EvaluateConfig, estimators: Sequence[Estimator]) -> EvaluateResult:
     bundle = read_bundle(newest_bundle(config.fusion, "fusion"), "fusion")
     actor = FusionActor.from_bundle(bundle)
     reading, separation, streamed, notes = _read(config, actor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from recfuse.config import InputError, InvalidFieldError, require
+from recfuse.evaluation.files import read_json, write_whole
 
 logger = logging.getLogger("recfuse")
 STATE = "loop.json"
@@ -68,13 +68,12 @@ class Cycles:
         Raises:
             InvalidFieldError: the file is none of ours.
         """
-        path = self.directory / STATE
-        if not path.exists():
-            return None
+        plain = read_json(self.directory / STATE)
         try:
-            return Cycle(**json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
-            raise InvalidFieldError("output", str(path), f"the state of a loop, as it was written ({error})") from None
+            return None if plain is None else Cycle(**plain)
+        except TypeError as error:
+            raise InvalidFieldError("output", str(self.directory / STATE),
+                                    f"the state of a loop, as it was written ({error})") from None
 
     def run(self, now: float | None = None) -> Cycle:
         """One cycle, or what is left of one that was cut off.
@@ -85,9 +84,12 @@ class Cycles:
         cycle = self.read()
         if cycle is None or cycle.finished:
             number = 1 if cycle is None else cycle.number + 1
+            place = self._place(number)
+            # So whatever has the name of a cycle that has begun is the loop's own.
+            require(not place.exists(), "output", str(place), "nothing of this name before its cycle begins")
             cycle = Cycle(number, time.time() if now is None else now, self.wants())
             self._write(cycle)
-        place = self.directory / f"{_CYCLE}{cycle.number:05d}"
+        place = self._place(cycle.number)
         place.mkdir(exist_ok=True)
         for step in self.steps:
             if step.name in cycle.done or (step.makes and not cycle.makes):
@@ -102,7 +104,8 @@ class Cycles:
             logger.info("loop: cycle %d, %s: %s", cycle.number, step.name, line)
         cycle.finished = True
         self._write(cycle)
-        self._forget(cycle.number)
+        if cycle.number > self.keep:
+            shutil.rmtree(self._place(cycle.number - self.keep), ignore_errors=True)
         return cycle
 
     def every(self, seconds: float, cycles: int = 0, sleep: Callable[[float], object] = time.sleep) -> Iterator[Cycle]:
@@ -120,17 +123,8 @@ class Cycles:
             yield self.run()
             number += 1
 
-    def _forget(self, number: int) -> None:
-        """Removes the directories of cycles that are no longer kept."""
-        for place in self.directory.glob(f"{_CYCLE}*"):
-            if place.name.removeprefix(_CYCLE).isdigit() and int(place.name.removeprefix(_CYCLE)) <= number - self.keep:
-                shutil.rmtree(place)
+    def _place(self, number: int) -> Path:
+        return self.directory / f"{_CYCLE}{number:05d}"
 
     def _write(self, cycle: Cycle) -> None:
-        path = self.directory / STATE
-        temporary = path.with_suffix(".writing")
-        with open(temporary, "w") as file:
-            json.dump(asdict(cycle), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(self.directory / STATE, json.dumps(asdict(cycle), indent=1))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
 from recfuse.config import InvalidFieldError, from_mapping, require
+from recfuse.evaluation.files import read_json, write_whole
 from recfuse.rollout.config import Plan
 
 STATE, AUDIT = "rollout.json", "rollout_audit.jsonl"
@@ -124,15 +125,13 @@ class Store:
         Raises:
             InvalidFieldError: the file is none of ours.
         """
-        path = self.models / STATE
-        if not path.exists():
-            return None
+        plain = read_json(self.models / STATE)
         try:
-            plain = json.loads(path.read_bytes())
-            return Rollout(**{**plain, "row": Row(**plain["row"]), "plan": from_mapping(Plan, plain["plan"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidFieldError("models", str(path), f"the state of a rollout, as it was written ({error})"
-                                    ) from None
+            return None if plain is None else Rollout(
+                **{**plain, "row": Row(**plain["row"]), "plan": from_mapping(Plan, plain["plan"])})
+        except (KeyError, TypeError) as error:
+            raise InvalidFieldError("models", str(self.models / STATE),
+                                    f"the state of a rollout, as it was written ({error})") from None
 
     def audit(self) -> list[Row]:
         """Every step so far, the oldest first."""
@@ -184,10 +183,4 @@ class Store:
             write_pointer(self.models, wanted)
 
     def _write(self, rollout: Rollout) -> None:
-        path = self.models / STATE
-        temporary = path.with_suffix(".writing")
-        with open(temporary, "w") as file:
-            json.dump({**asdict(rollout), "plan": rollout.plan.to_dict()}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(self.models / STATE, json.dumps({**asdict(rollout), "plan": rollout.plan.to_dict()}, indent=1))

@@ -106,7 +106,7 @@ class Output:
             raise InvalidFieldError(self.name, f"{self.location.uri}/{name}",
                                     f"a directory without a {name} that {self.job} did not write")
 
-    def replace(self, name: str, text: str) -> None:
+    def replace(self, name: str, content: str | bytes) -> None:
         """Writes one file of a joined directory, in one step, and says in the marker that it is the job's.
 
         Raises:
@@ -114,10 +114,25 @@ class Output:
         """
         self.require_replaceable(name)
         filesystem, target = self.location.filesystem, self.location.below(name).root
+        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         with filesystem.open_output_stream(f"{target}.writing") as stream:
-            stream.write(text.encode())
+            stream.write(content.encode() if isinstance(content, str) else content)
         self._write({"job": self.job, "state": "joined", "files": sorted({*self._marker.get("files", []), name})})
         filesystem.move(f"{target}.writing", target)
+
+    def remove(self, name: str) -> None:
+        """Removes one file of a joined directory that the job wrote; nothing where there is none.
+
+        Raises:
+            InvalidFieldError: as `require_replaceable`.
+        """
+        self.require_replaceable(name)
+        files = self._marker.get("files", [])
+        if name not in files:
+            return
+        if self.location.kind(name) != pafs.FileType.NotFound:
+            self.location.filesystem.delete_file(self.location.below(name).root)
+        self._write({**self._marker, "files": [each for each in files if each != name]})
 
     def require_unclaimed(self) -> None:
         """Raises InvalidFieldError where another job has claimed the directory."""

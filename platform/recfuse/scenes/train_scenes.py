@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.runtime.cluster import cluster
+from recfuse.runtime.outputs import Output, claim
 from recfuse.scenes.config import SOURCES, TrainScenesConfig
 from recfuse.scenes.dataset import TimeSplit, fingerprint, in_registry, scene_rows, split_by_time
 from recfuse.scenes.evaluation import TestDay, details, to_json
@@ -30,7 +32,7 @@ from recfuse.stats.ranking import NumberMetrics, RankingMetrics
 from recfuse.stats.slopes import read_slopes
 
 logger = logging.getLogger("recfuse")
-METRICS, QUARANTINE = "metrics.json", "quarantine"
+METRICS, QUARANTINE = "metrics.json", "quarantine/part-00000.parquet"
 
 
 def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Registry,
@@ -42,15 +44,21 @@ def train_scenes(config: TrainScenesConfig, exposures: Exposures, registry: Regi
     Args:
         registry, features: those of the layout, where the config declares none.
     """
-    registry = config.registry or registry
+    with claim(config.output, "train_scenes") as output:
+        output.require_replaceable(QUARANTINE)
+        result = _train(config, exposures, config.registry or registry, features)
+        _keep_quarantine(output, exposures)
+    return result
+
+
+def _train(config: TrainScenesConfig, exposures: Exposures, registry: Registry,
+           features: tuple[Feature, ...]) -> TrainScenesResult:
     start = _start(config)
     config = config.replace(features=config.features or features, share=config.training_share)
     given, exposures = exposures, scene_rows(exposures, registry)
     split, data = split_by_time(exposures, config.training_share, config.test_day), fingerprint(exposures)
     run = hashlib.sha256(repr((config, registry, data, start and start.version)).encode()).hexdigest()[:16]
-    result = _finished(config, run, split) or _Run(config, exposures, registry, split, start, run).finish(data, given)
-    _write_quarantine(given, Path(config.output) / QUARANTINE)
-    return result
+    return _finished(config, run, split) or _Run(config, exposures, registry, split, start, run).finish(data, given)
 
 
 def _start(config: TrainScenesConfig) -> SceneScorer | None:
@@ -69,15 +77,15 @@ def _start(config: TrainScenesConfig) -> SceneScorer | None:
     return start
 
 
-def _write_quarantine(exposures: Exposures, directory: Path) -> None:
+def _keep_quarantine(output: Output, exposures: Exposures) -> None:
     """The quarantined rows with their reasons, as ingest writes them; none of an earlier run stay."""
-    path = directory / "part-00000.parquet"
-    if exposures.quarantine.num_rows:
-        directory.mkdir(parents=True, exist_ok=True)
-        pq.write_table(exposures.quarantine, path)
-        logger.info("quarantined exposures and their reasons: %s", path)
-    else:
-        path.unlink(missing_ok=True)
+    if not exposures.quarantine.num_rows:
+        output.remove(QUARANTINE)
+        return
+    content = pa.BufferOutputStream()
+    pq.write_table(exposures.quarantine, content)
+    output.replace(QUARANTINE, content.getvalue().to_pybytes())
+    logger.info("quarantined exposures and their reasons: %s/%s", output.location.uri, QUARANTINE)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recfuse.config import require
+from recfuse.runtime.outputs import claim
 from recfuse.simulation.arms import read_arm
 from recfuse.simulation.cem import cem_bundle
 from recfuse.simulation.config import CEM, MEAN, AbTestConfig, Who
@@ -40,13 +41,20 @@ class AbTestResult:
 
 
 def run_ab_test(config: AbTestConfig) -> AbTestResult:
-    """Runs the test of the config and writes `metrics.json`. CEM's search is taken up from an earlier run."""
+    """Runs the test of the config and writes `metrics.json`. CEM's search is taken up from an earlier run.
+
+    Raises:
+        InvalidFieldError: what the config names cannot be read or tested, or another job writes to the output.
+    """
+    with claim(config.output, "ab_test"):
+        return _run(config)
+
+
+def _run(config: AbTestConfig) -> AbTestResult:
     simulation, output = Path(config.simulation), Path(config.output)
     world = World.load(simulation / WORLD)
     config = config.replace(primary=config.primary or world.responses.primary)
-    require(not output.exists() or output.is_dir(), "output", config.output, "a directory")
     require_json(output / METRICS, "arms")
-    output.mkdir(parents=True, exist_ok=True)
     # Whatever is refused is refused before CEM searches.
     searched = [text for text in config.policies if text in (CEM, CEM + MEAN)]
     arms, bundle = {text: read_arm(text, simulation, world, config.explore) for text in config.policies

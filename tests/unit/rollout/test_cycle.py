@@ -72,11 +72,25 @@ def test_cycles_begin_apart(tmp_path: Path) -> None:
 
 
 def test_old_cycles_are_forgotten_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "cycle-notes").mkdir()
+    mine = ["cycle-00002-copy", "cycle-1", "cycle-notes"]
+    for name in mine:
+        (tmp_path / name).mkdir()
     of = cycles(tmp_path, [], keep=2)
     for _ in range(4):
         of.run()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cycle-00003", "cycle-00004", "cycle-notes", STATE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["cycle-00003", "cycle-00004", *mine, STATE])
+
+
+def test_a_directory_that_has_a_cycles_name_before_it_begins_is_refused_untouched(tmp_path: Path) -> None:
+    of = cycles(tmp_path, [], keep=1)
+    of.run()
+    (tmp_path / "cycle-00002").mkdir()
+    (tmp_path / "cycle-00002" / "mine.txt").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(InvalidFieldError, match=r"output: got '.*cycle-00002'; allowed: nothing of this name"):
+            of.run()
+    assert (tmp_path / "cycle-00002" / "mine.txt").read_text() == "mine"
 
 
 def test_a_broken_state_is_refused(tmp_path: Path) -> None:

@@ -200,6 +200,11 @@ def test_a_page_without_positives_is_left_out_and_rows_add_up(source: Exposures,
         assert written["reason"].to_pylist() == ["broken", "odd"]
     train_scenes(job, source, registry)
     assert not (tmp_path / "quarantine" / "part-00000.parquet").exists()
+    (tmp_path / "quarantine" / "part-00000.parquet").write_text("mine")
+    for given in (exposures, source):
+        with pytest.raises(InvalidFieldError, match=r"output: got .*part-00000.parquet'; allowed: a directory"):
+            train_scenes(job, given, registry)
+    assert (tmp_path / "quarantine" / "part-00000.parquet").read_text() == "mine"
 
 
 def test_all_rows_train_where_no_simulator_is_asked_for() -> None:

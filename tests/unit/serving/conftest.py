@@ -109,6 +109,14 @@ class LocalScenes(ScenesService):
         return {"model_version": scorer.version, "tasks": dict(scorer.tasks)}
 
 
+def asked(api: Any, url: str, method: str, path: str, **arguments: Any) -> httpx.Response:
+    """The answer of an application in this process."""
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api), base_url=url) as client:
+            return await client.request(method, path, **arguments)
+    return asyncio.run(send())
+
+
 @dataclass
 class Application:
     """The whole application; `post` and `get` go through the real HTTP layer."""
@@ -122,11 +130,7 @@ class Application:
     api: Any
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(app=self.api)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                return await client.request(method, path, **arguments)
-        return asyncio.run(send())
+        return asked(self.api, "http://test", method, path, **arguments)
 
     def post(self, path: str, body: Any) -> httpx.Response:
         if isinstance(body, bytes):
@@ -207,11 +211,7 @@ class Console:
     fusion: FusionReplica
 
     def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(app=self.api)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-                return await client.request(method, path, **arguments)
-        return asyncio.run(send())
+        return asked(self.api, "http://127.0.0.1", method, path, **arguments)
 
     def get(self, path: str, **arguments: Any) -> Any:
         answer = self.ask("GET", path, **arguments)
