@@ -65,7 +65,7 @@ CASES = [
     ("rollout", "start --candidate {policy} --models {nowhere}", "models: got '{nowhere}'; allowed: a directory with"),
     ("loop", "--every 5x", "every: got '5x'; allowed: a text"),
     ("ab_test", "--config {broken.yaml}", "--config: got '{broken.yaml}'; allowed: a YAML file ("),
-    ("ab_test", "--simulation {no_parquet} --output {out}/ab", "world: got '{no_parquet}/world'; allowed: a directory"),
+    ("ab_test", "--simulation {no_parquet} --output {apart}", "world: got '{no_parquet}/world'; allowed: a directory"),
 ]
 
 
@@ -89,7 +89,7 @@ def places(tmp_path_factory):
     (root / "decisions").mkdir()
     (root / "decisions" / "0123456789ab-00000.jsonl").write_text("")
     names = ("file", "broken.yaml", "unknown.yaml", "no_parquet", "broken", "kuairand", "models", "decisions",
-             "nowhere", "out", "claimed")
+             "nowhere", "out", "apart", "claimed")
     return {"logs": logs, "policy": policy, **{name: root / name for name in names}}
 
 
