@@ -29,7 +29,9 @@ def set_share(models: str, share: float, reason: str, who: str, now: float | Non
             raise InvalidFieldError("share", share, "this while a canary is under way")
         others = [each for each in rollout.plan.shares if each != rollout.share]
         require(share in others, "share", share, f"another one of the plan: {', '.join(map('{:g}'.format, others))}")
-        _require_untouched(store, rollout)
+        # The next look ends a rollout whose pointer somebody else has moved.
+        moved = rollout.moved(read_pointer(store.models))
+        require(not moved, "current.json", moved, "as the rollout left it; somebody else has changed it")
         at = time.time() if now is None else now
         after = replace(rollout, stage=rollout.plan.shares.index(share), stage_began=at, verdict=None)
         row = store.row(who, at, rollout.candidate, f"{rollout.words} → {after.words}", reason,
@@ -70,11 +72,3 @@ def serve(models: str, bundle: str | Path, reason: str, who: str, now: float | N
 
 def _require_reason(reason: str) -> None:
     require(bool(reason.strip()), "reason", reason, "a sentence")
-
-
-def _require_untouched(store: Store, rollout: Rollout) -> None:
-    """Refuses a step from a pointer that somebody else has moved; the next look ends such a rollout."""
-    pointer = read_pointer(store.models)
-    found = (getattr(pointer, rollout.part), getattr(pointer, f"{rollout.part}_canary"), pointer.canary_share)
-    require(found == (rollout.base, rollout.candidate, rollout.share), "current.json", found,
-            "as the rollout left it; somebody else has changed it")

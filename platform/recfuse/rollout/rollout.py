@@ -75,8 +75,9 @@ def judge(models: str, now: float | None = None, compare: Compare = run_ab) -> L
         rollout = _require(store.read(), models)
         if rollout.state != "canary":
             return Look(rollout)
-        if (changed := _changed(rollout, read_pointer(models))) is not None:
-            row = store.row(_VERDICT, _now(now), rollout.candidate, f"{rollout.words} → ended", changed, {})
+        if moved := rollout.moved(read_pointer(models)):
+            row = store.row(_VERDICT, _now(now), rollout.candidate, f"{rollout.words} → ended",
+                            f"somebody else has changed current.json: {moved}", {})
             return Look(store.step(replace(rollout, state="ended", row=row)))
     test: ServedTest | None = None
     try:
@@ -88,7 +89,7 @@ def judge(models: str, now: float | None = None, compare: Compare = run_ab) -> L
     with store.locked():
         current = _require(store.read(), models)
         # Somebody may have decided meanwhile; a pointer that somebody moved is the next look's.
-        if current.row != rollout.row or _changed(rollout, read_pointer(models)) is not None:
+        if current.row != rollout.row or rollout.moved(read_pointer(models)):
             return Look(current, verdict, test)
         return Look(_follow(store, rollout, verdict, test, _now(now)), verdict, test)
 
@@ -222,16 +223,6 @@ def _decide(config: RolloutConfig, state: State, allowed: tuple[State, ...], now
         row = store.row(config.who or _user(), _now(now), rollout.candidate, f"{rollout.words} → {after.words}",
                         config.reason, (rollout.verdict or {}).get("figures", {}))
         return store.step(replace(after, row=row))
-
-
-def _changed(rollout: Rollout, pointer: Pointer) -> str | None:
-    """What of the pointer is not as the rollout left it, in a sentence."""
-    wanted = {rollout.part: rollout.base, f"{rollout.part}_canary": rollout.candidate, "canary_share": rollout.share}
-    found = ", ".join(f"{name} is {getattr(pointer, name)}" for name, value in wanted.items()
-                      if getattr(pointer, name) != value)
-    if not found:
-        return None
-    return f"somebody else has changed current.json: {found}"
 
 
 def _figures(test: ServedTest | None) -> dict[str, Any]:

@@ -79,6 +79,12 @@ class Rollout:
         """The state in a few words."""
         return f"canary at {self.share:.4g}" if self.state == "canary" else self.state
 
+    def moved(self, pointer: Pointer) -> str:
+        """What of a canary's pointer is not as the rollout left it, in words; "" where all of it is."""
+        wanted = {self.part: self.base, f"{self.part}_canary": self.candidate, "canary_share": self.share}
+        return ", ".join(f"{name} is {getattr(pointer, name)}" for name, value in wanted.items()
+                         if getattr(pointer, name) != value)
+
     def points(self, pointer: Pointer) -> Pointer:
         """The pointer as this state wants it."""
         if self.state in ("gate", "refused", "ended"):
