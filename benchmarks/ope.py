@@ -57,6 +57,8 @@ class OpeConfig(Config):
         "Critics are fitted to this many samples of the run; 0 leaves their estimators out, which take most of the "
         "time."))
     truth_persons: int = Field(18_000, ge=2, description="The truth is read off lives of this many people.")
+    estimators: tuple[str, ...] = Field((), description="These estimators are judged, by their names in the tables; "
+                                                        "all where empty.")
     open_bandit: str = Field("", description="The Open Bandit data lies in this directory; empty leaves it out.")
 
 
@@ -74,7 +76,8 @@ def show_coverage(config: OpeConfig) -> None:
     run, pairs = Path(config.run), [text.partition("=") for text in config.policies]
     output = Path(config.output) if config.output else None
     setting = read_setting(run, {name: str(run / path) for name, _, path in pairs}, persons=config.persons,
-                           truth_persons=config.truth_persons, critic_rows=config.critic_rows, output=output)
+                           truth_persons=config.truth_persons, critic_rows=config.critic_rows, output=output,
+                           estimators=config.estimators)
     found = measured(setting, config.coverage, output)
     behaviours = setting.world.vocabulary.behaviour_names
     for subject in setting.subjects:

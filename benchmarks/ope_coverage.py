@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from recfuse.config import require
 from recfuse.evaluation.answers import OffPolicyEstimate
 from recfuse.evaluation.case import Case, action_moments
 from recfuse.evaluation.config import EvaluateConfig
 from recfuse.evaluation.critics import Fold, fit_folds
-from recfuse.evaluation.estimator import QUESTIONS, estimate_all
+from recfuse.evaluation.estimator import QUESTIONS, Estimator, estimate_all
 from recfuse.evaluation.estimators import ESTIMATORS, MIN_FEEDBACK_SHARE
 from recfuse.evaluation.fitted_q import Transitions
 from recfuse.evaluation.held_out import HeldOut, read_transitions
@@ -61,13 +62,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Setting:
-    """A world whose policies are judged; persons: int64[n], who every fresh log is of."""
+    """A world whose policies are judged; persons: int64[n], who every fresh log is of; estimators: that are asked."""
 
     world: World
     logged: FixedGaussian
     samples: Transitions | None
     persons: np.ndarray
     subjects: tuple[Subject, ...]
+    estimators: tuple[Estimator, ...] = tuple(ESTIMATORS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +134,21 @@ class Coverage:
 
 
 def read_setting(run: Path, policies: Mapping[str, str], *, persons: int, truth_persons: int,
-                 critic_rows: int, output: Path | None = None) -> Setting:
+                 critic_rows: int, output: Path | None = None, estimators: Sequence[str] = ()) -> Setting:
     """The world of a demo's output and policies in question, with their truths and critics.
 
     Args:
         policies: name → fusion bundle, or a directory of them.
         critic_rows: samples that critics are fitted to; 0 for no critics, and no estimators with them.
         output: keeps the truths for a rerun.
+        estimators: names of those that are asked; all where empty.
+
+    Raises:
+        InvalidFieldError: an estimator of another name.
     """
+    names = [each.name for each in ESTIMATORS]
+    for name in estimators:
+        require(name in names, "estimators", name, f"some of {', '.join(names)}")
     simulation = run / "simulation"
     world = World.load(simulation / WORLD)
     logged, tastes = logged_policy(simulation, world), held_out(world, held_out_share(simulation))
@@ -152,7 +161,8 @@ def read_setting(run: Path, policies: Mapping[str, str], *, persons: int, truth_
         log = fresh_log(world, logged, many[:2], 0)
         critics = fit_folds(samples, log, action_moments(actor), 1.0)[0] if samples else None
         subjects.append(Subject(name, actor, change, error, critics))
-    return Setting(world, logged, samples, persons_of(tastes, persons), tuple(subjects))
+    asked = tuple(each for each in ESTIMATORS if not estimators or each.name in estimators)
+    return Setting(world, logged, samples, persons_of(tastes, persons), tuple(subjects), asked)
 
 
 def _truth(world: World, logged: FixedGaussian, actor: FusionActor, persons: np.ndarray,
@@ -193,14 +203,14 @@ def said_of(setting: Setting, subject: Subject, log: HeldOut, shared: dict[str, 
     case = FittedCase(actor=subject.actor, log=log, samples=setting.samples, cap=EvaluateConfig().cap,
                       session_discount=1.0, options=EvaluateConfig().options, critics=subject.critics,
                       shared={} if shared is None else shared)
-    of_all = estimate_all(case, ESTIMATORS)
+    of_all = estimate_all(case, setting.estimators)
     refused = {answer.estimator for answer in of_all if answer.refused}
     lenient = dataclasses.replace(
         case, options=case.options.replace(min_ess=0.0, ratio_tolerance=math.inf, min_mean_ratio=0.0, min_events=0.0))
     # What critics and policy say of the log does not depend on refusals.
     vars(lenient).update({key: value for key, value in vars(case).items() if key in _KEPT})
     lifted = {answer.estimator: answer for answer in estimate_all(
-        lenient, [each for each in ESTIMATORS if each.name in refused])}
+        lenient, [each for each in setting.estimators if each.name in refused])}
     return {answer.estimator: {"refused": bool(answer.refused), "window": answer.window, "cap": _number(answer.cap),
                                "mean_ratio": _number(answer.mean_ratio), "ess": _number(answer.ess[0]),
                                **_plain(lifted.get(answer.estimator, answer))} for answer in of_all}
@@ -272,7 +282,8 @@ COLUMNS = ("estimator", "question", "logs", "refused", "of them wrongly", "bias"
 
 def _identity(setting: Setting) -> str:
     parts = (setting.world.config, len(setting.persons), 0 if setting.samples is None else len(setting.samples.state),
-             [(subject.name, subject.actor.version) for subject in setting.subjects])
+             [(subject.name, subject.actor.version) for subject in setting.subjects],
+             *([] if setting.estimators == tuple(ESTIMATORS) else [[each.name for each in setting.estimators]]))
     return hashlib.sha256(repr(parts).encode() + setting.world.logits.tobytes()).hexdigest()[:16]
 
 
