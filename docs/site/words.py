@@ -1,4 +1,6 @@
-"""Counts the words of sentences, and compares figures with the pages they cite: `python -m docs.site.words`.
+"""Counts the words of sentences, compares figures with the pages they cite, and asks results for their date.
+
+    python -m docs.site.words
 
 A sentence ends at a full stop, a question or exclamation mark, or where its paragraph or item ends. Code is one word;
 headings, tables and code blocks have no sentences.
@@ -21,6 +23,8 @@ READ = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/first_policy.ipynb"
     "serving", "release", "extending", "reference/README")),
         *(f"docs/decisions/{file.name}" for file in sorted((ROOT / "docs" / "decisions").glob("*.md"))))
 _ENDS = re.compile(r"(?<=[.!?])[\"”*)\]]*\s+(?=[\"“*(\[`]*[^a-z])")
+_DATE = re.compile(r"\d{1,2} (?:January|February|March|April|May|June|July|August|September|October|November|December) "
+                   r"20\d\d")
 _NUMBER = r"(?:\d*\.\d+|\d+)"
 
 
@@ -80,6 +84,15 @@ def wrong_figures(text: str, directory: Path) -> list[str]:
     return found
 
 
+def undated(page: str) -> list[str]:
+    """Headings of a page of results whose text has figures and neither it nor the page's beginning says which day's."""
+    beginning, *sections = re.split(r"^(?=##)", page, flags=re.MULTILINE)
+    if _DATE.search(beginning):
+        return []
+    bodies = [section.partition("\n") for section in sections]
+    return [heading for heading, _, body in bodies if re.search(r"\d", body) and not _DATE.search(body)]
+
+
 def _is_result(page: Path) -> bool:
     return page.resolve().parent == ROOT / "docs" / "results"
 
@@ -88,7 +101,9 @@ def main() -> None:
     """Prints what is wrong; exit code 1 where there is anything."""
     wrong = [f"{name}: {each}" for name in READ for each in long_sentences(ROOT / name)]
     wrong += wrong_figures((ROOT / "README.md").read_text(), ROOT)
-    print("\n".join(wrong) or f"no sentence above {MOST} words, and README's figures are those of the results pages")
+    for page in sorted((ROOT / "docs" / "results").glob("*.md")):
+        wrong += [f"{page.name}: {heading} says not of which day its figures are" for heading in undated(page.read_text())]
+    print("\n".join(wrong) or f"no sentence above {MOST} words, README's figures are those of the results pages, all are dated")
     sys.exit(1 if wrong else 0)
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from docs.site.words import READ, ROOT, alike, figures, long_sentences, sentences, words, wrong_figures
+from docs.site.words import READ, ROOT, alike, figures, long_sentences, sentences, undated, words, wrong_figures
 
 README = (ROOT / "README.md").read_text()
 
@@ -33,6 +33,17 @@ def test_a_long_sentence_is_found(tmp_path):
 def test_figures_are_those_of_the_results_pages(name):
     page = ROOT / name
     assert wrong_figures(page.read_text(), page.parent) == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "results").glob("*.md")), ids=lambda page: page.stem)
+def test_results_say_of_which_day_they_are(page):
+    assert undated(page.read_text()) == []
+
+
+def test_a_section_without_a_date_is_found():
+    page = "# Page\n\nSeen.\n\n## Speed\n3 ms, 1 May.\n\n## Words\nNone.\n\n## Size\n3 MB, 1 May 2026.\n"
+    assert undated(page) == ["## Speed"]
+    assert undated("# Page\n1 May 2026.\n\n## Speed\n3 ms.\n") == []
 
 
 def test_six_rows_of_readme_cite_a_page_of_results():
