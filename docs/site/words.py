@@ -102,8 +102,8 @@ def main() -> None:
     wrong = [f"{name}: {each}" for name in READ for each in long_sentences(ROOT / name)]
     wrong += wrong_figures((ROOT / "README.md").read_text(), ROOT)
     for page in sorted((ROOT / "docs" / "results").glob("*.md")):
-        wrong += [f"{page.name}: {heading} says not of which day its figures are" for heading in undated(page.read_text())]
-    print("\n".join(wrong) or f"no sentence above {MOST} words, README's figures are those of the results pages, all are dated")
+        wrong += [f"{page.name}: {each} says not of which day its figures are" for each in undated(page.read_text())]
+    print("\n".join(wrong) or f"no sentence above {MOST} words; README's figures are those of the results, all dated")
     sys.exit(1 if wrong else 0)
 
 
