@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import ranked_samples
 import safetensors
 import samples as toy
+import staged_samples
 import torch
 import tyro
 import yaml
@@ -33,6 +36,7 @@ from recfuse.learning.phases import names_of
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.learning.training import CHECKPOINT
+from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.runtime.outputs import claim
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -302,6 +306,28 @@ def test_history_has_the_curves_of_every_phase(samples, tmp_path):
     assert {"tau", "ess_share", "capped_share", "kl/like", "entropy"} <= set(history[-1])
     assert result.metrics["stage_two"]["stopped"] == "iteration limit"
     assert read_bundle(result.bundle).manifest["metrics"] == result.metrics
+
+
+def test_a_stage_gets_the_policy_of_its_own_requests(tmp_path):
+    """As if they were the whole log; and the policy for all stages is the one that there is without it."""
+    whole = staged_samples.write(tmp_path / "samples", 600, {"coarse": 1, "fine": 1})
+    coarse = tmp_path / "coarse"
+    coarse.mkdir()
+    toy.vocabulary().save(coarse / VOCABULARY_FILE)
+    pq.write_table(pq.read_table(whole / "part-0.parquet").filter(pc.field("stage") == "coarse"),
+                   coarse / "part-0.parquet")
+    config = TrainFusionConfig(samples=str(whole), output=str(tmp_path / "out"), learning=QUICK,
+                               policy_per_stage=("coarse",))
+    result, plain = main(config), train(whole, tmp_path / "plain", QUICK)
+    alone = read_bundle(train(coarse, tmp_path / "alone", QUICK).bundle)
+    bundle, without = read_bundle(result.bundle), read_bundle(plain.bundle)
+    for name, tensors in (("policy", without.tensors["policy"]), ("policy-coarse", alone.tensors["policy"])):
+        assert all(torch.equal(tensor, bundle.tensors[name][key]) for key, tensor in tensors.items())
+    own = bundle.manifest.pop("stages")["coarse"]
+    assert own["metrics"] == alone.manifest["metrics"] == result.stages["coarse"]
+    assert {**bundle.manifest, "files": 0} == {**without.manifest, "files": 0}
+    again = main(config)
+    assert (again.bundle, again.resumed_at) == (result.bundle, 7)
 
 
 def test_bad_input_ends_before_anything_is_written(samples, tmp_path):

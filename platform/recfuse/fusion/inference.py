@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,40 @@ from recfuse.fusion.policies import Decision, FixedGaussian, LinearGaussian, dec
 from recfuse.stats.gaussian import Range, gaussian_log_density, squashed_log_density
 
 Array = NDArray[np.float64]
+AnyPolicy = GaussianPolicies | FixedGaussian | LinearGaussian
 _LINEAR = ("weights", "bias", "state_mean", "state_std", "sigma")
+
+
+def file_of(stage: str = "") -> str:
+    """Stem of the file in a bundle that holds the policy, or that of a stage with one of its own."""
+    return f"policy-{stage}" if stage else "policy"
+
+
+@dataclass(frozen=True)
+class StagePolicy:
+    """The policy of one stage in a bundle of several.
+
+    Attributes:
+        policy, training, data_fingerprint, metrics: as those of `export_policy`.
+        vocabulary: which must be that of the bundle.
+    """
+
+    policy: AnyPolicy
+    vocabulary: Vocabulary
+    training: Mapping[str, Any]
+    data_fingerprint: str
+    metrics: Mapping[str, Any]
 
 
 def export_policy(
     root: str | Path,
-    policy: GaussianPolicies | FixedGaussian | LinearGaussian,
+    policy: AnyPolicy,
     vocabulary: Vocabulary,
     *,
     training: Mapping[str, Any],
     data_fingerprint: str,
     metrics: Mapping[str, Any],
+    stages: Mapping[str, StagePolicy] = MappingProxyType({}),
 ) -> Path:
     """Writes a bundle of kind `fusion` below `root` and returns its directory.
 
@@ -40,10 +65,28 @@ def export_policy(
         training: the config it was trained with, plain values.
         data_fingerprint: names the samples it was trained on.
         metrics: plain values; numbers that are not finite become null.
+        stages: policies that decide in place of this one at their stages.
 
     Raises:
-        InvalidFieldError: the policy does not fit the vocabulary.
+        InvalidFieldError: a policy does not fit the vocabulary, or one of a stage has another.
     """
+    tensors, network, vocabulary = _content(policy, vocabulary)
+    manifest = {"vocabulary": vocabulary.to_dict(),
+                **_described(tensors, network, training, data_fingerprint, metrics)}
+    files = {file_of(): tensors}
+    for stage, own in stages.items():
+        require(stage in vocabulary.stages, "stages", stage, f"stages of the vocabulary {vocabulary.stages}")
+        of_stage, network, words = _content(own.policy, own.vocabulary)
+        require(words == vocabulary, f"stages.{stage}", "a policy with a vocabulary of its own",
+                "a policy that reads and ranks by the vocabulary of the bundle")
+        files[file_of(stage)] = of_stage
+        manifest.setdefault("stages", {})[stage] = _described(of_stage, network, own.training, own.data_fingerprint,
+                                                              own.metrics)
+    return write_bundle(root, kind="fusion", tensors=files, manifest=manifest)
+
+
+def _content(policy: AnyPolicy, vocabulary: Vocabulary) -> tuple[dict[str, torch.Tensor], dict[str, Any], Vocabulary]:
+    """The tensors of a policy, what its network is, and by which vocabulary it is served."""
     network: dict[str, Any]
     if isinstance(policy, FixedGaussian):
         actions, network = policy.mu.size, {"type": "fixed"}
@@ -60,14 +103,14 @@ def export_policy(
         # What is served squashes its actions, so the numbers of its decisions mean something only with the range.
         vocabulary = vocabulary.replace(action_range=policy.config.action_range)
     require(actions == vocabulary.action_size, "policy", actions, f"{vocabulary.action_size} fusion parameters")
-    return write_bundle(root, kind="fusion", tensors={"policy": tensors}, manifest={
-        "vocabulary": vocabulary.to_dict(),
-        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
-        "network": network,
-        "training": _plain(training),
-        "data_fingerprint": data_fingerprint,
-        "metrics": _plain(metrics),
-    })
+    return tensors, network, vocabulary
+
+
+def _described(tensors: Mapping[str, torch.Tensor], network: Mapping[str, Any], training: Mapping[str, Any],
+               data_fingerprint: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a policy."""
+    return {"shapes": {name: list(tensor.shape) for name, tensor in tensors.items()}, "network": dict(network),
+            "training": _plain(training), "data_fingerprint": data_fingerprint, "metrics": _plain(metrics)}
 
 
 def _require_states(size: int, vocabulary: Vocabulary) -> None:
@@ -82,13 +125,16 @@ class FusionActor:
     Attributes:
         version: of the bundle.
         vocabulary: of the bundle.
+        stages: stage → the actor that decides there in place of this one.
     """
 
     version: str
     vocabulary: Vocabulary
+    stages: Mapping[str, FusionActor]
 
-    def __init__(self, version: str, vocabulary: Vocabulary, network: Mapping[str, Any], tensors: Mapping[str, Array]):
-        self.version, self.vocabulary = version, vocabulary
+    def __init__(self, version: str, vocabulary: Vocabulary, network: Mapping[str, Any], tensors: Mapping[str, Array],
+                 stages: Mapping[str, FusionActor] = MappingProxyType({})):
+        self.version, self.vocabulary, self.stages = version, vocabulary, stages
         self._rng = np.random.default_rng()
         self._simple: FixedGaussian | LinearGaussian | None = None
         self._range: Range | None = None
@@ -121,14 +167,25 @@ class FusionActor:
             raise BundleError(f"{bundle.version}: kind is {bundle.kind!r}; expected 'fusion'")
         try:
             vocabulary = Vocabulary.from_dict(bundle.manifest["vocabulary"])
-            tensors = {name: tensor.double().cpu().numpy() for name, tensor in bundle.tensors["policy"].items()}
-            actor = cls(bundle.version, vocabulary, bundle.manifest["network"], tensors)
-            decision = actor.act(np.zeros((1, vocabulary.state_size), np.float32), explore=False)
-            if decision.mu.shape != (1, vocabulary.action_size) or not np.isfinite(decision.action_logp).all():
-                raise ValueError(f"μ {decision.mu.tolist()} for a state of zeros")
-        except (KeyError, ValueError, IndexError, TypeError) as error:
+            stages = {stage: cls._of_file(bundle, vocabulary, file_of(stage), told)
+                      for stage, told in bundle.manifest.get("stages", {}).items()}
+            return cls._of_file(bundle, vocabulary, file_of(), bundle.manifest, stages)
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise BundleError(f"{bundle.version}: {error!r}; expected a policy that fits the vocabulary") from None
+
+    @classmethod
+    def _of_file(cls, bundle: Bundle, vocabulary: Vocabulary, file: str, told: Mapping[str, Any],
+                 stages: Mapping[str, FusionActor] = MappingProxyType({})) -> FusionActor:
+        tensors = {name: tensor.double().cpu().numpy() for name, tensor in bundle.tensors[file].items()}
+        actor = cls(bundle.version, vocabulary, told["network"], tensors, stages)
+        decision = actor.act(np.zeros((1, vocabulary.state_size), np.float32), explore=False)
+        if decision.mu.shape != (1, vocabulary.action_size) or not np.isfinite(decision.action_logp).all():
+            raise ValueError(f"μ {decision.mu.tolist()} for a state of zeros")
         return actor
+
+    def of(self, stage: str) -> FusionActor:
+        """Who decides at a stage: its own policy, else this one."""
+        return self.stages.get(stage, self)
 
     @property
     def fixed(self) -> FixedGaussian | None:

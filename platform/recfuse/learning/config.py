@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
 
-from recfuse.config import Config
+from pydantic import Field, model_validator
+
+from recfuse.behaviours import Stage
+from recfuse.config import Config, require
 from recfuse.learning import registry
 from recfuse.learning.settings import LearningSettings
 
@@ -21,8 +24,17 @@ class TrainFusionConfig(Config):
     scorer: str = Field(
         "", description="This scorer's bundle, or the newest in this directory, gives the slopes of realised on "
         "predicted; empty takes those of the log alone.")
+    policy_per_stage: tuple[Stage, ...] = Field(
+        (), description="Each of these stages gets a policy of its own, learned from its own requests; all others have "
+        "the policy that learns from all.")
     learning: LearningSettings = Field(
         default_factory=registry.settings, description="Algorithm, networks, rates and stopping rules are these.")
+
+    @model_validator(mode="after")
+    def _names_each_once(self) -> Self:
+        require(len(set(self.policy_per_stage)) == len(self.policy_per_stage), "policy_per_stage",
+                self.policy_per_stage, "every stage once")
+        return self
 
 
 class OnlineSettings(Config):

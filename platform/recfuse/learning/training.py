@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +18,14 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import newest_bundle, read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.advantages import plan
-from recfuse.fusion.inference import export_policy
+from recfuse.fusion.inference import StagePolicy, export_policy
 from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
 from recfuse.learning.config import TrainFusionConfig
 from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.resume import RunIdentity, identity_of, write_atomically
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
+from recfuse.learning.stages import STAGES, check_settings, open_stages
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 from recfuse.runtime.outputs import Output, claim
@@ -45,12 +46,14 @@ class TrainFusionResult:
         metrics: per phase: the numbers of its last iteration, how many there were, and why it stopped; see `summary`.
         history: JSON lines, one per iteration: phase, iteration, metrics.
         resumed_at: iterations that an interrupted run had done before.
+        stages: stage with a policy of its own → its metrics.
     """
 
     bundle: Path
     metrics: dict[str, Any]
     history: Path
     resumed_at: int
+    stages: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
@@ -69,26 +72,55 @@ def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
 def _train(config: TrainFusionConfig, claimed: Output) -> TrainFusionResult:
     output = claimed.local_directory
     samples = SampleSet.open(config.samples, config.learning.network.action_range)
+    check_settings(config, samples)
+    stages = open_stages(config, samples, output / STAGES, claimed)
+    claimed.join()
+    with ray_compat.quiet():
+        whole = _fit(config, samples, output)
+        own = {stage: _fit(config, of_stage, output / STAGES / stage, stage) for stage, of_stage in stages.items()}
+    bundle = export_policy(output, whole.served.policy, whole.served.vocabulary, training=whole.served.training,
+                           data_fingerprint=whole.served.data_fingerprint, metrics=whole.served.metrics,
+                           stages={stage: fitted.served for stage, fitted in own.items()})
+    for stage, fitted in {"": whole, **own}.items():
+        for line in verdicts(fitted.metrics):
+            logger.info("%s: %s", _name(stage), line)
+    logger.info("train_fusion: wrote %s", bundle)
+    return TrainFusionResult(bundle, whole.metrics, output / HISTORY, whole.resumed_at,
+                             {stage: fitted.metrics for stage, fitted in own.items()})
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A policy with all that a bundle says of it, and the iterations that were done before."""
+
+    served: StagePolicy
+    metrics: dict[str, Any]
+    resumed_at: int
+
+
+def _fit(config: TrainFusionConfig, samples: SampleSet, output: Path, stage: str = "") -> _Fitted:
+    """Learns one policy from samples; checkpoint, history and metrics lie in the output."""
     config = config.replace(learning=_with_slopes(
         config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer, samples.vocabulary))
-    logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s (run %s)", f"{samples.rows:,}",
-                samples.vocabulary.state_size, samples.vocabulary.action_size,
+    logger.info("%s: %s samples, state %d, %d fusion parameters, behaviours %s (run %s)", _name(stage),
+                f"{samples.rows:,}", samples.vocabulary.state_size, samples.vocabulary.action_size,
                 ", ".join(samples.vocabulary.behaviour_names), _identity(config, samples))
     for line in _notes(config.learning, samples):
-        logger.info("train_fusion: %s", line)
-    claimed.join()
-    with ray_compat.quiet(), _Run(config, samples, output / CHECKPOINT) as run:
+        logger.info("%s: %s", _name(stage), line)
+    with _Run(config, samples, output / CHECKPOINT, stage) as run:
         run.finish()
         algorithm = run.algorithm
         metrics, history = summary(algorithm), algorithm.progress.history
-        bundle = export_policy(output, algorithm.policy(), algorithm.vocabulary(), training=config.learning.to_dict(),
-                               data_fingerprint=samples.fingerprint, metrics=metrics)
+        served = StagePolicy(algorithm.policy(), algorithm.vocabulary(), config.learning.to_dict(),
+                             samples.fingerprint, metrics)
     write_atomically(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
     write_atomically(output / METRICS, json.dumps(metrics, indent=1))
-    for line in verdicts(metrics):
-        logger.info("train_fusion: %s", line)
-    logger.info("train_fusion: wrote %s", bundle)
-    return TrainFusionResult(bundle, metrics, output / HISTORY, run.resumed_at)
+    return _Fitted(served, metrics, run.resumed_at)
+
+
+def _name(stage: str) -> str:
+    """What lines of progress begin with."""
+    return f"{JOB} {stage}" if stage else JOB
 
 
 def verdicts(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -139,8 +171,8 @@ class _Run:
         resumed_at: iterations that were done before.
     """
 
-    def __init__(self, config: TrainFusionConfig, samples: SampleSet, checkpoint: Path) -> None:
-        self._config, self._samples, self._checkpoint = config, samples, checkpoint
+    def __init__(self, config: TrainFusionConfig, samples: SampleSet, checkpoint: Path, stage: str = "") -> None:
+        self._config, self._samples, self._checkpoint, self._stage = config, samples, checkpoint, stage
         self._setup = FusionAlgorithmConfig().learn(config.learning, samples)
         self.algorithm = self._setup.build_algo()
 
@@ -159,7 +191,7 @@ class _Run:
         """Runs what is left of every phase."""
         for attempt in itertools.count(1):
             try:
-                _run(self.algorithm, self._checkpoint)
+                _run(self.algorithm, self._checkpoint, _name(self._stage))
                 return
             except ray.exceptions.RayError as error:
                 if attempt > RESTARTS or isinstance(error, InvalidFieldError):
@@ -208,11 +240,11 @@ def _run_identity(config: TrainFusionConfig, samples: SampleSet) -> RunIdentity:
     return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint)
 
 
-def _run(algorithm: FusionAlgorithm, checkpoint: Path) -> None:
+def _run(algorithm: FusionAlgorithm, checkpoint: Path, name: str) -> None:
     while not algorithm.finished:
         phase = algorithm.phase
         limit = phase.rule(algorithm.settings).iterations
-        progress = Progress(f"train_fusion {phase.name}", limit, "passes")
+        progress = Progress(f"{name} {phase.name}", limit, "passes")
         progress.advance(len(algorithm.progress.losses))
         while not algorithm.finished and algorithm.phase.name == phase.name:
             algorithm.train()
