@@ -20,8 +20,13 @@ def main(config: TrainFusionConfig) -> TrainFusionResult:
     from recfuse.learning.training import train_fusion, verdicts
     from recfuse.runtime.cluster import cluster, resuming
 
+    judge = None
+    if config.stage_one_test.judge != "none":
+        from recfuse.jobs._stage_one import judge_of
+
+        judge = judge_of(config.stage_one_test)
     with cluster():
-        result = resuming(lambda: train_fusion(config))
+        result = resuming(lambda: train_fusion(config, judge))
     table(f"Fusion policy in {result.bundle}", _COLUMNS, _rows(result.metrics))
     for line in verdicts(result.metrics):
         print(line)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from recfuse.jobs.train_fusion import main
 from recfuse.learning import registry, training
 from recfuse.learning.algorithm import FusionAlgorithmConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
-from recfuse.learning.config import TrainFusionConfig
+from recfuse.learning.config import StageOneTest, TrainFusionConfig
 from recfuse.learning.learner import FusionLearner
 from recfuse.learning.options import choose_algorithm
 from recfuse.learning.phases import names_of
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.stage_one_test import Judgement, StageOneError
 from recfuse.learning.training import CHECKPOINT
 from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.runtime.outputs import claim
@@ -328,6 +330,70 @@ def test_a_stage_gets_the_policy_of_its_own_requests(tmp_path):
     assert {**bundle.manifest, "files": 0} == {**without.manifest, "files": 0}
     again = main(config)
     assert (again.bundle, again.resumed_at) == (result.bundle, 7)
+
+
+def three_behaviours(directory: Path) -> Path:
+    """The bandit with another short-term behaviour, which wants what `like` does not."""
+    columns, of = toy.bandit(600), toy.vocabulary()
+    like = columns["feedback"][:, 1:]
+    behaviours = (*of.behaviours, of.behaviours[1].replace(name="share"))
+    return toy.write(directory, {**columns, "feedback": np.hstack([columns["feedback"], -like])},
+                     of.replace(behaviours=behaviours), files=1)
+
+
+def test_stage_one_is_judged_until_its_floors_are_kept(tmp_path):
+    """Once a round, also where the process dies within one; stage two is that of the multipliers in the end."""
+    samples, asked = three_behaviours(tmp_path / "samples"), []
+
+    def judge(bundle: Path, floors: Mapping[str, float]) -> Judgement:
+        """`like` is below its floor until its λ is 4."""
+        asked.append(read_bundle(bundle, "fusion"))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        multiplier = asked[-1].manifest["training"]["multipliers"]["like"]
+        assert floors == {"like": 0.0, "share": 0.0}
+        below = ("like",) if multiplier < 4 else ()
+        return Judgement({"like": (multiplier - 4, -9.0, 9.0)}, below, True, f"λ is {multiplier:g}")
+
+    test = StageOneTest(judge="simulated", rounds=3)
+    config = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "out"), learning=QUICK, stage_one_test=test)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_fusion(config, judge)
+    result = training.train_fusion(config, judge)
+    assert result.resumed_at == 5, "critics, cloning and stage one"
+    assert [each.manifest["training"]["multipliers"]["like"] for each in asked] == [1, 2, 2, 4]
+    assert [each.manifest["network"]["shares"][0] for each in asked] == pytest.approx([1 / 2, 2 / 3, 2 / 3, 4 / 5])
+    said = read_bundle(result.bundle).manifest
+    assert said["training"]["multipliers"] == {"like": 4.0, "share": 1.0}
+    assert [each["below"] for each in said["metrics"]["stage_one_test"]["rounds"]] == [["like"], ["like"], []]
+    assert (result.metrics["stage_one_test"]["iterations"], result.metrics["stage_one_test"]["stopped"]) == (
+        3, "λ is 4")
+    plain = train(samples, tmp_path / "plain", QUICK.replace(multipliers={"like": 4.0}))
+    for name, tensor in read_bundle(plain.bundle).tensors["policy"].items():
+        assert torch.equal(tensor, read_bundle(result.bundle).tensors["policy"][name])
+    again = training.train_fusion(config, judge)
+    assert (len(asked), again.bundle) == (4, result.bundle)
+
+
+@pytest.mark.parametrize(("rounds", "below", "message", "times"), [
+    (1, ("like",), r"like below the floor after 1 rounds, with λ like 1, share 1 \(bad\); stage two does not begin", 1),
+    (5, ("like", "share"), r"like, share below the floor whatever λ are", 1),
+    (5, None, r"is not judged yet: bad; stage two begins in a later call", 2),
+])
+def test_stage_two_does_not_begin_where_stage_one_is_not_good_enough(tmp_path, rounds, below, message, times):
+    samples, asked = three_behaviours(tmp_path / "samples"), []
+
+    def judge(bundle: Path, floors: Mapping[str, float]) -> Judgement:
+        asked.append(bundle)
+        return Judgement({"like": (-1.0, -2.0, 0.0)}, below or (), below is not None, "bad")
+
+    config = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "out"), learning=QUICK,
+                               stage_one_test=StageOneTest(judge="simulated", rounds=rounds))
+    for _ in range(2):
+        with pytest.raises(StageOneError, match=message):
+            training.train_fusion(config, judge)
+    assert len(asked) == times, "what was judged is not judged again"
+    assert not list((tmp_path / "out").glob("fusion-*"))
 
 
 def test_bad_input_ends_before_anything_is_written(samples, tmp_path):

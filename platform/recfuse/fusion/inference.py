@@ -17,12 +17,14 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError, write_bundle
 from recfuse.config import require
 from recfuse.fusion.config import NetworkConfig
+from recfuse.fusion.geometric_mean import GeometricMean, geometric_mean
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import Decision, FixedGaussian, LinearGaussian, decide
 from recfuse.stats.gaussian import Range, gaussian_log_density, squashed_log_density
 
 Array = NDArray[np.float64]
-AnyPolicy = GaussianPolicies | FixedGaussian | LinearGaussian
+AnyPolicy = GaussianPolicies | GeometricMean | FixedGaussian | LinearGaussian
+_NOT_OF_NETWORKS = ("type", "shares")
 _LINEAR = ("weights", "bias", "state_mean", "state_std", "sigma")
 
 
@@ -60,8 +62,8 @@ def export_policy(
     """Writes a bundle of kind `fusion` below `root` and returns its directory.
 
     Args:
-        policy: the long-term policy (one network), a Gaussian whose mean is linear in the state (item values), or one
-            Gaussian for all states (CEM).
+        policy: the long-term policy (one network), the mean of several, a Gaussian whose mean is linear in the state
+            (item values), or one Gaussian for all states (CEM).
         training: the config it was trained with, plain values.
         data_fingerprint: names the samples it was trained on.
         metrics: plain values; numbers that are not finite become null.
@@ -96,9 +98,13 @@ def _content(policy: AnyPolicy, vocabulary: Vocabulary) -> tuple[dict[str, torch
         actions, network = policy.bias.size, {"type": "linear", "reach": policy.reach}
         tensors = {name: torch.from_numpy(getattr(policy, name)) for name in _LINEAR}
     else:
-        require(len(policy.names) == 1, "policy", policy.names, "one policy, the one that serves")
+        network = {"type": "gaussian_mlp"}
+        if isinstance(policy, GeometricMean):
+            network, policy = {"type": "geometric_mean", "shares": list(policy.shares)}, policy.policies
+        else:
+            require(len(policy.names) == 1, "policy", policy.names, "one policy, the one that serves")
         _require_states(policy.state_mean.numel(), vocabulary)
-        actions, network = policy.actions, {"type": "gaussian_mlp", **policy.config.to_dict()}
+        actions, network = policy.actions, {**network, **policy.config.to_dict()}
         tensors = dict(policy.state_dict())
         # What is served squashes its actions, so the numbers of its decisions mean something only with the range.
         vocabulary = vocabulary.replace(action_range=policy.config.action_range)
@@ -146,19 +152,10 @@ class FusionActor:
             self._simple = LinearGaussian(**given, reach=float(network["reach"]),
                                           sigma=tensors["sigma"].astype(np.float32))
             return
-        options = {key: value for key, value in network.items() if key != "type"}
-        self._config = NetworkConfig.from_dict(options)
-        self._range = self._config.action_range
-        layers = len(self._config.hidden) + 1
-        self._weights = [tensors[f"network.weights.{layer}"][0] for layer in range(layers)]
-        self._biases = [tensors[f"network.biases.{layer}"][0, 0] for layer in range(layers)]
-        # Standardising the state is linear, so the first layer does it.
-        self._weights[0] = self._weights[0] / tensors["state_std"][:, None]
-        self._biases[0] = self._biases[0] - tensors["state_mean"] @ self._weights[0]
-        self._action_mean, self._action_std = tensors["action_mean"], tensors["action_std"]
-        self._low, self._high = math.log(self._config.sigma_min), math.log(self._config.sigma_max)
-        self._start = math.log(-self._low / self._high)
-        self._free = tensors["free"][0] if self._config.sigma == "free" else None
+        self._shares = np.array(network.get("shares", (1.0,)), np.float64)
+        config = NetworkConfig.from_dict({key: value for key, value in network.items() if key not in _NOT_OF_NETWORKS})
+        self._range = config.action_range
+        self._networks = [_Network(config, tensors, member) for member in range(len(self._shares))]
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> FusionActor:
@@ -242,6 +239,33 @@ class FusionActor:
     def _moments(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self._simple is not None:
             return self._simple.moments(state)
+        moments = [network.moments(state) for network in self._networks]
+        mu, sigma = moments[0]
+        if len(moments) > 1:
+            mus, sigmas = (np.stack(each) for each in zip(*moments, strict=True))
+            mu, sigma = geometric_mean(mus, sigmas, self._shares)
+        return mu.astype(np.float32), sigma.astype(np.float32)
+
+
+class _Network:
+    """One of the networks of `GaussianPolicies`, the `member`-th of its tensors."""
+
+    def __init__(self, config: NetworkConfig, tensors: Mapping[str, Array], member: int) -> None:
+        self._config = config
+        layers = range(len(config.hidden) + 1)
+        weights, biases = ([_member(tensors[f"network.{name}.{layer}"], member) for layer in layers]
+                           for name in ("weights", "biases"))
+        self._weights, self._biases = weights, [bias[0] for bias in biases]
+        # Standardising the state is linear, so the first layer does it.
+        self._weights[0] = self._weights[0] / tensors["state_std"][:, None]
+        self._biases[0] = self._biases[0] - tensors["state_mean"] @ self._weights[0]
+        self._action_mean, self._action_std = tensors["action_mean"], tensors["action_std"]
+        self._low, self._high = math.log(config.sigma_min), math.log(config.sigma_max)
+        self._start = math.log(-self._low / self._high)
+        self._free = tensors["free"][member] if config.sigma == "free" else None
+
+    def moments(self, state: NDArray[np.float32]) -> tuple[Array, Array]:
+        """μ and σ, [B, M] each, of states [B, S]."""
         x: Array = state.astype(np.float64)
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
             x = _activate(x @ weight + bias, self._config.activation)
@@ -252,7 +276,13 @@ class FusionActor:
         # The logistic function as a hyperbolic tangent, which does not overflow.
         share = 0.5 * (1.0 + np.tanh(0.5 * (raw + self._start)))
         sigma = self._action_std * np.exp(self._low + (self._high - self._low) * share)
-        return (self._action_mean + self._action_std * mean).astype(np.float32), sigma.astype(np.float32)
+        return self._action_mean + self._action_std * mean, sigma
+
+
+def _member(stacked: Array, member: int) -> Array:
+    """A shared layer is one for all networks."""
+    layer: Array = stacked[member if len(stacked) > 1 else 0]
+    return layer
 
 
 def _activate(x: Array, activation: str) -> Array:

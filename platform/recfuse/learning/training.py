@@ -16,15 +16,17 @@ import ray.exceptions
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import InvalidFieldError
+from recfuse.config import InvalidFieldError, require
 from recfuse.fusion.advantages import plan
 from recfuse.fusion.inference import StagePolicy, export_policy
 from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
 from recfuse.learning.config import TrainFusionConfig
+from recfuse.learning.phases import names_of
 from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.resume import RunIdentity, identity_of, write_atomically
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
+from recfuse.learning.stage_one_test import NAME, Judge, StageOneGate, check_test, phase_after
 from recfuse.learning.stages import STAGES, check_settings, open_stages
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
@@ -56,27 +58,31 @@ class TrainFusionResult:
     stages: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
+def train_fusion(config: TrainFusionConfig, judge: Judge | None = None) -> TrainFusionResult:
     """Trains on the current Ray and exports the policy. A rerun goes on after the last complete iteration, also with
     other numbers of passes; so does the run itself, where learner workers die.
 
+    Args:
+        judge: of stage one, where the config wants a test of it.
+
     Raises:
+        StageOneError: the test goes on, or says no; nothing is exported.
         InvalidFieldError: bad samples, settings that do not fit them, or an output that another job has claimed or is
             writing to.
     """
     with claim(config.output, JOB) as output:
         output.require_unclaimed()
-        return _train(config, output)
+        return _train(config, output, judge)
 
 
-def _train(config: TrainFusionConfig, claimed: Output) -> TrainFusionResult:
+def _train(config: TrainFusionConfig, claimed: Output, judge: Judge | None) -> TrainFusionResult:
     output = claimed.local_directory
     samples = SampleSet.open(config.samples, config.learning.network.action_range)
     check_settings(config, samples)
     stages = open_stages(config, samples, output / STAGES, claimed)
     claimed.join()
     with ray_compat.quiet():
-        whole = _fit(config, samples, output)
+        whole = _fit(config, samples, output, judge=judge)
         own = {stage: _fit(config, of_stage, output / STAGES / stage, stage) for stage, of_stage in stages.items()}
     bundle = export_policy(output, whole.served.policy, whole.served.vocabulary, training=whole.served.training,
                            data_fingerprint=whole.served.data_fingerprint, metrics=whole.served.metrics,
@@ -98,7 +104,8 @@ class _Fitted:
     resumed_at: int
 
 
-def _fit(config: TrainFusionConfig, samples: SampleSet, output: Path, stage: str = "") -> _Fitted:
+def _fit(config: TrainFusionConfig, samples: SampleSet, output: Path, stage: str = "", judge: Judge | None = None
+         ) -> _Fitted:
     """Learns one policy from samples; checkpoint, history and metrics lie in the output."""
     config = config.replace(learning=_with_slopes(
         config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer, samples.vocabulary))
@@ -107,15 +114,29 @@ def _fit(config: TrainFusionConfig, samples: SampleSet, output: Path, stage: str
                 ", ".join(samples.vocabulary.behaviour_names), _identity(config, samples))
     for line in _notes(config.learning, samples):
         logger.info("%s: %s", _name(stage), line)
-    with _Run(config, samples, output / CHECKPOINT, stage) as run:
+    gate = _gate(config, samples, output, judge)
+    with _Run(config, samples, output / CHECKPOINT, stage, gate) as run:
         run.finish()
         algorithm = run.algorithm
         metrics, history = summary(algorithm), algorithm.progress.history
-        served = StagePolicy(algorithm.policy(), algorithm.vocabulary(), config.learning.to_dict(),
+        if gate is not None:
+            metrics[NAME] = gate.summary()
+        served = StagePolicy(algorithm.policy(), algorithm.vocabulary(), algorithm.settings.to_dict(),
                              samples.fingerprint, metrics)
     write_atomically(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
     write_atomically(output / METRICS, json.dumps(metrics, indent=1))
     return _Fitted(served, metrics, run.resumed_at)
+
+
+def _gate(config: TrainFusionConfig, samples: SampleSet, output: Path, judge: Judge | None) -> StageOneGate | None:
+    """What judges stage one; None where nobody does."""
+    test = config.stage_one_test
+    if test.judge == "none":
+        return None
+    require(judge is not None, "stage_one_test.judge", test.judge, "none where no judge is given")
+    assert judge is not None
+    check_test(test, config.learning, samples.vocabulary)
+    return StageOneGate(test, judge, output / CHECKPOINT, output)
 
 
 def _name(stage: str) -> str:
@@ -171,8 +192,10 @@ class _Run:
         resumed_at: iterations that were done before.
     """
 
-    def __init__(self, config: TrainFusionConfig, samples: SampleSet, checkpoint: Path, stage: str = "") -> None:
+    def __init__(self, config: TrainFusionConfig, samples: SampleSet, checkpoint: Path, stage: str = "",
+                 gate: StageOneGate | None = None) -> None:
         self._config, self._samples, self._checkpoint, self._stage = config, samples, checkpoint, stage
+        self._gate = gate
         self._setup = FusionAlgorithmConfig().learn(config.learning, samples)
         self.algorithm = self._setup.build_algo()
 
@@ -191,6 +214,9 @@ class _Run:
         """Runs what is left of every phase."""
         for attempt in itertools.count(1):
             try:
+                if self._gate is not None:
+                    _run(self.algorithm, self._checkpoint, _name(self._stage), before=phase_after(self.algorithm))
+                    self._hold(self._gate.pass_(self.algorithm))
                 _run(self.algorithm, self._checkpoint, _name(self._stage))
                 return
             except ray.exceptions.RayError as error:
@@ -202,6 +228,18 @@ class _Run:
                     self.algorithm.stop()
                 self.algorithm = self._setup.copy(copy_frozen=False).build_algo()
                 _resume(self.algorithm, self._checkpoint, self._config, self._samples)
+
+
+    def _hold(self, multipliers: Mapping[str, float]) -> None:
+        """Goes on from the checkpoint with these multipliers λ, where the learners have others."""
+        settings = self.algorithm.settings
+        vocabulary = settings.apply_to(self._samples.vocabulary)
+        if all(behaviour.multiplier == multipliers[behaviour.name] for behaviour in vocabulary.short_term):
+            return
+        self.algorithm.stop()
+        self._setup = FusionAlgorithmConfig().learn(settings.replace(multipliers=dict(multipliers)), self._samples)
+        self.algorithm = self._setup.copy(copy_frozen=False).build_algo()
+        _resume(self.algorithm, self._checkpoint, self._config, self._samples)
 
 
 def summary(algorithm: FusionAlgorithm) -> dict[str, Any]:
@@ -237,11 +275,16 @@ def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
 def _run_identity(config: TrainFusionConfig, samples: SampleSet) -> RunIdentity:
     learning = _with_slopes(config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer,
                             samples.vocabulary)
-    return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint)
+    test = config.stage_one_test
+    judged = {} if test.judge == "none" else {NAME: test.to_dict()}
+    return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint, **judged)
 
 
-def _run(algorithm: FusionAlgorithm, checkpoint: Path, name: str) -> None:
-    while not algorithm.finished:
+def _run(algorithm: FusionAlgorithm, checkpoint: Path, name: str, before: str = "") -> None:
+    """Runs what is left of the phases, or of those before the named one."""
+    names = names_of(algorithm.settings.phases)
+    end = names.index(before) if before else len(names)
+    while algorithm.progress.phase < end:
         phase = algorithm.phase
         limit = phase.rule(algorithm.settings).iterations
         progress = Progress(f"{name} {phase.name}", limit, "passes")

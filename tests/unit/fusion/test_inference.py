@@ -9,6 +9,7 @@ from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.bundle import BundleError, read_bundle, write_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.config import NetworkConfig
+from recfuse.fusion.geometric_mean import GeometricMean
 from recfuse.fusion.inference import FusionActor, StagePolicy, export_policy
 from recfuse.fusion.networks import GaussianPolicies, Normalisation, long_term_policy
 from recfuse.fusion.policies import FixedGaussian
@@ -170,3 +171,31 @@ def test_a_bundle_that_lacks_the_policy_it_names_is_refused(tmp_path):
                         manifest={**told, "stages": {"coarse": {"network": {"type": "fixed"}}}})
     with pytest.raises(BundleError, match=r"policy-coarse.*expected a policy that fits the vocabulary"):
         FusionActor.from_bundle(read_bundle(path))
+
+
+@pytest.mark.parametrize("config", [
+    NetworkConfig(hidden=(8,)), NetworkConfig(hidden=(8, 8), sigma="free", trunk="shared"),
+    NetworkConfig(hidden=(8,), action_range=(-1.0, 3.0)),
+])
+def test_a_mean_of_policies_has_their_weighted_log_density_up_to_a_constant(config, tmp_path):
+    """log π(a|s) − Σ p_j log π_j(a|s) is the same for every action of a state."""
+    rng, shares = np.random.default_rng(0), (.2, .3, .5)
+    policies = GaussianPolicies(("x", "y", "z"), config, Normalisation.identity(STATES, ACTIONS), seed=2)
+    with torch.no_grad():
+        for parameter in policies.parameters():
+            parameter.add_(.3 * torch.from_numpy(rng.standard_normal(parameter.shape).astype(np.float32)))
+    actor = FusionActor.from_bundle(read_bundle(export(tmp_path, GeometricMean(policies, shares)), "fusion"))
+    state = np.repeat(rng.standard_normal((7, STATES)).astype(np.float32), 9, 0)
+    action = rng.uniform(-.8, .8, (63, ACTIONS)).astype(np.float32)
+    with torch.no_grad():
+        each = policies.log_prob(torch.from_numpy(state), torch.from_numpy(action)).double().numpy()
+    apart = (actor.log_prob(state, action) - each @ np.array(shares)).reshape(7, 9)
+    np.testing.assert_allclose(apart - apart.mean(1, keepdims=True), 0, atol=2e-3)
+    assert apart.mean(1).min() >= -1e-6, "its normaliser is at most 1 (Hölder)"
+
+
+@pytest.mark.parametrize("shares", [(.5,), (.5, .6), (1.0, 0.0), (1.5, -.5)])
+def test_shares_are_positive_and_add_up(shares):
+    policies = GaussianPolicies(("x", "y"), NetworkConfig(), Normalisation.identity(STATES, ACTIONS))
+    with pytest.raises(InvalidFieldError, match="shares"):
+        GeometricMean(policies, shares)
