@@ -393,6 +393,11 @@ def test_stage_two_does_not_begin_where_stage_one_is_not_good_enough(tmp_path, r
         with pytest.raises(StageOneError, match=message):
             training.train_fusion(config, judge)
     assert len(asked) == times, "what was judged is not judged again"
+    if rounds == 1:  # A second round goes on from there, and judges the other multipliers.
+        more = config.replace(stage_one_test=config.stage_one_test.replace(rounds=2))
+        with pytest.raises(StageOneError, match="after 2 rounds, with λ like 2, share 1"):
+            training.train_fusion(more, judge)
+        assert len(asked) == 2
     assert not list((tmp_path / "out").glob("fusion-*"))
 
 

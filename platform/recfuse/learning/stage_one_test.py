@@ -20,6 +20,7 @@ from recfuse.behaviours import Vocabulary
 from recfuse.config import InputError, require
 from recfuse.fusion.geometric_mean import GeometricMean
 from recfuse.fusion.inference import export_policy
+from recfuse.fusion.networks import GaussianPolicies
 from recfuse.learning.algorithm import FusionAlgorithm
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
 from recfuse.learning.config import StageOneTest
@@ -118,8 +119,9 @@ class StageOneGate:
         fitted = _fitted(algorithm)
         self.rounds = self._read(fitted)
         while not self.rounds or self.rounds[-1].below:
-            multipliers = self._next(given)
-            bundle = self._export(algorithm, multipliers)
+            policies = algorithm.auxiliaries()
+            multipliers = self._next(given, len(policies.names))
+            bundle = self._export(algorithm, policies, multipliers)
             said = self._judge(bundle, floors)
             if not said.decided:
                 raise StageOneError(f"{NAME}: {bundle} is not judged yet: {said.words}; stage two begins in a later "
@@ -136,8 +138,11 @@ class StageOneGate:
         return {"loss": max((-change[0] for change in last.changes.values()), default=math.nan),
                 "iterations": len(self.rounds), "stopped": last.words, "rounds": [asdict(each) for each in self.rounds]}
 
-    def _next(self, given: Mapping[str, float]) -> dict[str, float]:
+    def _next(self, given: Mapping[str, float], policies: int) -> dict[str, float]:
         """The multipliers of the next round.
+
+        Args:
+            policies: of stage one; the mean of one is that one.
 
         Raises:
             StageOneError: there is none, or it would judge the same policy again.
@@ -147,16 +152,14 @@ class StageOneGate:
         last = self.rounds[-1]
         raised = {name: value * (self._test.factor if name in last.below else 1.0)
                   for name, value in last.multipliers.items()}
-        why = f"after {len(self.rounds)} rounds"
-        if _shares(raised) == _shares(last.multipliers):
-            why = "whatever λ are: all of them would rise alike"
-        if len(self.rounds) < self._test.rounds and not why.startswith("whatever"):
+        alike = policies == 1 or {*last.below} >= {*raised}
+        if len(self.rounds) < self._test.rounds and not alike:
             return raised
+        why = "whatever λ are: all of them would rise alike" if alike else f"after {len(self.rounds)} rounds"
         raise StageOneError(f"{NAME}: {', '.join(last.below)} below the floor {why}, with λ "
                             f"{_words(last.multipliers)} ({last.words}); stage two does not begin")
 
-    def _export(self, algorithm: FusionAlgorithm, multipliers: Mapping[str, float]) -> Path:
-        policies = algorithm.auxiliaries()
+    def _export(self, algorithm: FusionAlgorithm, policies: GaussianPolicies, multipliers: Mapping[str, float]) -> Path:
         shares = _shares(multipliers) if len(policies.names) > 1 else (1.0,)
         return export_policy(self._bundles, GeometricMean(policies, shares), algorithm.samples.vocabulary,
                              training={**algorithm.settings.to_dict(), "multipliers": dict(multipliers)},
@@ -192,3 +195,9 @@ def _shares(multipliers: Mapping[str, float]) -> tuple[float, ...]:
 
 def _words(multipliers: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in multipliers.items())
+
+
+def identity_of_test(test: StageOneTest) -> dict[str, Any]:
+    """What the result of a training depends on beside its settings; more rounds than before go on."""
+    plain = {name: value for name, value in test.to_dict().items() if name != "rounds"}
+    return {} if test.judge == "none" else {NAME: plain}

@@ -26,7 +26,7 @@ from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.resume import RunIdentity, identity_of, write_atomically
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
-from recfuse.learning.stage_one_test import NAME, Judge, StageOneGate, check_test, phase_after
+from recfuse.learning.stage_one_test import NAME, Judge, StageOneGate, check_test, identity_of_test, phase_after
 from recfuse.learning.stages import STAGES, check_settings, open_stages
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
@@ -275,9 +275,7 @@ def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
 def _run_identity(config: TrainFusionConfig, samples: SampleSet) -> RunIdentity:
     learning = _with_slopes(config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer,
                             samples.vocabulary)
-    test = config.stage_one_test
-    judged = {} if test.judge == "none" else {NAME: test.to_dict()}
-    return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint, **judged)
+    return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint, **identity_of_test(config.stage_one_test))
 
 
 def _run(algorithm: FusionAlgorithm, checkpoint: Path, name: str, before: str = "") -> None:
