@@ -49,8 +49,11 @@ def of_policy_and_scorer(policy: Policy, scorer: Predictor, supplements: Supplem
 
 
 def of_policy(policy: Policy, supplements: Supplements) -> Iterator[str]:
-    """Constants, under the policy's formula."""
+    """Stages with policies of their own; constants, under the policy's formula."""
     vocabulary = policy.vocabulary
+    unknown = [stage for stage in policy.stages if stage not in vocabulary.stages]
+    if unknown:
+        yield f"{policy.name} has policies of stages that its vocabulary lacks: {_some(unknown)}"
     for name, value in supplements.constants.items():
         if name in vocabulary.fusion_parameters and vocabulary.formula != "linear" and value <= -vocabulary.offset:
             yield (f"{policy.name} takes numbers > −{vocabulary.offset} by its formula {vocabulary.formula}: "

@@ -37,6 +37,11 @@ class Actor(Protocol):
     version: str
     vocabulary: Vocabulary
 
+    @property
+    def stages(self) -> Mapping[str, Actor]: ...
+
+    def of(self, stage: str) -> Actor: ...
+
     def act(self, state: np.ndarray, explore: bool, *, seed: int | None = None) -> Decision: ...
 
 
@@ -166,7 +171,7 @@ class FusionService:
         pool = self._pool(ranking, vocabulary)
         state, source = await self._state(model, ranking, scene, pool)
         explore = self._config.explore if ranking.explore is None else ranking.explore
-        decision = model.actor.act(state[None], explore, seed=ranking.seed)
+        decision = model.actor.of(ranking.stage).act(state[None], explore, seed=ranking.seed)
         keys, scores = fuse_columns(pool.columns, decision.action[0], vocabulary)
         ranked = best_first(keys, ranking.order, pool.seen)
         watch.lap("recfuse_policy_ms")

@@ -26,10 +26,16 @@ _WAIT_SECONDS = 0.2  # The store serves requests meanwhile.
 
 @dataclass(frozen=True)
 class Policy:
-    """A fusion bundle: its name and its vocabulary."""
+    """A fusion bundle.
+
+    Attributes:
+        vocabulary: by which it reads states and ranks.
+        stages: that have policies of their own in it.
+    """
 
     name: str
     vocabulary: Vocabulary
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ def read_policy(path: Path) -> Policy:
         BundleError, InvalidFieldError: it cannot be read.
     """
     manifest = read_bundle(path, "fusion", only=()).manifest
-    return Policy(path.name, Vocabulary.from_dict(_entry(manifest, "vocabulary", path)))
+    return Policy(path.name, Vocabulary.from_dict(_entry(manifest, "vocabulary", path)),
+                  tuple(manifest.get("stages", {})))
 
 
 def read_predictor(path: Path) -> Predictor:

@@ -115,9 +115,10 @@ class FusionReplica(FusionService):
     async def describe(self) -> dict[str, Any]:
         """This replica's part of `GET /v1/models`."""
         followed, mover = self._followed, None if self._mover is None else self._mover.describe()
+        model = followed.model.current
         return {**followed.describe(), "session_table": mover,
                 "session_table_error": None if mover is None else mover["error"],
-                **described(followed.model.current.vocabulary)}
+                **described(model.vocabulary), "stage_policies": sorted(model.actor.stages)}
 
     @property
     def followers(self) -> tuple[Follower, ...]:

@@ -103,7 +103,8 @@ class RankingPolicy:
         self.vocabulary, self.version = self._model.vocabulary, self._model.version
 
     def rank(self, state: ArrayLike | Mapping[str, Any], predictions: Mapping[str, ArrayLike] | ArrayLike, *,
-             seen: Sequence[bool] | None = None, explore: bool = False, seed: int | None = None) -> Ranked:
+             seen: Sequence[bool] | None = None, explore: bool = False, seed: int | None = None,
+             stage: str = "") -> Ranked:
         """Ranks the candidates of one request.
 
         Args:
@@ -111,6 +112,7 @@ class RankingPolicy:
             predictions: fusion parameter → N numbers, or an array [M, N] in the order of the fusion parameters.
             seen: N; who is not to be shown again.
             explore: draw the weights, instead of taking their mean; seed: of the draw.
+            stage: of the request, whose own policy decides where the bundle has one; empty takes the default policy.
 
         Raises:
             InvalidFieldError: names the field, its value and what is allowed.
@@ -119,6 +121,7 @@ class RankingPolicy:
         from recfuse.serving.fusion import best_first, fuse_columns
 
         vocabulary, names = self.vocabulary, self.vocabulary.fusion_parameters
+        require(stage in ("", *vocabulary.stages), "stage", stage, ", ".join(vocabulary.stages))
         columns = self._rounded(self._columns(predictions))
         shown = None if seen is None else np.asarray(seen, bool)
         require(shown is None or shown.shape == columns.shape[1:], "seen", seen, f"{columns.shape[1]} booleans")
@@ -126,7 +129,7 @@ class RankingPolicy:
         if self._model.candidates is not None:
             part = self._model.candidates.encode(columns[None], None if shown is None else shown[None])[0]
             encoded = np.concatenate([encoded, part])
-        decision = self._model.actor.act(encoded[None], explore, seed=seed)
+        decision = self._model.actor.of(stage).act(encoded[None], explore, seed=seed)
         try:
             keys, scores = fuse_columns(columns, decision.action[0], vocabulary)
         except RefusedError as error:
@@ -185,12 +188,13 @@ def load_policy(path: str | Path) -> RankingPolicy:
 
 
 def train(log: Log | str | Path, output: str | Path = "runs/fusion", algorithm: str = "two_stage", scorer: str = "",
-          **learning: Any) -> TrainFusionResult:
+          policy_per_stage: Sequence[str] = (), **learning: Any) -> TrainFusionResult:
     """Learns a policy from a log: session logs become samples in `output`/samples, samples are taken as they are.
 
     Args:
         output: gets bundle, history and checkpoint, from which a rerun goes on.
         scorer: a scorer's bundle, whose slopes of realised on predicted help; empty for none.
+        policy_per_stage: stages that get policies of their own, from their own requests.
         learning: fields of the algorithm's settings, as `seed` or `replay={"floor": .03}`.
 
     Raises:
@@ -209,7 +213,8 @@ def train(log: Log | str | Path, output: str | Path = "runs/fusion", algorithm: 
     with cluster():
         if open_log(path, reading.get("vocabulary", "")).kind != "samples":
             path = ingest(IngestConfig(logs=path, output=f"{output}/samples", **reading)).samples
-        config = TrainFusionConfig(samples=path, output=str(output), scorer=scorer, learning=settings)
+        config = TrainFusionConfig(samples=path, output=str(output), scorer=scorer, learning=settings,
+                                   policy_per_stage=tuple(policy_per_stage))
         return resuming(lambda: train_fusion(config))
 
 

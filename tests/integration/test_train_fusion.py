@@ -6,14 +6,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import ranked_samples
 import safetensors
 import samples as toy
+import staged_samples
 import torch
 import tyro
 import yaml
@@ -26,13 +30,15 @@ from recfuse.jobs.train_fusion import main
 from recfuse.learning import registry, training
 from recfuse.learning.algorithm import FusionAlgorithmConfig
 from recfuse.learning.algorithms.two_stage import TwoStageConfig
-from recfuse.learning.config import TrainFusionConfig
+from recfuse.learning.config import StageOneTest, TrainFusionConfig
 from recfuse.learning.learner import FusionLearner
 from recfuse.learning.options import choose_algorithm
 from recfuse.learning.phases import names_of
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
+from recfuse.learning.stage_one_test import Judgement, StageOneError
 from recfuse.learning.training import CHECKPOINT
+from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.runtime.outputs import claim
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -302,6 +308,97 @@ def test_history_has_the_curves_of_every_phase(samples, tmp_path):
     assert {"tau", "ess_share", "capped_share", "kl/like", "entropy"} <= set(history[-1])
     assert result.metrics["stage_two"]["stopped"] == "iteration limit"
     assert read_bundle(result.bundle).manifest["metrics"] == result.metrics
+
+
+def test_a_stage_gets_the_policy_of_its_own_requests(tmp_path):
+    """As if they were the whole log; and the policy for all stages is the one that there is without it."""
+    whole = staged_samples.write(tmp_path / "samples", 600, {"coarse": 1, "fine": 1})
+    coarse = tmp_path / "coarse"
+    coarse.mkdir()
+    toy.vocabulary().save(coarse / VOCABULARY_FILE)
+    pq.write_table(pq.read_table(whole / "part-0.parquet").filter(pc.field("stage") == "coarse"),
+                   coarse / "part-0.parquet")
+    config = TrainFusionConfig(samples=str(whole), output=str(tmp_path / "out"), learning=QUICK,
+                               policy_per_stage=("coarse",))
+    result, plain = main(config), train(whole, tmp_path / "plain", QUICK)
+    alone = read_bundle(train(coarse, tmp_path / "alone", QUICK).bundle)
+    bundle, without = read_bundle(result.bundle), read_bundle(plain.bundle)
+    for name, tensors in (("policy", without.tensors["policy"]), ("policy-coarse", alone.tensors["policy"])):
+        assert all(torch.equal(tensor, bundle.tensors[name][key]) for key, tensor in tensors.items())
+    own = bundle.manifest.pop("stages")["coarse"]
+    assert own["metrics"] == alone.manifest["metrics"] == result.stages["coarse"]
+    assert {**bundle.manifest, "files": 0} == {**without.manifest, "files": 0}
+    again = main(config)
+    assert (again.bundle, again.resumed_at) == (result.bundle, 7)
+
+
+def three_behaviours(directory: Path) -> Path:
+    """The bandit with another short-term behaviour, which wants what `like` does not."""
+    columns, of = toy.bandit(600), toy.vocabulary()
+    like = columns["feedback"][:, 1:]
+    behaviours = (*of.behaviours, of.behaviours[1].replace(name="share"))
+    return toy.write(directory, {**columns, "feedback": np.hstack([columns["feedback"], -like])},
+                     of.replace(behaviours=behaviours), files=1)
+
+
+def test_stage_one_is_judged_until_its_floors_are_kept(tmp_path):
+    """Once a round, also where the process dies within one; stage two is that of the multipliers in the end."""
+    samples, asked = three_behaviours(tmp_path / "samples"), []
+
+    def judge(bundle: Path, floors: Mapping[str, float]) -> Judgement:
+        """`like` is below its floor until its λ is 4."""
+        asked.append(read_bundle(bundle, "fusion"))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        multiplier = asked[-1].manifest["training"]["multipliers"]["like"]
+        assert floors == {"like": 0.0, "share": 0.0}
+        below = ("like",) if multiplier < 4 else ()
+        return Judgement({"like": (multiplier - 4, -9.0, 9.0)}, below, True, f"λ is {multiplier:g}")
+
+    test = StageOneTest(judge="simulated", rounds=3)
+    config = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "out"), learning=QUICK, stage_one_test=test)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_fusion(config, judge)
+    result = training.train_fusion(config, judge)
+    assert result.resumed_at == 5, "critics, cloning and stage one"
+    assert [each.manifest["training"]["multipliers"]["like"] for each in asked] == [1, 2, 2, 4]
+    assert [each.manifest["network"]["shares"][0] for each in asked] == pytest.approx([1 / 2, 2 / 3, 2 / 3, 4 / 5])
+    said = read_bundle(result.bundle).manifest
+    assert said["training"]["multipliers"] == {"like": 4.0, "share": 1.0}
+    assert [each["below"] for each in said["metrics"]["stage_one_test"]["rounds"]] == [["like"], ["like"], []]
+    assert (result.metrics["stage_one_test"]["iterations"], result.metrics["stage_one_test"]["stopped"]) == (
+        3, "λ is 4")
+    plain = train(samples, tmp_path / "plain", QUICK.replace(multipliers={"like": 4.0}))
+    for name, tensor in read_bundle(plain.bundle).tensors["policy"].items():
+        assert torch.equal(tensor, read_bundle(result.bundle).tensors["policy"][name])
+    again = training.train_fusion(config, judge)
+    assert (len(asked), again.bundle) == (4, result.bundle)
+
+
+@pytest.mark.parametrize(("rounds", "below", "message", "times"), [
+    (1, ("like",), r"like below the floor after 1 rounds, with λ like 1, share 1 \(bad\); stage two does not begin", 1),
+    (5, ("like", "share"), r"like, share below the floor whatever λ are", 1),
+    (5, None, r"is not judged yet: bad; stage two begins in a later call", 2),
+])
+def test_stage_two_does_not_begin_where_stage_one_is_not_good_enough(tmp_path, rounds, below, message, times):
+    samples, asked = three_behaviours(tmp_path / "samples"), []
+
+    def judge(bundle: Path, floors: Mapping[str, float]) -> Judgement:
+        asked.append(bundle)
+        return Judgement({"like": (-1.0, -2.0, 0.0)}, below or (), below is not None, "bad")
+
+    config = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "out"), learning=QUICK,
+                               stage_one_test=StageOneTest(judge="simulated", rounds=rounds))
+    for _ in range(2):
+        with pytest.raises(StageOneError, match=message):
+            training.train_fusion(config, judge)
+    assert len(asked) == times, "what was judged is not judged again"
+    if rounds == 1:  # A second round goes on from there, and judges the other multipliers.
+        more = config.replace(stage_one_test=config.stage_one_test.replace(rounds=2))
+        with pytest.raises(StageOneError, match="after 2 rounds, with λ like 2, share 1"):
+            training.train_fusion(more, judge)
+        assert len(asked) == 2
+    assert not list((tmp_path / "out").glob("fusion-*"))
 
 
 def test_bad_input_ends_before_anything_is_written(samples, tmp_path):

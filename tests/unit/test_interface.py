@@ -12,7 +12,7 @@ import pytest
 import recfuse
 from recfuse import Log, Vocabulary, load_policy
 from recfuse.config import InvalidFieldError
-from recfuse.fusion.inference import export_policy
+from recfuse.fusion.inference import StagePolicy, export_policy
 from recfuse.fusion.policies import FixedGaussian
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,18 @@ def test_exploring_draws_by_the_seed(policy):
     drawn = [list(policy.rank(state, predictions, explore=True, seed=seed).weights.values()) for seed in range(400)]
     np.testing.assert_allclose(np.mean(drawn, 0), [2, -1], atol=.1)
     np.testing.assert_allclose(np.std(drawn, 0), [.5, .5], atol=.06)
+
+
+def test_the_policy_of_a_stage_ranks_where_the_stage_is_named(tmp_path):
+    stages = {"mix": StagePolicy(FixedGaussian([-2.0, 1.0], .5), SHOP, {}, "", {})}
+    export_policy(tmp_path, FixedGaussian([2.0, -1.0], .5), SHOP, training={}, data_fingerprint="", metrics={},
+                  stages=stages)
+    policy, predictions = load_policy(tmp_path), {"add_to_cart": [.1, .9], "margin": [0, 1]}
+    assert policy.rank(np.zeros(3), predictions, stage="mix").mu == {"add_to_cart": -2.0, "margin": 1.0}
+    for stage in ("", "coarse"):
+        assert policy.rank(np.zeros(3), predictions, stage=stage).mu == {"add_to_cart": 2.0, "margin": -1.0}
+    with pytest.raises(InvalidFieldError, match="stage: got 'last'; allowed: coarse, fine, rerank, mix"):
+        policy.rank(np.zeros(3), predictions, stage="last")
 
 
 @pytest.mark.parametrize(("state", "predictions", "message"), [

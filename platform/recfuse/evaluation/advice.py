@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recfuse.evaluation.blocks import Block
-from recfuse.evaluation.case import ROWS, Case
+from recfuse.evaluation.case import Case, who_decides
 from recfuse.evaluation.support import Ratios, Vector, effective_sample_size
 
 _MOST_SCALE, _STEPS = 10.0, 200  # of σ, which are tried from 1 on in equal ratios
@@ -68,14 +68,13 @@ def _gaussians(case: Case) -> tuple[Vector, Vector, Vector, Vector] | None:
     log = case.log.take(case.weighed)
     if log.mu is None or log.sigma is None:
         return None
-    mu, sigma = [], []
-    for start in range(0, len(log.state), ROWS):
-        decision = case.actor.act(log.state[start:start + ROWS], explore=False)
+    mu, sigma = (np.empty(log.mu.shape) for _ in range(2))
+    for own, places in who_decides(case.actor, log):
+        decision = own.act(log.state[places], explore=False)
         if not np.array_equal(decision.action, decision.mu):
             return None
-        mu.append(decision.mu.astype(np.float64))
-        sigma.append(np.broadcast_to(decision.sigma, decision.mu.shape).astype(np.float64))
-    return np.concatenate(mu), np.concatenate(sigma), log.mu.astype(np.float64), log.sigma.astype(np.float64)
+        mu[places], sigma[places] = decision.mu, decision.sigma
+    return mu, sigma, log.mu.astype(np.float64), log.sigma.astype(np.float64)
 
 
 def mean_square(mu: Vector, sigma: Vector, logged_mu: Vector, logged_sigma: Vector) -> float:

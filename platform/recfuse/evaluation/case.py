@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,13 +54,13 @@ class Case:
 
     @classmethod
     def of(cls, config: EvaluateConfig, actor: FusionActor, log: HeldOut) -> Case:
-        """The case of a config, with the samples that it names.
+        """The case of a config, with the samples that it names, but for a policy of several stages: a critic is of one.
 
         Raises:
             InvalidFieldError: the samples do not fit the policy.
         """
-        samples = (read_transitions(config.samples, actor.vocabulary, config.critic_rows)
-                   if has_samples(config.samples) else None)
+        samples = (read_transitions(config.samples, actor.vocabulary, config.critic_rows, config.stage)
+                   if has_samples(config.samples) and not actor.stages else None)
         return cls(actor=actor, log=log, samples=samples, cap=config.cap, session_discount=config.session_discount,
                    options=config.options, explore=config.explore)
 
@@ -246,12 +246,24 @@ def without_density(requests: int, of: int) -> str:
 
 
 def policy_log_prob(actor: FusionActor, log: HeldOut) -> np.ndarray:
-    """log π(a_t|s_t) of the logged actions under the policy with its exploration, float64[n]."""
-    parts = []
-    for start in range(0, len(log.state), ROWS):
-        part = slice(start, start + ROWS)
-        parts.append(actor.log_prob(log.state[part].astype(np.float32), log.action[part]))
-    return np.concatenate(parts)
+    """log π(a_t|s_t) of the logged actions under the policy of each request's stage, with its exploration,
+    float64[n]."""
+    result = np.empty(len(log.state))
+    for own, places in who_decides(actor, log):
+        result[places] = own.log_prob(log.state[places].astype(np.float32), log.action[places])
+    return result
+
+
+def who_decides(actor: FusionActor, log: HeldOut) -> Iterator[tuple[FusionActor, np.ndarray]]:
+    """(actor, positions of at most ROWS requests) of every stage with a policy of its own, and of all others."""
+    others, parts = np.ones(len(log.state), bool), []
+    for stage, own in actor.stages.items() if log.stage is not None else ():
+        of_stage = np.asarray(log.stage == stage, bool)
+        others &= ~of_stage
+        parts.append((own, np.flatnonzero(of_stage)))
+    for own, places in (*parts, (actor, np.flatnonzero(others))):
+        for start in range(0, len(places), ROWS):
+            yield own, places[start:start + ROWS]
 
 
 def action_moments(actor: FusionActor, seed: int = 0, explore: bool = True) -> ActionMoments:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from recfuse.behaviours import Stage
 from recfuse.config import Config, require
 from recfuse.evaluation.answers import MIN_ESS, MIN_EVENTS, EstimateOptions
 from recfuse.logs.reading import ReadingConfig
@@ -106,6 +107,8 @@ class EvaluateConfig(Config):
                                                                               "are understood; take those of ingest.")
     after: str = Field("", description="Only held-out sessions that began at this ISO time or later count, as "
                                        "2022-05-04T00:00 (UTC where no zone is named); empty takes all.")
+    stage: Literal["", Stage] = Field("", description="Only held-out requests of this stage count, under the policy of "
+                                                      "it; empty takes each by the policy of its stage.")
     new_users: bool = Field(False, description="Only held-out requests of users whom the samples lack count.")
     samples: str = Field("runs/samples", description="What the policy was trained on: critics are fitted to it, and "
                                                      "held-out rows that it holds are an error; empty for none.")

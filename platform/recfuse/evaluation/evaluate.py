@@ -109,7 +109,7 @@ def evaluate(config: EvaluateConfig, estimators: Sequence[Estimator] = ESTIMATOR
 
 def _evaluate(config: EvaluateConfig, estimators: Sequence[Estimator]) -> EvaluateResult:
     bundle = read_bundle(newest_bundle(config.fusion, "fusion"), "fusion")
-    actor = FusionActor.from_bundle(bundle)
+    actor = _actor(bundle, config.stage)
     reading, separation, streamed, notes = _read(config, actor)
     case = Case.of(config, actor, reading.log)
     estimates = estimate_all(case, estimators)
@@ -131,6 +131,14 @@ def _evaluate(config: EvaluateConfig, estimators: Sequence[Estimator]) -> Evalua
     return result
 
 
+def _actor(bundle: Bundle, stage: str) -> FusionActor:
+    """The policy in question."""
+    actor = FusionActor.from_bundle(bundle)
+    known = actor.vocabulary.stages
+    require(stage in ("", *known), "stage", stage, f"stages of the policy's vocabulary: {', '.join(known)}")
+    return actor.of(stage) if stage else actor
+
+
 def declared_floors(bundle: Bundle) -> dict[str, float]:
     """Of every short-term behaviour, as the policy was trained with; where its algorithm has none, none may fall."""
     training = bundle.manifest.get("training") or {}
@@ -144,6 +152,11 @@ def _read(config: EvaluateConfig, actor: FusionActor) -> tuple[Reading, Separati
                                                                tuple[OffPolicyEstimate, ...], list[str]]:
     """The held-out requests, how they are apart from the samples, what was estimated on the way, and notes."""
     notes = []
+    if config.stage:
+        notes.append(f"only requests of the stage {config.stage} count, under its policy")
+    if actor.stages and has_samples(config.samples):
+        notes.append("no estimator with critics (DR, SN-DR, DM, FQE) answers for policies of several stages "
+                     f"({', '.join(actor.stages)}) at once; choose one by `stage`")
     if not has_samples(config.samples):
         where = f"there is nothing at {config.samples!r}" if config.samples else "none are named"
         notes.append(f"samples: {where}, so that it cannot be checked whether the "
@@ -154,6 +167,8 @@ def _read(config: EvaluateConfig, actor: FusionActor) -> tuple[Reading, Separati
         notes += stream.left_out
     else:
         reading = read_held_out(config.holdout, actor.vocabulary, config.reading, config.after)
+        if config.stage:
+            reading = replace(reading, log=reading.log.of_stage(config.stage))
         log, separation = keep_apart(config.samples, reading.log, config.new_users)
         reading, streamed = replace(reading, log=log), ()
     logger.info("evaluate: %s", reading.words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from recfuse.evaluation.config import Targets
 from recfuse.evaluation.estimator import CHANGED_REQUEST, FOLLOWED_REQUEST, WHOLE_SESSION
 from recfuse.evaluation.evaluate import EvaluateResult
 from recfuse.fusion.config import NetworkConfig
-from recfuse.fusion.inference import FusionActor
+from recfuse.fusion.inference import FusionActor, file_of
 from recfuse.fusion.networks import GaussianPolicies, Normalisation
 
 # The widest question first: what answers it says most of what users will see.
@@ -66,7 +66,7 @@ def gate_policy(candidate: Bundle, base: Bundle, evaluation: EvaluateResult | No
         evaluation: of the candidate, on held-out requests; None where there are none, and then only the bundle itself
             is checked.
     """
-    rows = [_meaning(candidate, base), _parity(candidate)]
+    rows = [_meaning(candidate, base), *_parities(candidate)]
     if evaluation is not None:
         rows += [*_support(evaluation), *_floors(evaluation, targets)]
     return Gate(tuple(rows))
@@ -98,18 +98,24 @@ def _meaning(candidate: Bundle, base: Bundle) -> GateRow:
                    not fields)
 
 
-def _parity(candidate: Bundle) -> GateRow:
-    """What serving computes is what the network computes, on drawn states."""
+def _parities(candidate: Bundle) -> Iterator[GateRow]:
+    """Of the policy for all stages, and of those of single ones."""
     actor = FusionActor.from_bundle(candidate)
+    yield _parity("serving against the network", actor, candidate.manifest["network"], candidate.tensors[file_of()])
+    for stage, told in candidate.manifest.get("stages", {}).items():
+        yield _parity(f"serving against the network of {stage}", actor.of(stage), told["network"],
+                      candidate.tensors[file_of(stage)])
+
+
+def _parity(check: str, actor: FusionActor, network: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> GateRow:
+    """What serving computes is what the network computes, on drawn states."""
     wanted = f"at most {PARITY:g} σ"
-    network = candidate.manifest["network"]
     if network["type"] != "gaussian_mlp":
-        return GateRow("serving against the network", "no network", wanted, True)
+        return GateRow(check, "no network", wanted, True)
     vocabulary = actor.vocabulary
     config = NetworkConfig.from_dict({name: value for name, value in network.items() if name != "type"})
     policies = GaussianPolicies(("policy",), config, Normalisation.identity(vocabulary.state_size,
                                                                             vocabulary.action_size))
-    tensors = candidate.tensors["policy"]
     policies.load_state_dict(tensors)
     draws = np.random.default_rng(0).standard_normal((_STATES, vocabulary.state_size))
     mean, std = (tensors[f"state_{name}"].double().cpu().numpy() for name in ("mean", "std"))
@@ -119,7 +125,7 @@ def _parity(candidate: Bundle) -> GateRow:
     served = actor.act(state, explore=False)
     apart = max(float(np.abs((served.mu - mu) / served.sigma).max()),
                 float(np.abs(np.log(served.sigma) - log_sigma).max()))
-    return GateRow("serving against the network", f"{apart:.2g} σ", wanted, apart <= PARITY)
+    return GateRow(check, f"{apart:.2g} σ", wanted, apart <= PARITY)
 
 
 def _support(evaluation: EvaluateResult) -> Iterator[GateRow]:

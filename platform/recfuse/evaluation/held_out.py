@@ -5,6 +5,7 @@ Both are read by `recfuse.logs`, so that rows and sessions are those that traini
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from recfuse.evaluation.fitted_q import Transitions
 from recfuse.logs.account import Account
 from recfuse.logs.reading import LogRows, ReadingConfig, open_samples, read_log, read_samples
 from recfuse.logs.sessions import Sessions
+from recfuse.logs.stages import samples_of_stage
 from recfuse.runtime.locations import locate
 
 
@@ -37,6 +39,7 @@ class HeldOut:
         explored: bool[n], whether the action was drawn from the policy; None where all were.
         truncated: bool[n], whether the request's session goes on beyond the end of the log; None where none does.
         mu, sigma: [n, M], of the Gaussian that the action was drawn from; None where a request has none.
+        stage: [n], null where nobody knows; None for none at all.
     """
 
     user_id: NDArray[Any]
@@ -51,11 +54,22 @@ class HeldOut:
     truncated: NDArray[np.bool_] | None = None
     mu: NDArray[np.float32] | None = None
     sigma: NDArray[np.float32] | None = None
+    stage: NDArray[Any] | None = None
 
     def take(self, mask: NDArray[np.bool_]) -> HeldOut:
         """The requests in the mask bool[n]."""
         columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: column[mask] for name, column in columns.items() if column is not None})
+
+    def of_stage(self, stage: str) -> HeldOut:
+        """The requests of a stage.
+
+        Raises:
+            InvalidFieldError: there is none.
+        """
+        mask = np.zeros(len(self.state), bool) if self.stage is None else np.asarray(self.stage == stage, bool)
+        require(bool(mask.any()), "stage", stage, "a stage with held-out requests")
+        return self.take(mask)
 
     @property
     def drawn(self) -> NDArray[np.bool_]:
@@ -83,7 +97,7 @@ class HeldOut:
             feedback=_feedback(rows["feedback"], vocabulary.behaviour_names), session=sessions.number,
             request_id=_array(rows["request_id"]), ts=microseconds(rows["ts"]),
             explored=_array(pc.fill_null(rows["explored"], True)).astype(bool), truncated=cut[sessions.number],
-            mu=_optional(rows, "mu"), sigma=_optional(rows, "sigma"))
+            mu=_optional(rows, "mu"), sigma=_optional(rows, "sigma"), stage=_array(rows["stage"]))
 
 
 @dataclass(frozen=True)
@@ -145,19 +159,28 @@ def has_samples(path: str) -> bool:
     return bool(path) and locate(path, "samples").kind() != pafs.FileType.NotFound
 
 
-def read_transitions(path: str, vocabulary: Vocabulary, rows: int) -> Transitions:
-    """The first samples.
+def read_transitions(path: str, vocabulary: Vocabulary, rows: int, stage: str = "") -> Transitions:
+    """The first samples, or the first of a stage.
 
     Raises:
         InvalidFieldError: as `open_samples`; there is none; or they have another vocabulary.
     """
     source = open_samples(str(path))
     check_vocabulary(source.vocabulary, vocabulary, "samples")
-    parts = list(read_samples(source, rows=rows))
-    require(sum(part.num_rows for part in parts) > 0, "samples", str(path), "at least one sample")
+    parts = list(_first(samples_of_stage(read_samples(source), stage), rows) if stage
+                 else read_samples(source, rows=rows))
+    require(sum(part.num_rows for part in parts) > 0, "samples", str(path),
+            f"at least one sample of the stage {stage}" if stage else "at least one sample")
     table = pa.concat_tables(parts).slice(0, rows).combine_chunks()
     return Transitions(**{name: _matrix(table[name]) for name in ("state", "action", "feedback", "next_state")},
                        done=_array(table["done"]), user=_array(table["user_id"]))
+
+
+def _first(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """As many of the tables as hold the rows."""
+    while rows > 0 and (table := next(tables, None)) is not None:
+        rows -= table.num_rows
+        yield table
 
 
 def check_vocabulary(logged: Vocabulary, vocabulary: Vocabulary, field: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recfuse.config import require
@@ -32,6 +33,7 @@ class Selection:
         leaving: the same of the session that goes on in a later piece.
         users: hashes of those who do not count; None for nobody.
         straddling: sessions that began before the start and went on after it.
+        stage: whose requests count; empty for all.
     """
 
     start: int | None = None
@@ -39,6 +41,7 @@ class Selection:
     leaving: dict[int, bool] = field(default_factory=dict)
     users: Keys | None = None
     straddling: int = 0
+    stage: str = ""
 
     @classmethod
     def from_time_on(cls, source: LogSource, after: str) -> Selection:
@@ -80,6 +83,8 @@ class Selection:
             kept &= all_late[number]
         if self.users is not None:
             kept &= ~np.isin(hash_ids(table["user_id"].to_numpy()), self.users)
+        if self.stage:
+            kept &= pc.fill_null(pc.equal(table["stage"], self.stage), False).to_numpy()
         return table if kept.all() else table.filter(pa.array(kept))
 
     def read(self, source: LogSource) -> Iterator[pa.Table]:

@@ -6,6 +6,7 @@ single users but within a partition, so that the size of a log is no matter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,8 @@ _NEEDED = ("user_id", "session_id", "ts", "feedback", "last")
 # Of so many rows it takes longer to start Ray than to read them.
 _FEW_ROWS = 1_000_000
 _PARTITION_ROWS = 500_000
+# The exchange holds about 50 bytes a decision in memory, so that longer logs are read again for each slice of users.
+_SLICE_ROWS = 20_000_000
 _PARTITION = "partition"
 _BEFORE, _INSIDE, _BAD = 0, 1, 2
 _WANTED = "decisions of the time of the test"
@@ -102,13 +105,43 @@ class Served:
             max(self.last, other.last))
 
 
+@dataclass(frozen=True)
+class Slicing:
+    """Hash partitions of the users, and slices of these, which are read one after the other.
+
+    Attributes:
+        partitions: how many; slices: how many, at most as many.
+    """
+
+    partitions: int
+    slices: int
+
+    def partition_of(self, keys: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Of users by their hashes."""
+        return (keys % np.uint64(self.partitions)).astype(np.int32)
+
+    def has(self, keys: NDArray[np.uint64], number: int) -> NDArray[np.bool_]:
+        """Whether users are of the `number`-th slice."""
+        return np.asarray(self.partition_of(keys) % self.slices == number, bool)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Whose rows are: codes [n] of the users; their ids and the hashes of these [U]."""
+
+    codes: NDArray[np.int64]
+    users: NDArray[Any]
+    keys: NDArray[np.uint64]
+
+
 def measure_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """The behaviours of a vocabulary and OWN_MEASURES; of equal names that of the behaviour stays as it is."""
     return (*names, *(f"{name} (counted)" if name in names else name for name in OWN_MEASURES))
 
 
 def read_served(source: LogSource, split: Split) -> Served:
-    """Reads the rows of a test and before it; more than `_FEW_ROWS` on Ray.
+    """Reads the rows of a test and before it; more than `_FEW_ROWS` on Ray, and more than `_SLICE_ROWS` once for each
+    slice of the users, so that memory does not grow with the log.
 
     Raises:
         NothingServedError: no row is of the test.
@@ -119,11 +152,12 @@ def read_served(source: LogSource, split: Split) -> Served:
     if not rows:
         raise NothingServedError("logs", source.location.uri, _WANTED)
     partitions = max(1, rows // _PARTITION_ROWS)
-    read = partial(session_rows, source, split, partitions)
+    slicing = Slicing(partitions, min(partitions, math.ceil(rows / _SLICE_ROWS)))
+    read = partial(session_rows, source, split, slicing)
     merge = partial(_merged, source, split)
     folded = _folded_here if rows <= _FEW_ROWS else _folded_on_ray
     # A table may hold the rows of several partitions; sorted, sums do not depend on which came first.
-    parts = sorted((row for table in folded(listing, read, merge, partitions) for row in table.to_pylist()),
+    parts = sorted((row for table in folded(listing, read, merge, slicing) for row in table.to_pylist()),
                    key=lambda row: int(row[_PARTITION]))
     names = measure_names(source.vocabulary.behaviour_names)
     first, *others = (_unpacked(row, names) for row in parts)
@@ -146,8 +180,9 @@ def first_decision(source: LogSource, version: str, name: str) -> int | None:
     return min(times, default=None)
 
 
-def session_rows(source: LogSource, split: Split, partitions: int, piece: Piece) -> pa.Table:
-    """Of a row group: a row per user, phase and session, with its times and sums; and one that counts bad rows."""
+def session_rows(source: LogSource, split: Split, slicing: Slicing, number: int, piece: Piece) -> pa.Table:
+    """Of a row group and the users of a slice: a row per user, phase and session, with its times and sums; and one that
+    counts bad rows, which are of the first slice."""
     names = source.vocabulary.behaviour_names
     wanted = (*_NEEDED, split.version)
     table = plain_columns(read_piece(source, piece, {*session_log_schema(source.vocabulary).names} - {*wanted}),
@@ -164,20 +199,23 @@ def session_rows(source: LogSource, split: Split, partitions: int, piece: Piece)
     ts = table["ts"].cast(pa.int64()).to_numpy()
     phase = np.where((ts >= split.begin) & (ts < split.end), _INSIDE, np.where(
         (ts >= split.known_from) & (ts < split.known_until), _BEFORE, _BAD))
-    near = phase != _BAD
-    frame = _grouped(table.filter(pa.array(near)), ts[near], phase[near], feedback[near], split)
-    frame[_PARTITION] = (frame["user"] % np.uint64(partitions)).astype(np.int32)
+    codes, users = pd.factorize(table["user_id"].to_numpy(zero_copy_only=False))
+    keys = pd.util.hash_array(users.astype(object), categorize=False)
+    near = (phase != _BAD) & slicing.has(keys, number)[codes]
+    named = _Named(codes[near], users, keys)
+    frame = _grouped(table.filter(pa.array(near)), named, ts[near], phase[near], feedback[near], split)
+    frame[_PARTITION] = slicing.partition_of(frame["user"])
     counted = {name: np.zeros(1, frame[name].dtype) for name in frame}
-    counted["phase"][:], counted["requests"][:] = _BAD, left_out
+    counted["phase"][:], counted["requests"][:], counted[_PARTITION][:] = _BAD, left_out * (number == 0), number
     return pa.table({name: pa.array(np.concatenate([frame[name], counted[name]])) for name in frame})
 
 
-def _grouped(table: pa.Table, ts: NDArray[np.int64], phase: NDArray[np.int64], feedback: NDArray[np.float64],
-             split: Split) -> dict[str, NDArray[Any]]:
+def _grouped(table: pa.Table, named: _Named, ts: NDArray[np.int64], phase: NDArray[np.int64],
+             feedback: NDArray[np.float64], split: Split) -> dict[str, NDArray[Any]]:
     """Columns of `session_rows` of the good rows: sums over the runs of a user's session."""
-    codes, users = pd.factorize(table["user_id"].to_numpy(zero_copy_only=False))
-    keys = pd.util.hash_array(users.astype(object), categorize=False)
-    treated = np.fromiter((split.takes(user) for user in users), bool, len(users))
+    codes, keys, treated = named.codes, named.keys, np.zeros(len(named.users), bool)
+    some = np.unique(codes)
+    treated[some] = np.fromiter((split.takes(user) for user in named.users[some]), bool, len(some))
     session, last = np.zeros(len(ts), np.uint64), np.zeros(len(ts), bool)
     if "session_id" in table.column_names:
         ids = pc.fill_null(table["session_id"], "").to_numpy(zero_copy_only=False).astype(object)
@@ -239,19 +277,22 @@ def _is_near(source: LogSource, piece: Piece, split: Split) -> bool:
         (split.begin, split.end), (split.known_from, split.known_until)))
 
 
-def _folded_here(listing: list[Piece], read: Callable[[Piece], pa.Table], merge: Callable[[pa.Table], pa.Table],
-                 partitions: int) -> Iterable[pa.Table]:
-    rows = pa.concat_tables([read(piece) for piece in listing])
-    for number in range(partitions):
-        part = rows.filter(pc.equal(rows[_PARTITION], number))
-        if part.num_rows:
-            yield merge(part)
+def _folded_here(listing: list[Piece], read: Callable[[int, Piece], pa.Table],
+                 merge: Callable[[pa.Table], pa.Table], slicing: Slicing) -> Iterable[pa.Table]:
+    for number in range(slicing.slices):
+        rows = pa.concat_tables([read(number, piece) for piece in listing])
+        for partition in range(number, slicing.partitions, slicing.slices):
+            part = rows.filter(pc.equal(rows[_PARTITION], partition))
+            if part.num_rows:
+                yield merge(part)
 
 
-def _folded_on_ray(listing: list[Piece], read: Callable[[Piece], pa.Table], merge: Callable[[pa.Table], pa.Table],
-                   partitions: int) -> Iterator[pa.Table]:
+def _folded_on_ray(listing: list[Piece], read: Callable[[int, Piece], pa.Table],
+                   merge: Callable[[pa.Table], pa.Table], slicing: Slicing) -> Iterator[pa.Table]:
     from recfuse.logs.exchange import fold_pieces
     from recfuse.runtime.cluster import cluster
 
     with cluster():
-        yield from fold_pieces(listing, read, merge, _PARTITION, partitions)
+        for number in range(slicing.slices):
+            yield from fold_pieces(listing, partial(read, number), merge, _PARTITION,
+                                   math.ceil(slicing.partitions / slicing.slices))

@@ -34,6 +34,7 @@ from recfuse.logs.reading import (
     sessions_of_samples,
 )
 from recfuse.logs.source import LogSource, Piece, open_log
+from recfuse.logs.stages import samples_of_stage
 from recfuse.runtime.locations import locate
 
 # Beneath the output: the samples of held-out session logs.
@@ -70,7 +71,10 @@ def read_stream(config: EvaluateConfig, actor: FusionActor) -> Stream:
     source, account, whose, checked = _as_samples(config)
     check_vocabulary(source.vocabulary, actor.vocabulary, "holdout")
     selection, separation, counted = _select(config, source)
-    first = _first_sessions(selection.read(source), config.critic_rows, actor.vocabulary)
+    require(counted.rows > 0, "stage", config.stage, "a stage with held-out requests")
+    whole = replace(selection, stage="").read(source)
+    first = _first_sessions(samples_of_stage(whole, config.stage) if config.stage else whole, config.critic_rows,
+                            actor.vocabulary)
     account = account or _sum(count_samples(rows) for rows in read_samples(source, "holdout"))
     reading = replace(first, account=account, account_of=whose, checked=checked, straddling=selection.straddling)
     # Where no action has a ratio, the first requests have the reason why there is no answer.
@@ -80,7 +84,7 @@ def read_stream(config: EvaluateConfig, actor: FusionActor) -> Stream:
 
 def _select(config: EvaluateConfig, source: LogSource) -> tuple[Selection, Separation | None, _Counts]:
     """The rows that count, how they are apart from the samples, and how many they are."""
-    selection = Selection.from_time_on(source, config.after)
+    selection = replace(Selection.from_time_on(source, config.after), stage=config.stage)
     separation, counted = _separate(config.samples, selection, source)
     if separation:
         require_apart(separation, config.samples)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from recfuse.evaluation.answers import MIN_ESS
-from recfuse.evaluation.case import ROWS
+from recfuse.evaluation.case import who_decides
 from recfuse.evaluation.held_out import HeldOut
 from recfuse.fusion.inference import FusionActor
 
@@ -19,8 +19,9 @@ def weights_per_group(actor: FusionActor, log: HeldOut) -> dict[str, Any]:
     """Mean fusion weights of the policy (without exploration) and of the log, in all and per group of requests: the
     values of those categorical features of the state that move them most. Each vector is scaled to the length 1, which
     changes no ranking."""
-    weights = np.concatenate([actor.act(log.state[start:start + ROWS], explore=False).action
-                              for start in range(0, len(log.state), ROWS)]).astype(np.float64)
+    weights = np.empty((len(log.state), actor.vocabulary.action_size))
+    for own, places in who_decides(actor, log):
+        weights[places] = own.act(log.state[places], explore=False).action
     everybody = _group("all", "", weights)
     by_feature = _groups_by_feature(actor, log, weights)
     chosen = sorted(by_feature, key=lambda groups: -_distance(groups, everybody))[:_MOST_FEATURES]

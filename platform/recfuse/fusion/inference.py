@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,35 +17,78 @@ from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, BundleError, write_bundle
 from recfuse.config import require
 from recfuse.fusion.config import NetworkConfig
+from recfuse.fusion.geometric_mean import GeometricMean, geometric_mean
 from recfuse.fusion.networks import GaussianPolicies
 from recfuse.fusion.policies import Decision, FixedGaussian, LinearGaussian, decide
 from recfuse.stats.gaussian import Range, gaussian_log_density, squashed_log_density
 
 Array = NDArray[np.float64]
+AnyPolicy = GaussianPolicies | GeometricMean | FixedGaussian | LinearGaussian
+_NOT_OF_NETWORKS = ("type", "shares")
 _LINEAR = ("weights", "bias", "state_mean", "state_std", "sigma")
+
+
+def file_of(stage: str = "") -> str:
+    """Stem of the file in a bundle that holds the policy, or that of a stage with one of its own."""
+    return f"policy-{stage}" if stage else "policy"
+
+
+@dataclass(frozen=True)
+class StagePolicy:
+    """The policy of one stage in a bundle of several.
+
+    Attributes:
+        policy, training, data_fingerprint, metrics: as those of `export_policy`.
+        vocabulary: which must be that of the bundle.
+    """
+
+    policy: AnyPolicy
+    vocabulary: Vocabulary
+    training: Mapping[str, Any]
+    data_fingerprint: str
+    metrics: Mapping[str, Any]
 
 
 def export_policy(
     root: str | Path,
-    policy: GaussianPolicies | FixedGaussian | LinearGaussian,
+    policy: AnyPolicy,
     vocabulary: Vocabulary,
     *,
     training: Mapping[str, Any],
     data_fingerprint: str,
     metrics: Mapping[str, Any],
+    stages: Mapping[str, StagePolicy] = MappingProxyType({}),
 ) -> Path:
     """Writes a bundle of kind `fusion` below `root` and returns its directory.
 
     Args:
-        policy: the long-term policy (one network), a Gaussian whose mean is linear in the state (item values), or one
-            Gaussian for all states (CEM).
+        policy: the long-term policy (one network), the mean of several, a Gaussian whose mean is linear in the state
+            (item values), or one Gaussian for all states (CEM).
         training: the config it was trained with, plain values.
         data_fingerprint: names the samples it was trained on.
         metrics: plain values; numbers that are not finite become null.
+        stages: policies that decide in place of this one at their stages.
 
     Raises:
-        InvalidFieldError: the policy does not fit the vocabulary.
+        InvalidFieldError: a policy does not fit the vocabulary, or one of a stage has another.
     """
+    tensors, network, vocabulary = _content(policy, vocabulary)
+    manifest = {"vocabulary": vocabulary.to_dict(),
+                **_described(tensors, network, training, data_fingerprint, metrics)}
+    files = {file_of(): tensors}
+    for stage, own in stages.items():
+        require(stage in vocabulary.stages, "stages", stage, f"stages of the vocabulary {vocabulary.stages}")
+        of_stage, network, words = _content(own.policy, own.vocabulary)
+        require(words == vocabulary, f"stages.{stage}", "a policy with a vocabulary of its own",
+                "a policy that reads and ranks by the vocabulary of the bundle")
+        files[file_of(stage)] = of_stage
+        manifest.setdefault("stages", {})[stage] = _described(of_stage, network, own.training, own.data_fingerprint,
+                                                              own.metrics)
+    return write_bundle(root, kind="fusion", tensors=files, manifest=manifest)
+
+
+def _content(policy: AnyPolicy, vocabulary: Vocabulary) -> tuple[dict[str, torch.Tensor], dict[str, Any], Vocabulary]:
+    """The tensors of a policy, what its network is, and by which vocabulary it is served."""
     network: dict[str, Any]
     if isinstance(policy, FixedGaussian):
         actions, network = policy.mu.size, {"type": "fixed"}
@@ -53,21 +98,25 @@ def export_policy(
         actions, network = policy.bias.size, {"type": "linear", "reach": policy.reach}
         tensors = {name: torch.from_numpy(getattr(policy, name)) for name in _LINEAR}
     else:
-        require(len(policy.names) == 1, "policy", policy.names, "one policy, the one that serves")
+        network = {"type": "gaussian_mlp"}
+        if isinstance(policy, GeometricMean):
+            network, policy = {"type": "geometric_mean", "shares": list(policy.shares)}, policy.policies
+        else:
+            require(len(policy.names) == 1, "policy", policy.names, "one policy, the one that serves")
         _require_states(policy.state_mean.numel(), vocabulary)
-        actions, network = policy.actions, {"type": "gaussian_mlp", **policy.config.to_dict()}
+        actions, network = policy.actions, {**network, **policy.config.to_dict()}
         tensors = dict(policy.state_dict())
         # What is served squashes its actions, so the numbers of its decisions mean something only with the range.
         vocabulary = vocabulary.replace(action_range=policy.config.action_range)
     require(actions == vocabulary.action_size, "policy", actions, f"{vocabulary.action_size} fusion parameters")
-    return write_bundle(root, kind="fusion", tensors={"policy": tensors}, manifest={
-        "vocabulary": vocabulary.to_dict(),
-        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
-        "network": network,
-        "training": _plain(training),
-        "data_fingerprint": data_fingerprint,
-        "metrics": _plain(metrics),
-    })
+    return tensors, network, vocabulary
+
+
+def _described(tensors: Mapping[str, torch.Tensor], network: Mapping[str, Any], training: Mapping[str, Any],
+               data_fingerprint: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a policy."""
+    return {"shapes": {name: list(tensor.shape) for name, tensor in tensors.items()}, "network": dict(network),
+            "training": _plain(training), "data_fingerprint": data_fingerprint, "metrics": _plain(metrics)}
 
 
 def _require_states(size: int, vocabulary: Vocabulary) -> None:
@@ -82,13 +131,16 @@ class FusionActor:
     Attributes:
         version: of the bundle.
         vocabulary: of the bundle.
+        stages: stage → the actor that decides there in place of this one.
     """
 
     version: str
     vocabulary: Vocabulary
+    stages: Mapping[str, FusionActor]
 
-    def __init__(self, version: str, vocabulary: Vocabulary, network: Mapping[str, Any], tensors: Mapping[str, Array]):
-        self.version, self.vocabulary = version, vocabulary
+    def __init__(self, version: str, vocabulary: Vocabulary, network: Mapping[str, Any], tensors: Mapping[str, Array],
+                 stages: Mapping[str, FusionActor] = MappingProxyType({})):
+        self.version, self.vocabulary, self.stages = version, vocabulary, stages
         self._rng = np.random.default_rng()
         self._simple: FixedGaussian | LinearGaussian | None = None
         self._range: Range | None = None
@@ -100,19 +152,10 @@ class FusionActor:
             self._simple = LinearGaussian(**given, reach=float(network["reach"]),
                                           sigma=tensors["sigma"].astype(np.float32))
             return
-        options = {key: value for key, value in network.items() if key != "type"}
-        self._config = NetworkConfig.from_dict(options)
-        self._range = self._config.action_range
-        layers = len(self._config.hidden) + 1
-        self._weights = [tensors[f"network.weights.{layer}"][0] for layer in range(layers)]
-        self._biases = [tensors[f"network.biases.{layer}"][0, 0] for layer in range(layers)]
-        # Standardising the state is linear, so the first layer does it.
-        self._weights[0] = self._weights[0] / tensors["state_std"][:, None]
-        self._biases[0] = self._biases[0] - tensors["state_mean"] @ self._weights[0]
-        self._action_mean, self._action_std = tensors["action_mean"], tensors["action_std"]
-        self._low, self._high = math.log(self._config.sigma_min), math.log(self._config.sigma_max)
-        self._start = math.log(-self._low / self._high)
-        self._free = tensors["free"][0] if self._config.sigma == "free" else None
+        self._shares = np.array(network.get("shares", (1.0,)), np.float64)
+        config = NetworkConfig.from_dict({key: value for key, value in network.items() if key not in _NOT_OF_NETWORKS})
+        self._range = config.action_range
+        self._networks = [_Network(config, tensors, member) for member in range(len(self._shares))]
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> FusionActor:
@@ -121,14 +164,25 @@ class FusionActor:
             raise BundleError(f"{bundle.version}: kind is {bundle.kind!r}; expected 'fusion'")
         try:
             vocabulary = Vocabulary.from_dict(bundle.manifest["vocabulary"])
-            tensors = {name: tensor.double().cpu().numpy() for name, tensor in bundle.tensors["policy"].items()}
-            actor = cls(bundle.version, vocabulary, bundle.manifest["network"], tensors)
-            decision = actor.act(np.zeros((1, vocabulary.state_size), np.float32), explore=False)
-            if decision.mu.shape != (1, vocabulary.action_size) or not np.isfinite(decision.action_logp).all():
-                raise ValueError(f"μ {decision.mu.tolist()} for a state of zeros")
-        except (KeyError, ValueError, IndexError, TypeError) as error:
+            stages = {stage: cls._of_file(bundle, vocabulary, file_of(stage), told)
+                      for stage, told in bundle.manifest.get("stages", {}).items()}
+            return cls._of_file(bundle, vocabulary, file_of(), bundle.manifest, stages)
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
             raise BundleError(f"{bundle.version}: {error!r}; expected a policy that fits the vocabulary") from None
+
+    @classmethod
+    def _of_file(cls, bundle: Bundle, vocabulary: Vocabulary, file: str, told: Mapping[str, Any],
+                 stages: Mapping[str, FusionActor] = MappingProxyType({})) -> FusionActor:
+        tensors = {name: tensor.double().cpu().numpy() for name, tensor in bundle.tensors[file].items()}
+        actor = cls(bundle.version, vocabulary, told["network"], tensors, stages)
+        decision = actor.act(np.zeros((1, vocabulary.state_size), np.float32), explore=False)
+        if decision.mu.shape != (1, vocabulary.action_size) or not np.isfinite(decision.action_logp).all():
+            raise ValueError(f"μ {decision.mu.tolist()} for a state of zeros")
         return actor
+
+    def of(self, stage: str) -> FusionActor:
+        """Who decides at a stage: its own policy, else this one."""
+        return self.stages.get(stage, self)
 
     @property
     def fixed(self) -> FixedGaussian | None:
@@ -185,6 +239,33 @@ class FusionActor:
     def _moments(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self._simple is not None:
             return self._simple.moments(state)
+        moments = [network.moments(state) for network in self._networks]
+        mu, sigma = moments[0]
+        if len(moments) > 1:
+            mus, sigmas = (np.stack(each) for each in zip(*moments, strict=True))
+            mu, sigma = geometric_mean(mus, sigmas, self._shares)
+        return mu.astype(np.float32), sigma.astype(np.float32)
+
+
+class _Network:
+    """One of the networks of `GaussianPolicies`, the `member`-th of its tensors."""
+
+    def __init__(self, config: NetworkConfig, tensors: Mapping[str, Array], member: int) -> None:
+        self._config = config
+        layers = range(len(config.hidden) + 1)
+        weights, biases = ([_member(tensors[f"network.{name}.{layer}"], member) for layer in layers]
+                           for name in ("weights", "biases"))
+        self._weights, self._biases = weights, [bias[0] for bias in biases]
+        # Standardising the state is linear, so the first layer does it.
+        self._weights[0] = self._weights[0] / tensors["state_std"][:, None]
+        self._biases[0] = self._biases[0] - tensors["state_mean"] @ self._weights[0]
+        self._action_mean, self._action_std = tensors["action_mean"], tensors["action_std"]
+        self._low, self._high = math.log(config.sigma_min), math.log(config.sigma_max)
+        self._start = math.log(-self._low / self._high)
+        self._free = tensors["free"][member] if config.sigma == "free" else None
+
+    def moments(self, state: NDArray[np.float32]) -> tuple[Array, Array]:
+        """μ and σ, [B, M] each, of states [B, S]."""
         x: Array = state.astype(np.float64)
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
             x = _activate(x @ weight + bias, self._config.activation)
@@ -195,7 +276,13 @@ class FusionActor:
         # The logistic function as a hyperbolic tangent, which does not overflow.
         share = 0.5 * (1.0 + np.tanh(0.5 * (raw + self._start)))
         sigma = self._action_std * np.exp(self._low + (self._high - self._low) * share)
-        return (self._action_mean + self._action_std * mean).astype(np.float32), sigma.astype(np.float32)
+        return self._action_mean + self._action_std * mean, sigma
+
+
+def _member(stacked: Array, member: int) -> Array:
+    """A shared layer is one for all networks."""
+    layer: Array = stacked[member if len(stacked) > 1 else 0]
+    return layer
 
 
 def _activate(x: Array, activation: str) -> Array:

@@ -273,6 +273,10 @@ class FusionAlgorithm(Algorithm):
         """The policy that serves as it stands, on the CPU."""
         return self._module().served()
 
+    def auxiliaries(self) -> GaussianPolicies:
+        """The policies of stage one as they stand, on the CPU."""
+        return self._module().auxiliaries
+
     def vocabulary(self) -> Vocabulary:
         """By which that policy reads states and ranks."""
         return self._module().served_vocabulary()

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,15 +16,18 @@ import ray.exceptions
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import InvalidFieldError
+from recfuse.config import InvalidFieldError, require
 from recfuse.fusion.advantages import plan
-from recfuse.fusion.inference import export_policy
+from recfuse.fusion.inference import StagePolicy, export_policy
 from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
 from recfuse.learning.config import TrainFusionConfig
+from recfuse.learning.phases import names_of
 from recfuse.learning.replay_settings import ReplayAlgorithmConfig
 from recfuse.learning.resume import RunIdentity, identity_of, write_atomically
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
+from recfuse.learning.stage_one_test import NAME, Judge, StageOneGate, check_test, identity_of_test, phase_after
+from recfuse.learning.stages import STAGES, check_settings, open_stages
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
 from recfuse.runtime.outputs import Output, claim
@@ -45,50 +48,100 @@ class TrainFusionResult:
         metrics: per phase: the numbers of its last iteration, how many there were, and why it stopped; see `summary`.
         history: JSON lines, one per iteration: phase, iteration, metrics.
         resumed_at: iterations that an interrupted run had done before.
+        stages: stage with a policy of its own → its metrics.
     """
 
     bundle: Path
     metrics: dict[str, Any]
     history: Path
     resumed_at: int
+    stages: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def train_fusion(config: TrainFusionConfig) -> TrainFusionResult:
+def train_fusion(config: TrainFusionConfig, judge: Judge | None = None) -> TrainFusionResult:
     """Trains on the current Ray and exports the policy. A rerun goes on after the last complete iteration, also with
     other numbers of passes; so does the run itself, where learner workers die.
 
+    Args:
+        judge: of stage one, where the config wants a test of it.
+
     Raises:
+        StageOneError: the test goes on, or says no; nothing is exported.
         InvalidFieldError: bad samples, settings that do not fit them, or an output that another job has claimed or is
             writing to.
     """
     with claim(config.output, JOB) as output:
         output.require_unclaimed()
-        return _train(config, output)
+        return _train(config, output, judge)
 
 
-def _train(config: TrainFusionConfig, claimed: Output) -> TrainFusionResult:
+def _train(config: TrainFusionConfig, claimed: Output, judge: Judge | None) -> TrainFusionResult:
     output = claimed.local_directory
     samples = SampleSet.open(config.samples, config.learning.network.action_range)
+    check_settings(config, samples)
+    stages = open_stages(config, samples, output / STAGES, claimed)
+    claimed.join()
+    with ray_compat.quiet():
+        whole = _fit(config, samples, output, judge=judge)
+        own = {stage: _fit(config, of_stage, output / STAGES / stage, stage) for stage, of_stage in stages.items()}
+    bundle = export_policy(output, whole.served.policy, whole.served.vocabulary, training=whole.served.training,
+                           data_fingerprint=whole.served.data_fingerprint, metrics=whole.served.metrics,
+                           stages={stage: fitted.served for stage, fitted in own.items()})
+    for stage, fitted in {"": whole, **own}.items():
+        for line in verdicts(fitted.metrics):
+            logger.info("%s: %s", _name(stage), line)
+    logger.info("train_fusion: wrote %s", bundle)
+    return TrainFusionResult(bundle, whole.metrics, output / HISTORY, whole.resumed_at,
+                             {stage: fitted.metrics for stage, fitted in own.items()})
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A policy with all that a bundle says of it, and the iterations that were done before."""
+
+    served: StagePolicy
+    metrics: dict[str, Any]
+    resumed_at: int
+
+
+def _fit(config: TrainFusionConfig, samples: SampleSet, output: Path, stage: str = "", judge: Judge | None = None
+         ) -> _Fitted:
+    """Learns one policy from samples; checkpoint, history and metrics lie in the output."""
     config = config.replace(learning=_with_slopes(
         config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer, samples.vocabulary))
-    logger.info("train_fusion: %s samples, state %d, %d fusion parameters, behaviours %s (run %s)", f"{samples.rows:,}",
-                samples.vocabulary.state_size, samples.vocabulary.action_size,
+    logger.info("%s: %s samples, state %d, %d fusion parameters, behaviours %s (run %s)", _name(stage),
+                f"{samples.rows:,}", samples.vocabulary.state_size, samples.vocabulary.action_size,
                 ", ".join(samples.vocabulary.behaviour_names), _identity(config, samples))
     for line in _notes(config.learning, samples):
-        logger.info("train_fusion: %s", line)
-    claimed.join()
-    with ray_compat.quiet(), _Run(config, samples, output / CHECKPOINT) as run:
+        logger.info("%s: %s", _name(stage), line)
+    gate = _gate(config, samples, output, judge)
+    with _Run(config, samples, output / CHECKPOINT, stage, gate) as run:
         run.finish()
         algorithm = run.algorithm
         metrics, history = summary(algorithm), algorithm.progress.history
-        bundle = export_policy(output, algorithm.policy(), algorithm.vocabulary(), training=config.learning.to_dict(),
-                               data_fingerprint=samples.fingerprint, metrics=metrics)
+        if gate is not None:
+            metrics[NAME] = gate.summary()
+        served = StagePolicy(algorithm.policy(), algorithm.vocabulary(), algorithm.settings.to_dict(),
+                             samples.fingerprint, metrics)
     write_atomically(output / HISTORY, "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
     write_atomically(output / METRICS, json.dumps(metrics, indent=1))
-    for line in verdicts(metrics):
-        logger.info("train_fusion: %s", line)
-    logger.info("train_fusion: wrote %s", bundle)
-    return TrainFusionResult(bundle, metrics, output / HISTORY, run.resumed_at)
+    return _Fitted(served, metrics, run.resumed_at)
+
+
+def _gate(config: TrainFusionConfig, samples: SampleSet, output: Path, judge: Judge | None) -> StageOneGate | None:
+    """What judges stage one; None where nobody does."""
+    test = config.stage_one_test
+    if test.judge == "none":
+        return None
+    require(judge is not None, "stage_one_test.judge", test.judge, "none where no judge is given")
+    assert judge is not None
+    check_test(test, config.learning, samples.vocabulary)
+    return StageOneGate(test, judge, output / CHECKPOINT, output)
+
+
+def _name(stage: str) -> str:
+    """What lines of progress begin with."""
+    return f"{JOB} {stage}" if stage else JOB
 
 
 def verdicts(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -139,8 +192,10 @@ class _Run:
         resumed_at: iterations that were done before.
     """
 
-    def __init__(self, config: TrainFusionConfig, samples: SampleSet, checkpoint: Path) -> None:
-        self._config, self._samples, self._checkpoint = config, samples, checkpoint
+    def __init__(self, config: TrainFusionConfig, samples: SampleSet, checkpoint: Path, stage: str = "",
+                 gate: StageOneGate | None = None) -> None:
+        self._config, self._samples, self._checkpoint, self._stage = config, samples, checkpoint, stage
+        self._gate = gate
         self._setup = FusionAlgorithmConfig().learn(config.learning, samples)
         self.algorithm = self._setup.build_algo()
 
@@ -159,7 +214,10 @@ class _Run:
         """Runs what is left of every phase."""
         for attempt in itertools.count(1):
             try:
-                _run(self.algorithm, self._checkpoint)
+                if self._gate is not None:
+                    _run(self.algorithm, self._checkpoint, _name(self._stage), before=phase_after(self.algorithm))
+                    self._hold(self._gate.pass_(self.algorithm))
+                _run(self.algorithm, self._checkpoint, _name(self._stage))
                 return
             except ray.exceptions.RayError as error:
                 if attempt > RESTARTS or isinstance(error, InvalidFieldError):
@@ -170,6 +228,18 @@ class _Run:
                     self.algorithm.stop()
                 self.algorithm = self._setup.copy(copy_frozen=False).build_algo()
                 _resume(self.algorithm, self._checkpoint, self._config, self._samples)
+
+
+    def _hold(self, multipliers: Mapping[str, float]) -> None:
+        """Goes on from the checkpoint with these multipliers λ, where the learners have others."""
+        settings = self.algorithm.settings
+        vocabulary = settings.apply_to(self._samples.vocabulary)
+        if all(behaviour.multiplier == multipliers[behaviour.name] for behaviour in vocabulary.short_term):
+            return
+        self.algorithm.stop()
+        self._setup = FusionAlgorithmConfig().learn(settings.replace(multipliers=dict(multipliers)), self._samples)
+        self.algorithm = self._setup.copy(copy_frozen=False).build_algo()
+        _resume(self.algorithm, self._checkpoint, self._config, self._samples)
 
 
 def summary(algorithm: FusionAlgorithm) -> dict[str, Any]:
@@ -205,14 +275,17 @@ def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
 def _run_identity(config: TrainFusionConfig, samples: SampleSet) -> RunIdentity:
     learning = _with_slopes(config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer,
                             samples.vocabulary)
-    return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint)
+    return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint, **identity_of_test(config.stage_one_test))
 
 
-def _run(algorithm: FusionAlgorithm, checkpoint: Path) -> None:
-    while not algorithm.finished:
+def _run(algorithm: FusionAlgorithm, checkpoint: Path, name: str, before: str = "") -> None:
+    """Runs what is left of the phases, or of those before the named one."""
+    names = names_of(algorithm.settings.phases)
+    end = names.index(before) if before else len(names)
+    while algorithm.progress.phase < end:
         phase = algorithm.phase
         limit = phase.rule(algorithm.settings).iterations
-        progress = Progress(f"train_fusion {phase.name}", limit, "passes")
+        progress = Progress(f"{name} {phase.name}", limit, "passes")
         progress.advance(len(algorithm.progress.losses))
         while not algorithm.finished and algorithm.phase.name == phase.name:
             algorithm.train()

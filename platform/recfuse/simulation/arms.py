@@ -16,6 +16,7 @@ from recfuse.fusion.inference import FusionActor
 from recfuse.fusion.policies import FixedGaussian, Policy
 from recfuse.simulation.config import LOGGED, LOGGED_MEAN, MEAN
 from recfuse.simulation.output import logged_policy
+from recfuse.simulation.session_logs import STAGE
 from recfuse.simulation.world import World
 
 _WEIGHTS = re.compile(r"(?:[\w.]+:-?[\d.]+,?)+")
@@ -64,7 +65,7 @@ def read_arm(text: str, simulation: Path, world: World, explore: bool = True) ->
                      for vocabulary in (own, world.vocabulary))
     require(given == wanted, f"policies[{name or path}]", given[1],
             f"a policy with the world's state features and fusion parameters {wanted[1]}")
-    return Arm(name or actor.version, actor, explore, vocabulary=own)
+    return Arm(name or actor.version, actor.of(STAGE), explore, vocabulary=own)
 
 
 def explored_alike(vector: ArrayLike, logged: FixedGaussian) -> FixedGaussian:

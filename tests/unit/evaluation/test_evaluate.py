@@ -18,7 +18,7 @@ from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.bundle import read_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.evaluation.evaluate import declared_floors, evaluate
-from recfuse.fusion.inference import export_policy
+from recfuse.fusion.inference import StagePolicy, export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.jobs.evaluate import main
 from recfuse.logs import exchange
@@ -412,3 +412,56 @@ def test_the_page_rests_on_the_verdict_that_the_metrics_keep(tmp_path, config):
     assert kept["verdict"]["words"] in found.page.read_text()
     assert [check["question"] for check in kept["verdict"]["checks"]] == [
         "Does it bring more?", "Are the floors kept?", "Can the log support it?"]
+
+
+def staged(**changes):
+    """Every other request is of the stage mix."""
+    raw = columns(**changes)
+    return complete({**raw, "stage": ["fine", "mix"] * (len(raw["stage"]) // 2)}, session_log_schema(VOCABULARY))
+
+
+def only(rows, stage):
+    """A log of its requests alone, whose sessions end where those of the log do."""
+    own = rows.filter(pa.array(np.array(rows["stage"].to_pylist()) == stage))
+    last = pa.array([False, True] * (own.num_rows // 2))
+    return own.set_column(own.schema.get_field_index("last"), own.schema.field("last"), last)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_request_is_weighed_by_the_policy_of_its_stage(tmp_path, config, without_ray, streaming):
+    """And a stage alone as a log of its requests alone, with critics of its samples alone."""
+    rows, known = staged(users=200), staged(users=100, prefix="k", seed=1)
+    log, samples = write(tmp_path / "log", rows), write_samples(tmp_path / "samples", known)
+    of_stage = {name: write(tmp_path / name, only(rows, name)) for name in ("fine", "mix")}
+    alone = write_samples(tmp_path / "alone", only(known, "mix"))
+    bundle = export_policy(tmp_path / "both", FixedGaussian([.3, .3], .5), VOCABULARY, training={}, data_fingerprint="",
+                           metrics={}, stages={"mix": StagePolicy(FixedGaussian([.1, .1], .5), VOCABULARY, {}, "", {})})
+
+    def found(holdout, name, policy="", **options):
+        settings = config(holdout, streaming=streaming, output=str(tmp_path / f"out-{name}"), **options)
+        return evaluate(settings.replace(fusion=policy) if policy else settings)
+
+    both = by_name(found(log, "both", str(bundle)))
+    fine, mix = (by_name(found(of_stage[name], name, mu=mu)) for name, mu in (("fine", .3), ("mix", .1)))
+    for name in ("NCIS", "IS"):
+        assert both[name].requests == fine[name].requests + mix[name].requests
+    np.testing.assert_allclose(both["IS"].estimate, (fine["IS"].estimate + mix["IS"].estimate) / 2, rtol=1e-6)
+
+    chosen = found(log, "chosen", str(bundle), stage="mix", samples=samples)
+    expected = by_name(found(of_stage["mix"], "expected", mu=.1, samples=alone))
+    assert any(note.startswith("only requests of the stage mix count") for note in chosen.notes)
+    assert set(by_name(chosen)) == set(expected)
+    for name, answer in by_name(chosen).items():
+        np.testing.assert_allclose(answer.estimate, expected[name].estimate, rtol=1e-5, err_msg=name)
+    whole = found(log, "whole", str(bundle), samples=samples)
+    assert "DM" not in by_name(whole)
+    assert any("choose one by `stage`" in note for note in whole.notes)
+
+
+def test_a_stage_that_nobody_asked_at_is_named(tmp_path, config, without_ray):
+    log = write(tmp_path / "log", table(users=10))
+    for streaming in (False, True):
+        with pytest.raises(InvalidFieldError, match="stage: got 'mix'; allowed: a stage with held-out requests"):
+            evaluate(config(log, stage="mix", streaming=streaming, output=str(tmp_path / f"{streaming}")))
+    with pytest.raises(InvalidFieldError, match="stage: "):
+        config(log, stage="last")

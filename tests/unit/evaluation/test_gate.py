@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import session_logs
 
+from recfuse.behaviours import Vocabulary
 from recfuse.bundle import Bundle, read_bundle
 from recfuse.evaluation.answers import OffPolicyEstimate
 from recfuse.evaluation.blocks import Block
@@ -17,19 +18,24 @@ from recfuse.evaluation.estimator import CHANGED_REQUEST, WHOLE_SESSION
 from recfuse.evaluation.evaluate import EvaluateResult
 from recfuse.evaluation.gate import Gate, gate_policy, gate_scorer, to_figures
 from recfuse.fusion.config import NetworkConfig
-from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.fusion.inference import FusionActor, StagePolicy, export_policy
 from recfuse.fusion.networks import GaussianPolicies, Normalisation
 
 TARGETS = Targets(floors={"like": -.05, "requests": -.01})
 
 
 def policy(root: Path, parameters: int = 2, seed: int = 0, **network: object) -> Bundle:
+    policies, of = networks(parameters, seed, **network)
+    return read_bundle(export_policy(root, policies, of, training={}, data_fingerprint="", metrics={}))
+
+
+def networks(parameters: int = 2, seed: int = 0, **network: object) -> tuple[GaussianPolicies, Vocabulary]:
     of = session_logs.vocabulary(parameters=parameters)
     normalisation = Normalisation((1.0, -2.0, 0.0), (.5, 3.0, 1.0), (.2,) * parameters, (1.5,) * parameters)
     policies = GaussianPolicies(("policy",), NetworkConfig(hidden=(8, 8), **network), normalisation, seed=seed)
     for parameter in policies.parameters():
         parameter.data.mul_(5.0)  # so that the mean depends on the state
-    return read_bundle(export_policy(root, policies, of, training={}, data_fingerprint="", metrics={}))
+    return policies, of
 
 
 def estimate(change_low: float, ratio: float = 1.0, refused: str = "", **changes: object) -> OffPolicyEstimate:
@@ -54,6 +60,21 @@ def test_what_serving_computes_is_what_the_network_computes(tmp_path, network) -
     assert gate.failure is None
     assert float(gate.rows[1].found.split()[0]) < 1e-4
     assert gate.words == "the gate is passed: 2 checks"
+
+
+def test_every_stage_of_a_bundle_must_serve_what_its_network_computes(tmp_path, monkeypatch) -> None:
+    policies, of = networks(seed=1)
+    stages = {"mix": StagePolicy(networks(seed=2)[0], of, {}, "", {})}
+    candidate = read_bundle(export_policy(tmp_path, policies, of, training={}, data_fingerprint="", metrics={},
+                                          stages=stages))
+    gate = gate_policy(candidate, policy(tmp_path), None, TARGETS)
+    assert (gate.failure, gate.words) == (None, "the gate is passed: 3 checks")
+    candidate.tensors["policy-mix"]["network.biases.2"] += .1  # what the network computes, and serving does not
+    actor = FusionActor.from_bundle(read_bundle(candidate.path))
+    monkeypatch.setattr(FusionActor, "from_bundle", lambda bundle: actor)
+    failure = gate_policy(candidate, policy(tmp_path), None, TARGETS).failure
+    assert failure is not None
+    assert failure.check == "serving against the network of mix"
 
 
 def test_what_serving_computes_otherwise_fails(tmp_path, monkeypatch) -> None:

@@ -66,6 +66,30 @@ def test_named_sessions_have_no_pauses(tmp_path: Path) -> None:
     assert canary.mean[3] == 2
 
 
+@pytest.mark.parametrize("rows", [1_200, 700])
+def test_slices_of_the_users_change_not_a_bit(traffic, tmp_path, monkeypatch, rows) -> None:
+    """Of a log with bad rows, too; a slice is read with its own users alone."""
+    of, _ = traffic
+    table = of.table()
+    place, users = table.schema.get_field_index("user_id"), table["user_id"].to_pylist()
+    table = table.set_column(place, table.schema.field(place), [[None, None, *users[2:]]])
+    log = open_log(write(tmp_path / "log", table, 300))
+    monkeypatch.setattr(served, "_PARTITION_ROWS", 200)
+    whole, pieces = read_served(log, split()), []
+    monkeypatch.setattr(served, "_SLICE_ROWS", rows)
+    grouped = served._grouped
+    monkeypatch.setattr(served, "_grouped", lambda rows, *rest: pieces.append(rows.num_rows) or grouped(rows, *rest))
+    sliced = read_served(log, split())
+    assert whole.left_out == sliced.left_out == 2
+    assert (sliced.decisions, sliced.strays, sliced.last) == (whole.decisions, whole.strays, whole.last)
+    for one, other in zip((*whole.arms, *whole.halves), (*sliced.arms, *sliced.halves), strict=True):
+        assert one.count == other.count
+        np.testing.assert_array_equal(one.scatter, other.scatter)
+        np.testing.assert_array_equal(one.mean, other.mean)
+    np.testing.assert_array_equal(sliced.days, whole.days)
+    assert sum(pieces) == table.num_rows - 2, "every good row is in one slice"
+
+
 @pytest.mark.parametrize(("row_group", "rows"), [(70, 500_000), (400, 400), (10_000, 200)])
 def test_row_groups_and_partitions_change_nothing(traffic, tmp_path, monkeypatch, row_group, rows) -> None:
     of, path = traffic

@@ -9,7 +9,8 @@ from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.bundle import BundleError, read_bundle, write_bundle
 from recfuse.config import InvalidFieldError
 from recfuse.fusion.config import NetworkConfig
-from recfuse.fusion.inference import FusionActor, export_policy
+from recfuse.fusion.geometric_mean import GeometricMean
+from recfuse.fusion.inference import FusionActor, StagePolicy, export_policy
 from recfuse.fusion.networks import GaussianPolicies, Normalisation, long_term_policy
 from recfuse.fusion.policies import FixedGaussian
 
@@ -118,3 +119,83 @@ def test_a_bundle_that_does_not_fit_is_refused(tmp_path):
     scenes = write_bundle(tmp_path, kind="scenes", tensors={"policy": good.tensors["policy"]}, manifest=manifest)
     with pytest.raises(BundleError, match="kind is 'scenes'; expected 'fusion'"):
         FusionActor.from_bundle(read_bundle(scenes))
+
+
+def of_stage(policy, vocabulary=VOCABULARY) -> StagePolicy:
+    return StagePolicy(policy, vocabulary, {"seed": 1}, "of coarse", {"loss": 1.0})
+
+
+def test_a_stage_is_decided_by_its_own_policy(tmp_path):
+    """Each policy's answers are those of a bundle that holds it alone."""
+    whole, coarse = trained(NetworkConfig()), FixedGaussian([1, 2, 3, 4], .5)
+    options = {"training": {"seed": 0}, "data_fingerprint": "abc", "metrics": {}}
+    bundle = read_bundle(export_policy(tmp_path, whole, VOCABULARY, **options, stages={"coarse": of_stage(coarse)}))
+    actor, alone = FusionActor.from_bundle(bundle), FusionActor.from_bundle(read_bundle(export(tmp_path, whole)))
+    state = np.random.default_rng(0).standard_normal((5, STATES)).astype(np.float32)
+    for stage in ("fine", "rerank", "mix"):
+        assert actor.of(stage) is actor
+        np.testing.assert_array_equal(actor.of(stage).act(state, True, seed=3).action,
+                                      alone.act(state, True, seed=3).action)
+    decision = actor.of("coarse").act(state, explore=True, seed=3)
+    np.testing.assert_array_equal(decision.mu, np.tile(np.float32([1, 2, 3, 4]), (5, 1)))
+    density = stats.norm.logpdf(decision.action, decision.mu, .5).sum(1)
+    np.testing.assert_allclose(decision.action_logp, density, rtol=1e-6)
+    assert actor.of("coarse").version == actor.version == bundle.version
+    told = bundle.manifest["stages"]["coarse"]
+    assert (told["data_fingerprint"], told["training"], told["metrics"]) == ("of coarse", {"seed": 1}, {"loss": 1.0})
+
+
+def test_a_bundle_without_policies_of_stages_says_nothing_of_them(tmp_path):
+    bundle = read_bundle(export(tmp_path, FixedGaussian([1, 2, 3, 4], .5)))
+    assert set(bundle.manifest) == {"kind", "format", "vocabulary", "shapes", "network", "training",
+                                    "data_fingerprint", "metrics", "files"}
+    assert set(bundle.manifest["files"]) == {"policy.safetensors"}
+
+
+@pytest.mark.parametrize(("stages", "message"), [
+    ({"last": of_stage(FixedGaussian([1] * 4, 1))}, r"stages: got 'last'; allowed: stages of the vocabulary"),
+    ({"fine": of_stage(FixedGaussian([1] * 3, 1))}, r"policy: got 3; allowed: 4 fusion parameters"),
+    ({"fine": of_stage(FixedGaussian([1] * 4, 1), VOCABULARY.replace(formula="log_sum"))}, r"stages.fine: got 'a pol"),
+])
+def test_a_policy_that_does_not_fit_its_bundle_is_not_exported(tmp_path, stages, message):
+    with pytest.raises(InvalidFieldError, match=message):
+        export_policy(tmp_path, FixedGaussian([1] * 4, 1), VOCABULARY, training={}, data_fingerprint="", metrics={},
+                      stages=stages)
+
+
+def test_a_bundle_that_lacks_the_policy_it_names_is_refused(tmp_path):
+    given = {"a": torch.zeros(1)}
+    whole = read_bundle(export(tmp_path, FixedGaussian([1] * 4, 1)))
+    told = {name: whole.manifest[name] for name in ("vocabulary", "network", "training")}
+    path = write_bundle(tmp_path, kind="fusion", tensors={"policy": whole.tensors["policy"], "other": given},
+                        manifest={**told, "stages": {"coarse": {"network": {"type": "fixed"}}}})
+    with pytest.raises(BundleError, match=r"policy-coarse.*expected a policy that fits the vocabulary"):
+        FusionActor.from_bundle(read_bundle(path))
+
+
+@pytest.mark.parametrize("config", [
+    NetworkConfig(hidden=(8,)), NetworkConfig(hidden=(8, 8), sigma="free", trunk="shared"),
+    NetworkConfig(hidden=(8,), action_range=(-1.0, 3.0)),
+])
+def test_a_mean_of_policies_has_their_weighted_log_density_up_to_a_constant(config, tmp_path):
+    """log π(a|s) − Σ p_j log π_j(a|s) is the same for every action of a state."""
+    rng, shares = np.random.default_rng(0), (.2, .3, .5)
+    policies = GaussianPolicies(("x", "y", "z"), config, Normalisation.identity(STATES, ACTIONS), seed=2)
+    with torch.no_grad():
+        for parameter in policies.parameters():
+            parameter.add_(.3 * torch.from_numpy(rng.standard_normal(parameter.shape).astype(np.float32)))
+    actor = FusionActor.from_bundle(read_bundle(export(tmp_path, GeometricMean(policies, shares)), "fusion"))
+    state = np.repeat(rng.standard_normal((7, STATES)).astype(np.float32), 9, 0)
+    action = rng.uniform(-.8, .8, (63, ACTIONS)).astype(np.float32)
+    with torch.no_grad():
+        each = policies.log_prob(torch.from_numpy(state), torch.from_numpy(action)).double().numpy()
+    apart = (actor.log_prob(state, action) - each @ np.array(shares)).reshape(7, 9)
+    np.testing.assert_allclose(apart - apart.mean(1, keepdims=True), 0, atol=2e-3)
+    assert apart.mean(1).min() >= -1e-6, "its normaliser is at most 1 (Hölder)"
+
+
+@pytest.mark.parametrize("shares", [(.5,), (.5, .6), (1.0, 0.0), (1.5, -.5)])
+def test_shares_are_positive_and_add_up(shares):
+    policies = GaussianPolicies(("x", "y"), NetworkConfig(), Normalisation.identity(STATES, ACTIONS))
+    with pytest.raises(InvalidFieldError, match="shares"):
+        GeometricMean(policies, shares)

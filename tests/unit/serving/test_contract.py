@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recfuse.behaviours import StateFeature, Vocabulary
-from recfuse.bundle import BundleError
+from recfuse.bundle import BundleError, read_bundle, write_bundle
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
 from recfuse.config import InvalidFieldError
 from recfuse.logs.account import Account
@@ -107,6 +107,35 @@ def test_a_policy_that_does_not_fit_says_what_is_lacking(
     errors = chosen(models, fusion=policy)
     assert list(errors) == ["fusion"]
     assert re.search(words, errors["fusion"]), errors
+
+
+def write_staged(root: Path, vocabulary: Vocabulary, stage: str) -> Path:
+    """A policy beside which one of a stage lies, whatever its vocabulary says of that."""
+    bundle = read_bundle(write_policy(root, vocabulary, seed=3))
+    told = {name: bundle.manifest[name] for name in ("shapes", "network", "training", "data_fingerprint", "metrics")}
+    return write_bundle(root, kind="fusion", tensors={"policy": bundle.tensors["policy"],
+                                                      f"policy-{stage}": bundle.tensors["policy"]},
+                        manifest={**told, "vocabulary": bundle.manifest["vocabulary"], "stages": {stage: told}})
+
+
+def test_a_policy_of_a_stage_that_nobody_can_ask_at_does_not_fit(models: Path, vocabulary: Vocabulary) -> None:
+    words = vocabulary.replace(stages=("fine", "mix"))
+    policy = write_staged(models, words, "coarse")
+    said = f"{policy.name} has policies of stages that its vocabulary lacks: coarse"
+    assert chosen(models, fusion=policy) == {"fusion": said}
+    with pytest.raises(BundleError, match=said):
+        publish(models, fusion=policy)
+
+
+def test_what_serves_says_which_stages_have_policies(
+    models: Path, vocabulary: Vocabulary, serve: Callable[..., Server]
+) -> None:
+    server = serve()
+    assert server.described("fusion")["stage_policies"] == []
+    point(models, fusion=write_staged(models, vocabulary, "mix"))
+    server.look()
+    assert server.described("fusion")["stage_policies"] == ["mix"]
+    assert server.recommend().status_code == 200
 
 
 @pytest.mark.parametrize(("change", "words"), [
