@@ -237,17 +237,20 @@ class Local:
 
 
 class Life:
-    """Persons who live on, from day to day.
+    """Persons who live on.
+
+    Args:
+        width: days of a piece of time. pieces: so many, the last of which has no end.
 
     Attributes:
-        days: float64[days, F + 1], what all persons brought on each day, then how many requests they made.
+        brought: float64[pieces, F + 1], what all persons brought in each, then how many requests they made.
     """
 
-    def __init__(self, engine: SessionEngine, persons: int, days: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: SessionEngine, persons: int, width: float, pieces: int) -> None:
+        self._engine, self._width = engine, width
         everyone = np.arange(persons)
         self._sessions = engine.first(everyone % engine.world.users, everyone)
-        self.days = np.zeros((days, len(engine.world.feedback) + 1))
+        self.brought = np.zeros((pieces, len(engine.world.feedback) + 1))
 
     def until(self, day: float, server: Clients | Local, before_each: Callable[[], None] | None = None) -> None:
         """Everybody's requests before this day.
@@ -264,11 +267,11 @@ class Life:
 
     def _ask(self, who: NDArray[np.intp], server: Clients | Local) -> None:
         some = self._sessions.take(who)
-        today = np.minimum(some.clock.astype(np.int64), len(self.days) - 1)
+        piece = np.minimum((some.clock / self._width).astype(np.int64), len(self.brought) - 1)
         page = self._engine.show(some, server.rank(some))
         last = page.left | page.cut
         server.tell(some, page.feedback, last)
-        np.add.at(self.days, today, np.column_stack([page.feedback, np.ones(len(who))]))
+        np.add.at(self.brought, piece, np.column_stack([page.feedback, np.ones(len(who))]))
         over = np.flatnonzero(last)
         if len(over):
             some.put(over, self._engine.next(some.take(over)))

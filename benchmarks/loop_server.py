@@ -15,8 +15,6 @@ import sys
 import time
 from typing import Any
 
-from ray import serve
-
 from recfuse.runtime import ray_compat
 from recfuse.serving import fusion
 from recfuse.serving.config import ServingConfig
@@ -37,7 +35,7 @@ class RequestClock:
             return time.time()
 
 
-class Simulated(Application):  # type: ignore[misc, valid-type]
+class Simulated(Application):
     """The application, stamped by the clock of its requests."""
 
     async def __init__(self, config: ServingConfig) -> None:
