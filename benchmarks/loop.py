@@ -51,13 +51,15 @@ class LoopBenchmarkConfig(Config):
     output: str = Field("", description="The tables are written to this Markdown file as well; empty for none.")
     seeds: int = Field(2, ge=0, description="So many lives, in each of which the three candidates are rolled out.")
     first_seed: int = Field(0, ge=0, description="The first life has this seed, and the others follow.")
-    persons: int = Field(4_000, ge=200, description="So many persons live.")
+    persons: int = Field(6_000, ge=200, description="So many persons live.")
+    max_requests: int = Field(6, ge=1, description="Sessions are cut after so many requests.")
+    like_odds: float = Field(1.0, description="Likes have log-odds that are so much higher than in the world.")
     warm_days: float = Field(4.0, gt=0, description="So many days are served and collected before the first rollout.")
     look_days: float = Field(0.5, gt=0, description="So many days lie between two looks.")
-    stage_days: float = Field(5.0, gt=0, description="A share without a decision after so many days is rolled back.")
+    stage_days: float = Field(6.0, gt=0, description="A share without a decision after so many days is rolled back.")
     sigma: float = Field(0.3, gt=0, description="Every policy of the three explores with this standard deviation.")
-    like_floor: float = Field(-0.25, ge=-1, le=0, description="Likes may not change by less than this.")
-    effect: float = Field(0.2, gt=0, description="Intervals are tightest about this relative effect.")
+    like_floor: float = Field(-0.2, ge=-1, le=0, description="Likes may not change by less than this.")
+    effect: float = Field(0.25, gt=0, description="Intervals are tightest about this relative effect.")
     truth_persons: int = Field(8_000, ge=2, description="So many persons live under every candidate for the truth.")
     connections: int = Field(32, ge=1, description="So many requests are under way at a time.")
     kills: bool = Field(False, description="Each life is lived once more while parts are killed with −9.")
@@ -101,7 +103,7 @@ class Result:
 
 def main(config: LoopBenchmarkConfig) -> list[Result]:
     """Runs what the config names, prints the tables after every life, and writes them."""
-    world, results, parts = World.load(config.world), list[Result](), list[str]()
+    world, results, parts = made(config), list[Result](), list[str]()
     begin = time.monotonic()
     if config.seeds:
         base = weights(world, CLICKS_FIRST, config.sigma)
@@ -123,6 +125,14 @@ def main(config: LoopBenchmarkConfig) -> list[Result]:
     if config.output:
         Path(config.output).write_text("\n\n".join(parts) + "\n")
     return results
+
+
+def made(config: LoopBenchmarkConfig) -> World:
+    """The world, with shorter sessions and more likes: both make a floor on likes a matter of days."""
+    world = World.load(config.world)
+    logits = world.logits.copy()
+    logits[..., world.responses.heads.index("like")] += config.like_odds
+    return world.replace(logits=logits, config=world.config.replace(max_requests=config.max_requests))
 
 
 def weights(world: World, named: dict[str, float], sigma: float) -> FixedGaussian:
@@ -211,7 +221,8 @@ def machine(config: LoopBenchmarkConfig, seconds: float) -> str:
 
     return (f"`python -m benchmarks.loop {' '.join(sys.argv[1:])}`; {seconds / 60:.0f} min; {os.cpu_count()} cores, "
             f"{platform.machine()}; Python {platform.python_version()}, Ray {ray.__version__}, numpy {np.__version__}; "
-            f"{config.persons:,} persons, a look every {24 * config.look_days:g} simulated hours, like floor "
+            f"{config.persons:,} persons, sessions of at most {config.max_requests} requests, likes "
+            f"{config.like_odds:+g} in log-odds, a look every {24 * config.look_days:g} simulated hours, like floor "
             f"{config.like_floor:+.0%}.")
 
 
