@@ -7,6 +7,7 @@ one life of a seed: an equal one, one that costs likes alone of what has a goal 
 against the same persons with the same luck where nothing is deployed.
 
     python -m benchmarks.loop --seeds 20 --output loop.md
+    python -m benchmarks.loop --seeds 20 --no-http          # without a server: the verdicts alone
     python -m benchmarks.loop --seeds 1 --kills             # the same seed twice: undisturbed, then killed
     python -m benchmarks.loop --seeds 0 --rounds 5          # the loop learns by itself from hand-tuned weights
 """
@@ -19,6 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +64,8 @@ class LoopBenchmarkConfig(Config):
     effect: float = Field(0.25, gt=0, description="Intervals are tightest about this relative effect.")
     truth_persons: int = Field(8_000, ge=2, description="So many persons live under every candidate for the truth.")
     connections: int = Field(32, ge=1, description="So many requests are under way at a time.")
+    http: bool = Field(True, description=(
+        "Persons ask a server; false asks the pointer's policies in this process, and writes the session log itself."))
     kills: bool = Field(False, description="Each life is lived once more while parts are killed with −9.")
     rounds: int = Field(0, ge=0, description="So many candidates are learned and rolled out by the loop itself.")
     rounds_sigma: float = Field(0.5, gt=0, description="The hand-tuned weights of the rounds explore with this.")
@@ -107,7 +111,7 @@ def main(config: LoopBenchmarkConfig) -> list[Result]:
     begin = time.monotonic()
     if config.seeds:
         base = weights(world, CLICKS_FIRST, config.sigma)
-        chosen = candidates(world, base, Search())
+        chosen = candidates(world, base, Search(), Path(config.work) / "candidates.json")
         parts.append(markdown("True effects, by simulation with common random numbers", *truth(
             world, base, chosen, config)))
         print(parts[0], flush=True)
@@ -150,17 +154,19 @@ def live(config: LoopBenchmarkConfig, world: World, base: FixedGaussian, chosen:
     trial = Trial(directory.absolute(), world, base, persons=config.persons, look=config.look_days, pieces=pieces,
                   seed=seed, plan=config.plan, kills=kills)
     found = []
-    with trial.serving(config.connections) as connections:
+    with trial.served(config.connections) if config.http else nullcontext() as kept:
+        if kept is None:
+            trial.inside()
         trial.live(warm)
         for name, policy in chosen.items():
             found.append(trial.roll_out(name, policy))
             print(f"seed {seed}: {name} is {found[-1].state} after {found[-1].last - found[-1].first} looks: "
-                  f"{found[-1].why}; {connections.sent / connections.seconds:.0f} requests/s", flush=True)
+                  f"{found[-1].why}", flush=True)
     other = Life(trial.engine, config.persons, config.look_days, pieces)
     other.until(trial.piece * config.look_days, Local(trial.engine, base))
     killed = f"{kills.loops} loops, {kills.replicas} replicas" if kills else ""
-    return Result(seed, tuple(found), trial.life.brought, other.brought, connections.sent, connections.again,
-                  connections.seconds, time.monotonic() - begin, killed)
+    return Result(seed, tuple(found), trial.life.brought, other.brought, kept.sent if kept else 0,
+                  kept.again if kept else 0, kept.seconds if kept else 0.0, time.monotonic() - begin, killed)
 
 
 def truth(world: World, base: FixedGaussian, chosen: dict[str, FixedGaussian],
@@ -196,8 +202,8 @@ def summary(results: Sequence[Result]) -> str:
         f"the equal one in {sum(each.state == 'promoted' for each in equal)}. The worse one was rolled back in "
         f"{sum(each.state == 'rolled back' for each in worse)}, and had 50% of the users in "
         f"{sum(each.share >= .5 for each in worse)}.",
-        f"{requests:,} requests were answered, {requests / max(seconds, 1e-9):,.0f} a second while persons asked, "
-        f"{sum(result.again for result in results):,} were sent again."]
+        *([f"{requests:,} requests were answered, {requests / seconds:,.0f} a second while persons asked, "
+           f"{sum(result.again for result in results):,} were sent again."] if requests else [])]
     plain = {result.seed: result for result in results if not result.killed}
     lines += [f"Seed {result.seed} with {result.killed} killed: the steps are "
               f"{'the same' if _paths(result) == _paths(plain[result.seed]) else 'others'}."

@@ -7,8 +7,10 @@ The equal one multiplies weights and exploration alike, so that it ranks as the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +43,27 @@ class Search:
     seed: int = 0
 
 
-def candidates(world: World, base: FixedGaussian, search: Search) -> dict[str, FixedGaussian]:
-    """Name → policy, in the order in which they are rolled out: the one that is promoted comes last."""
+def candidates(world: World, base: FixedGaussian, search: Search, file: Path) -> dict[str, FixedGaussian]:
+    """Name → policy, in the order in which they are rolled out: the one that is promoted comes last.
+
+    Args:
+        file: keeps what was found, for later runs of the same search in the same world.
+    """
+    identity = [world.config.to_dict(), float(world.logits.mean()), base.mu.tolist(), asdict(search)]
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if known.get("identity") != json.loads(json.dumps(identity)):
+        known = {"identity": identity, "found": {
+            name: policy.mu.tolist() for name, policy in _searched(world, base, search).items()}}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(known))
+    found = {name: FixedGaussian(vector, base.sigma) for name, vector in known["found"].items()}
+    return {EQUAL: FixedGaussian(_SCALE * base.mu, _SCALE * base.sigma), **found}
+
+
+def _searched(world: World, base: FixedGaussian, search: Search) -> dict[str, FixedGaussian]:
     better = rollout_objective(world, persons=search.persons, seed=search.seed, measure="watch_time",
                                floors={"like": 0.0, "click": 0.0}, logged=base)
-    return {EQUAL: FixedGaussian(_SCALE * base.mu, _SCALE * base.sigma),
-            WORSE: _found(fewer_likes(world, base, search), base, search),
-            BETTER: _found(better, base, search)}
+    return {WORSE: _found(fewer_likes(world, base, search), base, search), BETTER: _found(better, base, search)}
 
 
 def fewer_likes(world: World, base: FixedGaussian, search: Search) -> Callable[[Array], Array]:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgpack
@@ -28,7 +29,6 @@ STAGE = "fine"
 _READ = 1 << 16
 _PATIENCE, _PAUSE = 120.0, 0.05  # seconds until a request that is not answered ends all, and before it is sent again
 _MOST = 1_024  # persons who ask at once
-Rank = Callable[[Sessions], NDArray[np.int64]]
 
 
 @dataclass(eq=False)
@@ -216,21 +216,42 @@ class Clients:
         return f"{self._head.format(path, at, kind, kind)}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
+def draws(sessions: Sessions, size: int) -> NDArray[np.float32]:
+    """float32[B, size], what a server draws of a standard normal distribution by the seeds of these requests."""
+    return np.stack([np.random.default_rng(seed).standard_normal((1, size), np.float32)[0]
+                     for seed in seeds(sessions).tolist()])
+
+
+def ranked(engine: SessionEngine, sessions: Sessions, action: NDArray[np.float32]) -> NDArray[np.int64]:
+    """int64[B, page], places among what is offered, fused by `action` [B, M]."""
+    offset, seen = engine.offered(sessions)
+    scores = engine.scores(sessions.entry, offset, seen, action)
+    places: NDArray[np.int64] = np.argsort(-scores, axis=1, kind="stable")[:, :engine.config.page]
+    return places
+
+
+class Server(Protocol):
+    """Who ranks for persons, and is told what they did."""
+
+    def rank(self, sessions: Sessions) -> NDArray[np.int64]:
+        """A page for each of the sessions."""
+        ...
+
+    def tell(self, sessions: Sessions, feedback: NDArray[np.float32], last: NDArray[np.bool_]) -> None:
+        """What came of the pages that were asked for last, as the sessions stand after them."""
+        ...
+
+
 class Local:
-    """The same persons in a world where one policy serves for ever, without a server."""
+    """One policy that serves for ever, in this process."""
 
     def __init__(self, engine: SessionEngine, policy: FixedGaussian) -> None:
         self._engine, self._policy = engine, policy
 
     def rank(self, sessions: Sessions) -> NDArray[np.int64]:
-        """As `Clients.rank`, drawn by the same seeds as a server draws."""
-        size = len(self._policy.mu)
-        noise = np.stack([np.random.default_rng(seed).standard_normal((1, size), np.float32)[0]
-                          for seed in seeds(sessions).tolist()])
-        offset, seen = self._engine.offered(sessions)
-        scores = self._engine.scores(sessions.entry, offset, seen, self._policy.mu + self._policy.sigma * noise)
-        places: NDArray[np.int64] = np.argsort(-scores, axis=1, kind="stable")[:, :self._engine.config.page]
-        return places
+        """As `Clients.rank`."""
+        policy = self._policy
+        return ranked(self._engine, sessions, policy.mu + policy.sigma * draws(sessions, len(policy.mu)))
 
     def tell(self, sessions: Sessions, feedback: NDArray[np.float32], last: NDArray[np.bool_]) -> None:
         """Nobody listens."""
@@ -252,7 +273,7 @@ class Life:
         self._sessions = engine.first(everyone % engine.world.users, everyone)
         self.brought = np.zeros((pieces, len(engine.world.feedback) + 1))
 
-    def until(self, day: float, server: Clients | Local, before_each: Callable[[], None] | None = None) -> None:
+    def until(self, day: float, server: Server, before_each: Callable[[], None] | None = None) -> None:
         """Everybody's requests before this day.
 
         Args:
@@ -265,7 +286,7 @@ class Life:
                     before_each()
                 self._ask(due[first:first + _MOST], server)
 
-    def _ask(self, who: NDArray[np.intp], server: Clients | Local) -> None:
+    def _ask(self, who: NDArray[np.intp], server: Server) -> None:
         some = self._sessions.take(who)
         piece = np.minimum((some.clock / self._width).astype(np.int64), len(self.brought) - 1)
         page = self._engine.show(some, server.rank(some))

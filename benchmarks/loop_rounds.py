@@ -47,7 +47,7 @@ def rounds(config: Rounds, world: World, base: FixedGaussian) -> tuple[Sequence[
     trial = Trial(directory, world, base, persons=config.persons, look=config.look_days, pieces=pieces,
                   seed=config.first_seed, plan=config.plan, training=config.training)
     found = []
-    with trial.serving(config.connections):
+    with trial.served(config.connections):
         for number in range(1, config.rounds + 1):
             found.append(_round(trial, f"round {number}", warm))
             print(f"{found[-1].name}: {found[-1].state} after {found[-1].last - found[-1].first} looks: "

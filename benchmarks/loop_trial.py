@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import httpx
 import numpy as np
 
 from benchmarks.loop_clients import Clients, Connections, Life
+from benchmarks.loop_inside import Inside
 from recfuse.bundle.pointer import Pointer, read_pointer, write_pointer
 from recfuse.config import from_mapping
 from recfuse.fusion.inference import export_policy
@@ -188,17 +189,25 @@ class Trial:
             models=str(self.models), decision_log=str(directory / "decisions"), window_minutes=WINDOW / 60,
             output=str(directory / "loop"), training=training, plan=self.plan)
         (directory / "loop.json").write_text(json.dumps(self.loop.to_dict()))
+        self._write: Callable[[], None] = lambda: None
         self.base = self._exported(base)
         write_pointer(self.models, Pointer(fusion=self.base.name))
 
     @contextlib.contextmanager
-    def serving(self, connections: int) -> Iterator[Connections]:
-        """The server runs, and persons may ask it."""
+    def served(self, connections: int) -> Iterator[Connections]:
+        """A server runs, and persons may ask it."""
         with served(self.models, self.directory / "decisions") as server:
             kept = Connections(server.url, connections)
-            self._server, self._clients = server, Clients(self.engine, kept, START)
+            self._ask, self._replicas = Clients(self.engine, kept, START), server
+            self._follow = lambda: server.follow(self.models)
             yield kept
             kept.close()
+
+    def inside(self) -> None:
+        """Persons ask in this process from now on; what they were shown is collected already."""
+        inside = Inside(self.engine, START, self.models, Path(self.plan.logs))
+        self._ask, self._follow, self._write = inside, inside.follow, inside.write
+        self.loop = self.loop.replace(decision_log="")
 
     @property
     def now(self) -> float:
@@ -209,24 +218,25 @@ class Trial:
         """The next pieces of time."""
         self.piece += pieces
         kills = self.kills
-        self.life.until(self.piece * self._look, self._clients,
-                        None if kills is None else lambda: kills.of_replica(self._server))
+        self.life.until(self.piece * self._look, self._ask,
+                        None if kills is None else lambda: kills.of_replica(self._replicas))
 
     def cycle(self) -> None:
         """One cycle of the loop, after which the server follows the pointer."""
+        self._write()
         if self.kills is None:
             run_cycle(self.loop, self.now)
         else:
             self.kills.of_loop([sys.executable, "-m", "benchmarks.loop_trial", str(self.directory / "loop.json"),
                                 repr(self.now)])
-        self._server.follow(self.models)
+        self._follow()
 
     def roll_out(self, name: str, policy: FixedGaussian) -> Outcome:
         """Gate, canary, and a look after every piece of time until the candidate is promoted or not."""
         first, known = self.piece, len(Store(self.models).audit())
         steps.start(RolloutConfig(action="start", models=str(self.models), candidate=str(self._exported(policy)),
                                   reason=name, who="benchmark", plan=self.plan), self.now)
-        self._server.follow(self.models)
+        self._follow()
         while self.state.state == "canary":
             self.live()
             self.cycle()

@@ -8,13 +8,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.loop import Result, markdown, summary
 from benchmarks.loop_candidates import BETTER, EQUAL, WORSE
 from benchmarks.loop_clients import Connections, Life, Local, user_ids
+from benchmarks.loop_inside import Inside
 from benchmarks.loop_rounds import beside
 from benchmarks.loop_trial import Kills, Outcome
+from recfuse.bundle.arms import Canary
+from recfuse.bundle.pointer import Pointer, write_pointer
+from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.simulation.rollout import rollout
 from recfuse.simulation.session_logs import session_log
@@ -49,6 +54,36 @@ def test_lives_do_not_depend_on_pieces_of_time_and_leave_nobody_behind() -> None
         lives.append(life.brought)
     np.testing.assert_allclose(lives[0], lives[1], rtol=1e-6)
     assert (lives[0][:, -1] > 0).all()
+
+
+def test_persons_inside_are_served_by_their_arms_and_every_request_is_logged(tmp_path: Path) -> None:
+    world = worlds.world()
+    size, models = world.vocabulary.action_size, tmp_path / "models"
+    base, other = FixedGaussian(np.ones(size), .3), FixedGaussian(-np.ones(size), .3)
+    names = [export_policy(models, policy, world.vocabulary, training={}, data_fingerprint="", metrics={}).name
+             for policy in (base, other)]
+    write_pointer(models, Pointer(fusion=names[0]))
+    engine = SessionEngine(world, seed=2)
+    inside, alone = Inside(engine, 1e9, models, tmp_path / "logs"), Local(engine, base)
+    one, two = (Life(engine, world.users, 1.0, 4) for _ in range(2))
+    one.until(2.0, inside)
+    two.until(2.0, alone)
+    np.testing.assert_array_equal(one.brought, two.brought)
+    write_pointer(models, Pointer(fusion=names[0], fusion_canary=names[1], canary_share=.5))
+    inside.follow()
+    one.until(4.0, inside)
+    inside.write()
+    inside.write()
+    rows = pq.read_table(tmp_path / "logs" / "part-00000.parquet").to_pydict()
+    assert len(rows["ts"]) == one.brought[:, -1].sum()
+    assert sum(feedback["watch_time"] for feedback in rows["feedback"]) == pytest.approx(one.brought[:, 0].sum(), 1e-4)
+    before = 1e9 + 2 * 86_400
+    takes = Canary(None, names[1], .5).takes
+    assert {version for version, ts in zip(rows["model_version"], rows["ts"], strict=True)
+            if ts.timestamp() < before} == {names[0]}
+    assert all(version == names[takes(user)] for version, user, ts in zip(
+        rows["model_version"], rows["user_id"], rows["ts"], strict=True) if ts.timestamp() >= before)
+    assert len(set(rows["request_id"])) == len(rows["ts"])
 
 
 def test_persons_have_the_names_of_session_logs() -> None:
