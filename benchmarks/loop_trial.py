@@ -188,8 +188,8 @@ class Trial:
         self.loop = LoopConfig(
             models=str(self.models), decision_log=str(directory / "decisions"), window_minutes=WINDOW / 60,
             output=str(directory / "loop"), training=training, plan=self.plan)
-        (directory / "loop.json").write_text(json.dumps(self.loop.to_dict()))
         self._write: Callable[[], None] = lambda: None
+        self._server: Server | None = None
         self.base = self._exported(base)
         write_pointer(self.models, Pointer(fusion=self.base.name))
 
@@ -198,7 +198,7 @@ class Trial:
         """A server runs, and persons may ask it."""
         with served(self.models, self.directory / "decisions") as server:
             kept = Connections(server.url, connections)
-            self._ask, self._replicas = Clients(self.engine, kept, START), server
+            self._ask, self._server = Clients(self.engine, kept, START), server
             self._follow = lambda: server.follow(self.models)
             yield kept
             kept.close()
@@ -217,9 +217,9 @@ class Trial:
     def live(self, pieces: int = 1) -> None:
         """The next pieces of time."""
         self.piece += pieces
-        kills = self.kills
+        kills, server = self.kills, self._server
         self.life.until(self.piece * self._look, self._ask,
-                        None if kills is None else lambda: kills.of_replica(self._replicas))
+                        None if kills is None or server is None else lambda: kills.of_replica(server))
 
     def cycle(self) -> None:
         """One cycle of the loop, after which the server follows the pointer."""
@@ -227,8 +227,9 @@ class Trial:
         if self.kills is None:
             run_cycle(self.loop, self.now)
         else:
-            self.kills.of_loop([sys.executable, "-m", "benchmarks.loop_trial", str(self.directory / "loop.json"),
-                                repr(self.now)])
+            file = self.directory / "loop.json"
+            file.write_text(json.dumps(self.loop.to_dict()))
+            self.kills.of_loop([sys.executable, "-m", "benchmarks.loop_trial", str(file), repr(self.now)])
         self._follow()
 
     def roll_out(self, name: str, policy: FixedGaussian) -> Outcome:
