@@ -106,28 +106,32 @@ class Result:
 
 
 def main(config: LoopBenchmarkConfig) -> list[Result]:
-    """Runs what the config names, prints the tables after every life, and writes them."""
+    """Runs what the config names; prints the tables, and writes them, after every life."""
     world, results, parts = made(config), list[Result](), list[str]()
     begin = time.monotonic()
+
+    def show(*more: str) -> None:
+        text = "\n\n".join([*parts, *more, machine(config, time.monotonic() - begin)]) + "\n"
+        print(text, flush=True)
+        if config.output:
+            Path(config.output).write_text(text)
+
     if config.seeds:
         base = weights(world, CLICKS_FIRST, config.sigma)
         chosen = candidates(world, base, Search(), Path(config.work) / "candidates.json")
         parts.append(markdown("True effects, by simulation with common random numbers", *truth(
             world, base, chosen, config)))
-        print(parts[0], flush=True)
+        show()
         for seed in range(config.first_seed, config.first_seed + config.seeds):
             for kills in (None, Kills(seed)) if config.kills else (None,):
                 results.append(live(config, world, base, chosen, seed, kills))
-                print(markdown(f"After seed {seed}", *outcomes(world, results)), flush=True)
+                show(markdown("Rollouts", *outcomes(world, results)), summary(results))
         parts += [markdown("Rollouts", *outcomes(world, results)), summary(results)]
     if config.rounds:
         parts.append(markdown(
             "Rounds of the loop by itself; in brackets the change to the same persons where nothing is deployed",
             *rounds(config, world, weights(world, CLICKS_FIRST, config.rounds_sigma))))
-    parts.append(machine(config, time.monotonic() - begin))
-    print("\n\n".join(parts[1:]), flush=True)
-    if config.output:
-        Path(config.output).write_text("\n\n".join(parts) + "\n")
+        show()
     return results
 
 
