@@ -84,14 +84,15 @@ class Result:
 
     Attributes:
         outcomes: of the candidates. brought, nothing: float64[pieces, F + 1], served and where nothing is deployed.
-        requests: HTTP requests that were answered, again: sent once more. seconds: of asking, wall: of all.
-        killed: processes, in words.
+        rows: of the session log in the end. requests: HTTP requests that were answered, again: sent once more.
+        seconds: of asking, wall: of all. killed: processes, in words.
     """
 
     seed: int
     outcomes: tuple[Outcome, ...]
     brought: NDArray[np.float64]
     nothing: NDArray[np.float64]
+    rows: int
     requests: int
     again: int
     seconds: float
@@ -169,7 +170,7 @@ def live(config: LoopBenchmarkConfig, world: World, base: FixedGaussian, chosen:
     other = Life(trial.engine, config.persons, config.look_days, pieces)
     other.until(trial.piece * config.look_days, Local(trial.engine, base))
     killed = f"{kills.loops} loops, {kills.replicas} replicas" if kills else ""
-    return Result(seed, tuple(found), trial.life.brought, other.brought, kept.sent if kept else 0,
+    return Result(seed, tuple(found), trial.life.brought, other.brought, trial.rows, kept.sent if kept else 0,
                   kept.again if kept else 0, kept.seconds if kept else 0.0, time.monotonic() - begin, killed)
 
 
@@ -208,6 +209,9 @@ def summary(results: Sequence[Result]) -> str:
         f"{sum(each.share >= .5 for each in worse)}.",
         *([f"{requests:,} requests were answered, {requests / seconds:,.0f} a second while persons asked, "
            f"{sum(result.again for result in results):,} were sent again."] if requests else [])]
+    asked = sum(int(result.brought[:, -1].sum()) for result in results)
+    rows = sum(result.rows for result in results)
+    lines.append(f"Persons were shown {asked:,} pages; the session logs have {rows:,} rows.")
     plain = {result.seed: result for result in results if not result.killed}
     lines += [f"Seed {result.seed} with {result.killed} killed: the steps are "
               f"{'the same' if _paths(result) == _paths(plain[result.seed]) else 'others'}."

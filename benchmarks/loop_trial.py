@@ -30,6 +30,7 @@ from recfuse.config import from_mapping
 from recfuse.fusion.inference import export_policy
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.jobs.loop import cycles_of
+from recfuse.logs.source import open_log, pieces
 from recfuse.rollout import rollout as steps
 from recfuse.rollout.config import LoopConfig, Plan, RolloutConfig
 from recfuse.rollout.store import Rollout, Store
@@ -249,6 +250,11 @@ class Trial:
         shares = [float(row.step.rsplit(" ", 1)[1]) for row in rows if "→ canary at" in row.step]
         return Outcome(name, self.state.state, tuple(row.step.partition(" → ")[2] for row in rows), rows[-1].why,
                        max(shares, default=0.0), first, self.piece)
+
+    @property
+    def rows(self) -> int:
+        """Of the session log."""
+        return sum(piece.kept for piece in pieces(open_log(self.plan.logs))[0])
 
     @property
     def said(self) -> str:

@@ -158,14 +158,15 @@ def test_tables_say_what_became_of_candidates() -> None:
     brought, nothing = np.full((6, 2), 3.0), np.full((6, 2), 2.0)
     nothing[:2] = nothing[4:] = 100.0  # outside of the test
     found = (outcome(EQUAL, "rolled back", .5), outcome(WORSE, "rolled back", .2), outcome(BETTER, "promoted", .5))
-    plain = Result(7, found, brought, nothing, 1_000, 3, 2.0, 9.0)
-    killed = Result(7, (*found[:2], outcome(BETTER, "promoted", .5, "rolled back")), brought, nothing, 1_000, 0, 2.0,
-                    9.0, "2 loops, 1 replicas")
+    plain = Result(7, found, brought, nothing, 18, 1_000, 3, 2.0, 9.0)
+    other = (*found[:2], outcome(BETTER, "promoted", .5, "rolled back"))
+    killed = Result(7, other, brought, nothing, 19, 1_000, 0, 2.0, 9.0, "2 loops, 1 replicas")
     assert plain.change(found[0], 0) == pytest.approx(.5)
     words = summary([plain, killed])
     assert "promoted in 1 of 1 lives" in words
     assert "had 50% of the users in 0" in words
     assert "2,000 requests were answered, 500 a second" in words
+    assert "shown 36 pages; the session logs have 37 rows" in words
     assert "with 2 loops, 1 replicas killed: the steps are others" in words
     assert beside(brought, nothing, slice(2, 4), (0,)) == ["6 (+50.0%)"]
     assert markdown("T", ("a", "b"), [("1", "2")]) == "**T**\n\n| a | b |\n|---|---|\n| 1 | 2 |"
