@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 MARK = "RECFUSE_BENCHMARK_RUN"
 START = 1_767_225_600.0  # of day 0, 1 January 2026
 WINDOW = 3_600.0  # seconds that feedback may take; looks are so much after the last request
-_SECONDS = 180.0  # until a server has started, or follows a pointer
+_SECONDS, _STARTS = 300.0, 5  # until a server has started, or follows a pointer; and how often it is started
 _ROOM = 64
 
 
@@ -58,12 +58,12 @@ class Server:
     url: str
     mark: str
 
-    def follow(self, models: Path) -> None:
-        """Waits until what is served is what the pointer names."""
+    def follow(self, models: Path, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Waits until what is served is what the pointer names; not if it is over."""
         pointer, deadline = read_pointer(models), time.monotonic() + _SECONDS
         canary = None if pointer.fusion_canary is None else {
             "model_version": pointer.fusion_canary, "share": pointer.canary_share}
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not is_over():
             with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
                 served = httpx.get(f"{self.url}/v1/models", timeout=5).json()["fusion"]
                 if served["model_version"] == pointer.fusion and served["canary"] == canary:
@@ -84,24 +84,36 @@ class Server:
 
 @contextlib.contextmanager
 def served(models: Path, log: Path) -> Iterator[Server]:
-    """Serves a models directory, with the settings of `make serve`, while the block runs."""
+    """Serves a models directory, with the settings of `make serve`, while the block runs. On a machine that has no time
+    for it Ray gives up after half a minute; then it is started again."""
+    for attempt in range(_STARTS):
+        process, server = _started(models, log)
+        assert process.stdin is not None
+        try:
+            try:
+                server.follow(models, lambda each=process: each.poll() is not None)
+            except RuntimeError:
+                if attempt == _STARTS - 1 or process.poll() is None:
+                    raise
+                continue
+            yield server
+            return
+        finally:
+            process.stdin.close()
+            process.wait(120)
+
+
+def _started(models: Path, log: Path) -> tuple[subprocess.Popen[bytes], Server]:
     port, mark = free_port(), uuid.uuid4().hex
     ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
     options = {"models": str(models), "decision_log": str(log), "poll_seconds": .2, "max_concurrent": _ROOM}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/platform:{ROOT}", **settings(), **ports, MARK: mark,
+                   "RECFUSE_ROOM": str(_ROOM)}
     with open(log.parent / "server.log", "ab") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.loop_server", str(port), json.dumps(options)], cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}/platform:{ROOT}", **settings(), **ports, MARK: mark,
-                 "RECFUSE_ROOM": str(_ROOM)},
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
-    assert process.stdin is not None
-    server = Server(f"http://127.0.0.1:{port}", mark)
-    try:
-        server.follow(models)
-        yield server
-    finally:
-        process.stdin.close()
-        process.wait(120)
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
+    return process, Server(f"http://127.0.0.1:{port}", mark)
 
 
 @dataclass(frozen=True)
