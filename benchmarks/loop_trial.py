@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 MARK = "RECFUSE_BENCHMARK_RUN"
 START = 1_767_225_600.0  # of day 0, 1 January 2026
 WINDOW = 3_600.0  # seconds that feedback may take; looks are so much after the last request
-_SECONDS, _STARTS = 300.0, 5  # until a server has started, or follows a pointer; and how often it is started
+_SECONDS, _STARTS = 900.0, 5  # until a server has started, or follows a pointer; and how often it is started
 _ROOM = 64
 
 
