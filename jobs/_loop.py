@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +26,14 @@ _WHO = "loop"
 
 @dataclass(frozen=True)
 class Steps:
-    """The jobs of a cycle, each of which goes on where an earlier call of it ended."""
+    """The jobs of a cycle, each of which goes on where an earlier call of it ended.
+
+    Attributes:
+        clock: seconds since 1970, by which windows and shares of users end.
+    """
 
     config: LoopConfig
+    clock: Callable[[], float] = time.time
 
     def all(self) -> list[Step]:
         """In their order; where a candidate is under way it is judged, and no other is made."""
@@ -44,7 +51,7 @@ class Steps:
         """Decisions and feedback → session table."""
         account = collect.main(CollectConfig(
             decision_log=self.config.decision_log, models=self.config.models, output=self.config.plan.logs,
-            window_minutes=self.config.window_minutes))
+            window_minutes=self.config.window_minutes), self.clock())
         return f"{account.written:,} decisions, {account.waiting_bytes:,} bytes wait"
 
     def ingest(self, place: Path) -> str:
@@ -75,13 +82,13 @@ class Steps:
         state = rollout.start(RolloutConfig(
             action="start", models=self.config.models, candidate=str(candidate), who=_WHO,
             reason=f"learned in {place.name}", holdout=str(place / "split" / JUDGE),
-            samples=str(place / "split" / LEARN), plan=self.config.plan))
+            samples=str(place / "split" / LEARN), plan=self.config.plan), self.clock())
         return f"{state.candidate} is {state.words}: {state.row.why}"
 
     def judge(self, _: Path) -> str:
         """A look at what was served of the candidate under way."""
         if Store(self.config.models).read() is None:
             return "no candidate yet"
-        look = rollout.judge(self.config.models)
+        look = rollout.judge(self.config.models, self.clock())
         said = f": {look.verdict.words}" if look.verdict is not None else ""
         return f"{look.rollout.candidate} is {look.rollout.words}{said}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +35,12 @@ def main(config: LoopConfig) -> Cycle | None:
     return cycle
 
 
-def cycles_of(config: LoopConfig) -> Cycles:
-    """The cycles of a config, with the jobs as their steps."""
+def cycles_of(config: LoopConfig, clock: Callable[[], float] = time.time) -> Cycles:
+    """The cycles of a config, with the jobs as their steps, by a clock in seconds since 1970."""
     from recfuse.jobs._loop import Steps
     from recfuse.rollout.cycle import Cycles
 
-    steps = Steps(config)
+    steps = Steps(config, clock)
     return Cycles(Path(config.output), steps.all(), steps.wants_candidate, config.keep)
 
 

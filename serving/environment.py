@@ -35,6 +35,8 @@ def settings() -> dict[str, str]:
         "RECFUSE_ROOM": os.environ.get("RECFUSE_ROOM", "16"),
         # glibc gives every thread a heap of its own, of which a replica's threads left 1.8 MiB each behind.
         "MALLOC_ARENA_MAX": "2",
+        # Ray gives its workers a niceness of 15, and a replica would answer when nobody else wants the processor.
+        "RAY_worker_niceness": "0",
     }
 
 

@@ -233,8 +233,17 @@ class SessionEngine:
 
     def step(self, sessions: Sessions, action: np.ndarray) -> Page:
         """Ranks by `action` [B, M], draws the response and moves the sessions on by one request."""
+        return self._answer(sessions, *self._rank(sessions, action))
+
+    def show(self, sessions: Sessions, places: np.ndarray) -> Page:
+        """Likewise, of pages that somebody else has ranked: int64[B, page], places among the offered candidates."""
+        offset, seen = self.offered(sessions)
+        return self._answer(sessions, (offset[:, None] + places) % self.config.pool, offset, seen, places)
+
+    def _answer(self, sessions: Sessions, shown: np.ndarray, offset: np.ndarray, seen: np.ndarray,
+                places: np.ndarray) -> Page:
+        """Draws the response to what is shown and moves the sessions on."""
         base = _luck(sessions)
-        shown, offset, seen, places = self._rank(sessions, action)
         looked, outcome, interacted, watch = self._respond(sessions, base, shown)
         amount, amounts = watch.sum(1, keepdims=True), len(self.world.responses.amounts)
         feedback = np.concatenate([

