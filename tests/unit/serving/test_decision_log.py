@@ -7,6 +7,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,16 +76,67 @@ def test_what_is_ready_together_is_one_write(tmp_path: Path, monkeypatch: pytest
         writes.append(len(payload))
         return write(file, payload, place)
 
-    monkeypatch.setattr(os, "pwrite", counted)
-
     async def append() -> None:
         log = DecisionLog(tmp_path)
+        monkeypatch.setattr(os, "pwrite", counted)
         for _ in range(3):
             await asyncio.gather(*[log.append(DECISION, decision(str(i), 1.0)) for i in range(20)])
         log.close()
 
     asyncio.run(append())
     assert len(writes) == 3
+
+
+def test_the_row_of_a_request_that_is_alone_is_written_at_once(tmp_path: Path) -> None:
+    async def append() -> list[bool]:
+        log = DecisionLog(tmp_path)
+        done = []
+        for request_id in ("a", "b", "c"):
+            written = asyncio.ensure_future(log.append(DECISION, decision(request_id, 1.0)))
+            done.append(written.done() and b'"%s"' % request_id.encode() in next(tmp_path.iterdir()).read_bytes())
+            await asyncio.sleep(0.01)
+        log.close()
+        return done
+
+    assert asyncio.run(append())[1:] == [True, True]  # The first knows of no pass before it.
+
+
+def test_a_slow_disk_is_waited_for_by_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writers: list[str] = []
+    write = os.pwrite
+
+    def slow(file: int, payload: memoryview, place: int) -> int:
+        writers.append(threading.current_thread().name)
+        time.sleep(0.1)
+        return write(file, payload, place)
+
+    async def append() -> None:
+        log = DecisionLog(tmp_path)
+        monkeypatch.setattr(os, "pwrite", slow)
+        for request_id in ("a", "b", "c"):
+            await log.append(DECISION, decision(request_id, 1.0))
+        log.close()
+
+    asyncio.run(append())
+    assert writers == ["MainThread", "decision-log", "decision-log"]
+
+
+def test_requests_of_several_loops_share_a_log(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    log = DecisionLog(tmp_path / "log", segment_bytes=8_000)
+
+    async def append(first: int) -> None:
+        for start in range(first, first + 60, 3):
+            await asyncio.gather(*[log.append(DECISION, decision(f"r{i}", 1.0)) for i in range(start, start + 3)])
+            await log.append(DECISION, decision(f"alone{start}", 1.0))
+
+    threads = [threading.Thread(target=lambda first=first: asyncio.run(append(first))) for first in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    log.close()
+    account = move(tmp_path / "log", tmp_path / "out", vocabulary)
+    assert (account.written, account.duplicates, account.damaged, account.torn) == (3 * 80, 0, 0, 0)
 
 
 def test_no_room_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
