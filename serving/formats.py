@@ -11,7 +11,8 @@ import functools
 import logging
 import math
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from recfuse.config import InvalidFieldError, shorten
+from recfuse.serving.columns import packed_columns
 from recfuse.serving.meters import Meters
 
 logger = logging.getLogger("recfuse.serving")
@@ -74,16 +76,22 @@ def _names_message_pack(value: bytes | None) -> bool:
     return value is not None and any(name in value.lower() for name in _NAMES)
 
 
-def decode(model: type[M], body: Body) -> M:
+def decode(model: type[M], body: Body, ids: Sequence[str] = (), numbers: Sequence[str] = ()) -> M:
     """A request from its body, decoded once.
+
+    Args:
+        ids, numbers: paths of columns that become arrays without a Python number each (serving.columns).
 
     Raises:
         RefusedError: names the first bad field.
     """
     try:
-        if not body.packed:
-            return model.model_validate_json(body.content)
-        return model.model_validate(_unpacked(body.content))
+        if body.packed:
+            return model.model_validate(_unpacked(body.content))
+        if (known := packed_columns(body.content, ids, numbers) if numbers else None) is not None:
+            with suppress(ValidationError):  # The whole decoder says what is wrong.
+                return model.model_validate(known)
+        return model.model_validate_json(body.content)
     except ValidationError as error:
         raise _first_complaint(error) from None
 

@@ -137,7 +137,7 @@ class FusionService:
             InvalidFieldError, RefusedError: the request is bad, or names something that the model does not have.
         """
         watch = Stopwatch(self.meters, _FUSION)
-        request = decode(FusionRequest, body)
+        request = decode(FusionRequest, body, ("candidates.item_id",), ("candidates.predictions", "state"))
         candidates = request.candidates
         check_columns(candidates.item_id, candidates.predictions, candidates.seen, self._config.max_candidates)
         watch.lap("recfuse_decode_ms")
