@@ -1,7 +1,7 @@
 """Decisions and feedback on disk, before the client hears of them (and from there, serving.mover).
 
-Each replica appends JSON lines to a file of its own (serving.segment_file), so that replicas never wait for each other.
-Requests that arrive together share one synchronous write.
+Each replica appends JSON lines to a file of its own (recfuse.runtime.durable), so that replicas never wait for each
+other. Requests that arrive together share one synchronous write.
 
 What a decision had to rank is the largest part of its row. Its predictions are a base64 string of half precision, in a
 sixth of the bytes that their digits would take.
@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from recfuse.serving.segment_file import SegmentFile
+from recfuse.runtime.durable import DurableFile
 
 logger = logging.getLogger("recfuse.serving")
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -119,7 +119,7 @@ class DecisionLog:
         self._segment, self._needed = 0, threading.Event()
         self._ahead = ThreadPoolExecutor(1, "decision-log-ahead")
         self._file = self._open(0)
-        self._next: Future[SegmentFile] | None = None
+        self._next: Future[DurableFile] | None = None
         self._pass = _Pass(None)
         self._alone = False
         self._pending: list[tuple[bytes, Waiter]] = []
@@ -209,10 +209,10 @@ class DecisionLog:
     def _path(self, segment: int) -> Path:
         return self._directory / f"{self._replica}-{segment:05d}.jsonl"
 
-    def _open(self, segment: int) -> SegmentFile:
+    def _open(self, segment: int) -> DurableFile:
         # The first ones are small, so that a start is quick.
         size = min(self._segment_bytes, _FIRST_BYTES << min(segment, 16))
-        return SegmentFile(self._path(segment), size, self._fsync, self._needed, pauses=segment > 0)
+        return DurableFile(self._path(segment), size, self._fsync, self._needed, pauses=segment > 0)
 
     def _write_forever(self) -> None:
         while True:

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recfuse.serving import columns
-from recfuse.serving.columns import packed_columns
+from recfuse.serving import formats
 from recfuse.serving.formats import Body, RefusedError, decode
 from recfuse.serving.schemas import FusionRequest
 
@@ -23,7 +22,7 @@ IDS, NUMBERS = ("candidates.item_id",), ("candidates.predictions", "state")
 
 @pytest.fixture(autouse=True)
 def _short_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "_WORTH_BYTES", 0)
+    monkeypatch.setattr(formats, "_WORTH_BYTES", 0)
 
 
 def outcome(content: bytes, *paths: Any) -> Any:
@@ -69,7 +68,7 @@ def test_what_another_parser_may_take_otherwise(old: bytes, new: bytes) -> None:
 
 def test_columns_are_bytes() -> None:
     expected = {**FUSION_BODY["candidates"], "item_id": [5, 2**62, -6]}
-    known = packed_columns(orjson.dumps({**FUSION_BODY, "candidates": expected}), IDS, NUMBERS)
+    known = formats._packed_columns(orjson.dumps({**FUSION_BODY, "candidates": expected}), IDS, NUMBERS)
     assert known is not None
     candidates = known["candidates"]
     assert np.frombuffer(candidates["item_id"], "<i8").tolist() == expected["item_id"]

@@ -1,4 +1,4 @@
-"""Rows in the file of a segment, past the page cache or through it."""
+"""Rows in a file that is durable, past the page cache or through it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recfuse.serving.segment_file import BLOCK_BYTES, SegmentFile
+from recfuse.runtime.durable import BLOCK_BYTES, DurableFile
 
 
-def opened(path: Path, size: int = 1 << 16) -> SegmentFile:
-    return SegmentFile(path, size, True, threading.Event(), False)
+def opened(path: Path, size: int = 1 << 16) -> DurableFile:
+    return DurableFile(path, size, True, threading.Event(), False)
 
 
 def refuse_flag(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,18 +38,18 @@ def test_rows_of_any_size_stand_one_behind_the_other(tmp_path: Path, monkeypatch
     rng = np.random.default_rng(0)
     sizes = [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, *rng.integers(1, 3 * BLOCK_BYTES, 40).tolist(), 200_000]
     rows = [rng.integers(1, 256, size, np.uint8).tobytes() for size in sizes]
-    file = opened(tmp_path / "segment")
+    file = opened(tmp_path / "rows")
     for count, row in enumerate(rows, 1):
         file.append(row)
         # Whoever reads meanwhile finds every row, and zeros alone behind them.
-        content = (tmp_path / "segment").read_bytes()
+        content = (tmp_path / "rows").read_bytes()
         assert content.rstrip(b"\0") == b"".join(rows[:count])
     file.finish()
-    assert (tmp_path / "segment").read_bytes() == b"".join(rows)
+    assert (tmp_path / "rows").read_bytes() == b"".join(rows)
 
 
 def test_what_a_failed_write_left_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = opened(tmp_path / "segment")
+    file = opened(tmp_path / "rows")
     file.append(b"a" * 5_000)
     write = os.pwrite
 
@@ -64,4 +64,4 @@ def test_what_a_failed_write_left_is_overwritten(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     file.append(b"c" * 10)
     file.finish()
-    assert (tmp_path / "segment").read_bytes() == b"a" * 5_000 + b"c" * 10
+    assert (tmp_path / "rows").read_bytes() == b"a" * 5_000 + b"c" * 10

@@ -1,4 +1,4 @@
-"""One segment of a decision log as the file that its replica writes: rows one behind the other, durable on return.
+"""A file that rows are appended to one behind the other, each durable when the call returns.
 
 The file is filled with zeros ahead of its rows: a write then brings rows alone and no new size of the file. Where the
 file system takes it, rows go past the page cache (O_DIRECT) in whole blocks: the last block is written again with each
@@ -20,8 +20,8 @@ _ZEROS = bytes(1024 * 1024)
 _PAUSE_SECONDS = 0.05
 
 
-class SegmentFile:
-    """A new segment with room for rows; holds a lock on it until it is finished (serving.segments).
+class DurableFile:
+    """A new file with room for rows; holds a lock on it until it is finished, which says that somebody writes there.
 
     Args:
         path: must not exist yet.
@@ -70,7 +70,7 @@ class SegmentFile:
         self._close()
 
     def discard(self) -> None:
-        """Closes and deletes a segment without rows."""
+        """Closes and deletes a file without rows."""
         self._close()
         self.path.unlink()
 
