@@ -30,9 +30,8 @@ logger = logging.getLogger("recfuse.serving")
 SEGMENT_BYTES = 16 * 1024 * 1024
 _FIRST_BYTES = 1024 * 1024
 _HOLD_SECONDS = 0.002
-# So long the loop itself waits for the disk: for the row of one request, or for those of several while others come.
-_ONE_SECONDS, _SEVERAL_SECONDS = 0.005, 0.0005
-_RECENT_WRITES = 16  # What a write takes is a mean over about so many.
+# Beyond this mean of about so many writes the loop leaves the disk, or a busy CPU, to the thread for a while.
+_QUICK_SECONDS, _RECENT_WRITES, _SLOW_SECONDS = 0.0005, 16, 1.0
 DECISION, FEEDBACK = "decision", "feedback"
 Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
@@ -98,8 +97,7 @@ class DecisionLog:
     A request that is alone has its row written within `append`: the event loop does not come back to it for that. Of
     requests that arrive together, which is expected where the loop's last pass brought several rows, the rows are
     written at once when the loop has run all that was ready, at most `_HOLD_SECONDS` after the first. While the disk is
-    slow, or the next segment is not there yet, a thread writes, so that the loop computes meanwhile. "Slow" is less for
-    several rows than for one.
+    slow, or the next segment is not there yet, a thread writes, so that the loop computes meanwhile.
 
     A segment that is done is cut to its rows; rows of one whose replica was killed end where zeros alone follow.
 
@@ -124,7 +122,7 @@ class DecisionLog:
         self._alone = False
         self._pending: list[tuple[bytes, Waiter]] = []
         self._thread_writes = self._closed = False
-        self._write_seconds = 0.0
+        self._write_seconds, self._slow_until = 0.0, 0.0
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._write_forever, name="decision-log", daemon=True)
         self._thread.start()
@@ -145,8 +143,8 @@ class DecisionLog:
             if first:
                 self._begin_pass(loop)
             self._pass.rows += 1
-            if first and self._alone and self._is_quick(len(line), _ONE_SECONDS):
-                if (error := self._write(line)) is not None:
+            if first and self._alone and self._is_quick(len(line)):
+                if (error := self._write_here(line)) is not None:
                     raise error
                 future.set_result(None)
                 return future
@@ -171,9 +169,9 @@ class DecisionLog:
     def _write_held(self) -> None:
         held = self._pass.held
         payload = b"".join(line for line, _ in held)
-        if held and self._is_quick(len(payload), _ONE_SECONDS if len(held) == 1 else _SEVERAL_SECONDS):
+        if held and self._is_quick(len(payload)):
             self._pass.held = []
-            _finish([future for _, (_, future) in held], self._write(payload))
+            _finish([future for _, (_, future) in held], self._write_here(payload))
         else:
             self._hand_on()
 
@@ -183,9 +181,9 @@ class DecisionLog:
         if self._pending:
             self._wake.notify()
 
-    def _is_quick(self, size: int, seconds: float) -> bool:
+    def _is_quick(self, size: int) -> bool:
         """Whether the event loop itself writes so many bytes: it is not to wait for a slow disk or a new segment."""
-        waits = self._thread_writes or self._pending or self._write_seconds > seconds
+        waits = self._thread_writes or self._pending or time.monotonic() < self._slow_until
         return not waits and (self._fits(size) or (self._next is not None and self._next.done()))
 
     def _fits(self, size: int) -> bool:
@@ -228,6 +226,15 @@ class DecisionLog:
                 self._thread_writes = False
             _settle([waiter for _, waiter in batch], error)
 
+    def _write_here(self, payload: bytes) -> OSError | None:
+        """In the event loop, which keeps in mind how long that took."""
+        begin = time.monotonic()
+        error, now = self._write(payload), time.monotonic()
+        self._write_seconds += (now - begin - self._write_seconds) / _RECENT_WRITES
+        if self._write_seconds > _QUICK_SECONDS:
+            self._slow_until, self._write_seconds = now + _SLOW_SECONDS, 0.0
+        return error
+
     def _write(self, payload: bytes) -> OSError | None:
         """By one at a time: the loop, with the lock, or the thread while `_thread_writes` says so."""
         try:
@@ -235,12 +242,10 @@ class DecisionLog:
                 self._rotate()
             elif self._next is None and 2 * self._file.offset > self._file.size:
                 self._next = self._ahead.submit(self._open, self._segment + 1)
-            begin = time.perf_counter()
             self._file.append(payload)
         except OSError as error:
             logger.error("decision log: %s", error)
             return error
-        self._write_seconds += (time.perf_counter() - begin - self._write_seconds) / _RECENT_WRITES
         return None
 
     def _rotate(self) -> None:

@@ -87,7 +87,9 @@ def test_what_is_ready_together_is_one_write(tmp_path: Path, monkeypatch: pytest
     assert len(writes) == 3
 
 
-def test_the_row_of_a_request_that_is_alone_is_written_at_once(tmp_path: Path) -> None:
+def test_the_row_of_a_request_that_is_alone_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_log, "_QUICK_SECONDS", 60.0)
+
     async def append() -> list[bool]:
         log = DecisionLog(tmp_path)
         done = []
