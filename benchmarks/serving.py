@@ -70,7 +70,7 @@ class BenchmarkConfig:
             the rounds' ratios, and CPU time a request (of server and proxy) the median, which other programs move less.
         rate: in an open loop, requests per second of every side; 0 takes the share.
         sides: serve (a), bare (b), bare_log (b+log), empty, before.
-        baseline: a checkout with an environment of its own in `.venv`, for the side `before`.
+        baseline: a checkout, run in this environment, for the side `before`.
         replicas: of our application.
         layout: of our application.
         settings: `fast` as `make serve` sets them, or `ray` for Ray's defaults.
