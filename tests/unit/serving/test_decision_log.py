@@ -170,24 +170,30 @@ def test_a_line_cut_by_the_death_of_a_replica_is_counted(tmp_path: Path, vocabul
     assert (account.written, account.torn) == (1, 1)
 
 
-def test_what_was_awaited_survives_the_kill_of_its_process(tmp_path: Path, vocabulary: Vocabulary) -> None:
+@pytest.mark.parametrize("together", [1, 5])
+def test_what_was_awaited_survives_the_kill_of_its_process(tmp_path: Path, vocabulary: Vocabulary,
+                                                           together: int) -> None:
     script = """
 import asyncio, os, signal, sys
 from recfuse.serving.decision_log import DecisionLog
 async def main():
-    log = DecisionLog(sys.argv[1])
+    log = DecisionLog(sys.argv[1], segment_bytes=2_000)
     row = {"user_id": "u", "session_id": None, "stage": "fine", "scene": "feed", "state": [0, 0, 0, 0], "mu": [0, 0],
            "sigma": [1, 1], "action": [0, 0], "action_logp": 0.0, "model_version": "x"}
-    for i in range(25):
+    async def one(i):
         await log.append("decision", {**row, "request_id": str(i), "ts": float(i)})
         print(i, flush=True)
+    together = int(sys.argv[2])
+    for i in range(0, 25, together):
+        await asyncio.gather(*[one(i + k) for k in range(together)])
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), str(together)], capture_output=True, text=True,
+                          timeout=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.stdout.split() == [str(i) for i in range(25)], done.stderr
-    assert move(tmp_path, tmp_path / "out", vocabulary).written == 25
+    account = move(tmp_path, tmp_path / "out", vocabulary)
+    assert (account.written, account.damaged, account.torn) == (25, 0, 0)
 
 
 def test_a_full_disk_is_an_error_for_every_waiting_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
