@@ -3,7 +3,7 @@
 (a) is the application as `make serve` starts it: every decision is on disk before its answer. (b) is the ceiling of
 Python serving: the same decoding, networks and encoding in one uvicorn process behind one FastAPI route, no decision
 log, no limits, no tokens. (b+log) adds the decision log to (b) and so shows what the disk costs. (empty) is (a)'s way
-through HAProxy and Serve to an application that does nothing.
+through HAProxy and Serve to an application that does nothing. (before) is (a) as another checkout has it, `--baseline`.
 
 In a closed loop wrk asks again over each connection when its answer is there. In an open loop (benchmarks.serving_load)
 requests come at random moments at a share of what the side answered at most, and their time runs from the moment they
@@ -11,6 +11,7 @@ were due.
 
     python -m benchmarks.serving --seconds 4
     python -m benchmarks.serving --loop open --share 0.5 --seconds 10
+    python -m benchmarks.serving --sides serve before --baseline ../before --rounds 9 --seconds 2
     python -m benchmarks.serving --endpoints fusion --formats json msgpack --sides serve
 """
 
@@ -28,6 +29,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import msgpack
@@ -64,8 +66,12 @@ class BenchmarkConfig:
         formats: of bodies and answers: json, or msgpack with its columns as bytes.
         room: requests that HAProxy and the replica let in at a time; the default refuses none.
         seconds: of each measurement, after one of warming up.
-        rounds: each measurement is repeated, the sides in turn, and the best of each side counts.
-        sides: serve (a), bare (b), bare_log (b+log), empty.
+        rounds: each measurement is repeated, the sides in turn. The best of each side counts; a ratio is the median of
+            the rounds' ratios, and CPU time a request (of server and proxy) the median, which other programs move less.
+        rate: in an open loop, requests per second of every side; 0 takes the share.
+        sides: serve (a), bare (b), bare_log (b+log), empty, before.
+        baseline: a checkout, run in this environment, for the side `before`.
+        replicas: of our application.
         layout: of our application.
         settings: `fast` as `make serve` sets them, or `ray` for Ray's defaults.
         output: JSON lines with every figure; empty for none.
@@ -80,7 +86,10 @@ class BenchmarkConfig:
     room: int = 1_000
     seconds: float = 4.0
     rounds: int = 1
+    rate: float = 0.0
     sides: tuple[str, ...] = ("serve", "bare")
+    baseline: str = ""
+    replicas: int = 1
     layout: str = "together"
     settings: str = "fast"
     output: str = ""
@@ -94,11 +103,12 @@ def main(config: BenchmarkConfig) -> None:
         items = write_models(work / "models")
         (work / "load.lua").write_text(SCRIPT)
         with contextlib.ExitStack() as stack:
-            urls = {side: stack.enter_context(started(side, work, fast=config.settings == "fast", room=config.room,
-                                                      layout=config.layout)) for side in config.sides}
+            urls = {side: stack.enter_context(started(
+                side, work, fast=config.settings == "fast", room=config.room, baseline=config.baseline,
+                replicas=config.replicas, layout=config.layout)) for side in config.sides}
             if config.loop == "closed":
                 print(f"{'endpoint':10}{'items':>6}{'format':>8}{'conns':>6}  " + "".join(
-                    f"{side:>10} req/s   p50   p95   p99 ms" for side in config.sides) + "     a/b")
+                    f"{side:>10} req/s   p50   p95   p99 ms   CPU" for side in config.sides) + "     a/b")
             for endpoint in config.endpoints:
                 for count in config.candidates:
                     for name in config.formats:
@@ -107,25 +117,30 @@ def main(config: BenchmarkConfig) -> None:
                         measure(urls, endpoint, count, body, work, config)
 
 
-def measure(urls: dict[str, str], endpoint: str, count: int, body: Path, work: Path, config: BenchmarkConfig) -> None:
+def measure(urls: dict[str, Server], endpoint: str, count: int, body: Path, work: Path,
+            config: BenchmarkConfig) -> None:
     if config.loop == "open":
-        for side, url in urls.items():
-            most, measured = at_share(url, endpoint, body, config)
+        for side, server in [each for _ in range(config.rounds) for each in urls.items()]:
+            rate, cpu, measured = at_share(server, endpoint, body, config)
             refused, cores = (measured.status != 200).mean(), measured.cpu_seconds / measured.seconds
-            print(f"{side} {endpoint} {count} {body.suffix[1:]}, {config.share:.0%} of {most:.0f}: {measured}; "
-                  f"{refused:.2%} refused; generator: {cores:.2f} of a core, {measured.late_ms:.1f} ms late at p99",
-                  flush=True)
+            print(f"{side} {endpoint} {count} {body.suffix[1:]}, {rate:.0f}/s: {measured}; {refused:.2%} refused; "
+                  f"server: {cpu / measured.seconds:.2f} of a core; generator: {cores:.2f}, "
+                  f"{measured.late_ms:.1f} ms late at p99", flush=True)
         return
     for connections in config.concurrency:
         report(endpoint, count, connections, load(urls, endpoint, body, connections, work, config), body, config)
 
 
-def at_share(url: str, endpoint: str, body: Path, config: BenchmarkConfig) -> tuple[float, Load]:
-    """The most that a side answers per second, and an open loop at a share of it."""
+def at_share(server: Server, endpoint: str, body: Path, config: BenchmarkConfig) -> tuple[float, float, Load]:
+    """An open loop at the config's rate, or at a share of the most that the side answers; with that rate per second,
+    and the CPU seconds of the server."""
+    url = server.url
     requests = [post(url, ENDPOINTS[endpoint], body.read_bytes(), media_type(body), accept=media_type(body))]
     closed_loop(url, requests, 1, 1.0)
-    most = closed_loop(url, requests, 16, config.seconds).rate(200)
-    return most, open_loop(url, requests, config.share * most, config.seconds)
+    rate = config.rate or config.share * closed_loop(url, requests, 16, config.seconds).rate(200)
+    begin = server.cpu_seconds()
+    measured = open_loop(url, requests, rate, config.seconds)
+    return rate, server.cpu_seconds() - begin, measured
 
 
 def media_type(body: Path) -> str:
@@ -145,34 +160,37 @@ def encoded(body: dict[str, Any], name: str) -> bytes:
     return whole
 
 
-def report(endpoint: str, count: int, connections: int, results: dict[str, dict[str, float]], body: Path,
+def report(endpoint: str, count: int, connections: int, results: dict[str, list[dict[str, float]]], body: Path,
            config: BenchmarkConfig) -> None:
     first, *others = results.values()
-    ratio = f"{first['rps'] / others[0]['rps']:8.2f}" if others else ""
+    ratios = [median(a["rps"] / b["rps"] for a, b in zip(first, other, strict=True)) for other in others]
+    best = {side: {**max(rounds, key=lambda each: each["rps"]), "cpu_ms": median(each["cpu_ms"] for each in rounds)}
+            for side, rounds in results.items()}
     print(f"{endpoint:10}{count:6}{body.suffix[1:]:>8}{connections:6}  " + "".join(
-        f"{r['rps']:16.0f}{r['p50']:6.1f}{r['p95']:6.1f}{r['p99']:6.1f}   " for r in results.values()) + ratio,
-        flush=True)
+        f"{r['rps']:16.0f}{r['p50']:6.1f}{r['p95']:6.1f}{r['p99']:6.1f}{r['cpu_ms']:9.2f}" for r in best.values()) +
+        "".join(f"{ratio:8.2f}" for ratio in ratios), flush=True)
     if config.output:
         with open(config.output, "a") as file:
             row = {"endpoint": endpoint, "candidates": count, "format": body.suffix[1:], "connections": connections,
-                   **results}
+                   **best, "ratios": ratios}
             file.write(json.dumps(row) + "\n")
 
 
-def load(urls: dict[str, str], endpoint: str, body: Path, connections: int, work: Path,
-         config: BenchmarkConfig) -> dict[str, dict[str, float]]:
-    """Side → its best round. Refused or failed requests end the benchmark: they would look fast."""
-    best: dict[str, dict[str, float]] = {}
-    for url in urls.values():
-        wrk(url, endpoint, body, connections, 1.0, work)
-    for _ in range(config.rounds):
-        for side, url in urls.items():
-            result = wrk(url, endpoint, body, connections, config.seconds, work)
+def load(urls: dict[str, Server], endpoint: str, body: Path, connections: int, work: Path,
+         config: BenchmarkConfig) -> dict[str, list[dict[str, float]]]:
+    """Side → its rounds. Refused or failed requests end the benchmark: they would look fast."""
+    results: dict[str, list[dict[str, float]]] = {side: [] for side in urls}
+    for server in urls.values():
+        wrk(server.url, endpoint, body, connections, 1.0, work)
+    for number in range(config.rounds):
+        for side, server in list(urls.items())[::-1 if number % 2 else 1]:
+            begin = server.cpu_seconds()
+            result = wrk(server.url, endpoint, body, connections, config.seconds, work)
             if result["failed"]:
                 raise SystemExit(f"error: {side}: {result['failed']:.0f} requests to {ENDPOINTS[endpoint]} failed")
-            if side not in best or result["rps"] > best[side]["rps"]:
-                best[side] = result
-    return best
+            cpu_ms = (server.cpu_seconds() - begin) / (result["rps"] * config.seconds) * 1e3
+            results[side].append({**result, "cpu_ms": cpu_ms})
+    return results
 
 
 def wrk(url: str, endpoint: str, body: Path, connections: int, seconds: float, work: Path) -> dict[str, float]:
@@ -184,15 +202,40 @@ def wrk(url: str, endpoint: str, body: Path, connections: int, seconds: float, w
     return dict(json.loads(line.removeprefix("RESULT ")))
 
 
+@dataclass(frozen=True)
+class Server:
+    """A side that answers at `url`, and the process that began it."""
+
+    url: str
+    process: int
+
+    def cpu_seconds(self) -> float:
+        """What the process and all that descend from it, the proxy too, have taken of the CPU so far."""
+        parents, ticks = dict[int, int](), dict[int, int]()
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                number = int(path.parent.name)
+                parents[number], ticks[number] = int(fields[1]), int(fields[11]) + int(fields[12])
+        found, added = {self.process}, True
+        while added:
+            added = {number for number, parent in parents.items() if parent in found} - found
+            found |= added
+        return sum(ticks.get(number, 0) for number in found) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
-def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **options: Any) -> Iterator[str]:
-    """A side in a process of its own, until the block ends; yields its URL.
+def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, baseline: str = "", replicas: int = 1,
+            **options: Any) -> Iterator[Server]:
+    """A side in a process of its own, until the block ends.
 
     Args:
-        side: serve, bare, bare_log or empty.
+        side: serve, bare, bare_log, empty or before.
         work: a directory with `models` in it.
         fast: with the settings of `make serve`.
         room: requests that a replica has at a time: so many that none is refused.
+        baseline: the checkout of the side `before`.
+        replicas: of the side `serve`.
         options: of `ServingConfig`.
     """
     import httpx
@@ -201,14 +244,15 @@ def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **op
     from recfuse.serving.local import free_port
 
     port, more = free_port(), {}
-    if side in ("serve", "empty") and fast:
+    root, kind = (Path(baseline), "serve") if side == "before" else (ROOT, side)
+    if kind in ("serve", "empty") and fast:
         # Two ports of HAProxy are fixed: others, so that `make serve` may run beside it.
         more = {**settings(), "RECFUSE_ROOM": str(room),
                 **{f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}}
     options = {"models": str(work / "models"), "decision_log": str(work / side), "max_concurrent": room, **options}
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.serving", "--child", side, str(port), json.dumps(options)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}/platform", **more},
+        [sys.executable, "-m", "benchmarks.serving", "--child", kind, str(port), json.dumps(options)],
+        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}/platform:{root}", "BENCH_REPLICAS": str(replicas), **more},
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stdin is not None
     url = f"http://127.0.0.1:{port}"
@@ -221,7 +265,7 @@ def started(side: str, work: Path, *, fast: bool = True, room: int = 1_000, **op
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"error: {side} did not start")
             time.sleep(0.2)
-        yield url
+        yield Server(url, process.pid)
     finally:
         process.stdin.close()
         process.wait(60)
@@ -236,8 +280,9 @@ def child(side: str, port: int, options: dict[str, Any]) -> None:
         from recfuse.runtime import ray_compat
         from recfuse.serving.local import running
 
+        replicas = int(os.environ["BENCH_REPLICAS"])
         ray_compat.start_local(num_cpus=2, object_store_memory=256 << 20)
-        with running(config if side == "serve" else empty_application(), port):
+        with running(own_application(config, replicas) if side == "serve" else empty_application(), port):
             sys.stdin.read()
     else:
         import uvicorn
@@ -249,6 +294,13 @@ def child(side: str, port: int, options: dict[str, Any]) -> None:
         sys.stdin.read()
         server.should_exit = True
         thread.join()
+
+
+def own_application(config: Any, replicas: int) -> Any:
+    """What is served: the config, or its application with several replicas."""
+    from recfuse.serving.deployments import ApplicationDeployment
+
+    return config if replicas == 1 else ApplicationDeployment.options(num_replicas=replicas).bind(config.absolute())
 
 
 class NoLog:

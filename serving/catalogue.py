@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recfuse.config import InvalidFieldError, require
 from recfuse.logs.columns import decoded, floats
 from recfuse.logs.ids import ALLOWED, keys_of, read_keys
+from recfuse.serving.formats import encode
 
 ENTRY_FIELDS = ("price", "price_before", "image")
+_READY_ENTRIES = 20_000  # About 10 MB.
 
 
 class Catalogue:
@@ -47,6 +50,7 @@ class Catalogue:
         self._parameters = [name for name in table.column_names if name not in ("item_id", *ENTRY_FIELDS)]
         self._features = {name: _feature(self._table[name]) for name in table.column_names
                           if name != "item_id" and not pa.types.is_list(table.schema.field(name).type)}
+        self._ready: dict[int, orjson.Fragment] = {}
 
     @classmethod
     def load(cls, path: str | Path) -> Catalogue:
@@ -84,6 +88,19 @@ class Catalogue:
         rows = iter(self._table.take(pa.array([p for p in positions if p >= 0], pa.int64())).to_pylist())
         return [self._entry(next(rows)) if position >= 0 else None for position in positions]
 
+    def ready_entries(self, positions: Sequence[int]) -> list[orjson.Fragment | None]:
+        """`entries` as JSON that an answer takes as it stands; those of the latest items are kept."""
+        found = {position: self._ready.get(position) for position in positions if position >= 0}
+        missing = [position for position, entry in found.items() if entry is None]
+        if missing:
+            made = {position: orjson.Fragment(encode(entry or {}, packed=False))
+                    for position, entry in zip(missing, self.entries(missing), strict=True)}
+            if len(self._ready) + len(made) > _READY_ENTRIES:
+                self._ready = {}
+            self._ready.update(made)
+            found.update(made)
+        return [found.get(position) for position in positions]
+
     def _entry(self, row: dict[str, Any]) -> dict[str, Any]:
         entry = {name: row.get(name) for name in ENTRY_FIELDS}
         entry["parameters"] = {name: row[name] for name in self._parameters}
@@ -104,11 +121,14 @@ class FixedCatalogue:
     current: Catalogue | None = None
 
 
-def entries_of(catalogue: Catalogue | None, item_ids: Sequence[int | str]) -> list[dict[str, Any] | None]:
-    """The entry of each item, None where it is unknown or there is no catalogue."""
+def entries_of(catalogue: Catalogue | None, item_ids: Sequence[int | str],
+               packed: bool) -> Sequence[dict[str, Any] | orjson.Fragment | None]:
+    """The entry of each item, None where it is unknown or there is no catalogue; as JSON for an answer that is not
+    `packed` in MessagePack."""
     if catalogue is None:
         return [None] * len(item_ids)
-    return catalogue.entries(catalogue.positions(keys_of(item_ids)).tolist())
+    positions = catalogue.positions(keys_of(item_ids)).tolist()
+    return catalogue.entries(positions) if packed else catalogue.ready_entries(positions)
 
 
 def _is_plain(kind: pa.DataType) -> bool:

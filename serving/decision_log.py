@@ -1,7 +1,7 @@
 """Decisions and feedback on disk, before the client hears of them (and from there, serving.mover).
 
-Each replica appends JSON lines to a file of its own, so that replicas never wait for each other. Requests that arrive
-together share one synchronous write.
+Each replica appends JSON lines to a file of its own (recfuse.runtime.durable), so that replicas never wait for each
+other. Requests that arrive together share one synchronous write.
 
 What a decision had to rank is the largest part of its row. Its predictions are a base64 string of half precision, in a
 sixth of the bytes that their digits would take.
@@ -11,25 +11,27 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import fcntl
 import logging
-import os
 import threading
 import time
 import uuid
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
+from recfuse.runtime.durable import DurableFile
+
 logger = logging.getLogger("recfuse.serving")
 SEGMENT_BYTES = 16 * 1024 * 1024
-_ZEROS = bytes(1024 * 1024)
-_HOLD_SECONDS, _PAUSE_SECONDS = 0.002, 0.05
+_FIRST_BYTES = 1024 * 1024
+_HOLD_SECONDS = 0.002
+# Beyond this mean of about so many writes the loop leaves the disk, or a busy CPU, to the thread for a while.
+_QUICK_SECONDS, _RECENT_WRITES, _SLOW_SECONDS = 0.0005, 16, 1.0
 DECISION, FEEDBACK = "decision", "feedback"
 Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
@@ -92,10 +94,12 @@ class LogWriter(Protocol):
 class DecisionLog:
     """LogWriter rows to this replica's segment files.
 
-    Rows go to the writing thread when the event loop has run all that was ready, at most `_HOLD_SECONDS` after the
-    first: requests that arrive together share one write, and the thread does not contend with their computation for the
-    interpreter. A segment is filled with zeros ahead of its use: a write then brings rows alone and no new size of the
-    file. A segment that is done is cut to its rows; rows of one whose replica was killed end where zeros alone follow.
+    A request that is alone has its row written within `append`: the event loop does not come back to it for that. Of
+    requests that arrive together, which is expected where the loop's last pass brought several rows, the rows are
+    written at once when the loop has run all that was ready, at most `_HOLD_SECONDS` after the first. While the disk is
+    slow, or the next segment is not there yet, a thread writes, so that the loop computes meanwhile.
+
+    A segment that is done is cut to its rows; rows of one whose replica was killed end where zeros alone follow.
 
     Args:
         directory: created where it is missing; shared by all replicas.
@@ -110,21 +114,21 @@ class DecisionLog:
         self._directory, self._fsync, self._segment_bytes = Path(directory), fsync, segment_bytes
         self._directory.mkdir(parents=True, exist_ok=True)
         self._replica = uuid.uuid4().hex[:12]
-        self._segment, self._offset = 0, 0
+        self._segment, self._needed = 0, threading.Event()
         self._ahead = ThreadPoolExecutor(1, "decision-log-ahead")
-        self._needed = threading.Event()
         self._file = self._open(0)
-        self._next: Future[int] | None = None
-        self._held: list[tuple[bytes, Waiter]] = []
-        self._held_since = 0.0
+        self._next: Future[DurableFile] | None = None
+        self._pass = _Pass(None)
+        self._alone = False
         self._pending: list[tuple[bytes, Waiter]] = []
+        self._thread_writes = self._closed = False
+        self._write_seconds, self._slow_until = 0.0, 0.0
         self._wake = threading.Condition()
-        self._closed = False
         self._thread = threading.Thread(target=self._write_forever, name="decision-log", daemon=True)
         self._thread.start()
 
     def append(self, kind: str, row: dict[str, Any]) -> Awaitable[None]:
-        """Hands the row on at once; what it returns is done when the row is durable.
+        """Writes the row or hands it on; what it returns is done when the row is durable.
 
         Raises:
             OSError: from the call or from what is awaited, where the row could not be written.
@@ -135,19 +139,55 @@ class DecisionLog:
         with self._wake:
             if self._closed:
                 raise OSError("the decision log is closed")
-            self._held.append((line, (loop, future)))
-            if len(self._held) == 1:
-                self._held_since = time.monotonic()
-                loop.call_soon(self._hand_on)
-            elif time.monotonic() - self._held_since > _HOLD_SECONDS:
-                self._hand_on()
+            first = self._pass.loop is not loop or self._pass.rows == 0
+            if first:
+                self._begin_pass(loop)
+            self._pass.rows += 1
+            if first and self._alone and self._is_quick(len(line)):
+                if (error := self._write_here(line)) is not None:
+                    raise error
+                future.set_result(None)
+                return future
+            self._pass.held.append((line, (loop, future)))
+            if time.monotonic() - self._pass.since > _HOLD_SECONDS:
+                self._write_held()
         return future
 
-    def _hand_on(self) -> None:
+    def _begin_pass(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._hand_on()  # What another loop has not come to.
+        self._pass = _Pass(loop, time.monotonic())
+        loop.call_soon(self._end_pass, self._pass)
+
+    def _end_pass(self, ended: _Pass) -> None:
+        """The loop has run all that was ready."""
         with self._wake:
-            self._pending += self._held
-            self._held.clear()
+            if ended is self._pass:
+                self._alone = ended.rows <= 1
+                self._write_held()
+                ended.rows = 0
+
+    def _write_held(self) -> None:
+        held = self._pass.held
+        payload = b"".join(line for line, _ in held)
+        if held and self._is_quick(len(payload)):
+            self._pass.held = []
+            _finish([future for _, (_, future) in held], self._write_here(payload))
+        else:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        self._pending += self._pass.held
+        self._pass.held = []
+        if self._pending:
             self._wake.notify()
+
+    def _is_quick(self, size: int) -> bool:
+        """Whether the event loop itself writes so many bytes: it is not to wait for a slow disk or a new segment."""
+        waits = self._thread_writes or self._pending or time.monotonic() < self._slow_until
+        return not waits and (self._fits(size) or (self._next is not None and self._next.done()))
+
+    def _fits(self, size: int) -> bool:
+        return self._file.offset == 0 or self._file.offset + size <= self._file.size
 
     def close(self) -> None:
         """Writes what is pending and closes the file."""
@@ -156,49 +196,21 @@ class DecisionLog:
                 return
             self._closed = True
             self._hand_on()
+            self._wake.notify()
         self._thread.join(timeout=10.0)
         self._needed.set()
-        self._finish_segment()
+        self._file.finish()
         self._ahead.shutdown()
         if self._next is not None and self._next.exception() is None:
-            os.close(self._next.result())
-            self._path(self._segment + 1).unlink()
+            self._next.result().discard()
 
     def _path(self, segment: int) -> Path:
         return self._directory / f"{self._replica}-{segment:05d}.jsonl"
 
-    def _size(self, segment: int) -> int:
+    def _open(self, segment: int) -> DurableFile:
         # The first ones are small, so that a start is quick.
-        return min(self._segment_bytes, len(_ZEROS) << min(segment, 16))
-
-    def _open(self, segment: int) -> int:
-        # Durable when a write returns: one call, after which the thread waits for the interpreter once.
-        durable = os.O_DSYNC if self._fsync else 0
-        file = os.open(self._path(segment), os.O_CREAT | os.O_EXCL | os.O_WRONLY | durable, 0o640)
-        try:
-            # Until the file is closed this says that somebody writes here (serving.segments).
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if self._fsync:
-                self._reserve(segment)
-        except OSError:
-            os.close(file)
-            raise
-        return file
-
-    def _reserve(self, segment: int) -> None:
-        with open(self._path(segment), "r+b", buffering=0) as file:
-            for start in range(0, self._size(segment), len(_ZEROS)):
-                file.write(_ZEROS[: self._size(segment) - start])
-                os.fsync(file)
-                # Piece by piece, with room between for the rows that requests wait for.
-                self._needed.wait(_PAUSE_SECONDS if segment else 0.0)
-        directory = os.open(self._directory, os.O_RDONLY)  # The name of the file is to be durable too.
-        os.fsync(directory)
-        os.close(directory)
-
-    def _finish_segment(self) -> None:
-        os.ftruncate(self._file, self._offset)
-        os.close(self._file)
+        size = min(self._segment_bytes, _FIRST_BYTES << min(segment, 16))
+        return DurableFile(self._path(segment), size, self._fsync, self._needed, pauses=segment > 0)
 
     def _write_forever(self) -> None:
         while True:
@@ -208,21 +220,29 @@ class DecisionLog:
                 batch, self._pending = self._pending, []
                 if not batch and self._closed:
                     return
+                self._thread_writes = True
             error = self._write(b"".join(line for line, _ in batch))
+            with self._wake:
+                self._thread_writes = False
             _settle([waiter for _, waiter in batch], error)
 
+    def _write_here(self, payload: bytes) -> OSError | None:
+        """In the event loop, which keeps in mind how long that took."""
+        begin = time.monotonic()
+        error, now = self._write(payload), time.monotonic()
+        self._write_seconds += (now - begin - self._write_seconds) / _RECENT_WRITES
+        if self._write_seconds > _QUICK_SECONDS:
+            self._slow_until, self._write_seconds = now + _SLOW_SECONDS, 0.0
+        return error
+
     def _write(self, payload: bytes) -> OSError | None:
+        """By one at a time: the loop, with the lock, or the thread while `_thread_writes` says so."""
         try:
-            size = self._size(self._segment)
-            if self._offset and self._offset + len(payload) > size:
+            if not self._fits(len(payload)):
                 self._rotate()
-            elif self._next is None and 2 * self._offset > size:
+            elif self._next is None and 2 * self._file.offset > self._file.size:
                 self._next = self._ahead.submit(self._open, self._segment + 1)
-            view, place = memoryview(payload), self._offset
-            while view:
-                done = os.pwrite(self._file, view, place)
-                view, place = view[done:], place + done
-            self._offset = place
+            self._file.append(payload)
         except OSError as error:
             logger.error("decision log: %s", error)
             return error
@@ -238,8 +258,24 @@ class DecisionLog:
             # There is no room for it; the next write tries again.
             self._path(self._segment + 1).unlink(missing_ok=True)
             raise
-        self._finish_segment()
-        self._file, self._offset, self._segment = file, 0, self._segment + 1
+        self._file.finish()
+        self._file, self._segment = file, self._segment + 1
+
+
+@dataclass(eq=False)
+class _Pass:
+    """What an event loop brings until it has run all that is ready.
+
+    Attributes:
+        since: monotonic seconds of the first row.
+        rows: so many.
+        held: those that are not handed on yet.
+    """
+
+    loop: asyncio.AbstractEventLoop | None
+    since: float = 0.0
+    rows: int = 0
+    held: list[tuple[bytes, Waiter]] = field(default_factory=list)
 
 
 def _settle(waiters: list[Waiter], error: OSError | None) -> None:

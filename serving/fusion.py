@@ -142,7 +142,7 @@ class FusionService:
             InvalidFieldError, RefusedError: the request is bad, or names something that the model does not have.
         """
         watch = Stopwatch(self.meters, _FUSION)
-        request = decode(FusionRequest, body)
+        request = decode(FusionRequest, body, ("candidates.item_id",), ("candidates.predictions", "state"))
         candidates = request.candidates
         check_columns(candidates.item_id, candidates.predictions, candidates.seen, self._config.max_candidates)
         watch.lap("recfuse_decode_ms")
@@ -188,9 +188,11 @@ class FusionService:
         self._measure(ranking, decision, source, model.version)
         items = _items(ranking, pool.columns, scores, ranked[:ranking.top_n], vocabulary)
         if ranking.catalogue:
-            self._add_entries(items)
-        # The log has the vectors in the vocabulary's order; who answers to people names their numbers.
-        named = {name: dict(zip(vocabulary.fusion_parameters, vector, strict=True)) for name, vector in vectors.items()}
+            self._add_entries(items, ranking.packed)
+        # The log has the vectors in the vocabulary's order; who answers to people names their numbers. MessagePack has
+        # no numbers of numpy, and JSON the shorter text of a float32.
+        named = {name: dict(zip(vocabulary.fusion_parameters, vector.tolist() if ranking.packed else vector,
+                                strict=True)) for name, vector in vectors.items()}
         answer = {**told, **named, "state_source": source, **ranking.extra, "items": items}
         reply = Reply(200, encode(answer, ranking.packed), packed=ranking.packed)
         watch.lap("recfuse_encode_ms")
@@ -239,8 +241,8 @@ class FusionService:
         if source in ("default", "degraded"):
             meters.record("recfuse_default_states", 1.0, {"status": source})
 
-    def _add_entries(self, items: list[dict[str, Any]]) -> None:
-        entries = entries_of(self._catalogue.current, [item["item_id"] for item in items])
+    def _add_entries(self, items: list[dict[str, Any]], packed: bool) -> None:
+        entries = entries_of(self._catalogue.current, [item["item_id"] for item in items], packed)
         for item, entry in zip(items, entries, strict=True):
             item["catalogue"] = entry
 

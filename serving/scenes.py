@@ -157,7 +157,7 @@ class ScenesService:
         total = fuse_tasks(scores.probabilities, weights, request.fusion)
         best = np.argsort(-total, kind="stable")[:request.top_n]
         self.meters.record("recfuse_candidates", len(request.candidates.item_id), _SCENES)
-        items = self._items(request.candidates.item_id, scores, total, best)
+        items = self._items(request.candidates.item_id, scores, total, best, body.answer_packed)
         answer = {"request_id": os.urandom(16).hex(), "model_version": scorer.version, "weights": weights,
                   "unknown": dict(scores.unknown), "items": items}
         reply = Reply(200, encode(answer, body.answer_packed), packed=body.answer_packed)
@@ -266,10 +266,10 @@ class ScenesService:
         return dict(weights)
 
     def _items(self, item_ids: Sequence[int | str], scores: Scores, total: np.ndarray,
-               best: np.ndarray) -> list[dict[str, Any]]:
+               best: np.ndarray, packed: bool) -> list[dict[str, Any]]:
         chosen = [item_ids[i] for i in best.tolist()]
         columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
-        entries = entries_of(self._catalogue.current, chosen)
+        entries = entries_of(self._catalogue.current, chosen, packed)
         return [{"item_id": item_id, "score": score, "probabilities": {t: column[n] for t, column in columns.items()},
                  "catalogue": entry}
                 for n, (item_id, score, entry) in enumerate(zip(chosen, total[best].tolist(), entries, strict=True))]

@@ -94,7 +94,8 @@ def test_memory(models: Path, tmp_path: Path, say: Callable[[str], None]) -> Non
     from benchmarks.serving_load import closed_loop, post
 
     (tmp_path / "models").symlink_to(models)
-    with started("serve", tmp_path) as url:
+    with started("serve", tmp_path) as server:
+        url = server.url
         requests = [post(url, path, body) for path, body in mixed(100)]
         replica, = [process for process, line in descendants(os.getpid()).items() if "ServeReplica:recfuse:" in line]
         steps: list[float] = []

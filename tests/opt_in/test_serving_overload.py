@@ -39,7 +39,8 @@ def test_overload(models: Path, tmp_path: Path, say: Callable[[str], None]) -> N
             f"{sent[0]:.1f} and {sent[1]:.1f} ms (generator: {load.cpu_seconds / load.seconds:.2f} of a core, "
             f"{load.late_ms:.1f} ms late at p99)")
 
-    with started("serve", tmp_path, room=room) as url:
+    with started("serve", tmp_path, room=room) as server:
+        url = server.url
         requests = [post(url, ENDPOINTS["fusion"], body)]
         closed_loop(url, requests, room, 2.0)
         alone = closed_loop(url, requests, 1, long)

@@ -94,7 +94,8 @@ def test_redis_stops_under_load(models: Path, tmp_path: Path, say: Callable[[str
         users = RedisUserStates(address, timeout_seconds=2.0)
         users.put_many([("7", UserState(features={"f0": 1.0}, history=(1, 2)))])
         users.close()
-        with started("serve", tmp_path, users=address) as url:
+        with started("serve", tmp_path, users=address) as server:
+            url = server.url
             requests = [post(url, ENDPOINTS["fusion"], body)]
             open_loop(url, requests, RATE, 1.0)
             watcher = Watcher(url, body)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from recfuse.state.store import UnreadableFileError, UserState, UserStateError, UserStates
+from recfuse.state.store import NearUserStates, UnreadableFileError, UserState, UserStateError, UserStates
 
 logger = logging.getLogger("recfuse")
 Source = Literal["store", "default", "degraded"]
@@ -21,6 +21,7 @@ T = TypeVar("T")
 # What a request itself says, or the clock: no feature that is stored of a user speaks for it.
 REQUEST_FIELDS = frozenset(("scene", "stage", "hour", "weekday", "user_id", "history"))
 _READERS = 4
+_QUICK_SECONDS, _AWAY_SECONDS = 0.02, 1.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Known:
 
 
 class RememberedUsers:
-    """A store behind threads of its own.
+    """A store behind threads of its own; one that is near is read by the event loop itself while that is quick.
 
     Args:
         store: None where nobody is remembered.
@@ -46,6 +47,8 @@ class RememberedUsers:
 
     def __init__(self, store: UserStates | None, read_seconds: float = 0.25, write_seconds: float = 2.0) -> None:
         self._store, self._read_seconds, self._write_seconds = store, read_seconds, write_seconds
+        self._near = store if isinstance(store, NearUserStates) else None
+        self._away_until = 0.0  # Monotonic seconds.
         self._readers = _Threads(_READERS, "users-read")
         self._writer = _Threads(1, "users-write")
 
@@ -54,7 +57,9 @@ class RememberedUsers:
         if self._store is None:
             return Known(UserState(), "default")
         try:
-            state = await self._readers.call(partial(self._store.get, user_id), self._read_seconds)
+            known, state = self._at_once(user_id)
+            if not known:
+                state = await self._readers.call(partial(self._store.get, user_id), self._read_seconds)
         except Exception as error:
             logger.warning("the state of a user is unknown: %s", error)
             return Known(UserState(), "degraded")
@@ -64,6 +69,20 @@ class RememberedUsers:
             state = replace(state, features={name: value for name, value in state.features.items()
                                              if name not in REQUEST_FIELDS})
         return Known(state, "store")
+
+    def _at_once(self, user_id: str) -> tuple[bool, UserState | None]:
+        """Whether a near store has answered, and what; one that did not, or took long, is left to the threads for a
+        while."""
+        begin = time.monotonic()
+        if self._near is None or begin < self._away_until:
+            return False, None
+        try:
+            found = True, self._near.get_at_once(user_id)
+        except UserStateError:  # The threads wait for a lock, and say what is wrong otherwise.
+            found = False, None
+        if not found[0] or time.monotonic() - begin > _QUICK_SECONDS:
+            self._away_until = time.monotonic() + _AWAY_SECONDS
+        return found
 
     async def record(self, user_id: str, items: Sequence[int | str], features: Mapping[str, Any] | None, *, event: str,
                      history_size: int) -> Source:
@@ -106,7 +125,7 @@ class _Threads:
 
 
 class ReopenedUsers:
-    """A store whose file cannot be read for a while: it is opened again and again until it can.
+    """A near store whose file cannot be read for a while: it is opened again and again until it can.
 
     Args:
         open_store: raises UnreadableFileError while it cannot.
@@ -116,9 +135,9 @@ class ReopenedUsers:
         InvalidFieldError: the file is one of something else.
     """
 
-    def __init__(self, open_store: Callable[[], UserStates], retry_seconds: float = 5.0) -> None:
+    def __init__(self, open_store: Callable[[], NearUserStates], retry_seconds: float = 5.0) -> None:
         self._open, self._retry_seconds, self._next = open_store, retry_seconds, 0.0
-        self._store: UserStates | None = None
+        self._store: NearUserStates | None = None
         self._lock = threading.Lock()
         try:
             self._opened()
@@ -129,6 +148,13 @@ class ReopenedUsers:
         """See `UserStates`."""
         return self._opened().get(user_id)
 
+    def get_at_once(self, user_id: str) -> UserState | None:
+        """See `NearUserStates`; a file that is not open is opened by others."""
+        store = self._store
+        if store is None:
+            raise UserStateError("the store of users is not open")
+        return store.get_at_once(user_id)
+
     def record(self, user_id: str, items: Sequence[int | str] = (), features: Mapping[str, Any] | None = None, *,
                event: str | None = None, history_size: int | None = None) -> bool:
         """See `UserStates`."""
@@ -138,7 +164,7 @@ class ReopenedUsers:
         if self._store is not None:
             self._store.close()
 
-    def _opened(self) -> UserStates:
+    def _opened(self) -> NearUserStates:
         with self._lock:
             if self._store is None:
                 if time.monotonic() < self._next:

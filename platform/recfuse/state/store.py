@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import orjson
 
@@ -69,6 +69,15 @@ class UserStates(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class NearUserStates(UserStates, Protocol):
+    """A store that is usually read within microseconds, in this process."""
+
+    def get_at_once(self, user_id: str) -> UserState | None:
+        """As `get`, without waiting for anybody; raises UserStateError where that would be needed."""
+        ...
 
 
 class UserStateStore:
@@ -152,31 +161,42 @@ class UserStateStore:
         Raises:
             UserStateError: it cannot be read: a lock, a damaged page, a value that is no state.
         """
+        return self._get(user_id, "waiting", self._read_seconds)
+
+    def get_at_once(self, user_id: str) -> UserState | None:
+        """As `get`, without waiting for a lock.
+
+        Raises:
+            UserStateError: as of `get`, or there is a lock.
+        """
+        return self._get(user_id, "hasty", 0.0)
+
+    def _get(self, user_id: str, kind: str, wait_seconds: float) -> UserState | None:
         try:
-            row = self._reader().execute(_GET, (user_id,)).fetchone()
+            row = self._reader(kind, wait_seconds).execute(_GET, (user_id,)).fetchone()
             return None if row is None else _parse(*row)
         except sqlite3.Error as error:
-            self._forget_reader()
+            self._forget_reader(kind)
             raise UserStateError(f"{type(error).__name__}: {error}") from None
         except ValueError as error:
             raise UserStateError(f"the state of user {user_id!r}: {error}") from None
 
-    def _reader(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
+    def _reader(self, kind: str, wait_seconds: float) -> sqlite3.Connection:
+        """This thread's connection of this kind."""
+        connection: sqlite3.Connection | None = getattr(self._readers, kind, None)
         if connection is None:
-            connection = sqlite3.connect(self._path, timeout=self._read_seconds, isolation_level=None,
+            connection = sqlite3.connect(self._path, timeout=wait_seconds, isolation_level=None,
                                          check_same_thread=False)
-            self._readers.connection = connection
+            setattr(self._readers, kind, connection)
             with self._lock:
                 self._opened.append(connection)
         return connection
 
-    def _forget_reader(self) -> None:
+    def _forget_reader(self, kind: str) -> None:
         """The next read opens the file anew, which somebody may have mended."""
-        connection: sqlite3.Connection | None = getattr(self._readers, "connection", None)
+        connection: sqlite3.Connection | None = getattr(self._readers, kind, None)
         if connection is not None:
-            self._readers.connection = None
+            setattr(self._readers, kind, None)
             with self._lock:
                 self._opened.remove(connection)
             with suppress(sqlite3.Error):

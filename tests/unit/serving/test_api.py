@@ -115,8 +115,8 @@ def test_answers_go_on_while_the_store_of_users_is_down(
     def down(*_: Any, **__: Any) -> None:
         raise UserStateError("down")
 
-    monkeypatch.setattr(application.users, "get", down)
-    monkeypatch.setattr(application.users, "record", down)
+    for name in ("get", "get_at_once", "record"):
+        monkeypatch.setattr(application.users, name, down)
     body = with_(FUSION_BODY, state=None, user_id=7)
     assert application.post(FUSION, body).json()["state_source"] == "degraded"
     assert application.post(FUSION, {**body, "context": {"age": 5}}).json()["state_source"] == "context"

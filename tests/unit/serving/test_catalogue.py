@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from recfuse.config import InvalidFieldError
+from recfuse.serving import catalogue as catalogue_module
 from recfuse.serving.catalogue import Catalogue
+from recfuse.serving.formats import encode
 
 TABLE = pa.table({"item_id": [30, 10, 20], "price": [3.0, 1.0, None], "author": [7, 8, 9], "tag": ["x", None, "z"],
                   "sizes": [[1, 2], [], None]})
@@ -38,6 +41,15 @@ def test_lookups_do_not_change_the_catalogue() -> None:
     for _ in range(2):
         catalogue.features(catalogue.positions(np.array([10, 99])))
     assert catalogue.features(np.array([0]))["price"].tolist() == [1.0]
+
+
+def test_ready_entries_are_the_same_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_module, "_READY_ENTRIES", 2)  # Fewer than there are items.
+    when = datetime.datetime(2026, 1, 2, 3, 4, 5)
+    catalogue = Catalogue(TABLE.append_column("listed", pa.array([when, None, when])))
+    for positions in ([0, -1, 2], [2, 0, 2], [1, 1], [2, 1, 0], [], [-1]):
+        ready = encode({"entries": catalogue.ready_entries(positions)}, packed=False)
+        assert ready == encode({"entries": catalogue.entries(positions)}, packed=False)
 
 
 def test_an_empty_catalogue_knows_nothing() -> None:

@@ -7,6 +7,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,16 +76,69 @@ def test_what_is_ready_together_is_one_write(tmp_path: Path, monkeypatch: pytest
         writes.append(len(payload))
         return write(file, payload, place)
 
-    monkeypatch.setattr(os, "pwrite", counted)
-
     async def append() -> None:
         log = DecisionLog(tmp_path)
+        monkeypatch.setattr(os, "pwrite", counted)
         for _ in range(3):
             await asyncio.gather(*[log.append(DECISION, decision(str(i), 1.0)) for i in range(20)])
         log.close()
 
     asyncio.run(append())
     assert len(writes) == 3
+
+
+def test_the_row_of_a_request_that_is_alone_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_log, "_QUICK_SECONDS", 60.0)
+
+    async def append() -> list[bool]:
+        log = DecisionLog(tmp_path)
+        done = []
+        for request_id in ("a", "b", "c"):
+            written = asyncio.ensure_future(log.append(DECISION, decision(request_id, 1.0)))
+            done.append(written.done() and b'"%s"' % request_id.encode() in next(tmp_path.iterdir()).read_bytes())
+            await asyncio.sleep(0.01)
+        log.close()
+        return done
+
+    assert asyncio.run(append())[1:] == [True, True]  # The first knows of no pass before it.
+
+
+def test_a_slow_disk_is_waited_for_by_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writers: list[str] = []
+    write = os.pwrite
+
+    def slow(file: int, payload: memoryview, place: int) -> int:
+        writers.append(threading.current_thread().name)
+        time.sleep(0.1)
+        return write(file, payload, place)
+
+    async def append() -> None:
+        log = DecisionLog(tmp_path)
+        monkeypatch.setattr(os, "pwrite", slow)
+        for request_id in ("a", "b", "c"):
+            await log.append(DECISION, decision(request_id, 1.0))
+        log.close()
+
+    asyncio.run(append())
+    assert writers == ["MainThread", "decision-log", "decision-log"]
+
+
+def test_requests_of_several_loops_share_a_log(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    log = DecisionLog(tmp_path / "log", segment_bytes=8_000)
+
+    async def append(first: int) -> None:
+        for start in range(first, first + 60, 3):
+            await asyncio.gather(*[log.append(DECISION, decision(f"r{i}", 1.0)) for i in range(start, start + 3)])
+            await log.append(DECISION, decision(f"alone{start}", 1.0))
+
+    threads = [threading.Thread(target=lambda first=first: asyncio.run(append(first))) for first in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    log.close()
+    account = move(tmp_path / "log", tmp_path / "out", vocabulary)
+    assert (account.written, account.duplicates, account.damaged, account.torn) == (3 * 80, 0, 0, 0)
 
 
 def test_no_room_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,24 +170,30 @@ def test_a_line_cut_by_the_death_of_a_replica_is_counted(tmp_path: Path, vocabul
     assert (account.written, account.torn) == (1, 1)
 
 
-def test_what_was_awaited_survives_the_kill_of_its_process(tmp_path: Path, vocabulary: Vocabulary) -> None:
+@pytest.mark.parametrize("together", [1, 5])
+def test_what_was_awaited_survives_the_kill_of_its_process(tmp_path: Path, vocabulary: Vocabulary,
+                                                           together: int) -> None:
     script = """
 import asyncio, os, signal, sys
 from recfuse.serving.decision_log import DecisionLog
 async def main():
-    log = DecisionLog(sys.argv[1])
+    log = DecisionLog(sys.argv[1], segment_bytes=2_000)
     row = {"user_id": "u", "session_id": None, "stage": "fine", "scene": "feed", "state": [0, 0, 0, 0], "mu": [0, 0],
            "sigma": [1, 1], "action": [0, 0], "action_logp": 0.0, "model_version": "x"}
-    for i in range(25):
+    async def one(i):
         await log.append("decision", {**row, "request_id": str(i), "ts": float(i)})
         print(i, flush=True)
+    together = int(sys.argv[2])
+    for i in range(0, 25, together):
+        await asyncio.gather(*[one(i + k) for k in range(together)])
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), str(together)], capture_output=True, text=True,
+                          timeout=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.stdout.split() == [str(i) for i in range(25)], done.stderr
-    assert move(tmp_path, tmp_path / "out", vocabulary).written == 25
+    account = move(tmp_path, tmp_path / "out", vocabulary)
+    assert (account.written, account.damaged, account.torn) == (25, 0, 0)
 
 
 def test_a_full_disk_is_an_error_for_every_waiting_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

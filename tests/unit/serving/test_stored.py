@@ -150,6 +150,39 @@ def test_a_store_that_hangs_holds_up_nobody() -> None:
     assert store.asked < 10, "nobody waits while all threads are stuck"
 
 
+@pytest.mark.parametrize("trouble", ["slow", "locked"])
+def test_a_near_store_is_read_by_the_loop_while_that_is_quick(tmp_path: Path, trouble: str) -> None:
+    readers: list[str] = []
+
+    class Noted(UserStateStore):
+        troubled = False
+
+        def get(self, user_id: str) -> UserState | None:
+            readers.append(threading.current_thread().name.partition("_")[0])
+            return super().get(user_id)
+
+        def get_at_once(self, user_id: str) -> UserState | None:
+            readers.append(threading.current_thread().name)
+            if self.troubled and trouble == "locked":
+                raise UserStateError("database is locked")
+            time.sleep(0.05 * self.troubled)
+            return super().get_at_once(user_id)
+
+    store = Noted(tmp_path / "users.sqlite")
+    store.put_many([("7", UserState(features={"age": 1}))])
+    users = RememberedUsers(ReopenedUsers(lambda: store))
+
+    async def ask() -> None:
+        assert (await users.get("7")).state.features == {"age": 1}
+        store.troubled = True
+        for _ in range(3):
+            assert (await users.get("7")).state.features == {"age": 1}
+
+    asyncio.run(ask())
+    store.close()
+    assert readers == ["MainThread", "MainThread", *["users-read"] * (2 + (trouble == "locked"))]
+
+
 def test_a_store_that_cannot_be_opened_is_opened_later(tmp_path: Path) -> None:
     path = tmp_path / "users.sqlite"
     path.write_bytes(b"damaged" * 1_000)
