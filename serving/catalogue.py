@@ -59,6 +59,11 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def keys(self) -> np.ndarray:
+        """int64[M], ascending, of all items; `positions` point into them."""
+        return self._keys
+
     def positions(self, keys: np.ndarray) -> np.ndarray:
         """int64[N]: where each item stands by the key of its id (recfuse.logs.ids), −1 where it is unknown."""
         if len(self._keys) == 0:

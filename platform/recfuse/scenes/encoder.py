@@ -6,7 +6,7 @@ training rows did not hold (or held too seldom). Row 0 of the table pads histori
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -49,14 +49,14 @@ class FittedFeature:
             return 0
         return len(self.values) + self.feature.hash_buckets + 1 + (self.feature.kind == "bucketed")
 
-    def ids(self, column: Any) -> tuple[NDArray[np.int32], int]:
-        """int32[N] ids into the embedding table, and how many of the values are unknown."""
+    def ids(self, column: Any) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """int32[N] ids into the embedding table, and which of the values are unknown, bool[N]."""
         if self.feature.kind == "bucketed":
             numbers, valid = read_numbers(column, self.feature)
             codes = np.where(valid, np.searchsorted(self.values, numbers, side="right") + 1, 0)
         else:
             codes = self._codes(column)
-        return (codes + self.offset).astype(np.int32), int((codes == 0).sum())
+        return (codes + self.offset).astype(np.int32), codes == 0
 
     def _codes(self, column: Any) -> NDArray[np.int64]:
         """int64[N], 0 for the unknown bucket. Of text every value is looked up once, however many rows have it."""
@@ -83,11 +83,15 @@ class FittedFeature:
         """Text → its code."""
         return {value: place for place, value in enumerate(self.values, start=1)}
 
-    def numbers(self, column: Any) -> tuple[NDArray[np.float32], int]:
-        """float32[N], normalised, missing ones at the mean; and how many are missing."""
+    def numbers(self, column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """float32[N], normalised, missing ones at the mean; and which are missing, bool[N]."""
         numbers, valid = read_numbers(column, self.feature)
         normalised = np.where(valid, (numbers - self.mean) / self.std, 0.0)
-        return normalised.astype(np.float32), int((~valid).sum())
+        return normalised.astype(np.float32), ~valid
+
+    def encode(self, column: Any) -> tuple[np.ndarray, NDArray[np.bool_]]:
+        """`ids` of categories, `numbers` of numbers."""
+        return self.ids(column) if self.offset >= 0 else self.numbers(column)
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,14 @@ class FeatureEncoder:
         """Numbers a row has."""
         return len(self.fitted) - self.fields
 
+    @cached_property
+    def by_source(self) -> dict[Source, tuple[FittedFeature, ...]]:
+        """The fitted features of each source."""
+        return {source: tuple(entry for entry in self.fitted if entry.feature.source == source) for source in SOURCES}
+
     def sizes(self, source: Source) -> tuple[int, int]:
         """How many ids and numbers a row has of one source."""
-        entries = [entry for entry in self.fitted if entry.feature.source == source]
+        entries = self.by_source[source]
         fields = sum(entry.offset >= 0 for entry in entries)
         return fields, len(entries) - fields
 
@@ -177,22 +186,21 @@ class FeatureEncoder:
         """The features of one source; a column that is absent counts as unknown in every row."""
         ids: list[np.ndarray] = []
         numbers: list[np.ndarray] = []
-        unknown: dict[str, int] = {}
-        for entry in self.fitted:
-            if entry.feature.source != source:
-                continue
+        unknown: list[int] = []
+        for entry, values, missing in self.encode_columns(source, columns, rows):
+            (ids if entry.offset >= 0 else numbers).append(values)
+            unknown.append(int(missing.sum()))
+        return Encoded(side_by_side(ids, rows, np.int32), side_by_side(numbers, rows, np.float32),
+                       counts_by_name(self.by_source[source], unknown))
+
+    def encode_columns(self, source: Source, columns: Mapping[str, Any],
+                       rows: int) -> Iterator[tuple[FittedFeature, np.ndarray, NDArray[np.bool_]]]:
+        """Each feature of a source with its ids or numbers [rows], and which values are missing or unknown."""
+        for entry in self.by_source[source]:
             column = columns.get(entry.feature.name)
             column = [None] * rows if column is None else column
             require(len(column) == rows, f"{source}.{entry.feature.name}", len(column), f"{rows} values")
-            if entry.offset >= 0:
-                codes, missing = entry.ids(column)
-                ids.append(codes)
-            else:
-                values, missing = entry.numbers(column)
-                numbers.append(values)
-            if missing:
-                unknown[entry.feature.name] = max(missing, unknown.get(entry.feature.name, 0))
-        return Encoded(_stack(ids, rows, np.int32), _stack(numbers, rows, np.float32), unknown)
+            yield entry, *entry.encode(column)
 
     def encode_history(self, items: np.ndarray) -> NDArray[np.int32]:
         """int32[N, L] ids of item ids int64[N, L]; what is absent or unknown is padding, so that it is not pooled."""
@@ -225,5 +233,15 @@ def _fitted(feature: Feature, column: pa.ChunkedArray, offset: int) -> FittedFea
                          std=std if std > 1e-12 else 1.0)
 
 
-def _stack(columns: list[np.ndarray], rows: int, dtype: type) -> np.ndarray:
+def side_by_side(columns: list[np.ndarray], rows: int, dtype: type) -> np.ndarray:
+    """[rows, columns]."""
     return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), dtype)
+
+
+def counts_by_name(entries: Sequence[FittedFeature], counts: Iterable[int]) -> dict[str, int]:
+    """Name → how many of its values are unknown, where there are some; of two features of a name the larger count."""
+    unknown: dict[str, int] = {}
+    for entry, count in zip(entries, counts, strict=True):
+        if count:
+            unknown[entry.feature.name] = max(int(count), unknown.get(entry.feature.name, 0))
+    return unknown
