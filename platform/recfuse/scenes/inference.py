@@ -24,12 +24,13 @@ from recfuse.scenes.encoder import FeatureEncoder
 from recfuse.scenes.experts import ExpertHealth
 from recfuse.scenes.features import declared_features
 from recfuse.scenes.histories import NO_ITEM, row_histories
-from recfuse.scenes.known_items import PRECISIONS, KnownItems, Precision, item_rows, rows_in_memory
+from recfuse.scenes.known_items import PRECISIONS, KnownItems, Precision, RowMaker, item_rows
 from recfuse.scenes.loss import calibrated
 from recfuse.scenes.mixture import MultiSceneModel, with_pairs
 from recfuse.scenes.model import ModelConfig, SceneModel
 from recfuse.scenes.registry import Pair, Registry
 from recfuse.scenes.request import ItemRows, RequestNetwork, SourceSizes
+from recfuse.scenes.row_files import RowFiles
 from recfuse.scenes.scorer_bundle import ScorerParts, read_parts, write_parts
 
 _BATCH = 8192
@@ -201,7 +202,7 @@ class SceneScorer:
                            self._shift[chosen])
 
     def known_items(self, keys: NDArray[np.int64], columns: Mapping[str, Any], precision: Precision = "float16",
-                    apart: Sequence[str] = ()) -> KnownItems:
+                    apart: Sequence[str] = (), files: RowFiles | None = None) -> KnownItems:
         """Items that requests are for again and again, encoded once, with their part of the network where it has one.
 
         Args:
@@ -209,6 +210,7 @@ class SceneScorer:
             columns: feature → its values [M]; what is missing counts as unknown.
             precision: of the rows; `none` makes no rows.
             apart: features that change so often that each request adds their part to the rows.
+            files: where the rows lie, for all processes of the machine; None keeps them in this one.
 
         Raises:
             InvalidFieldError: values that a feature does not take, or numbers that float16 does not hold.
@@ -216,7 +218,7 @@ class SceneScorer:
         known = KnownItems.of(self._encoder, keys, columns, apart)
         if self._network is None or precision == "none":
             return known
-        return rows_in_memory(known, self._encoder, self._network, PRECISIONS[precision])
+        return RowMaker(self._encoder, self._network, PRECISIONS[precision], files).with_rows(known)
 
     def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray],
               known: KnownItems | None = None, positions: NDArray[np.int64] | None = None) -> Scores:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,6 +16,9 @@ from torch import Tensor
 from recfuse.config import require
 from recfuse.scenes.encoder import Encoded, FeatureEncoder, FittedFeature, counts_by_name, side_by_side
 from recfuse.scenes.request import ItemRows, RequestNetwork
+from recfuse.scenes.row_files import RowFiles
+
+logger = logging.getLogger("recfuse")
 
 Precision = Literal["float16", "float32", "none"]
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
@@ -120,35 +125,65 @@ class KnownItems:
         apart = [(entry.offset >= 0, column) for entry, column in _columns(encoder) if entry.feature.name in self.apart]
         return [column for is_id, column in apart if is_id], [column for is_id, column in apart if not is_id]
 
-    def with_rows(self, rows: Tensor) -> KnownItems:
-        """The same items with their rows."""
-        return replace(self, rows=rows)
 
+class RowMaker:
+    """Makes the rows of known items with one network.
 
-def computed_rows(known: KnownItems, encoder: FeatureEncoder, network: RequestNetwork,
-                  precision: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of the items, a block of them after the other, on the device of the network.
-
-    Raises:
-        InvalidFieldError: float16 does not hold a number.
+    Args:
+        encoder, network: of one scorer.
+        precision: of the rows.
+        files: where they lie; None keeps them in this process alone.
     """
-    apart = known.columns_apart(encoder)
-    for start in range(0, len(known.ids), _BLOCK):
-        block = slice(start, min(start + _BLOCK, len(known.ids)))
-        ids, numbers = (torch.from_numpy(part[block]).to(network.device) for part in (known.ids, known.numbers))
+
+    def __init__(self, encoder: FeatureEncoder, network: RequestNetwork, precision: torch.dtype,
+                 files: RowFiles | None = None) -> None:
+        self._encoder, self._network, self._precision, self._files = encoder, network, precision, files
+
+    def with_rows(self, known: KnownItems) -> KnownItems:
+        """The items with their rows, on the device of the network.
+
+        Raises:
+            InvalidFieldError: float16 does not hold a number.
+        """
+        return replace(known, rows=self._rows(known).to(self._network.device))
+
+    def _rows(self, known: KnownItems) -> Tensor:
+        shape = len(known.ids), self._network.outputs
+        if self._files is not None:
+            try:
+                dtype = torch.empty(0, dtype=self._precision).numpy().dtype
+                return self._files.rows(self._key(known), shape, dtype,
+                                        lambda: (block.cpu().numpy() for block in self._blocks(known)))
+            except OSError as error:
+                logger.warning("the rows of items are kept in this process alone: %s", error)
+        rows, start = torch.empty(shape, dtype=self._precision), 0
+        for block in self._blocks(known):
+            rows[start:start + len(block)] = block
+            start += len(block)
+        return rows
+
+    def _blocks(self, known: KnownItems) -> Iterator[Tensor]:
+        """The rows of some items after the others."""
+        for start in range(0, len(known.ids), _BLOCK):
+            yield self._computed(known, slice(start, start + _BLOCK))
+
+    def _computed(self, known: KnownItems, which: slice | NDArray[np.int64]) -> Tensor:
+        """The rows of these items."""
+        ids, numbers = (torch.from_numpy(part[which]).to(self._network.device) for part in (known.ids, known.numbers))
         with torch.inference_mode():
-            rows = network.item_rows((ids, numbers), *apart).to(precision)
+            rows = self._network.item_rows((ids, numbers), *known.columns_apart(self._encoder)).to(self._precision)
         require(bool(torch.isfinite(rows).all()), "item_rows", "float16", "float32: a number is beyond 65,504")
-        yield block, rows
+        return rows
 
-
-def rows_in_memory(known: KnownItems, encoder: FeatureEncoder, network: RequestNetwork,
-                   precision: torch.dtype) -> KnownItems:
-    """The items with rows that this process alone has, on the device of the network."""
-    rows = torch.empty(len(known.ids), network.outputs, dtype=precision, device=network.device)
-    for block, values in computed_rows(known, encoder, network, precision):
-        rows[block] = values
-    return known.with_rows(rows)
+    def _key(self, known: KnownItems) -> str:
+        """Hash of all that the rows follow from: the scorer's weights, and what is in a row of each item."""
+        fields, numbers = known.columns_apart(self._encoder)
+        digest = hashlib.sha256(repr((str(self._precision), fields, numbers, known.ids.shape)).encode())
+        for part in self._network.item_weights():
+            digest.update(part.cpu().numpy().data)
+        for values, absent in ((known.ids, fields), (known.numbers, numbers)):
+            digest.update(np.ascontiguousarray(np.delete(values, absent, axis=1)).data)
+        return digest.hexdigest()[:24]
 
 
 def item_rows(known: KnownItems, chosen: ChosenItems, device: torch.device) -> ItemRows | None:

@@ -86,6 +86,10 @@ class RequestNetwork:
         inputs[:, self._columns_of(fields, numbers)] = 0.0
         return inputs @ self._varying[:self._item_columns]
 
+    def item_weights(self) -> tuple[Tensor, Tensor]:
+        """All weights that rows follow from: the embedding table, and the items' part of the first layer."""
+        return self._model.embedding.detach(), self._varying[:self._item_columns]
+
     def _columns_of(self, fields: Sequence[int], numbers: Sequence[int]) -> Tensor:
         """int64 [c]: which of an item's inputs these ids and numbers are."""
         width = self._model.config.embedding_size

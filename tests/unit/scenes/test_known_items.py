@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.inference import SceneScorer, Scores
 from recfuse.scenes.known_items import KnownItems, Precision
 from recfuse.scenes.registry import Registry
+from recfuse.scenes.row_files import RowFiles
 from recfuse.scenes.training.problem import Problem
 from recfuse.serving.catalogue import Catalogue
 
@@ -32,9 +34,9 @@ class Shop:
         self.former = FormerScorer(self.scorer, self.scorer._model)  # type: ignore[arg-type]
         self.keys = exposures.items["item_id"].to_numpy()
 
-    def known(self, precision: Precision, apart: tuple[str, ...] = ()) -> KnownItems:
+    def known(self, precision: Precision, apart: tuple[str, ...] = (), files: RowFiles | None = None) -> KnownItems:
         places = np.arange(len(self.catalogue))
-        return self.scorer.known_items(self.catalogue.keys, self.catalogue.features(places), precision, apart)
+        return self.scorer.known_items(self.catalogue.keys, self.catalogue.features(places), precision, apart, files)
 
     def expected(self, ids: np.ndarray, sent: Mapping[str, Any], user: Mapping[str, Any] = USER) -> Scores:
         columns = self.catalogue.features(self.catalogue.positions(ids))
@@ -120,3 +122,26 @@ def test_numbers_that_float16_does_not_hold_are_refused(shop: Shop) -> None:
         with pytest.raises(InvalidFieldError, match="item_rows: got 'float16'; allowed: float32"):
             shop.known("float16")
         weight.copy_(kept)
+
+
+def test_rows_of_a_file_score_as_those_in_memory(shop: Shop, tmp_path: Path) -> None:
+    """One file for what the rows follow from: another scorer, other items or another precision have their own."""
+    files = RowFiles(tmp_path)
+    own, mapped = shop.known("float16"), shop.known("float16", files=files)
+    np.testing.assert_array_equal(mapped.rows.numpy(), own.rows.numpy())
+    ids = np.append(shop.keys, 10**12)
+    same(shop.found(mapped, ids, {}), shop.found(own, ids, {}), 0)
+    shop.known("float16", files=files)
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+    shop.known("float32", files=files)
+    shop.known("float16", ("duration",), files)
+    shop.scorer.known_items(shop.keys[:5], {}, "float16", files=files)
+    assert len(list(tmp_path.glob("*.npy"))) == 4
+
+
+def test_without_a_directory_rows_stay_in_the_process(shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+                                                      ) -> None:
+    (tmp_path / "file").touch()
+    known = shop.known("float16", files=RowFiles(tmp_path / "file" / "rows"))
+    assert known.rows is not None
+    assert "the rows of items are kept in this process alone" in caplog.text
