@@ -17,14 +17,14 @@ from recfuse.bundle import Bundle
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
 from recfuse.scenes import experts
-from recfuse.scenes.config import SOURCES
+from recfuse.scenes.config import SOURCES, Precision
 from recfuse.scenes.dataset import EncodedRows, encode_rows
 from recfuse.scenes.encoded_request import EncodedRequest, encode_request, id_keys
 from recfuse.scenes.encoder import FeatureEncoder
 from recfuse.scenes.experts import ExpertHealth
 from recfuse.scenes.features import declared_features
 from recfuse.scenes.histories import NO_ITEM, row_histories
-from recfuse.scenes.known_items import PRECISIONS, KnownItems, Precision, RowMaker, item_rows
+from recfuse.scenes.known_items import PRECISIONS, KnownItems, RowMaker, item_rows
 from recfuse.scenes.loss import calibrated
 from recfuse.scenes.mixture import MultiSceneModel, with_pairs
 from recfuse.scenes.model import ModelConfig, SceneModel

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recfuse.config import require
+from recfuse.scenes.config import Precision
 from recfuse.scenes.encoder import Encoded, FeatureEncoder, FittedFeature, counts_by_name, side_by_side
 from recfuse.scenes.request import ItemRows, RequestNetwork
 from recfuse.scenes.row_files import RowFiles
 
 logger = logging.getLogger("recfuse")
 
-Precision = Literal["float16", "float32", "none"]
-PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
+PRECISIONS: dict[Precision, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
 _BLOCK = 4096
 
 
@@ -151,7 +151,7 @@ class RowMaker:
         shape = len(known.ids), self._network.outputs
         if self._files is not None:
             try:
-                dtype = torch.empty(0, dtype=self._precision).numpy().dtype
+                dtype = np.dtype(str(self._precision).removeprefix("torch."))
                 return self._files.rows(self._key(known), shape, dtype,
                                         lambda: (block.cpu().numpy() for block in self._blocks(known)))
             except OSError as error:

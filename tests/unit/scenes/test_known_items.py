@@ -13,9 +13,9 @@ import torch
 from benchmarks.scorer_former import FormerScorer
 from recfuse.config import InvalidFieldError
 from recfuse.logs.exposures import Exposures
-from recfuse.scenes.config import ModelConfig
+from recfuse.scenes.config import ModelConfig, Precision
 from recfuse.scenes.inference import SceneScorer, Scores
-from recfuse.scenes.known_items import KnownItems, Precision
+from recfuse.scenes.known_items import KnownItems
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.row_files import RowFiles
 from recfuse.scenes.training.problem import Problem
