@@ -12,6 +12,7 @@ import numpy as np
 from recfuse.bundle.arms import Arms, Canary
 from recfuse.config import InvalidFieldError
 from recfuse.scenes.inference import SceneScorer
+from recfuse.scenes.known_items import KnownItems
 from recfuse.scenes.row_files import RowFiles
 from recfuse.serving.catalogue import Catalogue, CatalogueScorer, Scorer
 from recfuse.serving.config import ServingConfig
@@ -59,19 +60,20 @@ class ServedScorer:
     def _joined(self, arms: Arms[Scorer], catalogue: Catalogue | None, known: Iterable[CatalogueScorer]
                 ) -> Arms[CatalogueScorer]:
         def join(scorer: Scorer) -> CatalogueScorer:
-            same = (each for each in known if each.scorer is scorer and each.catalogue is catalogue)
-            return next(same, None) or self._with_rows(scorer, catalogue)
+            same = [each for each in known if each.scorer is scorer]
+            whole = (each for each in same if each.catalogue is catalogue)
+            return next(whole, None) or self._with_rows(scorer, catalogue, same[0].known if same else None)
 
         canary = arms.canary
         return Arms(join(arms.current), None if canary is None else Canary(join(canary.model), canary.name,
                                                                            canary.share))
 
-    def _with_rows(self, scorer: Scorer, catalogue: Catalogue | None) -> CatalogueScorer:
+    def _with_rows(self, scorer: Scorer, catalogue: Catalogue | None, before: KnownItems | None) -> CatalogueScorer:
         if catalogue is None or not isinstance(scorer, SceneScorer):
             return CatalogueScorer(scorer, catalogue)
         try:
             known = scorer.known_items(catalogue.keys, catalogue.features(np.arange(len(catalogue))),
-                                       self._config.item_rows, self._config.rows_apart, self._files)
+                                       self._config.item_rows, self._config.rows_apart, self._files, before)
         except (InvalidFieldError, MemoryError) as error:
             # Requests may bring what the catalogue has wrong.
             logger.warning("items are encoded in each request to %s: %s", scorer.version, error)

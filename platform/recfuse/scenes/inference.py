@@ -202,15 +202,17 @@ class SceneScorer:
                            self._shift[chosen])
 
     def known_items(self, keys: NDArray[np.int64], columns: Mapping[str, Any], precision: Precision = "float16",
-                    apart: Sequence[str] = (), files: RowFiles | None = None) -> KnownItems:
+                    apart: Sequence[str] = (), files: RowFiles | None = None,
+                    before: KnownItems | None = None) -> KnownItems:
         """Items that requests are for again and again, encoded once, with their part of the network where it has one.
 
         Args:
-            keys: [M], of the items' ids (recfuse.logs.ids).
+            keys: [M], ascending, of the items' ids (recfuse.logs.ids).
             columns: feature → its values [M]; what is missing counts as unknown.
             precision: of the rows; `none` makes no rows.
             apart: features that change so often that each request adds their part to the rows.
             files: where the rows lie, for all processes of the machine; None keeps them in this one.
+            before: of an earlier catalogue; the rows of items that have not changed are taken from it.
 
         Raises:
             InvalidFieldError: values that a feature does not take, or numbers that float16 does not hold.
@@ -218,7 +220,7 @@ class SceneScorer:
         known = KnownItems.of(self._encoder, keys, columns, apart)
         if self._network is None or precision == "none":
             return known
-        return RowMaker(self._encoder, self._network, PRECISIONS[precision], files).with_rows(known)
+        return RowMaker(self._encoder, self._network, PRECISIONS[precision], files).with_rows(known, before)
 
     def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray],
               known: KnownItems | None = None, positions: NDArray[np.int64] | None = None) -> Scores:

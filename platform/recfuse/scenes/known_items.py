@@ -48,10 +48,11 @@ class KnownItems:
     """M items, and behind them one of which nothing is known: requests for items that are not here begin with it.
 
     Attributes:
-        keys: int64[M], of the items' ids (recfuse.logs.ids).
+        keys: int64[M], ascending, of the items' ids (recfuse.logs.ids).
         ids: int32[M + 1, fields]; numbers: float32[M + 1, numeric]; unknown: bool[M + 1, features].
         apart: features that the rows lack, so that a request adds their part: such as an age, which changes every day.
         rows: float16 or float32 [M + 1, outputs]; None where a request computes the items' part itself.
+        made_by: hash of the weights and precision that the rows were made with.
     """
 
     keys: NDArray[np.int64]
@@ -60,6 +61,7 @@ class KnownItems:
     unknown: NDArray[np.bool_]
     apart: frozenset[str] = frozenset()
     rows: Tensor | None = None
+    made_by: str = ""
 
     @classmethod
     def of(cls, encoder: FeatureEncoder, keys: NDArray[np.int64], columns: Mapping[str, Any],
@@ -139,33 +141,63 @@ class RowMaker:
                  files: RowFiles | None = None) -> None:
         self._encoder, self._network, self._precision, self._files = encoder, network, precision, files
 
-    def with_rows(self, known: KnownItems) -> KnownItems:
+    def with_rows(self, known: KnownItems, before: KnownItems | None = None) -> KnownItems:
         """The items with their rows, on the device of the network.
+
+        Args:
+            before: of an earlier catalogue; rows that are the same here are taken from it.
 
         Raises:
             InvalidFieldError: float16 does not hold a number.
         """
-        return replace(known, rows=self._rows(known).to(self._network.device))
+        made_by = self._made_by(known)
+        if before is not None and before.made_by != made_by:
+            before = None
+        return replace(known, rows=self._rows(known, made_by, before).to(self._network.device), made_by=made_by)
 
-    def _rows(self, known: KnownItems) -> Tensor:
+    def _rows(self, known: KnownItems, made_by: str, before: KnownItems | None) -> Tensor:
         shape = len(known.ids), self._network.outputs
         if self._files is not None:
             try:
                 dtype = np.dtype(str(self._precision).removeprefix("torch."))
-                return self._files.rows(self._key(known), shape, dtype,
-                                        lambda: (block.cpu().numpy() for block in self._blocks(known)))
+                return self._files.rows(self._key(known, made_by), shape, dtype,
+                                        lambda: (block.cpu().numpy() for block in self._blocks(known, before)))
             except OSError as error:
                 logger.warning("the rows of items are kept in this process alone: %s", error)
         rows, start = torch.empty(shape, dtype=self._precision), 0
-        for block in self._blocks(known):
+        for block in self._blocks(known, before):
             rows[start:start + len(block)] = block
             start += len(block)
         return rows
 
-    def _blocks(self, known: KnownItems) -> Iterator[Tensor]:
+    def _blocks(self, known: KnownItems, before: KnownItems | None) -> Iterator[Tensor]:
         """The rows of some items after the others."""
+        places = np.full(len(known.ids), -1) if before is None else self._unchanged(known, before)
         for start in range(0, len(known.ids), _BLOCK):
-            yield self._computed(known, slice(start, start + _BLOCK))
+            kept = places[start:start + _BLOCK]
+            changed = np.flatnonzero(kept < 0)
+            if before is None or before.rows is None or len(changed) == len(kept):
+                yield self._computed(known, slice(start, start + _BLOCK))
+                continue
+            rows = before.rows.index_select(0, torch.from_numpy(np.maximum(kept, 0)).to(before.rows.device))
+            rows[changed] = self._computed(known, start + changed).to(rows.device)
+            yield rows
+
+    def _unchanged(self, known: KnownItems, before: KnownItems) -> NDArray[np.int64]:
+        """int64[M + 1]: where the same row stands in an earlier catalogue, −1 where none does."""
+        # The last row, of an item of which nothing is known, is the same in both.
+        nearest = np.minimum(np.searchsorted(before.keys, known.keys), max(len(before.keys) - 1, 0))
+        same = before.keys[nearest] == known.keys if len(before.keys) else np.zeros(len(known.keys), bool)
+        places = np.append(np.where(same, nearest, -1), len(before.keys))
+        for now, then in zip(self._kept(known), self._kept(before), strict=True):
+            places[(now != then[places]).any(1)] = -1
+        return places
+
+    def _kept(self, known: KnownItems) -> list[np.ndarray]:
+        """The ids and the numbers that are in the rows."""
+        absent = known.columns_apart(self._encoder)
+        return [np.ascontiguousarray(np.delete(values, columns, axis=1))
+                for values, columns in zip((known.ids, known.numbers), absent, strict=True)]
 
     def _computed(self, known: KnownItems, which: slice | NDArray[np.int64]) -> Tensor:
         """The rows of these items."""
@@ -175,14 +207,19 @@ class RowMaker:
         require(bool(torch.isfinite(rows).all()), "item_rows", "float16", "float32: a number is beyond 65,504")
         return rows
 
-    def _key(self, known: KnownItems) -> str:
-        """Hash of all that the rows follow from: the scorer's weights, and what is in a row of each item."""
-        fields, numbers = known.columns_apart(self._encoder)
-        digest = hashlib.sha256(repr((str(self._precision), fields, numbers, known.ids.shape)).encode())
+    def _made_by(self, known: KnownItems) -> str:
+        """Hash of all of the scorer that rows follow from."""
+        digest = hashlib.sha256(repr((str(self._precision), known.columns_apart(self._encoder))).encode())
         for part in self._network.item_weights():
             digest.update(part.cpu().numpy().data)
-        for values, absent in ((known.ids, fields), (known.numbers, numbers)):
-            digest.update(np.ascontiguousarray(np.delete(values, absent, axis=1)).data)
+        return digest.hexdigest()
+
+    def _key(self, known: KnownItems, made_by: str) -> str:
+        """Hash of all that the rows follow from: of the scorer, and what is in the row of each item."""
+        digest = hashlib.sha256(made_by.encode())
+        for values in self._kept(known):
+            digest.update(repr(values.shape).encode())
+            digest.update(values.data)
         return digest.hexdigest()[:24]
 
 

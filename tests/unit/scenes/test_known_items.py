@@ -17,6 +17,7 @@ from recfuse.scenes.config import ModelConfig, Precision
 from recfuse.scenes.inference import SceneScorer, Scores
 from recfuse.scenes.known_items import KnownItems
 from recfuse.scenes.registry import Registry
+from recfuse.scenes.request import RequestNetwork
 from recfuse.scenes.row_files import RowFiles
 from recfuse.scenes.training.problem import Problem
 from recfuse.serving.catalogue import Catalogue
@@ -145,3 +146,34 @@ def test_without_a_directory_rows_stay_in_the_process(shop: Shop, tmp_path: Path
     known = shop.known("float16", files=RowFiles(tmp_path / "file" / "rows"))
     assert known.rows is not None
     assert "the rows of items are kept in this process alone" in caplog.text
+
+
+@pytest.mark.parametrize("apart", [(), ("duration",)])
+def test_a_new_catalogue_computes_what_changed(shop: Shop, tmp_path: Path, apart: tuple[str, ...],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some items are gone, some new, one is another; the rows are those of a build of all."""
+    files, places = RowFiles(tmp_path), np.arange(len(shop.catalogue))
+    columns, keys = shop.catalogue.features(places), shop.catalogue.keys
+    before = shop.scorer.known_items(keys[5:], {name: column[5:] for name, column in columns.items()}, "float16", apart,
+                                     files)
+    new = {name: column[:-5].copy() for name, column in columns.items()}
+    new["duration"][20] *= 1000.0
+    new["tag"][30] = 10**9
+    computed: list[int] = []
+    item_rows = RequestNetwork.item_rows
+
+    def counted(self: RequestNetwork, items: Any, *absent: Any) -> torch.Tensor:
+        computed.append(len(items[0]))
+        return item_rows(self, items, *absent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RequestNetwork, "item_rows", counted)
+        changed = shop.scorer.known_items(keys[:-5], new, "float16", apart, files, before)
+    assert sum(computed) == 5 + 1 + (not apart)
+    whole = shop.scorer.known_items(keys[:-5], new, "float16", apart)
+    np.testing.assert_allclose(changed.rows.numpy(), whole.rows.numpy(), rtol=2e-3, atol=1e-6)
+    computed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(RequestNetwork, "item_rows", counted)
+        shop.scorer.known_items(keys[:-5], new, "float32", apart, before=changed)
+    assert sum(computed) == len(changed.ids)  # rows of another precision are no help
