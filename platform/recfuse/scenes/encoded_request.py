@@ -52,13 +52,13 @@ def encode_request(encoder: FeatureEncoder, scene: str, user: Mapping[str, Any],
     Raises:
         InvalidFieldError: a value of a type that its feature does not take.
     """
-    given: dict[str, Any] = {name: [value] for name, value in user.items() if name != "history"}
+    given = {name: value for name, value in user.items() if name != "history"}
     if user.get("user_id") is not None:
-        given["user_id"] = id_keys(given["user_id"], "user_id")
-    now = {"hour": [datetime.datetime.now(datetime.UTC).hour]}
+        given["user_id"] = int(id_keys([given["user_id"]], "user_id")[0])
+    now = {"hour": datetime.datetime.now(datetime.UTC).hour}
     history = encoder.encode_history(last_items(user.get("history"), encoder.history_length))
-    return EncodedRequest(encoder.encode("user", given, 1), items,
-                          encoder.encode("context", {**now, **given, "scene": [scene]}, 1), history, index)
+    return EncodedRequest(encoder.encode_one("user", given), items,
+                          encoder.encode_one("context", {**now, **given, "scene": scene}), history, index)
 
 
 def _repeat(row: np.ndarray, count: int) -> np.ndarray:

@@ -6,6 +6,8 @@ training rows did not hold (or held too seldom). Row 0 of the table pads histori
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +25,7 @@ from recfuse.scenes.config import SOURCES, Feature, Source
 from recfuse.scenes.histories import NO_ITEM
 
 PADDING = 0
+_DIGITS = re.compile("-?[0-9]{1,19}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,48 @@ class FittedFeature:
     def encode(self, column: Any) -> tuple[np.ndarray, NDArray[np.bool_]]:
         """`ids` of categories, `numbers` of numbers."""
         return self.ids(column) if self.offset >= 0 else self.numbers(column)
+
+    def encode_one(self, value: Any) -> tuple[float, bool]:
+        """What `encode` makes of a column with this value alone, some fifty times as fast for plain values."""
+        found = self._number_of(value) if self.feature.kind != "categorical" else self._code_of(value)
+        if found is None:
+            values, missing = self.encode([value])
+            return values[0].item(), bool(missing[0])
+        if self.feature.kind == "numeric":
+            return (0.0, True) if math.isnan(found) else ((found - self.mean) / self.std, False)
+        if self.feature.kind == "bucketed":
+            found = 0 if math.isnan(found) else int(self.values.searchsorted(found, side="right")) + 1
+        return found + self.offset, found == 0
+
+    def _number_of(self, value: Any) -> float | None:
+        """A number after `log`, NaN where it is missing; None where only a column tells."""
+        if value is None:
+            return math.nan
+        # Beyond 2⁵³ a column of integers is rounded in its own way.
+        if type(value) is not float and (type(value) not in (int, bool) or abs(value) > 2**53):
+            return None
+        if not math.isfinite(value):
+            return math.nan
+        number = float(value)
+        return float(np.log1p(max(number, 0.0))) if self.feature.log else number
+
+    def _code_of(self, value: Any) -> int | None:
+        """A category's code, 0 for the unknown bucket; None where only a column tells."""
+        if value is None:
+            return 0
+        integers = self.values.dtype.kind == "i"
+        if type(value) is int and -2**63 <= value < 2**63:
+            return int(self._codes_of(np.array([value]))[0]) if integers else self._code_of_text(str(value))
+        if type(value) is str:
+            if not integers:
+                return self._code_of_text(value)
+            number = int(value) if _DIGITS.fullmatch(value) else 2**63
+            return int(self._codes_of(np.array([number]))[0]) if -2**63 <= number < 2**63 else 0
+        return None
+
+    def _code_of_text(self, text: str) -> int:
+        return int(self._codes_of(np.array([text], object))[0]) if self.feature.hash_buckets else \
+            self._places.get(text, 0)
 
 
 @dataclass(frozen=True)
@@ -191,6 +236,18 @@ class FeatureEncoder:
             (ids if entry.offset >= 0 else numbers).append(values)
             unknown.append(int(missing.sum()))
         return Encoded(side_by_side(ids, rows, np.int32), side_by_side(numbers, rows, np.float32),
+                       counts_by_name(self.by_source[source], unknown))
+
+    def encode_one(self, source: Source, values: Mapping[str, Any]) -> Encoded:
+        """One row of a source: what `encode` makes of columns with one value each."""
+        ids: list[float] = []
+        numbers: list[float] = []
+        unknown: list[int] = []
+        for entry in self.by_source[source]:
+            found, missing = entry.encode_one(values.get(entry.feature.name))
+            (ids if entry.offset >= 0 else numbers).append(found)
+            unknown.append(missing)
+        return Encoded(np.array([ids], np.int32), np.array([numbers], np.float32),
                        counts_by_name(self.by_source[source], unknown))
 
     def encode_columns(self, source: Source, columns: Mapping[str, Any],

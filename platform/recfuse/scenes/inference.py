@@ -252,9 +252,8 @@ class SceneScorer:
         Raises:
             InvalidFieldError: a value of a type or size that its feature does not take.
         """
-        given = {name: [value] for name, value in features.items()}
         for source in ("user", "context"):
-            self._encoder.encode(source, given, 1)
+            self._encoder.encode_one(source, features)
 
     def score_rows(self, rows: pa.Table, users: pa.Table, items: pa.Table,
                    histories: NDArray[np.int64] | None = None,
