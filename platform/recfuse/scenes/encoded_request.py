@@ -80,8 +80,9 @@ def id_keys(ids: Any, field: str) -> NDArray[np.int64]:
         InvalidFieldError: something else than integers and texts.
     """
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
-        return ids.astype(np.int64)
+        return ids.astype(np.int64, copy=False)
     listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    plain = not isinstance(ids, str) and all(isinstance(each, (int, str)) for each in listed)
+    plain = not isinstance(ids, str) and (
+        set(map(type, listed)) <= {int, str} or all(isinstance(each, (int, str)) for each in listed))
     require(plain, field, ids, f"a list of {ALLOWED}")
     return keys_of(listed)

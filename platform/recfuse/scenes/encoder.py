@@ -126,13 +126,20 @@ class FittedFeature:
             return 0
         integers = self.values.dtype.kind == "i"
         if type(value) is int and -2**63 <= value < 2**63:
-            return int(self._codes_of(np.array([value]))[0]) if integers else self._code_of_text(str(value))
+            return self._code_of_integer(value) if integers else self._code_of_text(str(value))
         if type(value) is str:
             if not integers:
                 return self._code_of_text(value)
             number = int(value) if _DIGITS.fullmatch(value) else 2**63
-            return int(self._codes_of(np.array([number]))[0]) if -2**63 <= number < 2**63 else 0
+            return self._code_of_integer(number) if -2**63 <= number < 2**63 else 0
         return None
+
+    def _code_of_integer(self, value: int) -> int:
+        if self.feature.hash_buckets:
+            return int(self._codes_of(np.array([value]))[0])
+        # A dictionary of the ids of millions of users would take more memory than the table of their embeddings.
+        place = int(self.values.searchsorted(value))
+        return place + 1 if place < len(self.values) and self.values[place] == value else 0
 
     def _code_of_text(self, text: str) -> int:
         return int(self._codes_of(np.array([text], object))[0]) if self.feature.hash_buckets else \
@@ -220,6 +227,15 @@ class FeatureEncoder:
     def by_source(self) -> dict[Source, tuple[FittedFeature, ...]]:
         """The fitted features of each source."""
         return {source: tuple(entry for entry in self.fitted if entry.feature.source == source) for source in SOURCES}
+
+    @cached_property
+    def item_columns(self) -> tuple[tuple[FittedFeature, int], ...]:
+        """Each feature of items with its position among the items' ids, or among their numbers."""
+        seen, columns = {True: 0, False: 0}, []
+        for entry in self.by_source["item"]:
+            columns.append((entry, seen[entry.offset >= 0]))
+            seen[entry.offset >= 0] += 1
+        return tuple(columns)
 
     def sizes(self, source: Source) -> tuple[int, int]:
         """How many ids and numbers a row has of one source."""

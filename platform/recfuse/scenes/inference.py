@@ -242,7 +242,7 @@ class SceneScorer:
         chosen = None if known is None or positions is None else known.choose(self._encoder, positions, items)
         encoded = self._encoder.encode("item", items, len(items["item_id"])) if chosen is None else chosen.encoded
         request = encode_request(self._encoder, scene, user, encoded, self._registry.scene_names.index(scene))
-        rows = None if known is None or chosen is None else item_rows(known, chosen, self._device)
+        rows = None if known is None or chosen is None else item_rows(known, chosen, self._tensor)
         columns = dict(zip(self.tasks[scene], self._request_probabilities(request, rows).T, strict=True))
         return Scores(columns, {**request.user.unknown, **request.context.unknown, **request.items.unknown})
 
@@ -327,4 +327,5 @@ class SceneScorer:
             return probabilities
 
     def _tensor(self, column: np.ndarray) -> Tensor:
-        return torch.from_numpy(column).to(self._device)
+        tensor = torch.from_numpy(column)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recfuse.config import require
 from recfuse.scenes.config import Precision
-from recfuse.scenes.encoder import Encoded, FeatureEncoder, FittedFeature, counts_by_name, side_by_side
+from recfuse.scenes.encoder import Encoded, FeatureEncoder, counts_by_name, side_by_side
 from recfuse.scenes.request import ItemRows, RequestNetwork
 from recfuse.scenes.row_files import RowFiles
 
@@ -23,6 +23,7 @@ logger = logging.getLogger("recfuse")
 
 PRECISIONS: dict[Precision, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
 _BLOCK = 4096
+_NOTHING = np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class KnownItems:
         ids, numbers, unknown = self.ids[places], self.numbers[places], self.unknown[places]
         fields: list[int] = []
         numeric: list[int] = []
-        for place, (entry, column) in enumerate(_columns(encoder)):
+        for place, (entry, column) in enumerate(encoder.item_columns):
             name, values = entry.feature.name, ids if entry.offset >= 0 else numbers
             # The id of a known item is the one that its row was made of.
             sent = any_outside if name == "item_id" else name in items
@@ -116,6 +117,8 @@ class KnownItems:
     def _before(self, encoder: FeatureEncoder, places: NDArray[np.int64], fields: Sequence[int],
                 numbers: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Ids [N, fields] and numbers [N, numbers] that the rows were made of."""
+        if not fields and not numbers:
+            return _NOTHING
         absent_fields, absent_numbers = self.columns_apart(encoder)
         ids, kept = self.ids[places][:, fields], self.numbers[places][:, numbers]
         ids[:, [field in absent_fields for field in fields]] = -1
@@ -124,7 +127,8 @@ class KnownItems:
 
     def columns_apart(self, encoder: FeatureEncoder) -> tuple[list[int], list[int]]:
         """Positions of the ids and of the numbers that the rows lack."""
-        apart = [(entry.offset >= 0, column) for entry, column in _columns(encoder) if entry.feature.name in self.apart]
+        apart = [(entry.offset >= 0, column) for entry, column in encoder.item_columns
+                 if entry.feature.name in self.apart]
         return [column for is_id, column in apart if is_id], [column for is_id, column in apart if not is_id]
 
 
@@ -223,18 +227,9 @@ class RowMaker:
         return digest.hexdigest()[:24]
 
 
-def item_rows(known: KnownItems, chosen: ChosenItems, device: torch.device) -> ItemRows | None:
-    """The rows of chosen items; None where the items have none."""
+def item_rows(known: KnownItems, chosen: ChosenItems, tensor: Callable[[np.ndarray], Tensor]) -> ItemRows | None:
+    """The rows of chosen items; None where the items have none. `tensor` puts an array on the device of the rows."""
     if known.rows is None:
         return None
-    places, *before = (torch.from_numpy(part).to(device) for part in (chosen.places, *chosen.before))
-    return ItemRows(known.rows, places, chosen.fields, chosen.numbers, (before[0], before[1]))
-
-
-def _columns(encoder: FeatureEncoder) -> list[tuple[FittedFeature, int]]:
-    """Each feature of items with its position among the ids, or among the numbers."""
-    seen, columns = {True: 0, False: 0}, []
-    for entry in encoder.by_source["item"]:
-        columns.append((entry, seen[entry.offset >= 0]))
-        seen[entry.offset >= 0] += 1
-    return columns
+    ids, numbers = chosen.before
+    return ItemRows(known.rows, tensor(chosen.places), chosen.fields, chosen.numbers, (tensor(ids), tensor(numbers)))

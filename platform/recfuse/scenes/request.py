@@ -56,8 +56,9 @@ class RequestNetwork:
     """
 
     def __init__(self, model: MultiSceneModel, user: SourceSizes, item: SourceSizes, context: SourceSizes) -> None:
-        self._model, self._item_field = model, model.item_field - user.fields
-        self._item = item
+        self._model, self._item, self._item_field = model, item, model.item_field - user.fields
+        self._embedding = model.embedding.detach()
+        self._query = None if model.query is None else model.query.weight.detach()
         experts, self._shared = model.config.experts, model.config.experts * model.config.expert_layers[0]
         # A scene's gates have experts in front: a softmax over a last dimension of eight costs twenty times as much.
         gates = [torch.arange(pairs.start * experts, pairs.stop * experts).view(-1, experts).T.flatten()
@@ -82,13 +83,13 @@ class RequestNetwork:
 
     def item_rows(self, items: Inputs, fields: Sequence[int] = (), numbers: Sequence[int] = ()) -> Tensor:
         """The items' part of the first layer [B, outputs], without the part of these `fields` and `numbers`."""
-        inputs = torch.cat([self._model.lookup(items[0]).flatten(1), items[1]], 1)
+        inputs = torch.cat([self._lookup(items[0]).flatten(1), items[1]], 1)
         inputs[:, self._columns_of(fields, numbers)] = 0.0
         return inputs @ self._varying[:self._item_columns]
 
     def item_weights(self) -> tuple[Tensor, Tensor]:
         """All weights that rows follow from: the embedding table, and the items' part of the first layer."""
-        return self._model.embedding.detach(), self._varying[:self._item_columns]
+        return self._embedding, self._varying[:self._item_columns]
 
     def _columns_of(self, fields: Sequence[int], numbers: Sequence[int]) -> Tensor:
         """int64 [c]: which of an item's inputs these ids and numbers are."""
@@ -105,9 +106,10 @@ class RequestNetwork:
             user, context: one row each; items: N rows; history: int [1, L], 0 pads.
             rows: of the items; without them their part is computed as well.
         """
-        lookup, pairs = self._model.lookup, self._model.spans[scene]
-        common = torch.cat([lookup(user[0]).flatten(), lookup(context[0]).flatten(), user[1][0], context[1][0]])
+        pairs = self._model.spans[scene]
         outputs = slice(self._shared), self._gates[scene]
+        embedded = self._lookup(torch.cat([user[0], context[0]], 1))
+        common = torch.cat([embedded.flatten(), user[1][0], context[1][0]])
         shared = [torch.addmv(self._bias[some], self._common[some], common) for some in outputs]
         inputs = self._inputs(items, history, rows)
         first = self._whole(inputs, shared, outputs) if rows is None else self._added(inputs, shared, outputs, rows)
@@ -123,10 +125,11 @@ class RequestNetwork:
     def _added(self, inputs: Tensor, shared: list[Tensor], outputs: tuple[slice, ...],
                rows: ItemRows) -> Iterator[list[Tensor]]:
         """As `_whole`, on top of the items' rows."""
-        own = self._varying[self._item_columns:]
-        changed = self._varying[self._columns_of(rows.fields, rows.numbers)]
-        weights = [torch.cat([own[:, some], changed[:, some], part[None]])
-                   for part, some in zip(shared, outputs, strict=True)]
+        own = [self._varying[self._item_columns:]]
+        if rows.fields or rows.numbers:
+            own.append(self._varying[self._columns_of(rows.fields, rows.numbers)])
+        weights = [torch.cat([*(part[:, some] for part in own), all_have[None]])
+                   for all_have, some in zip(shared, outputs, strict=True)]
         for block, places in zip(inputs.split(_BLOCK), rows.places.split(_BLOCK), strict=True):
             chosen = rows.table.index_select(0, places)
             yield [torch.addmm(chosen[:, some].to(block.dtype), block, weight)
@@ -151,10 +154,10 @@ class RequestNetwork:
         """What is multiplied for each item [N, columns]: a one behind it takes what all items share, with rows."""
         parts = []
         if rows is None:
-            embedded = self._model.lookup(items[0])
+            embedded = self._lookup(items[0])
             parts += [embedded.flatten(1), items[1]]
         if self._model.config.history_length:
-            item = self._model.lookup(items[0][:, self._item_field]) if rows is not None \
+            item = self._lookup(items[0][:, self._item_field]) if rows is not None \
                 else embedded[:, self._item_field]
             pooled = self._pooled(history, item)
             parts += [pooled, pooled * item]
@@ -167,19 +170,23 @@ class RequestNetwork:
     def _changes(self, items: Inputs, rows: ItemRows) -> list[Tensor]:
         """By how much embeddings and numbers of the items differ from those of their rows."""
         ids, numbers = rows.before
-        kept = self._model.lookup(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1)
-        embedded = self._model.lookup(items[0][:, rows.fields]) - kept
+        kept = self._lookup(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1)
+        embedded = self._lookup(items[0][:, rows.fields]) - kept
         return [embedded.flatten(1), items[1][:, rows.numbers] - numbers]
 
     def _pooled(self, history: Tensor, item: Tensor) -> Tensor:
         """One history [1, L] as a vector for each of the items [N, width]: its embeddings are looked up once."""
-        model = self._model
-        watched = model.lookup(history[0][history[0] != 0])
+        watched = self._lookup(history[0][history[0] != 0])
         if not len(watched):
             return torch.zeros_like(item)
-        if model.query is None:
+        if self._query is None:
             return watched.mean(0).expand(len(item), -1)
-        return torch.mm(torch.mm(model.query(item), watched.T).softmax(-1), watched)
+        # The history is projected, not the items, of which there are more.
+        return torch.mm(torch.mm(item, torch.mm(watched, self._query).T).softmax(-1), watched)
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        """Embeddings [..., width]; `SceneModel.lookup` has a gradient, which costs as much as the small ones here."""
+        return F.embedding(ids, self._embedding)
 
 
 def _columns(model: MultiSceneModel, user: SourceSizes, item: SourceSizes,
