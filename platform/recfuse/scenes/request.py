@@ -132,14 +132,14 @@ class RequestNetwork:
                    for all_have, some in zip(shared, outputs, strict=True)]
         for block, places in zip(inputs.split(_BLOCK), rows.places.split(_BLOCK), strict=True):
             chosen = rows.table.index_select(0, places)
-            yield [torch.addmm(chosen[:, some].to(block.dtype), block, weight)
+            yield [chosen[:, some].to(block.dtype).addmm_(block, weight)
                    for weight, some in zip(weights, outputs, strict=True)]
 
     def _behind_first(self, hidden: Tensor, scores: Tensor, pairs: slice) -> Tensor:
         """Logits [B, T_s] from the experts' first layer [B, K · width] and the scene's gates [B, K · T_s]."""
         count, (experts, width) = len(hidden), (self._model.config.experts, self._model.config.expert_layers[0])
         first = hidden.relu_().view(count, experts, width).transpose(0, 1)
-        mixed = F.relu(run_stack(self._model.experts, first)) if len(self._model.experts) else first
+        mixed = run_stack(self._model.experts, first).relu_() if len(self._model.experts) else first
         shares = scores.view(count, experts, pairs.stop - pairs.start).transpose(0, 1).softmax(0)
         top = torch.bmm(shares.permute(1, 2, 0), mixed.transpose(0, 1)).transpose(0, 1)
         last = self._model.towers[-1]
