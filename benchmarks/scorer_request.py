@@ -1,145 +1,150 @@
-"""One request to the scorer: 1,000 candidates of one scene, all its tasks, one thread; against bare matmuls.
+"""One request to the scorer, one thread: from rows of items, beside the scorer as it was before items had rows.
 
-Compared, round by round, medians: the whole of `SceneScorer.score` (features, model, calibration); the network alone,
-with what the candidates share computed once; the network without sharing, every row whole; the same as a program of
-torch.export; and bare matmuls of the shapes that the shared path needs. Weights are random: time does not see them.
+Compared, round by round: the former `score`, which encodes each item and computes its part of the network, and
+`score` of items that are known, with rows in float16 and in float32, and without rows. Behind it stand the largest
+differences of logits, and how long rows take to build. CPU time of the thread is beside the time that passed, since
+other programs disturb it less.
 
-    python -m benchmarks.scorer_request --exposures DIRECTORY
+    python -m benchmarks.scorer_request --models runs/demo/models
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import tyro
 from pydantic import Field
-from torch import Tensor
 
-from recfuse.config import Config
+from benchmarks.scorer_former import FormerScorer
+from recfuse.bundle import read_bundle
+from recfuse.bundle.pointer import read_pointer
+from recfuse.config import Config, require
 from recfuse.runtime.console import table
-from recfuse.scenes.config import SOURCES, ModelConfig
-from recfuse.scenes.dataset import scene_rows
-from recfuse.scenes.inference import SceneScorer
-from recfuse.scenes.mixture import MultiSceneModel
-from recfuse.scenes.request import RequestNetwork, SourceSizes
-from recfuse.scenes.training.config import TrainingConfig
-from recfuse.scenes.training.problem import prepare, untrained
+from recfuse.scenes.config import Precision
+from recfuse.scenes.inference import SceneScorer, Scores
+from recfuse.scenes.row_files import RowFiles
+from recfuse.scenes.scorer_bundle import read_parts
 from recfuse.serving.catalogue import Catalogue
-from recfuse.simulation.sources import read_source
 
-SCENE = "1"
+PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "none")
+FORMER = "score before rows"
 
 
 class RequestConfig(Config):
     """What is measured."""
 
-    exposures: str = Field("embedded", description=(
-        "The KuaiRand files are in this directory, or `embedded` generates rows."))
-    candidates: int = Field(1_000, ge=1, description="The request has so many candidates.")
-    rounds: int = Field(200, ge=1, description="Every contender runs so often.")
-    history_length: int = Field(50, ge=0, description="The user has so many last items.")
+    models: str = Field("runs/demo/models", description=(
+        "The scorer and the catalogue are those of this models directory; empty makes untrained ones of 8 tasks."))
+    scene: str = Field("1", description="The request is for this scene.")
+    candidates: tuple[int, ...] = Field((100, 1_000, 5_000), min_length=1, description=(
+        "Requests have so many candidates."))
+    rounds: int = Field(40, ge=1, description="Every contender runs so often.")
+    built: int = Field(100_000, ge=0, description="Rows of so many items are built; 0 builds none.")
+
+
+class World:
+    """A scorer in its present and its former shape, with a catalogue."""
+
+    def __init__(self, models: str, scene: str) -> None:
+        pointer = read_pointer(models)
+        scenes, items = pointer.path(models, "scenes"), pointer.path(models, "catalogue")
+        require(scenes is not None and items is not None, "models", models, "a directory with scorer and catalogue")
+        bundle = read_bundle(scenes, kind="scenes")  # type: ignore[arg-type]
+        self.scorer, self.scene = SceneScorer.from_bundle(bundle), scene
+        self.former = FormerScorer(self.scorer, read_parts(bundle).model.eval())  # type: ignore[arg-type]
+        self.table = pq.read_table(items)
+        self.catalogue = Catalogue(self.table)
+        self.columns = self.catalogue.features(np.arange(len(self.catalogue)))
+        history = self.catalogue.keys[:self.scorer.history_length].tolist()
+        self.user: Mapping[str, Any] = {"user_id": 7, "hour": 12, "history": history}
+
+    def contenders(self, count: int) -> dict[str, Callable[[], Scores]]:
+        """Ways to score the same candidates."""
+        keys = np.random.default_rng(0).choice(self.catalogue.keys, count)
+
+        def former() -> Scores:
+            columns = self.catalogue.features(self.catalogue.positions(keys))
+            return self.former.score(self.scene, self.user, {**columns, "item_id": keys})
+
+        def of(precision: Precision) -> Callable[[], Scores]:
+            known = self.scorer.known_items(self.catalogue.keys, self.columns, precision)
+            return lambda: self.scorer.score(self.scene, self.user, {"item_id": keys}, known,
+                                             self.catalogue.positions(keys))
+
+        return {FORMER: former, **{f"rows: {precision}": of(precision) for precision in PRECISIONS}}
 
 
 def main(config: RequestConfig) -> None:
     """Runs the comparison and prints it."""
     torch.set_num_threads(1)
-    source = read_source(config.exposures)
-    exposures = scene_rows(source.exposures, source.registry)
-    problem = prepare(exposures, np.ones(exposures.rows.num_rows, bool), source.registry,
-                      ModelConfig(history_length=config.history_length), TrainingConfig(workers=0, minimum_positives=1))
-    model = untrained(problem).eval()
-    scorer = SceneScorer(model, problem.registry, problem.encoder, problem.positive_weight)
-    network = RequestNetwork(model, *(SourceSizes(*problem.encoder.sizes(source)) for source in SOURCES))
-    rng = np.random.default_rng(0)
-    catalogue = Catalogue(exposures.items)  # as a server keeps them
-    chosen = exposures.items["item_id"].to_numpy()[rng.integers(0, exposures.items.num_rows, config.candidates)]
-    items = {**catalogue.features(catalogue.positions(chosen)), "item_id": chosen}
-    user = exposures.users.slice(3, 1).to_pylist()[0] | {
-        "hour": 12, "history": exposures.items["item_id"].to_pylist()[: config.history_length]}
-    index = problem.registry.scene_names.index(SCENE)
-    shared, whole = request_of(scorer, model, user, items, index), rows_of(scorer, user, items, index)
-    common = sum(part[0].shape[1] * model.config.embedding_size + part[1].shape[1] for part in (shared[0], shared[2]))
-    own = model.input_size - common
-    with torch.inference_mode():
-        exported = torch.export.export(Whole(model, index), whole).module()
-        logits = network.logits(*shared)
-        differences = [float((logits - other(*whole)).abs().max()) for other in (Whole(model, index), exported)]
-        contenders: dict[str, Callable[[], object]] = {
-            "SceneScorer.score": lambda: scorer.score(SCENE, user, items),
-            "network, shared once": lambda: network.logits(*shared),
-            "network, every row whole": lambda: Whole(model, index)(*whole),
-            "the same, torch.export": lambda: exported(*whole),
-            "bare matmuls": bare(model, config, len(items["item_id"]), index, own)}
-        times = {name: [] for name in contenders}
-        for _ in range(config.rounds):
-            for name, run in contenders.items():
-                begin = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - begin)
-    base = np.median(times["bare matmuls"])
-    table(f"{config.candidates:,} candidates, {len(problem.registry.tasks_of(SCENE))} tasks, "
-          f"{problem.encoder.fields} fields, history {config.history_length}, one thread, {config.rounds} rounds",
-          ["", "ms, median", "ms, best", "to bare matmuls"],
-          [(name, f"{np.median(values) * 1e3:.2f}", f"{min(values) * 1e3:.2f}", f"{np.median(values) / base:.2f}")
-           for name, values in times.items()])
-    print(f"largest difference of logits to the shared path: whole {differences[0]:.1e}, exported {differences[1]:.1e}")
+    with tempfile.TemporaryDirectory() as directory:
+        models = config.models
+        if not models:
+            from benchmarks.serving import write_models
+
+            models = directory
+            write_models(Path(directory))
+        world, rows = World(models, config.scene), []
+        for count in config.candidates:
+            rows += compare(world.contenders(count), count, config.rounds, world.scorer.numbers)
+        table(f"{len(world.scorer.tasks[config.scene])} tasks, history {world.scorer.history_length}, one thread, "
+              f"{config.rounds} rounds, medians",
+              ["candidates", "", "ms", "CPU ms", "former / it", "by CPU", "logits", "top 10"], rows)
+        if config.built:
+            print(build(world, config.built, Path(directory)))
 
 
-class Whole(torch.nn.Module):
-    """One scene's logits of rows that hold everything, without the grouping by scene: torch.export cannot trace it."""
-
-    def __init__(self, model: MultiSceneModel, scene: int) -> None:
-        super().__init__()
-        self.model, self.scene = model, scene
-
-    def forward(self, ids: Tensor, numbers: Tensor, history: Tensor) -> Tensor:
-        shared = self.model.shared(self.model.features(ids, numbers, history))
-        return self.model.scene_logits(shared, self.scene, self.model.spans[self.scene])
-
-
-def request_of(scorer: SceneScorer, model: MultiSceneModel, user: dict, items: dict, scene: int) -> tuple:
-    """What `RequestNetwork.logits` takes."""
-    encoder, count = scorer.encoder, len(items["item_id"])
-    given = {name: [value] for name, value in user.items() if name != "history"}
-    parts = [encoder.encode("user", given, 1), encoder.encode("item", items, count),
-             encoder.encode("context", {**given, "scene": [SCENE]}, 1)]
-    history = torch.from_numpy(encoder.encode_history(np.array([user["history"]], np.int64)))
-    return *((torch.from_numpy(part.ids), torch.from_numpy(part.numbers)) for part in parts), history, scene
-
-
-def rows_of(scorer: SceneScorer, user: dict, items: dict, scene: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, numbers and histories of whole rows."""
-    (u, un), (i, im), (c, cn), history, _ = request_of(scorer, None, user, items, scene)  # type: ignore[arg-type]
-    count = len(i)
-    return (torch.cat([u.expand(count, -1), i, c.expand(count, -1)], 1),
-            torch.cat([un.expand(count, -1), im, cn.expand(count, -1)], 1), history.expand(count, -1).contiguous())
+def compare(contenders: Mapping[str, Callable[[], Scores]], count: int, rounds: int,
+            numbers: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """Rows of the table."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for round_ in range(rounds + 2):
+        for name, run in contenders.items():
+            begin = time.perf_counter(), time.thread_time()
+            run()
+            if round_ >= 2:
+                times[name].append((time.perf_counter() - begin[0], time.thread_time() - begin[1]))
+    medians = {name: np.median(values, axis=0) * 1e3 for name, values in times.items()}
+    expected = contenders[FORMER]().probabilities
+    rows = []
+    for name, run in contenders.items():
+        found, (wall, cpu), ratios = run().probabilities, medians[name], medians[FORMER] / medians[name]
+        difference = max(float(np.abs(logit(found[task], numbers.get(task, 1.0))
+                                      - logit(expected[task], numbers.get(task, 1.0))).max()) for task in expected)
+        same = all(np.array_equal(best(found[task]), best(expected[task])) for task in expected)
+        rows.append((f"{count:,}", name, f"{wall:.2f}", f"{cpu:.2f}", f"{ratios[0]:.2f}", f"{ratios[1]:.2f}",
+                     f"{difference:.1e}", "equal" if same else "other"))
+    return rows
 
 
-def bare(model: MultiSceneModel, config: RequestConfig, count: int, scene: int, own: int) -> Callable[[], object]:
-    """The matmuls of the shared path, on tensors that lie ready; `own` columns of x are the candidates'."""
-    sizes, width = model.config, model.config.embedding_size
-    tasks = model.spans[scene].stop - model.spans[scene].start
-    experts, (first, second) = sizes.experts, sizes.expert_layers[:2]
-    outputs = experts * first + tasks * experts
-    x, w = torch.randn(count, own), torch.randn(own, outputs)
-    hidden, w2 = torch.randn(experts, count, first), torch.randn(experts, first, second)
-    gates, mixed = torch.rand(count, tasks, experts), torch.randn(count, experts, second)
-    towers = [torch.randn(tasks, a, b) for a, b in zip((second, *sizes.tower_layers), (*sizes.tower_layers, 1),
-                                                       strict=True)]
-    history, query = torch.randn(config.history_length, width), torch.randn(count, width)
+def logit(values: np.ndarray, largest: float) -> np.ndarray:
+    """Log-odds of predictions; of a number, those of its share of the cut."""
+    shares = values.astype(np.float64) / largest
+    return np.log(shares / (1 - shares))
 
-    def run() -> None:
-        torch.mm(x, w)
-        torch.bmm(hidden, w2)
-        top = torch.bmm(gates, mixed).transpose(0, 1)
-        for weight in towers:
-            top = torch.bmm(top, weight)
-        torch.mm(torch.mm(query, history.T), history)
 
-    return run
+def best(values: np.ndarray) -> np.ndarray:
+    """The predictions of the ten best, rounded, so that candidates that are drawn twice may change places."""
+    return np.unique(np.argsort(-values.round(6), kind="stable")[:10])
+
+
+def build(world: World, count: int, directory: Path) -> str:
+    """How long the rows of so many items take, and the bytes of their file."""
+    places = np.resize(np.arange(len(world.catalogue)), count)
+    columns = world.catalogue.features(places)
+    begin = time.perf_counter(), time.process_time()
+    world.scorer.known_items(np.arange(count), columns, "float16", files=RowFiles(directory / "rows"))
+    wall, cpu = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    size = next((directory / "rows").glob("*.npy")).stat().st_size
+    return (f"rows of {count:,} items in float16: {wall:.2f} s, {cpu:.2f} s of CPU ({cpu / count * 1e6:.1f} s a "
+            f"million), {size / count * 1e6 / 1e9:.2f} GB a million")
 
 
 if __name__ == "__main__":

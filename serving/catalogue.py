@@ -1,11 +1,12 @@
-"""The catalogue: what is known of each item; features for the scorer, and the entry that a client shows."""
+"""The catalogue: what is known of each item; features for the scorer, and the entry that a client shows; and a scorer
+with the catalogue whose items it scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import orjson
@@ -16,6 +17,10 @@ from recfuse.config import InvalidFieldError, require
 from recfuse.logs.columns import decoded, floats
 from recfuse.logs.ids import ALLOWED, keys_of, read_keys
 from recfuse.serving.formats import encode
+
+if TYPE_CHECKING:
+    from recfuse.scenes.inference import SceneScorer
+    from recfuse.scenes.known_items import KnownItems
 
 ENTRY_FIELDS = ("price", "price_before", "image")
 _READY_ENTRIES = 20_000  # About 10 MB.
@@ -62,6 +67,11 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """int64[M], ascending, of all items; `positions` point into them."""
+        return self._keys
 
     def positions(self, keys: np.ndarray) -> np.ndarray:
         """int64[N]: where each item stands by the key of its id (recfuse.logs.ids), −1 where it is unknown."""
@@ -119,6 +129,76 @@ class FixedCatalogue:
     """The same catalogue for good."""
 
     current: Catalogue | None = None
+
+
+class Scores(Protocol):
+    """What a scorer says of N items (recfuse.scenes.inference.Scores)."""
+
+    @property
+    def probabilities(self) -> Mapping[str, np.ndarray]: ...
+
+    @property
+    def unknown(self) -> Mapping[str, int]: ...
+
+
+class Scorer(Protocol):
+    """What a scenes bundle gives (recfuse.scenes.inference.SceneScorer)."""
+
+    @property
+    def version(self) -> str | None: ...
+
+    @property
+    def tasks(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    @property
+    def history_length(self) -> int: ...
+
+    def check_user(self, features: Mapping[str, Any]) -> None: ...
+
+    def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class CatalogueScorer:
+    """A scorer, the catalogue whose items it scores, and their rows: one value, so that a request mixes nothing.
+
+    Attributes:
+        scorer: of the pointer, or of its canary.
+        catalogue: None where items are known by their ids alone.
+        known: the catalogue's items, encoded by this scorer, a SceneScorer, with their rows; None encodes them in each
+            request.
+    """
+
+    scorer: Scorer
+    catalogue: Catalogue | None = None
+    known: KnownItems | None = None
+
+    @property
+    def version(self) -> str | None:
+        """Of the scorer."""
+        return self.scorer.version
+
+    @property
+    def tasks(self) -> Mapping[str, tuple[str, ...]]:
+        """Of the scorer, by scene."""
+        return self.scorer.tasks
+
+    def score(self, scene: str, user: Mapping[str, Any], keys: np.ndarray, sent: Mapping[str, np.ndarray]) -> Scores:
+        """Scores of N items.
+
+        Args:
+            keys: int64[N] of their ids; sent: features that go before the catalogue's, [N] each.
+
+        Raises:
+            InvalidFieldError: a value that the scorer does not take.
+        """
+        items = {**sent, "item_id": keys}
+        if self.catalogue is None:
+            return self.scorer.score(scene, user, items)
+        positions = self.catalogue.positions(keys)
+        if self.known is not None:
+            return cast("SceneScorer", self.scorer).score(scene, user, items, self.known, positions)
+        return self.scorer.score(scene, user, {**self.catalogue.features(positions), **items})
 
 
 def entries_of(catalogue: Catalogue | None, item_ids: Sequence[int | str],

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from recfuse.config import Config, load, require
 from recfuse.runtime.locations import locate
-from recfuse.scenes.config import Layout
+from recfuse.scenes.config import Layout, Precision
 from recfuse.state.clock import is_zone
 from recfuse.state.redis import is_redis_url
 
@@ -90,6 +90,15 @@ class ServingConfig(Supplements):
     scene_weights: Mapping[str, Mapping[str, Weight]] = Field({}, description=(
         "Each scene's tasks count with these weights in its order (maths 3.5); scenes that are not named weigh their "
         "tasks alike."))
+    item_rows: Precision = Field("float16", description=(
+        "The scorer keeps a precomputed row for each item of the catalogue in this precision, 2.3 GB a million in "
+        "float16; `none` computes it by request."))
+    rows_apart: tuple[str, ...] = Field((), description=(
+        "These features of items, such as an age in days, change with every catalogue, so that requests add their part "
+        "to the rows."))
+    rows: str = Field("", description=(
+        "The rows lie in files of this directory, which all replicas of a machine map; empty is `rows` beneath "
+        "`models`."))
     tokens: tuple[str, ...] = Field((), description=(
         "Any of these bearer tokens opens everything, and empty asks for none; RECFUSE_TOKENS (commas between) adds "
         "more, so that none need stand in a file."))
@@ -109,6 +118,7 @@ class ServingConfig(Supplements):
         """The same with absolute paths: replicas run in other working directories than the one that starts them."""
         table = self.session_table
         return self.replace(models=str(Path(self.models).absolute()),
+                            rows=str(Path(self.rows).absolute()) if self.rows else "",
                             decision_log=str(Path(self.decision_log).absolute()), runs=str(Path(self.runs).absolute()),
                             session_table=str(Path(table).absolute()) if table and "://" not in table else table)
 

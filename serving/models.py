@@ -152,6 +152,14 @@ class Follower(ABC):
         self.events.append(Event(time.time(), self._name, what, version or "", why))
 
 
+class Swapped(Protocol):
+    """What a watcher looks after (`Follower`, and what joins several)."""
+
+    def prepare(self) -> bool: ...
+
+    def swap(self) -> None: ...
+
+
 class Watcher:
     """Looks at the pointer for several parts in one thread, until it is closed: they swap when all have loaded.
 
@@ -162,7 +170,7 @@ class Watcher:
         seconds: how often the pointer is looked at; 0 never.
     """
 
-    def __init__(self, followers: Sequence[Follower], seconds: float) -> None:
+    def __init__(self, followers: Sequence[Swapped], seconds: float) -> None:
         self._followers, self._seconds, self._stop = tuple(followers), seconds, threading.Event()
         if seconds > 0:
             threading.Thread(target=self._watch, name="watch-models", daemon=True).start()
@@ -200,7 +208,7 @@ class ServedCatalogue(Follower):
         super().__init__(models, "catalogue", retry_seconds, contract, meters)
         choice = self._choose(read_pointer(self._models))
         self._path = choice.paths["catalogue"]
-        self.current = None if self._path is None else Catalogue.load(self._path)
+        self.current = self.upcoming = None if self._path is None else Catalogue.load(self._path)
         self._served = choice.paths
 
     @property
@@ -217,7 +225,7 @@ class ServedCatalogue(Follower):
         path = choice.paths["catalogue"]
         if path != self._path:
             catalogue = None if path is None else Catalogue.load(path)
-            self._path = path
+            self._path, self.upcoming = path, catalogue
             self._changes.append(lambda: self._serve(catalogue))
         self._served = choice.paths
         if "catalogue" in choice.errors:
@@ -256,6 +264,7 @@ class ServedModel(Follower, Generic[M]):
         choice = self._choose(pointer)
         self._path = choice.paths[kind]
         self.arms: Arms[M] = Arms(self._load(self._path))
+        self.upcoming = self.arms  # what the next swap serves
         self.loaded_at = time.time()
         self._served = choice.paths
         self.canary_error: str | None = None
@@ -287,7 +296,7 @@ class ServedModel(Follower, Generic[M]):
         try:
             if path != self._path:
                 model = self._load(path)
-                self._path = path
+                self._path, self.upcoming = path, replace(self.upcoming, current=model)
                 self._changes.append(lambda: self._serve(model))
         except Exception as error:  # Whatever is wrong with a new bundle, the old one goes on.
             self._refuse(error)
@@ -317,6 +326,7 @@ class ServedModel(Follower, Generic[M]):
             self._note("canary", canary.name, f"{canary.share:.4g} of the users")
         if canary is None and known is not None:
             self._note("no canary", known.name)
+        self.upcoming = replace(self.upcoming, canary=canary)
         self._changes.append(lambda: self._serve_canary(canary))
         self.canary_error = why
         return why is None

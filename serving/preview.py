@@ -7,12 +7,12 @@ from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any
 
-from recfuse.serving.catalogue import CurrentCatalogue
+from recfuse.serving.catalogue import CatalogueScorer, CurrentCatalogue
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.formats import Body, Reply, answering
 from recfuse.serving.fusion import FusionModel, FusionService, Ranking
 from recfuse.serving.models import Models
-from recfuse.serving.scenes import ScenesService, Scorer
+from recfuse.serving.scenes import ScenesService
 from recfuse.state.clock import clock_features
 from recfuse.state.remembered import RememberedUsers
 from recfuse.state.store import UserStates
@@ -67,12 +67,11 @@ class ScenesPreview:
     """The scenes service without meters.
 
     Args:
-        config, models, users, catalogue: those of the service that serves.
+        config, models, users: those of the service that serves.
     """
 
-    def __init__(self, config: ServingConfig, models: Models[Scorer], users: UserStates | None,
-                 catalogue: CurrentCatalogue) -> None:
-        self._service = ScenesService(config, models, users, catalogue)
+    def __init__(self, config: ServingConfig, models: Models[CatalogueScorer], users: UserStates | None) -> None:
+        self._service = ScenesService(config, models, users)
         self.meters = self._service.meters
 
     @answering

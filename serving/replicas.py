@@ -17,16 +17,18 @@ from recfuse.bundle.pointer import read_pointer
 from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
 from recfuse.scenes.inference import SceneScorer
+from recfuse.serving.catalogue import Scorer
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.contract import Contract
 from recfuse.serving.decision_log import DecisionLog, LogWriter
 from recfuse.serving.formats import Body, Reply, answering
 from recfuse.serving.fusion import FusionModel, FusionService, Ranking
 from recfuse.serving.meters import LocalMeters, Meters
-from recfuse.serving.models import Follower, ServedCatalogue, ServedModel, Watcher
+from recfuse.serving.models import Follower, ServedCatalogue, ServedModel, Swapped, Watcher
 from recfuse.serving.mover_process import MoverProcess
 from recfuse.serving.preview import FusionPreview, ScenesPreview
-from recfuse.serving.scenes import NoScorer, ScenesService, Scorer
+from recfuse.serving.scenes import NoScorer, ScenesService
+from recfuse.serving.served_scorer import ServedScorer
 from recfuse.state.redis import RedisUserStates
 from recfuse.state.remembered import ReopenedUsers
 from recfuse.state.store import UserStates, UserStateStore
@@ -37,8 +39,9 @@ M = TypeVar("M")
 class _Followed(Generic[M]):
     """What a replica follows: its model and the catalogue beside it."""
 
-    def __init__(self, model: ServedModel[M], catalogue: ServedCatalogue, version: Callable[[M], str | None]) -> None:
-        self.model, self.catalogue, self._version = model, catalogue, version
+    def __init__(self, model: ServedModel[M], catalogue: ServedCatalogue, version: Callable[[M], str | None],
+                 pin: Callable[[str | None], None]) -> None:
+        self.model, self.catalogue, self._version, self._pin = model, catalogue, version, pin
 
     def pin(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}; see `ServedModel.pin`."""
@@ -47,7 +50,7 @@ class _Followed(Generic[M]):
         bundle = user_config.get("bundle")
         require(bundle is None or Path(bundle).is_dir(), "user_config.bundle", bundle,
                 "the directory of a bundle, or null")
-        self.model.pin(bundle)
+        self._pin(bundle)
 
     def describe(self) -> dict[str, Any]:
         """What every replica says of its parts in `GET /v1/models`.
@@ -89,7 +92,7 @@ class FusionReplica(FusionService):
         users = _users(config)
         super().__init__(config, model, self.log, users, catalogue, meters)
         self._preview = FusionPreview(config, model, users, catalogue)
-        self._followed = _Followed(model, catalogue, lambda model: model.version)
+        self._followed = _Followed(model, catalogue, lambda model: model.version, model.pin)
         self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
         self._mover = None if not config.session_table else MoverProcess(
             config.decision_log, config.session_table, config.models, config.window_minutes * 60, config.move_seconds,
@@ -154,9 +157,10 @@ class ScenesReplica(ScenesService):
                                     contract, meters)
         catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
         users = _users(config)
-        super().__init__(config, model, users, catalogue, meters)
-        self._preview = ScenesPreview(config, model, users, catalogue)
-        self._followed = _Followed(model, catalogue, lambda scorer: scorer.version)
+        self._scorer = ServedScorer(model, catalogue, config)
+        super().__init__(config, self._scorer, users, meters)
+        self._preview = ScenesPreview(config, self._scorer, users)
+        self._followed = _Followed(model, catalogue, lambda scorer: scorer.version, self._scorer.pin)
         self._watcher = Watcher(self.followers, config.poll_seconds if follow else 0.0)
 
     rank = answering(ScenesService.rank)
@@ -180,9 +184,9 @@ class ScenesReplica(ScenesService):
         return {**followed.describe(), "tasks": dict(followed.model.current.tasks)}
 
     @property
-    def followers(self) -> tuple[Follower, ...]:
+    def followers(self) -> tuple[Swapped, ...]:
         """What follows the pointer."""
-        return self._followed.model, self._followed.catalogue
+        return (self._scorer,)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's `user_config`: {"bundle": directory or null}."""

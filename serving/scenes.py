@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from recfuse.config import InvalidFieldError
 from recfuse.logs.ids import keys_of
-from recfuse.serving.catalogue import CurrentCatalogue, FixedCatalogue, entries_of
+from recfuse.serving.catalogue import Catalogue, CatalogueScorer, Scores, entries_of
 from recfuse.serving.checks import CheckedFeedback
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.formats import Body, RefusedError, Reply, decode, encode
@@ -27,33 +27,6 @@ from recfuse.state.store import UserStates
 _SCENES, _RECOMMEND = {"endpoint": "scenes"}, {"endpoint": "recommend"}
 _NO_SCORER = "no scorer is served here; `export --scenes` publishes one"
 RANK_OFFSET = 60.0  # the constant of reciprocal rank fusion (Cormack et al., SIGIR 2009)
-
-
-class Scores(Protocol):
-    """What a scorer says of N items (recfuse.scenes.inference.Scores)."""
-
-    @property
-    def probabilities(self) -> Mapping[str, np.ndarray]: ...
-
-    @property
-    def unknown(self) -> Mapping[str, int]: ...
-
-
-class Scorer(Protocol):
-    """What a scenes bundle gives (recfuse.scenes.inference.SceneScorer)."""
-
-    @property
-    def version(self) -> str | None: ...
-
-    @property
-    def tasks(self) -> Mapping[str, tuple[str, ...]]: ...
-
-    @property
-    def history_length(self) -> int: ...
-
-    def check_user(self, features: Mapping[str, Any]) -> None: ...
-
-    def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores: ...
 
 
 def fuse_tasks(probabilities: Mapping[str, np.ndarray], weights: Mapping[str, float], how: TaskFusion) -> np.ndarray:
@@ -125,16 +98,14 @@ class ScenesService:
 
     Args:
         config: weights and limits.
-        models: what serves now.
+        models: what serves now, with the catalogue of the items' features and entries.
         users: None where nobody is remembered.
-        catalogue: of the items' features and entries.
         meters: what is measured goes there.
     """
 
-    def __init__(self, config: ServingConfig, models: Models[Scorer], users: UserStates | None = None,
-                 catalogue: CurrentCatalogue | None = None, meters: Meters | None = None) -> None:
+    def __init__(self, config: ServingConfig, models: Models[CatalogueScorer], users: UserStates | None = None,
+                 meters: Meters | None = None) -> None:
         self._config, self._models, self._users = config, models, RememberedUsers(users)
-        self._catalogue = catalogue or FixedCatalogue()
         self.meters = meters or NoMeters()
 
     async def rank(self, scene: str, body: Body) -> Reply:
@@ -157,7 +128,7 @@ class ScenesService:
         total = fuse_tasks(scores.probabilities, weights, request.fusion)
         best = np.argsort(-total, kind="stable")[:request.top_n]
         self.meters.record("recfuse_candidates", len(request.candidates.item_id), _SCENES)
-        items = self._items(request.candidates.item_id, scores, total, best, body.answer_packed)
+        items = _items(request.candidates.item_id, scores, total, best, scorer.catalogue, body.answer_packed)
         answer = {"request_id": os.urandom(16).hex(), "model_version": scorer.version, "weights": weights,
                   "unknown": dict(scores.unknown), "items": items}
         reply = Reply(200, encode(answer, body.answer_packed), packed=body.answer_packed)
@@ -205,7 +176,8 @@ class ScenesService:
             RefusedError: the request is bad.
         """
         request, arms = decode(FeedbackRequest, body), self._models.arms
-        scorers = [arms.current] if arms.canary is None else [arms.current, arms.canary.model]
+        scorers = [each.scorer for each in ([arms.current] if arms.canary is None
+                                            else [arms.current, arms.canary.model])]
         checked = CheckedFeedback.of(request, body, max(scorer.history_length for scorer in scorers))
         for scorer in scorers if request.features else ():
             try:
@@ -222,15 +194,15 @@ class ScenesService:
         history = known.state.history if user.history is None else user.history
         return _KnownUser(user, sent, known.state.features, history, "context" if sent else known.source)
 
-    def _score(self, scorer: Scorer, scene: str, known: _KnownUser,
+    def _score(self, scorer: CatalogueScorer, scene: str, known: _KnownUser,
                candidates: Candidates) -> tuple[Scores, _KnownUser]:
         """The scores, and what was known of the user without stored values that the scorer cannot read."""
-        columns = self._columns(candidates)
+        keys, sent = keys_of(candidates.item_id), _sent(candidates)
         while True:
             features = {**known.stored, **clock_features(self._config.time_zone), **known.sent,
                         "user_id": known.user.user_id, "history": list(known.history)}
             try:
-                scores = scorer.score(scene, features, columns)
+                scores = scorer.score(scene, features, keys, sent)
                 break
             except InvalidFieldError as error:
                 readable = known.without(error.field)
@@ -240,19 +212,6 @@ class ScenesService:
         unknown = scores.unknown.get("item_id", 0) / len(candidates.item_id)
         self.meters.record("recfuse_unknown_share", unknown, {"scene": scene})
         return scores, known
-
-    def _columns(self, candidates: Candidates) -> dict[str, np.ndarray]:
-        """The items' features: the catalogue's, and over them what was sent."""
-        keys = keys_of(candidates.item_id)
-        columns: dict[str, np.ndarray] = {}
-        if (catalogue := self._catalogue.current) is not None:
-            columns = catalogue.features(catalogue.positions(keys))
-        for name, values in (candidates.model_extra or {}).items():
-            if len(values) != len(keys):
-                raise RefusedError(422, f"candidates.{name}", f"{len(values)} values",
-                                   f"{len(keys)} values, one for each item_id")
-            columns[name] = _array(values)
-        return {**columns, "item_id": keys}
 
     def _weights(self, scene: str, tasks: Sequence[str], sent: Mapping[str, float] | None) -> dict[str, float]:
         weights = self._config.scene_weights.get(scene, dict.fromkeys(tasks, 1.0)) if sent is None else sent
@@ -265,27 +224,39 @@ class ScenesService:
             raise RefusedError(422, "weights", dict(weights), "weights with a sum > 0")
         return dict(weights)
 
-    def _items(self, item_ids: Sequence[int | str], scores: Scores, total: np.ndarray,
-               best: np.ndarray, packed: bool) -> list[dict[str, Any]]:
-        chosen = [item_ids[i] for i in best.tolist()]
-        columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
-        entries = entries_of(self._catalogue.current, chosen, packed)
-        return [{"item_id": item_id, "score": score, "probabilities": {t: column[n] for t, column in columns.items()},
-                 "catalogue": entry}
-                for n, (item_id, score, entry) in enumerate(zip(chosen, total[best].tolist(), entries, strict=True))]
+
+def _items(item_ids: Sequence[int | str], scores: Scores, total: np.ndarray, best: np.ndarray,
+           catalogue: Catalogue | None, packed: bool) -> list[dict[str, Any]]:
+    chosen = [item_ids[i] for i in best.tolist()]
+    columns = {task: np.asarray(column)[best].tolist() for task, column in scores.probabilities.items()}
+    entries = entries_of(catalogue, chosen, packed)
+    return [{"item_id": item_id, "score": score, "probabilities": {t: column[n] for t, column in columns.items()},
+             "catalogue": entry}
+            for n, (item_id, score, entry) in enumerate(zip(chosen, total[best].tolist(), entries, strict=True))]
 
 
-def _require_scene(scorer: Scorer, scene: str) -> None:
+def _require_scene(scorer: CatalogueScorer, scene: str) -> None:
     if scene not in scorer.tasks:
         raise RefusedError(404, "scene", scene, ", ".join(scorer.tasks) or f"nothing: {_NO_SCORER}")
 
 
-def _require_scorable(scorer: Scorer, scene: str) -> None:
+def _require_scorable(scorer: CatalogueScorer, scene: str) -> None:
     """Refuses a request without predictions that the scorer cannot make any for."""
     if not scorer.tasks:
         raise RefusedError(422, "candidates.predictions", None, f"a column for each fusion parameter: {_NO_SCORER}")
     if scene not in scorer.tasks:
         raise RefusedError(422, "scene", scene, ", ".join(scorer.tasks))
+
+
+def _sent(candidates: Candidates) -> dict[str, np.ndarray]:
+    """The items' features that the request brings."""
+    columns = {}
+    for name, values in (candidates.model_extra or {}).items():
+        if len(values) != len(candidates.item_id):
+            raise RefusedError(422, f"candidates.{name}", f"{len(values)} values",
+                               f"{len(candidates.item_id)} values, one for each item_id")
+        columns[name] = _array(values)
+    return columns
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:

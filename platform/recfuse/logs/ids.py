@@ -27,7 +27,7 @@ _ENDS = str(_LARGEST), str(-_LARGEST - 1)
 
 def keys_of(ids: Sequence[int | str]) -> NDArray[np.int64]:
     """int64[N]: the keys of ids that a client sent."""
-    if all(type(each) is int for each in ids):
+    if set(map(type, ids)) <= {int}:
         try:
             return np.array(ids, np.int64)
         except OverflowError:

@@ -20,6 +20,8 @@ Source = Literal["user", "item", "context"]
 GENERATORS = ("embedded", "shop", "shop_pages")
 SOURCES: tuple[Source, ...] = ("user", "item", "context")
 Architecture = Literal["multi_scene", "single_task", "shared_bottom", "mmoe", "ple", "star", "pepnet", "esmm"]
+# Of the numbers that are precomputed for each item of a catalogue.
+Precision = Literal["float16", "float32", "none"]
 Width = Annotated[int, Field(ge=1)]
 
 

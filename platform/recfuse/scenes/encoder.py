@@ -6,7 +6,9 @@ training rows did not hold (or held too seldom). Row 0 of the table pads histori
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,6 +25,7 @@ from recfuse.scenes.config import SOURCES, Feature, Source
 from recfuse.scenes.histories import NO_ITEM
 
 PADDING = 0
+_DIGITS = re.compile("-?[0-9]{1,19}")
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ class FittedFeature:
             return 0
         return len(self.values) + self.feature.hash_buckets + 1 + (self.feature.kind == "bucketed")
 
-    def ids(self, column: Any) -> tuple[NDArray[np.int32], int]:
-        """int32[N] ids into the embedding table, and how many of the values are unknown."""
+    def ids(self, column: Any) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """int32[N] ids into the embedding table, and which of the values are unknown, bool[N]."""
         if self.feature.kind == "bucketed":
             numbers, valid = read_numbers(column, self.feature)
             codes = np.where(valid, np.searchsorted(self.values, numbers, side="right") + 1, 0)
         else:
             codes = self._codes(column)
-        return (codes + self.offset).astype(np.int32), int((codes == 0).sum())
+        return (codes + self.offset).astype(np.int32), codes == 0
 
     def _codes(self, column: Any) -> NDArray[np.int64]:
         """int64[N], 0 for the unknown bucket. Of text every value is looked up once, however many rows have it."""
@@ -83,11 +86,64 @@ class FittedFeature:
         """Text → its code."""
         return {value: place for place, value in enumerate(self.values, start=1)}
 
-    def numbers(self, column: Any) -> tuple[NDArray[np.float32], int]:
-        """float32[N], normalised, missing ones at the mean; and how many are missing."""
+    def numbers(self, column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """float32[N], normalised, missing ones at the mean; and which are missing, bool[N]."""
         numbers, valid = read_numbers(column, self.feature)
         normalised = np.where(valid, (numbers - self.mean) / self.std, 0.0)
-        return normalised.astype(np.float32), int((~valid).sum())
+        return normalised.astype(np.float32), ~valid
+
+    def encode(self, column: Any) -> tuple[np.ndarray, NDArray[np.bool_]]:
+        """`ids` of categories, `numbers` of numbers."""
+        return self.ids(column) if self.offset >= 0 else self.numbers(column)
+
+    def encode_one(self, value: Any) -> tuple[float, bool]:
+        """What `encode` makes of a column with this value alone, some fifty times as fast for plain values."""
+        found = self._number_of(value) if self.feature.kind != "categorical" else self._code_of(value)
+        if found is None:
+            values, missing = self.encode([value])
+            return values[0].item(), bool(missing[0])
+        if self.feature.kind == "numeric":
+            return (0.0, True) if math.isnan(found) else ((found - self.mean) / self.std, False)
+        if self.feature.kind == "bucketed":
+            found = 0 if math.isnan(found) else int(self.values.searchsorted(found, side="right")) + 1
+        return found + self.offset, found == 0
+
+    def _number_of(self, value: Any) -> float | None:
+        """A number after `log`, NaN where it is missing; None where only a column tells."""
+        if value is None:
+            return math.nan
+        # Beyond 2⁵³ a column of integers is rounded in its own way.
+        if type(value) is not float and (type(value) not in (int, bool) or abs(value) > 2**53):
+            return None
+        if not math.isfinite(value):
+            return math.nan
+        number = float(value)
+        return float(np.log1p(max(number, 0.0))) if self.feature.log else number
+
+    def _code_of(self, value: Any) -> int | None:
+        """A category's code, 0 for the unknown bucket; None where only a column tells."""
+        if value is None:
+            return 0
+        integers = self.values.dtype.kind == "i"
+        if type(value) is int and -2**63 <= value < 2**63:
+            return self._code_of_integer(value) if integers else self._code_of_text(str(value))
+        if type(value) is str:
+            if not integers:
+                return self._code_of_text(value)
+            number = int(value) if _DIGITS.fullmatch(value) else 2**63
+            return self._code_of_integer(number) if -2**63 <= number < 2**63 else 0
+        return None
+
+    def _code_of_integer(self, value: int) -> int:
+        if self.feature.hash_buckets:
+            return int(self._codes_of(np.array([value]))[0])
+        # A dictionary of the ids of millions of users would take more memory than the table of their embeddings.
+        place = int(self.values.searchsorted(value))
+        return place + 1 if place < len(self.values) and self.values[place] == value else 0
+
+    def _code_of_text(self, text: str) -> int:
+        return int(self._codes_of(np.array([text], object))[0]) if self.feature.hash_buckets else \
+            self._places.get(text, 0)
 
 
 @dataclass(frozen=True)
@@ -167,9 +223,23 @@ class FeatureEncoder:
         """Numbers a row has."""
         return len(self.fitted) - self.fields
 
+    @cached_property
+    def by_source(self) -> dict[Source, tuple[FittedFeature, ...]]:
+        """The fitted features of each source."""
+        return {source: tuple(entry for entry in self.fitted if entry.feature.source == source) for source in SOURCES}
+
+    @cached_property
+    def item_columns(self) -> tuple[tuple[FittedFeature, int], ...]:
+        """Each feature of items with its position among the items' ids, or among their numbers."""
+        seen, columns = {True: 0, False: 0}, []
+        for entry in self.by_source["item"]:
+            columns.append((entry, seen[entry.offset >= 0]))
+            seen[entry.offset >= 0] += 1
+        return tuple(columns)
+
     def sizes(self, source: Source) -> tuple[int, int]:
         """How many ids and numbers a row has of one source."""
-        entries = [entry for entry in self.fitted if entry.feature.source == source]
+        entries = self.by_source[source]
         fields = sum(entry.offset >= 0 for entry in entries)
         return fields, len(entries) - fields
 
@@ -177,22 +247,33 @@ class FeatureEncoder:
         """The features of one source; a column that is absent counts as unknown in every row."""
         ids: list[np.ndarray] = []
         numbers: list[np.ndarray] = []
-        unknown: dict[str, int] = {}
-        for entry in self.fitted:
-            if entry.feature.source != source:
-                continue
+        unknown: list[int] = []
+        for entry, values, missing in self.encode_columns(source, columns, rows):
+            (ids if entry.offset >= 0 else numbers).append(values)
+            unknown.append(int(missing.sum()))
+        return Encoded(side_by_side(ids, rows, np.int32), side_by_side(numbers, rows, np.float32),
+                       counts_by_name(self.by_source[source], unknown))
+
+    def encode_one(self, source: Source, values: Mapping[str, Any]) -> Encoded:
+        """One row of a source: what `encode` makes of columns with one value each."""
+        ids: list[float] = []
+        numbers: list[float] = []
+        unknown: list[int] = []
+        for entry in self.by_source[source]:
+            found, missing = entry.encode_one(values.get(entry.feature.name))
+            (ids if entry.offset >= 0 else numbers).append(found)
+            unknown.append(missing)
+        return Encoded(np.array([ids], np.int32), np.array([numbers], np.float32),
+                       counts_by_name(self.by_source[source], unknown))
+
+    def encode_columns(self, source: Source, columns: Mapping[str, Any],
+                       rows: int) -> Iterator[tuple[FittedFeature, np.ndarray, NDArray[np.bool_]]]:
+        """Each feature of a source with its ids or numbers [rows], and which values are missing or unknown."""
+        for entry in self.by_source[source]:
             column = columns.get(entry.feature.name)
             column = [None] * rows if column is None else column
             require(len(column) == rows, f"{source}.{entry.feature.name}", len(column), f"{rows} values")
-            if entry.offset >= 0:
-                codes, missing = entry.ids(column)
-                ids.append(codes)
-            else:
-                values, missing = entry.numbers(column)
-                numbers.append(values)
-            if missing:
-                unknown[entry.feature.name] = max(missing, unknown.get(entry.feature.name, 0))
-        return Encoded(_stack(ids, rows, np.int32), _stack(numbers, rows, np.float32), unknown)
+            yield entry, *entry.encode(column)
 
     def encode_history(self, items: np.ndarray) -> NDArray[np.int32]:
         """int32[N, L] ids of item ids int64[N, L]; what is absent or unknown is padding, so that it is not pooled."""
@@ -225,5 +306,15 @@ def _fitted(feature: Feature, column: pa.ChunkedArray, offset: int) -> FittedFea
                          std=std if std > 1e-12 else 1.0)
 
 
-def _stack(columns: list[np.ndarray], rows: int, dtype: type) -> np.ndarray:
+def side_by_side(columns: list[np.ndarray], rows: int, dtype: type) -> np.ndarray:
+    """[rows, columns]."""
     return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), dtype)
+
+
+def counts_by_name(entries: Sequence[FittedFeature], counts: Iterable[int]) -> dict[str, int]:
+    """Name → how many of its values are unknown, where there are some; of two features of a name the larger count."""
+    unknown: dict[str, int] = {}
+    for entry, count in zip(entries, counts, strict=True):
+        if count:
+            unknown[entry.feature.name] = max(int(count), unknown.get(entry.feature.name, 0))
+    return unknown

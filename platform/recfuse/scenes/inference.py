@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +16,21 @@ from torch import Tensor
 from recfuse.bundle import Bundle
 from recfuse.config import require
 from recfuse.logs.exposures import Exposures
-from recfuse.logs.ids import ALLOWED, keys_of
 from recfuse.scenes import experts
-from recfuse.scenes.config import SOURCES
+from recfuse.scenes.config import SOURCES, Precision
 from recfuse.scenes.dataset import EncodedRows, encode_rows
-from recfuse.scenes.encoder import Encoded, FeatureEncoder
+from recfuse.scenes.encoded_request import EncodedRequest, encode_request, id_keys
+from recfuse.scenes.encoder import FeatureEncoder
 from recfuse.scenes.experts import ExpertHealth
 from recfuse.scenes.features import declared_features
 from recfuse.scenes.histories import NO_ITEM, row_histories
+from recfuse.scenes.known_items import PRECISIONS, KnownItems, RowMaker, item_rows
 from recfuse.scenes.loss import calibrated
 from recfuse.scenes.mixture import MultiSceneModel, with_pairs
 from recfuse.scenes.model import ModelConfig, SceneModel
 from recfuse.scenes.registry import Pair, Registry
-from recfuse.scenes.request import RequestNetwork, SourceSizes
+from recfuse.scenes.request import ItemRows, RequestNetwork, SourceSizes
+from recfuse.scenes.row_files import RowFiles
 from recfuse.scenes.scorer_bundle import ScorerParts, read_parts, write_parts
 
 _BATCH = 8192
@@ -200,31 +201,49 @@ class SceneScorer:
         return SceneScorer(model, registry, self._encoder, self._positive_weight[chosen], self.version,
                            self._shift[chosen])
 
-    def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray]) -> Scores:
+    def known_items(self, keys: NDArray[np.int64], columns: Mapping[str, Any], precision: Precision = "float16",
+                    apart: Sequence[str] = (), files: RowFiles | None = None,
+                    before: KnownItems | None = None) -> KnownItems:
+        """Items that requests are for again and again, encoded once, with their part of the network where it has one.
+
+        Args:
+            keys: [M], ascending, of the items' ids (recfuse.logs.ids).
+            columns: feature → its values [M]; what is missing counts as unknown.
+            precision: of the rows; `none` makes no rows.
+            apart: features that change so often that each request adds their part to the rows.
+            files: where the rows lie, for all processes of the machine; None keeps them in this one.
+            before: of an earlier catalogue; the rows of items that have not changed are taken from it.
+
+        Raises:
+            InvalidFieldError: values that a feature does not take, or numbers that float16 does not hold.
+        """
+        known = KnownItems.of(self._encoder, keys, columns, apart)
+        if self._network is None or precision == "none":
+            return known
+        return RowMaker(self._encoder, self._network, PRECISIONS[precision], files).with_rows(known, before)
+
+    def score(self, scene: str, user: Mapping[str, Any], items: Mapping[str, np.ndarray],
+              known: KnownItems | None = None, positions: NDArray[np.int64] | None = None) -> Scores:
         """Probabilities of every task of the scene for N items shown to one user.
 
         Args:
             user: the user's features by name, with `user_id`, `history` (item ids, oldest first) and context such as
                 `hour`; what is missing counts as unknown, but for the hour, which is then the clock's in UTC.
-            items: the items' features by name, with `item_id`; each [N]. Ids are integers or text.
+            items: the items' features by name, with `item_id`; each [N]. Ids are integers or text. Where items are
+                known, those features that go before what is known of them.
+            known: of this scorer; positions: [N] among them, −1 where an item is not.
 
         Raises:
             InvalidFieldError: an unknown scene, no item_id, columns of different lengths or of a wrong type.
         """
         require(scene in self.tasks, "scene", scene, ", ".join(self.tasks))
         require("item_id" in items, "items.item_id", sorted(items), "a column item_id")
-        count = len(items["item_id"])
-        index = self._registry.scene_names.index(scene)
-        given: dict[str, Any] = {name: [value] for name, value in user.items() if name != "history"}
-        if user.get("user_id") is not None:
-            given["user_id"] = _keys(given["user_id"], "user_id")
-        items = {**items, "item_id": _keys(items["item_id"], "items.item_id")}
-        now = {"hour": [datetime.datetime.now(datetime.UTC).hour]}
-        encoder = self._encoder
-        request = _Request(encoder.encode("user", given, 1), encoder.encode("item", items, count),
-                           encoder.encode("context", {**now, **given, "scene": [scene]}, 1),
-                           encoder.encode_history(_last_items(user.get("history"), encoder.history_length)), index)
-        columns = dict(zip(self.tasks[scene], self._request_probabilities(request).T, strict=True))
+        items = {**items, "item_id": id_keys(items["item_id"], "items.item_id")}
+        chosen = None if known is None or positions is None else known.choose(self._encoder, positions, items)
+        encoded = self._encoder.encode("item", items, len(items["item_id"])) if chosen is None else chosen.encoded
+        request = encode_request(self._encoder, scene, user, encoded, self._registry.scene_names.index(scene))
+        rows = None if known is None or chosen is None else item_rows(known, chosen, self._tensor)
+        columns = dict(zip(self.tasks[scene], self._request_probabilities(request, rows).T, strict=True))
         return Scores(columns, {**request.user.unknown, **request.context.unknown, **request.items.unknown})
 
     def check_user(self, features: Mapping[str, Any]) -> None:
@@ -233,9 +252,8 @@ class SceneScorer:
         Raises:
             InvalidFieldError: a value of a type or size that its feature does not take.
         """
-        given = {name: [value] for name, value in features.items()}
         for source in ("user", "context"):
-            self._encoder.encode(source, given, 1)
+            self._encoder.encode_one(source, features)
 
     def score_rows(self, rows: pa.Table, users: pa.Table, items: pa.Table,
                    histories: NDArray[np.int64] | None = None,
@@ -280,7 +298,7 @@ class SceneScorer:
                 result[pair.task][index[inside]] = probabilities[inside, column]
         return result
 
-    def _request_probabilities(self, request: _Request) -> NDArray[np.float32]:
+    def _request_probabilities(self, request: EncodedRequest, rows: ItemRows | None) -> NDArray[np.float32]:
         """Calibrated probabilities [N, T_s] of one user's items."""
         pairs = self._model.spans[request.scene]
         if self._network is None:
@@ -289,7 +307,8 @@ class SceneScorer:
             with torch.inference_mode():
                 user, items, context = ((self._tensor(part.ids), self._tensor(part.numbers))
                                         for part in (request.user, request.items, request.context))
-                logits = self._network.logits(user, items, context, self._tensor(request.history), request.scene)
+                history = self._tensor(request.history)
+                logits = self._network.logits(user, items, context, history, request.scene, rows)
         return self._probabilities(logits, pairs)
 
     def _logits(self, *columns: np.ndarray) -> Tensor:
@@ -308,55 +327,5 @@ class SceneScorer:
             return probabilities
 
     def _tensor(self, column: np.ndarray) -> Tensor:
-        return torch.from_numpy(column).to(self._device)
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One user's N items, encoded.
-
-    Attributes:
-        user, context: one row each; items: N rows.
-        history: int32[1, L], 0 pads.
-        scene: its index.
-    """
-
-    user: Encoded
-    items: Encoded
-    context: Encoded
-    history: NDArray[np.int32]
-    scene: int
-
-    def rows(self) -> tuple[np.ndarray, ...]:
-        """Ids, numbers, histories and scenes [N, …], for networks that take whole rows."""
-        count = len(self.items.ids)
-        ids = [_repeat(self.user.ids, count), self.items.ids, _repeat(self.context.ids, count)]
-        numbers = [_repeat(self.user.numbers, count), self.items.numbers, _repeat(self.context.numbers, count)]
-        return (np.concatenate(ids, axis=1), np.concatenate(numbers, axis=1), _repeat(self.history, count),
-                np.full(count, self.scene))
-
-
-def _repeat(row: np.ndarray, count: int) -> np.ndarray:
-    return np.repeat(row, count, axis=0)
-
-
-def _last_items(history: Sequence[int | str] | None, length: int) -> NDArray[np.int64]:
-    """int64[1, length], padded in front."""
-    given = [] if history is None else history
-    require(isinstance(given, (Sequence, np.ndarray)), "history", given, f"a list of {ALLOWED}")
-    items = _keys(given[max(len(given) - length, 0):], "history")
-    return np.concatenate([np.full(length - len(items), NO_ITEM, np.int64), items])[None, :]
-
-
-def _keys(ids: Any, field: str) -> NDArray[np.int64]:
-    """int64[N] keys of ids (recfuse.logs.ids); an array of integers holds keys.
-
-    Raises:
-        InvalidFieldError: something else than integers and texts.
-    """
-    if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
-        return ids.astype(np.int64)
-    listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    plain = not isinstance(ids, str) and all(isinstance(each, (int, str)) for each in listed)
-    require(plain, field, ids, f"a list of {ALLOWED}")
-    return keys_of(listed)
+        tensor = torch.from_numpy(column)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device)

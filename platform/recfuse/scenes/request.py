@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from recfuse.scenes.layers import run_stack
+from recfuse.scenes.layers import StackedLinear, run_stack
 from recfuse.scenes.mixture import MultiSceneModel
 
 # Ids int [B, fields] and numbers float [B, numeric] of one source of features.
 Inputs = tuple[Tensor, Tensor]
+# So many items are computed at a time: their first layer then stays in a core's second cache.
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,29 @@ class SourceSizes:
     numbers: int
 
 
+@dataclass(frozen=True)
+class ItemRows:
+    """What the first layer makes of N items, precomputed, and where the items differ from what that was made of.
+
+    Attributes:
+        table: float16 or float32 [M, outputs] of `RequestNetwork.item_rows`; places: int64 [N], the items' rows.
+        fields, numbers: positions of the ids and numbers that may differ.
+        before: those that the rows were made of, [N, fields] and [N, numbers]; an id of −1 is in no row.
+    """
+
+    table: Tensor
+    places: Tensor
+    fields: Sequence[int]
+    numbers: Sequence[int]
+    before: Inputs
+
+
 class RequestNetwork:
     """Logits of N items of one scene for one user: equal to the model's `forward`, at a fraction of its work.
 
-    The first layer is linear in its inputs, so the part of the user and the context is computed once per request, and
-    only the scene's own gates are. Its weights are copied here, by what they multiply.
+    The first layer of experts and gates is linear in its inputs, so the part of the user and the context is computed
+    once per request, that of an item once per catalogue, and only the scene's own gates are. The weights are copied
+    here, by what they multiply.
 
     Args:
         model: its parameters must not change afterwards.
@@ -34,68 +56,137 @@ class RequestNetwork:
     """
 
     def __init__(self, model: MultiSceneModel, user: SourceSizes, item: SourceSizes, context: SourceSizes) -> None:
-        self._model = model
-        self._item_field = model.item_field - user.fields
-        common, varying = _columns(model, user, item, context)
-        config, weight = model.config, model.first.weight.detach()
-        self._experts, self._width = config.experts, config.expert_layers[0]
-        shared = self._experts * self._width
-        self._bias, self._common = model.first.bias.detach(), weight[:, common].contiguous()
-        by_expert = weight[:shared, varying].view(self._experts, self._width, len(varying))
-        self._expert_weights = by_expert.transpose(1, 2).contiguous()
-        self._gate_weights = weight[shared:, varying].contiguous()
+        self._model, self._item, self._item_field = model, item, model.item_field - user.fields
+        self._embedding = model.embedding.detach()
+        self._query = None if model.query is None else model.query.weight.detach()
+        experts, self._shared = model.config.experts, model.config.experts * model.config.expert_layers[0]
+        # A scene's gates have experts in front: a softmax over a last dimension of eight costs twenty times as much.
+        gates = [torch.arange(pairs.start * experts, pairs.stop * experts).view(-1, experts).T.flatten()
+                 for pairs in model.spans]
+        outputs = torch.cat([torch.arange(self._shared), *(self._shared + each for each in gates)])
+        self._gates = [slice(self._shared + pairs.start * experts, self._shared + pairs.stop * experts)
+                       for pairs in model.spans]
+        weight, common, varying = model.first.weight.detach()[outputs], *_columns(model, user, item, context)
+        self._bias, self._common = model.first.bias.detach()[outputs], weight[:, common].contiguous()
+        self._varying = weight[:, varying].T.contiguous()
+        self._item_columns = item.fields * model.config.embedding_size + item.numbers
 
-    def logits(self, user: Inputs, items: Inputs, context: Inputs, history: Tensor, scene: int) -> Tensor:
+    @property
+    def outputs(self) -> int:
+        """How many numbers a precomputed row has."""
+        return len(self._bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._bias.device
+
+    def item_rows(self, items: Inputs, fields: Sequence[int] = (), numbers: Sequence[int] = ()) -> Tensor:
+        """The items' part of the first layer [B, outputs], without the part of these `fields` and `numbers`."""
+        inputs = torch.cat([self._lookup(items[0]).flatten(1), items[1]], 1)
+        inputs[:, self._columns_of(fields, numbers)] = 0.0
+        return inputs @ self._varying[:self._item_columns]
+
+    def item_weights(self) -> tuple[Tensor, Tensor]:
+        """All weights that rows follow from: the embedding table, and the items' part of the first layer."""
+        return self._embedding, self._varying[:self._item_columns]
+
+    def _columns_of(self, fields: Sequence[int], numbers: Sequence[int]) -> Tensor:
+        """int64 [c]: which of an item's inputs these ids and numbers are."""
+        width = self._model.config.embedding_size
+        columns = [field * width + place for field in fields for place in range(width)]
+        columns += [self._item.fields * width + number for number in numbers]
+        return torch.tensor(columns, dtype=torch.int64, device=self._bias.device)
+
+    def logits(self, user: Inputs, items: Inputs, context: Inputs, history: Tensor, scene: int,
+               rows: ItemRows | None = None) -> Tensor:
         """Logits [N, T_s] of one scene.
 
         Args:
             user, context: one row each; items: N rows; history: int [1, L], 0 pads.
+            rows: of the items; without them their part is computed as well.
         """
-        lookup, pairs = self._model.lookup, self._model.spans[scene]
-        common = torch.cat([lookup(user[0]).flatten(), lookup(context[0]).flatten(), user[1][0], context[1][0]])
-        varying = self._varying(items, history)
-        experts, shares = self._mixtures(common, varying), self._shares(common, varying, pairs)
-        mixed = torch.bmm(shares, experts.transpose(0, 1)).transpose(0, 1)
-        return run_stack(self._model.towers, mixed, pairs).squeeze(-1).transpose(0, 1)
+        pairs = self._model.spans[scene]
+        outputs = slice(self._shared), self._gates[scene]
+        embedded = self._lookup(torch.cat([user[0], context[0]], 1))
+        common = torch.cat([embedded.flatten(), user[1][0], context[1][0]])
+        shared = [torch.addmv(self._bias[some], self._common[some], common) for some in outputs]
+        inputs = self._inputs(items, history, rows)
+        first = self._whole(inputs, shared, outputs) if rows is None else self._added(inputs, shared, outputs, rows)
+        logits = [self._behind_first(hidden, scores, pairs) for hidden, scores in first]
+        return torch.cat(logits) if len(logits) > 1 else logits[0]
 
-    def _mixtures(self, common: Tensor, varying: Tensor) -> Tensor:
-        """What gates mix, e [K, N, H], from the columns that items share and those [N, columns] that they do not."""
-        shared = self._experts * self._width
-        bias = torch.addmv(self._bias[:shared], self._common[:shared], common).view(self._experts, self._width)
-        # One expert follows the other: its rows stay in the cache, and nothing is transposed.
-        return torch.cat([
-            run_stack(self._model.experts, torch.addmm(part, varying, weight).relu_()[None], slice(expert, expert + 1))
-            for expert, (part, weight) in enumerate(zip(bias, self._expert_weights, strict=True))]).relu_()
+    def _whole(self, inputs: Tensor, shared: list[Tensor], outputs: tuple[slice, ...]) -> Iterator[list[Tensor]]:
+        """These outputs of the first layer of one block of items after the other; `shared` are what all have."""
+        for block in inputs.split(_BLOCK):
+            yield [torch.addmm(part, block, self._varying[:, some])
+                   for part, some in zip(shared, outputs, strict=True)]
 
-    def _shares(self, common: Tensor, varying: Tensor, pairs: slice) -> Tensor:
-        """The gates of the scene's pairs: shares [N, T_s, K]."""
-        rows = slice(pairs.start * self._experts, pairs.stop * self._experts)
-        shared = self._experts * self._width
-        bias = torch.addmv(self._bias[shared:][rows], self._common[shared:][rows], common)
-        scores = torch.addmm(bias, varying, self._gate_weights[rows].T)
-        # Experts lead: a softmax over a last dimension of eight costs twenty times as much.
-        by_expert = scores.view(-1, pairs.stop - pairs.start, self._experts).permute(2, 0, 1).contiguous()
-        return by_expert.softmax(0).permute(1, 2, 0)
+    def _added(self, inputs: Tensor, shared: list[Tensor], outputs: tuple[slice, ...],
+               rows: ItemRows) -> Iterator[list[Tensor]]:
+        """As `_whole`, on top of the items' rows."""
+        own = [self._varying[self._item_columns:]]
+        if rows.fields or rows.numbers:
+            own.append(self._varying[self._columns_of(rows.fields, rows.numbers)])
+        weights = [torch.cat([*(part[:, some] for part in own), all_have[None]])
+                   for all_have, some in zip(shared, outputs, strict=True)]
+        for block, places in zip(inputs.split(_BLOCK), rows.places.split(_BLOCK), strict=True):
+            chosen = rows.table.index_select(0, places)
+            yield [chosen[:, some].to(block.dtype).addmm_(block, weight)
+                   for weight, some in zip(weights, outputs, strict=True)]
 
-    def _varying(self, items: Inputs, history: Tensor) -> Tensor:
-        """The columns of x [N, columns] that differ from item to item."""
-        embedded = self._model.lookup(items[0])
-        parts = [embedded.flatten(1), items[1]]
+    def _behind_first(self, hidden: Tensor, scores: Tensor, pairs: slice) -> Tensor:
+        """Logits [B, T_s] from the experts' first layer [B, K · width] and the scene's gates [B, K · T_s]."""
+        count, (experts, width) = len(hidden), (self._model.config.experts, self._model.config.expert_layers[0])
+        first = hidden.relu_().view(count, experts, width).transpose(0, 1)
+        mixed = run_stack(self._model.experts, first).relu_() if len(self._model.experts) else first
+        shares = scores.view(count, experts, pairs.stop - pairs.start).transpose(0, 1).softmax(0)
+        top = torch.bmm(shares.permute(1, 2, 0), mixed.transpose(0, 1)).transpose(0, 1)
+        last = self._model.towers[-1]
+        assert isinstance(last, StackedLinear)
+        for layer in self._model.towers[:-1]:
+            top = layer(top, pairs).relu_()
+        # A product with one column is a sum, which is faster than as a matmul.
+        logits = (top * last.weight[pairs].transpose(1, 2)).sum(-1) + last.bias[pairs].squeeze(-1)
+        return logits.T
+
+    def _inputs(self, items: Inputs, history: Tensor, rows: ItemRows | None) -> Tensor:
+        """What is multiplied for each item [N, columns]: a one behind it takes what all items share, with rows."""
+        parts = []
+        if rows is None:
+            embedded = self._lookup(items[0])
+            parts += [embedded.flatten(1), items[1]]
         if self._model.config.history_length:
-            item = embedded[:, self._item_field]
+            item = self._lookup(items[0][:, self._item_field]) if rows is not None \
+                else embedded[:, self._item_field]
             pooled = self._pooled(history, item)
             parts += [pooled, pooled * item]
+        if rows is not None:
+            if rows.fields or rows.numbers:
+                parts += self._changes(items, rows)
+            parts.append(torch.ones(len(items[0]), 1, dtype=self._bias.dtype, device=self._bias.device))
         return torch.cat(parts, 1)
+
+    def _changes(self, items: Inputs, rows: ItemRows) -> list[Tensor]:
+        """By how much embeddings and numbers of the items differ from those of their rows."""
+        ids, numbers = rows.before
+        kept = self._lookup(ids.clamp(min=0)) * (ids >= 0).unsqueeze(-1)
+        embedded = self._lookup(items[0][:, rows.fields]) - kept
+        return [embedded.flatten(1), items[1][:, rows.numbers] - numbers]
 
     def _pooled(self, history: Tensor, item: Tensor) -> Tensor:
         """One history [1, L] as a vector for each of the items [N, width]: its embeddings are looked up once."""
-        model = self._model
-        watched = model.lookup(history[0][history[0] != 0])
+        watched = self._lookup(history[0][history[0] != 0])
         if not len(watched):
             return torch.zeros_like(item)
-        if model.query is None:
+        if self._query is None:
             return watched.mean(0).expand(len(item), -1)
-        return torch.mm(torch.mm(model.query(item), watched.T).softmax(-1), watched)
+        # The history is projected, not the items, of which there are more.
+        return torch.mm(torch.mm(item, torch.mm(watched, self._query).T).softmax(-1), watched)
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        """Embeddings [..., width]; `SceneModel.lookup` has a gradient, which costs as much as the small ones here."""
+        return F.embedding(ids, self._embedding)
 
 
 def _columns(model: MultiSceneModel, user: SourceSizes, item: SourceSizes,

@@ -22,7 +22,7 @@ from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.training.fit import train
 from recfuse.scenes.training.problem import Problem
 from recfuse.scenes.training.step import Stepper
-from recfuse.serving.catalogue import Catalogue, FixedCatalogue
+from recfuse.serving.catalogue import Catalogue, CatalogueScorer
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.formats import Body
 from recfuse.serving.models import FixedModel
@@ -78,7 +78,7 @@ def check_request(scorer: SceneScorer, exposures: Exposures) -> None:
     expected = scorer.score_rows(rows, exposures.users, exposures.items)
     catalogue = Catalogue(exposures.items)
     request = {"user": {**user, "hour": 7}, "candidates": {"item_id": columns["item_id"].tolist()}, "top_n": None}
-    service = ScenesService(ServingConfig(), FixedModel(scorer), catalogue=FixedCatalogue(catalogue))
+    service = ScenesService(ServingConfig(), FixedModel(CatalogueScorer(scorer, catalogue)))
     reply = asyncio.run(service.rank("1", Body(orjson.dumps(request))))
     answered = {item["item_id"]: item["probabilities"] for item in orjson.loads(reply.body)["items"]}
     for task, values in found.items():

@@ -22,7 +22,7 @@ from recfuse.fusion.config import NetworkConfig
 from recfuse.fusion.inference import FusionActor, export_policy
 from recfuse.fusion.networks import GaussianPolicies, Normalisation
 from recfuse.serving.api import create_app
-from recfuse.serving.catalogue import Catalogue, FixedCatalogue
+from recfuse.serving.catalogue import Catalogue, CatalogueScorer, FixedCatalogue
 from recfuse.serving.config import ServingConfig
 from recfuse.serving.decision_log import DecisionLog
 from recfuse.serving.formats import answering
@@ -181,10 +181,10 @@ def start(tmp_path: Path, models: Path) -> Iterator[Callable[..., Application]]:
         pointer = read_pointer(models)
         actor = FusionActor.from_bundle(read_bundle(models / str(pointer.fusion)))
         users = UserStateStore(models / "users.sqlite")
-        catalogue = FixedCatalogue(Catalogue.load(models / "catalogue.parquet"))
+        catalogue = Catalogue.load(models / "catalogue.parquet")
         log, scorer = DecisionLog(config.decision_log), scorer or FakeScorer()
-        fusion = LocalFusion(config, FixedModel(FusionModel(actor)), log, users, catalogue)
-        scenes = LocalScenes(config, FixedModel(scorer), users, catalogue)
+        fusion = LocalFusion(config, FixedModel(FusionModel(actor)), log, users, FixedCatalogue(catalogue))
+        scenes = LocalScenes(config, FixedModel(CatalogueScorer(scorer, catalogue)), users)
         api = create_app(Backends(fusion, scenes), config)
         started.append(Application(actor, scorer, users, log, tmp_path / "decisions", (fusion, scenes), api))
         return started[-1]
