@@ -207,6 +207,8 @@ class _Checker:
         if column is None:
             self._columns[name] = pa.nulls(rows, kind)
             return None
+        if (values := _whole_matrix(column)) is not None:
+            return self._checked(name, values, column.cast(kind))
         if pa.types.is_fixed_size_list(column.type):
             column = pc.cast(column, pa.list_(column.type.value_type))
         missing = _numpy(pc.is_null(column))
@@ -228,6 +230,21 @@ class _Checker:
         if optional:
             matrix[~fits | wild] = np.nan
         return matrix
+
+    def _checked(self, name: str, matrix: np.ndarray, column: pa.Array) -> np.ndarray:
+        """As `_matrix`, of lists that all are there and of the right length."""
+        finite = np.isfinite(matrix)
+        if finite.all():
+            wild = np.zeros(len(matrix), bool)
+        else:
+            wild = ~finite.all(axis=1)
+            self._refuse(wild, name, "finite numbers")
+            matrix = np.where(wild[:, None], np.float32(0), matrix)
+            column = _lists(matrix)
+        if name == "sigma":
+            self._refuse(~wild & (matrix <= 0).any(axis=1), name, "numbers > 0")
+        self._columns[name] = column
+        return np.where(wild[:, None], np.float32("nan"), matrix) if wild.any() and name in ("mu", "sigma") else matrix
 
     def _density(self, action: np.ndarray | None, mu: np.ndarray | None, sigma: np.ndarray | None) -> None:
         """`action_logp` as logged, or computed from μ and σ where it is absent; and whether the action was drawn."""
@@ -299,6 +316,16 @@ class _Checker:
 
 def _numpy(array: pa.Array) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False)
+
+
+def _whole_matrix(column: pa.Array) -> np.ndarray | None:
+    """float32[n, size] of fixed lists that all are there, in place; None of others."""
+    if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32() or not len(column):
+        return None
+    values = column.flatten()
+    if column.null_count or values.null_count:
+        return None
+    return np.asarray(values.to_numpy().reshape(-1, column.type.list_size))
 
 
 def _lists(matrix: np.ndarray, missing: np.ndarray | None = None) -> pa.FixedSizeListArray:
