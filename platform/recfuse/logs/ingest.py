@@ -26,7 +26,8 @@ from recfuse.runtime.locations import locate
 from recfuse.runtime.outputs import Output, claim
 
 logger = logging.getLogger("recfuse")
-_PARTITION_BYTES = 128 << 20
+# Of Parquet; in memory it is some three times as much.
+_PARTITION_BYTES = 32 << 20
 _MIN_PARTITIONS = 4
 _NUMBER = "[0-9]" * 5
 _WRITTEN = (f"{PART}{_NUMBER}.parquet", f"{TEMPORARY}{PART}{_NUMBER}.parquet.*", f"{QUARANTINE}/*", f"{NOTES}/*",
