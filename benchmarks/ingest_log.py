@@ -65,7 +65,8 @@ def _file(rng: np.random.Generator, first: int, rows: int, total: int) -> pa.Tab
     feedback = [watched, *((rng.random(rows) < share).astype(np.float32) for share in (.4, .05, .01, .005))]
     return complete({
         "session_id": pa.array(session.astype("U12").astype(object), pa.string()),
-        "request_id": pa.array(np.char.add(np.char.add(session.astype("U12"), "-"), (request % _A_SESSION).astype("U2"))),
+        "request_id": pa.array(np.char.add(np.char.add(session.astype("U12"), "-"),
+                                           (request % _A_SESSION).astype("U2"))),
         "user_id": pa.array(names, pa.string()), "ts": pa.array(times).cast(pa.timestamp("us", "UTC")),
         "stage": pa.array(["fine"] * rows), "scene": pa.array(scene, pa.string()), "state": _lists(state),
         "mu": _lists(mu), "sigma": _lists(sigma), "action": _lists(action), "action_logp": pa.array(density),
