@@ -280,9 +280,13 @@ def _each(exchange: Exchange, step: str, inputs: Sequence[Any]) -> Iterator[int]
     # Workers and nodes may die as often as they like; what a step raises itself is raised at once.
     task = _task.options(name=f"ingest({step})", max_retries=-1)
     waiting = [task.remote(shared, step, each) for each in inputs]
-    while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1)
-        yield from ray.get(done)
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            yield from ray.get(done)
+    finally:
+        for one in waiting:  # nobody waits for them any more, and the output may soon be another job's
+            ray.cancel(one)
 
 
 @ray.remote(num_cpus=1)
