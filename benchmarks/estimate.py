@@ -32,7 +32,7 @@ class Assumptions(Config):
     evaluation_rate: float = Field(2_000_000.0, gt=0, description="A core takes this many rows × estimates a second.")
     efficiency: float = Field(0.65, gt=0, le=1, description="Many cores together reach this share of the rates of a "
                                                             "core alone.")
-    partition_mib: float = Field(128.0, gt=0, description="A partition of the shuffle has this many MiB.")
+    partition_mib: float = Field(32.0, gt=0, description="A partition of the shuffle has this many MiB.")
     passes: float = Field(35.0, ge=0, description="All fits of a training together make this many passes over the "
                                                   "samples.")
     training_share: float = Field(0.1, gt=0, le=1, description="Training reads this share of the users' samples.")
@@ -74,7 +74,7 @@ def estimate(given: Assumptions) -> list[tuple[str, str]]:
         ("samples a day: memory, Parquet", f"{rows * given.sample_bytes / tb:.2f} TB, "
                                            f"{rows * given.sample_disk / tb:.2f} TB"),
         ("kept", f"{disk:.1f} TB for {given.keep_days:.0f} days"),
-        ("shuffle: two exchanges of", f"{rows * given.log_bytes / tb:.2f} TB each, in {partitions:,} partitions"),
+        ("shuffle: one exchange of", f"{rows * given.log_bytes / tb:.2f} TB, in {partitions:,} partitions"),
         ("ingest", f"{ingest:,.0f} core hours; {ingest / given.hours:,.0f} cores for {given.hours:g} h"),
         ("training, each", f"{trained:,.0f} samples, {training:,.0f} core hours"),
         ("", f"{training / given.hours:,.0f} learners of a core for {given.hours:g} h, "

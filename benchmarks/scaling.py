@@ -51,7 +51,7 @@ _PLACE = "{"
 
 
 def of_ingest(workers: int, scratch: Path, arguments: argparse.Namespace) -> float:
-    """Rows a second of the whole job: read, check, two exchanges, write."""
+    """Rows a second of the whole job: read, check, exchange, write."""
     rows, rng = INGEST_ROWS, np.random.default_rng(0)
 
     def lists(width: int, low: float = -1.0) -> pa.Array:

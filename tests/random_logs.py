@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from recfuse.behaviours import Behaviour, Vocabulary
 from recfuse.logs.config import IngestConfig
-from recfuse.logs.exchange import QUARANTINE, Exchange
-from recfuse.logs.files import DirectoryWriter
+from recfuse.logs.exchange import EXCHANGED, QUARANTINE, Exchange
 from recfuse.logs.ingest import IngestResult, _close
 from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.logs.source import log_end, open_log, pieces
@@ -110,24 +108,25 @@ def log_table(requests: list[dict[str, Any]], options: dict[str, Any]) -> pa.Tab
     return pa.table({name: column for name, column in columns.items() if name not in absent})
 
 
-def ingest_here(config: IngestConfig, seed: int = 0, partitions: int = 3) -> IngestResult:
-    """The steps of ingest in this process; what an exchange brings together comes in any order."""
+def ingest_here(config: IngestConfig, seed: int = 0, partitions: int = 3, **limits: int) -> IngestResult:
+    """The steps of ingest in this process; tasks come in any order.
+
+    Args:
+        limits: `budget` and `row_group` of the exchange.
+    """
     root, rng = Path(config.output), np.random.default_rng(seed)
-    (root / QUARANTINE).mkdir(parents=True)
+    for directory in (QUARANTINE, EXCHANGED):
+        (root / directory).mkdir(parents=True)
     source = open_log(config.logs, config.vocabulary)
     listing, unreadable = pieces(source)
-    exchange = Exchange(source=source, writer=DirectoryWriter(pafs.LocalFileSystem(), str(root)), config=config,
-                        log_end=log_end(source, listing), partitions=partitions)
-
-    def groups(rows: pa.Table) -> list[pa.Table]:
-        shuffled = rows.take(pa.array(rng.permutation(rows.num_rows)))
-        return [shuffled.filter(pc.equal(shuffled["_partition"], number))
-                for number in pc.unique(shuffled["_partition"]).to_pylist()]
-
-    read = pa.concat_tables([exchange.read(piece) for piece in listing])
-    first = [exchange.deduplicate(group) for group in groups(read)]
-    for group in groups(pa.concat_tables(first)) if first else []:
-        exchange.cut(group)
+    exchange = Exchange(source=source, filesystem=pafs.LocalFileSystem(), root=str(root), config=config,
+                        log_end=log_end(source, listing), partitions=partitions, **limits)
+    for place in rng.permutation(len(listing)):
+        exchange.read([listing[place]])
+    for number in rng.permutation(exchange.key_partitions):
+        exchange.deduplicate(int(number))
+    for number in rng.permutation(partitions):
+        exchange.cut(int(number))
     return _close(pafs.LocalFileSystem(), str(root), source.vocabulary, listing, unreadable, config, "key")
 
 

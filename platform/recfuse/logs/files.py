@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +78,66 @@ class DirectoryWriter:
     def __init__(self, filesystem: pafs.FileSystem, directory: str) -> None:
         self._filesystem, self._directory = filesystem, directory
 
-    def write(self, name: str, table: pa.Table) -> None:
-        """Writes `name`, which may lie in a directory beneath that exists."""
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile]:
+        """A stream that becomes the file `name` when it is closed; its directory exists."""
         target = f"{self._directory}/{name}"
         parent, file = target.rsplit("/", 1)
-        temporary = f"{parent}/{TEMPORARY}{file}.{uuid.uuid4().hex[:8]}"
-        write_parquet(table, temporary, self._filesystem)
-        self._filesystem.move(temporary, target)
-
-    def write_text(self, name: str, text: str) -> None:
-        """Writes a small text file in the same way; its directory is made where it does not exist."""
-        target = f"{self._directory}/{name}"
-        parent, file = target.rsplit("/", 1)
-        self._filesystem.create_dir(parent, recursive=True)
         temporary = f"{parent}/{TEMPORARY}{file}.{uuid.uuid4().hex[:8]}"
         with self._filesystem.open_output_stream(temporary) as stream:
-            stream.write(text.encode())
+            yield stream
         self._filesystem.move(temporary, target)
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Writes a Parquet file."""
+        with self.open(name) as stream:
+            pq.write_table(table, stream, **parquet_options(table.schema))
+
+    def write_all(self, name: str, tables: Iterable[pa.Table], schema: pa.Schema) -> Written:
+        """Writes a Parquet file with one row group a table."""
+        with self.open(name) as stream:
+            digest = _Digest(stream)
+            with pq.ParquetWriter(pa.PythonFile(digest, "w"), schema, **parquet_options(schema)) as file:
+                for table in tables:
+                    file.write_table(table, row_group_size=max(table.num_rows, 1))
+        return Written(digest.size, digest.sha.hexdigest())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a small text file; its directory is made where it does not exist."""
+        self._filesystem.create_dir(f"{self._directory}/{name}".rsplit("/", 1)[0], recursive=True)
+        with self.open(name) as stream:
+            stream.write(text.encode())
+
+
+@dataclass(frozen=True)
+class Written:
+    """Attributes:
+        size: of a file, in bytes; sha256: of its bytes, in hexadecimal digits.
+    """
+
+    size: int
+    sha256: str
+
+
+class _Digest:
+    """A stream that takes the digest of what passes through it to another."""
+
+    closed = False
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream, self.size, self.sha = stream, 0, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.sha.update(content)
+        self.size += len(content)
+        self._stream.write(content)
+        return len(content)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        """The stream beneath is flushed by whoever opened it."""
+
+    def close(self) -> None:
+        """Likewise."""

@@ -11,29 +11,27 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import yaml
 
 from recfuse.behaviours import Vocabulary
 from recfuse.config import require, without_secrets
 from recfuse.logs.account import Account
 from recfuse.logs.config import IngestConfig
-from recfuse.logs.exchange import NOTES, PART, QUARANTINE, Exchange, run
-from recfuse.logs.files import TEMPORARY, DirectoryWriter, list_files
-from recfuse.logs.reading import reasons
+from recfuse.logs.exchange import EXCHANGED, NOTES, PART, QUARANTINE, Exchange, run
+from recfuse.logs.files import TEMPORARY, file_name, list_files
 from recfuse.logs.schema import ACCOUNT_FILE, VOCABULARY_FILE
 from recfuse.logs.source import LogSource, Piece, log_end, open_log, pieces
 from recfuse.runtime.locations import locate
 from recfuse.runtime.outputs import Output, claim
 
 logger = logging.getLogger("recfuse")
-_PARTITION_BYTES = 128 << 20
+# Of Parquet; in memory it is some three times as much.
+_PARTITION_BYTES = 32 << 20
 _MIN_PARTITIONS = 4
 _NUMBER = "[0-9]" * 5
 _WRITTEN = (f"{PART}{_NUMBER}.parquet", f"{TEMPORARY}{PART}{_NUMBER}.parquet.*", f"{QUARANTINE}/*", f"{NOTES}/*",
-            VOCABULARY_FILE, ACCOUNT_FILE)
+            f"{EXCHANGED}/*", VOCABULARY_FILE, ACCOUNT_FILE)
 
 
 @dataclass(frozen=True)
@@ -101,10 +99,11 @@ def ingest(config: IngestConfig) -> IngestResult:
 def _ingest(source: LogSource, config: IngestConfig, output: Output, key: str) -> IngestResult:
     output.begin()
     filesystem, root = output.location.filesystem, output.location.root
-    filesystem.create_dir(f"{root}/{QUARANTINE}")
+    for directory in (QUARANTINE, EXCHANGED):
+        filesystem.create_dir(f"{root}/{directory}")
     listing, unreadable = pieces(source)
     require(bool(listing), "logs", config.logs, f"at least one readable row ({unreadable or 'the files are empty'})")
-    run(Exchange(source=source, writer=DirectoryWriter(filesystem, root), config=config,
+    run(Exchange(source=source, filesystem=filesystem, root=root, config=config,
                  log_end=log_end(source, listing),
                  partitions=max(_MIN_PARTITIONS, sum(file.size for file in source.files) // _PARTITION_BYTES)), listing)
     result = _close(filesystem, root, source.vocabulary, listing, unreadable, config, key)
@@ -138,57 +137,70 @@ def _finished(output: Output, name: str, key: str) -> IngestResult | None:
 
 def _close(filesystem: pafs.FileSystem, root: str, vocabulary: Vocabulary, listing: Sequence[Piece],
            unreadable: dict[str, str], config: IngestConfig, key: str) -> IngestResult:
-    """Counts what lies on disk, asserts the account, and writes it."""
-    counts, notes = _noted(filesystem, f"{root}/{NOTES}")
+    """Sums what the tasks noted of their files, asserts the account, and writes it."""
+    found = _noted(filesystem, f"{root}/{NOTES}")
     for directory in (root, f"{root}/{QUARANTINE}"):
         for path in list_files(filesystem, directory, TEMPORARY):  # of tasks that died while they wrote
             filesystem.delete_file(path)
-    kept, sessions, not_drawn, fingerprint = _samples(filesystem, root)
-    account = Account(sum(piece.kept for piece in listing), kept, _quarantined(filesystem, root),
-                      unreadable, left_out=counts["left_out"], truncated=counts["truncated"], not_drawn=not_drawn,
-                      ties=counts["ties"], notes=notes)
+    _require_noted(filesystem, root, found.files)
+    counts = found.counts
+    account = Account(sum(piece.kept for piece in listing), counts["kept"], dict(found.quarantined), unreadable,
+                      left_out=counts["left_out"], truncated=counts["truncated"], not_drawn=counts["not_drawn"],
+                      ties=counts["ties"], notes=sorted(found.notes))
+    digests = b"".join(bytes.fromhex(digest) for _, digest in found.files.values())
+    fingerprint, sessions = hashlib.sha256(digests).hexdigest(), counts["sessions"]
     _write(filesystem, f"{root}/{VOCABULARY_FILE}", yaml.safe_dump(vocabulary.to_dict(), sort_keys=False))
     _write(filesystem, f"{root}/{ACCOUNT_FILE}", json.dumps(
         {"input_key": key, "logs": without_secrets(config.logs), "account": asdict(account), "sessions": sessions,
          "fingerprint": fingerprint}, indent=1))
+    for directory in (NOTES, EXCHANGED):
+        if filesystem.get_file_info(f"{root}/{directory}").type == pafs.FileType.Directory:
+            filesystem.delete_dir(f"{root}/{directory}")
     logger.info("ingest: %s; %d sessions", account, sessions)
     return IngestResult(config.output, account, sessions, fingerprint)
 
 
-def _noted(filesystem: pafs.FileSystem, directory: str) -> tuple[Counter[str], list[str]]:
-    """What the tasks counted, and what they noted, each once; their files are removed."""
-    counts: Counter[str] = Counter()
-    notes: set[str] = set()
+@dataclass(frozen=True)
+class _Noted:
+    """What the tasks noted of the files that they wrote.
+
+    Attributes:
+        counts: sums of what is counted; quarantined: reason → rows.
+        notes: each once.
+        files: name of a sample file → size and SHA-256, in the order of the names.
+    """
+
+    counts: Counter[str]
+    quarantined: Counter[str]
+    notes: set[str]
+    files: dict[str, tuple[int, str]]
+
+
+def _noted(filesystem: pafs.FileSystem, directory: str) -> _Noted:
+    found = _Noted(Counter(), Counter(), set(), {})
     if filesystem.get_file_info(directory).type != pafs.FileType.Directory:
-        return counts, []
+        return found
     for path in list_files(filesystem, directory):
-        if path.endswith(".json"):
-            with filesystem.open_input_stream(path) as stream:
-                content: Any = json.loads(stream.read())
-            counts.update(content) if isinstance(content, dict) else notes.update(content)
-    filesystem.delete_dir(directory)
-    return counts, sorted(notes)
-
-
-def _samples(filesystem: pafs.FileSystem, root: str) -> tuple[int, int, int, str]:
-    """Rows, sessions, rows that were not drawn, and fingerprint of the sample files."""
-    digest, rows, sessions, not_drawn = hashlib.sha256(), 0, 0, 0
-    for path in list_files(filesystem, root, PART):
-        table = pq.read_table(path, filesystem=filesystem, columns=["done", "truncated", "explored"])
-        rows += table.num_rows
-        sessions += int(pc.sum(table["done"]).as_py() or 0) + int(pc.sum(table["truncated"]).as_py() or 0)
-        not_drawn += int(pc.sum(pc.invert(pc.fill_null(table["explored"], True))).as_py() or 0)
+        if not path.endswith(".json") or file_name(path).startswith(TEMPORARY):
+            continue
         with filesystem.open_input_stream(path) as stream:
-            digest.update(hashlib.sha256(stream.read()).digest())
-    return rows, sessions, not_drawn, digest.hexdigest()
+            note: dict[str, Any] = json.loads(stream.read())
+        found.notes.update(note.pop("notes", ()))
+        found.quarantined.update(note.pop("quarantined"))
+        if "sha256" in note:
+            name = file_name(path).removesuffix(".json") + ".parquet"
+            found.files[name] = note.pop("size"), note.pop("sha256")
+        found.counts.update(note)
+    return found
 
 
-def _quarantined(filesystem: pafs.FileSystem, root: str) -> dict[str, int]:
-    """Reason → quarantined rows."""
-    rows: Counter[str] = Counter()
-    for path in list_files(filesystem, f"{root}/{QUARANTINE}"):
-        rows.update(reasons(pq.read_table(path, filesystem=filesystem, columns=["field", "allowed"])))
-    return dict(rows)
+def _require_noted(filesystem: pafs.FileSystem, root: str, files: dict[str, tuple[int, str]]) -> None:
+    """Asserts that the sample files are those that were noted."""
+    infos = filesystem.get_file_info(list_files(filesystem, root, PART))
+    there = {file_name(info.path): info.size for info in infos}
+    noted = {name: size for name, (size, _) in files.items()}
+    if there != noted:
+        raise AssertionError(f"files changed while they were written: {sorted(there.items() ^ noted.items())[:3]}")
 
 
 def _write(filesystem: pafs.FileSystem, path: str, text: str) -> None:

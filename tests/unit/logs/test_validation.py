@@ -13,7 +13,7 @@ import pytest
 from session_logs import loose_table, row, table, vocabulary
 
 from recfuse.logs.schema import session_log_schema
-from recfuse.logs.validation import check
+from recfuse.logs.validation import check, quarantine_rows
 
 GOOD = [row(1), row(2), row(3)]
 
@@ -245,3 +245,14 @@ def test_a_file_without_the_column_that_orders_requests_is_quarantined():
     assert result.rows.num_rows == 0
     assert set(result.quarantine["field"].to_pylist()) == {"rank"}
     assert "order_column names" in result.quarantine["allowed"][0].as_py()
+
+
+def test_numbers_in_the_quarantine_have_the_digits_that_python_gives_them():
+    lists = [[1e-5, 2.0], None, [float("nan"), float("inf")], [1e17, -0.0], [0.1, 123.0], []]
+    feedback = [{"like": value} for value in range(6)]
+    rows = pa.table({"state": pa.array(lists, pa.list_(pa.float64())), "feedback": feedback})
+    found = quarantine_rows(rows.slice(1), "file", "state", "anything")
+    assert found["value"].to_pylist() == [json.dumps(value) for value in lists[1:]]
+    assert [json.loads(text)["feedback"] for text in found["row"].to_pylist()] == [{"like": k} for k in range(1, 6)]
+    nested = quarantine_rows(rows, "file", "feedback.like", "anything")
+    assert nested["value"].to_pylist() == list("012345")
