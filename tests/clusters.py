@@ -70,10 +70,14 @@ def token_environment(directory: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running(head_cpus: int = 1, workers: int = 2, cpus: int = 1) -> Iterator[LocalCluster]:
-    """Starts the cluster and ends it, with everything in it."""
+def running(head_cpus: int = 1, workers: int = 2, cpus: int = 1, path: str = "") -> Iterator[LocalCluster]:
+    """Starts the cluster and ends it, with everything in it.
+
+    Args:
+        path: where its workers find what is not installed.
+    """
     temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the paths of Ray's sockets have a limit
-    environment = token_environment(temporary)
+    environment = token_environment(temporary) | ({"PYTHONPATH": path} if path else {})
     process = subprocess.Popen([sys.executable, __file__, str(temporary), *map(str, (head_cpus, workers, cpus))],
                                text=True, stdout=subprocess.PIPE, env=environment, start_new_session=True)
     assert process.stdout is not None

@@ -7,6 +7,7 @@ from pydantic import Field
 from recfuse.config import Config
 from recfuse.learning import registry
 from recfuse.learning.settings import LearningSettings
+from recfuse.runtime.limits import wait_limit
 
 
 class TrainFusionConfig(Config):
@@ -21,6 +22,7 @@ class TrainFusionConfig(Config):
     scorer: str = Field(
         "", description="This scorer's bundle, or the newest in this directory, gives the slopes of realised on "
         "predicted; empty takes those of the log alone.")
+    wait_limit: float = wait_limit()
     learning: LearningSettings = Field(
         default_factory=registry.settings, description="Algorithm, networks, rates and stopping rules are these.")
 
