@@ -66,7 +66,9 @@ def token_environment(directory: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
     return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path,
                    # See recfuse.runtime.ray_compat.on_loopback.
-                   "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1"}
+                   "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1",
+                   # See recfuse.runtime.ray_compat.idle_environment.
+                   "RAY_idle_worker_killing_time_threshold_ms": "60000"}
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from recfuse.runtime.waiting import WaitedTooLongError, Watch
 samples, output = sys.argv[1:]
 once = StoppingRule(iterations=1)
 settings = TwoStageConfig(network=NetworkConfig(hidden=(16,)), critics=once, cloning=once, stage_one=once,
-                          stage_two=once, minibatch_size=128, memory_mib=0)
+                          stage_two=once, minibatch_size=128)
 
 def train(learners):
     config = TrainFusionConfig(samples=samples, output=f"{output}/{learners}",
@@ -38,7 +38,7 @@ with cluster():
     assert [node.total["CPU"] for node in nodes()] == [node.free["CPU"] for node in nodes()] == [1, 1]
     assert not ray_compat.may_grow() and not ray_compat.unmet_requests()
     with pytest.raises(InvalidFieldError, match=r"num_learners: got 8; allowed: at most 6, each with 0.3 CPUs of one "
-                                                r"node; nodes: 127.0.0.1 1 CPUs \\(1 free\\), 127.0.0.1 1 CPUs"):
+                                                r"node; nodes: 127.0.0.1 1 CPU \\(1 free\\), 127.0.0.1 1 CPU "):
         train(8)
     with pytest.raises(NoRoomError, match="no room for 1 × 2 CPUs; nodes: "):
         Seats(Share(2.0), 1).wait()

@@ -37,7 +37,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training(samples: Path, output: Path, learners: int, passes: int = PASSES) -> list[str]:
-    """Arguments of a training that streams its samples."""
+    """Arguments of a training of many short passes."""
     few = [argument for phase in ("cloning", "stage-one", "stage-two")
            for argument in (f"--learning.{phase}.iterations", "2")]
     return ["jobs/train_fusion.py", "--samples", str(samples), "--output", str(output), *few,

@@ -43,10 +43,9 @@ class Node:
     free: Mapping[str, float]
 
     def __str__(self) -> str:
-        words = [f"{self.total.get(_CPU, 0):g} CPUs ({self.free.get(_CPU, 0):g} free)"]
-        if self.total.get(_GPU):
-            words.append(f"{self.total[_GPU]:g} GPUs ({self.free.get(_GPU, 0):g} free)")
-        return f"{self.name} {' '.join(words)}"
+        names = [_CPU, _GPU] if self.total.get(_GPU) else [_CPU]
+        words = [f"{needs({name: self.total.get(name, 0.0)})} ({self.free.get(name, 0.0):g} free)" for name in names]
+        return f"{self.name} {' and '.join(words)}"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_what_cannot_be_placed_is_refused_in_a_line_that_names_nodes_and_cpus(mo
     with pytest.raises(InvalidFieldError) as refused:
         required_share("num_learners", 7, shares())
     assert str(refused.value) == ("num_learners: got 7; allowed: at most 6, each with 0.3 CPUs of one node; "
-                                  "nodes: 10.0.0.1 1 CPUs (1 free), 10.0.0.2 1 CPUs (0.5 free)")
+                                  "nodes: 10.0.0.1 1 CPU (1 free), 10.0.0.2 1 CPU (0.5 free)")
     assert required_share("num_learners", 6, shares()).bundle == {"CPU": 0.3}
     monkeypatch.setattr(placement.ray_compat, "may_grow", lambda: True)
     assert required_share("num_learners", 7, shares()) == shares()[0], "nodes may come"

@@ -32,7 +32,7 @@ def test_a_job_that_waits_says_for_what_and_ends(caplog):
             Watch("train", limit=0.3, say_after=0.05):
         time.sleep(60)
     assert issubclass(WaitedTooLongError, InputError), "a job ends with its line, without a traceback"
-    assert "(wait_limit 0.3) for a place for 2 × 1 CPU; nodes: 10.0.0.1 1 CPUs (0 free)" in str(ended.value)
+    assert "(wait_limit 0.3) for a place for 2 × 1 CPU; nodes: 10.0.0.1 1 CPU (0 free)" in str(ended.value)
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("train: nothing has moved for 0 s; it waits for a place for 2 × 1 CPU; nodes: 10.0.0.1")
 
