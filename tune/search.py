@@ -17,7 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from recfuse.config import require
 from recfuse.runtime import ray_compat
-from recfuse.runtime.console import Progress
+from recfuse.runtime.console import Progress, moved
 from recfuse.runtime.placement import described, nodes, room_for
 from recfuse.runtime.waiting import Watch
 from recfuse.tune import space
@@ -30,7 +30,7 @@ logger = logging.getLogger("recfuse")
 _CHOICES = "choices"
 # How often trials that are cut off run again, and how their errors are called.
 RESTARTS = 3
-_LOST = ("ActorDied", "ActorUnavailable", "NodeDied", "WorkerCrashed", "RayActorError", "OwnerDied")
+_LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "RayActorError", "WorkerCrashedError")
 
 
 def planned(blocks: Sequence[Block], config: SearchConfig) -> list[Assignment]:
@@ -98,8 +98,8 @@ class Recorder(tune.Callback):
     """
 
     def __init__(self, ledger: Ledger, identity: str, numbers: Mapping[str, int], total: int, objective: str,
-                 watch: Watch, again: bool = False) -> None:
-        self._watch, self.again, self.lost = watch, again, 0
+                 again: bool = False) -> None:
+        self.again, self.lost = again, 0
         self._ledger, self._identity, self._numbers, self._objective = ledger, identity, numbers, objective
         self._progress = Progress("sweep", total, "trials", every=0.0)
         self._started: dict[str, float] = {}
@@ -110,7 +110,7 @@ class Recorder(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         """A pass of a trial: the sweep moves."""
-        self._watch.moved()
+        moved()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Finished, or stopped by the scheduler."""
@@ -120,12 +120,12 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Failed; a trial whose process or node died has no row, and runs again."""
-        reason = last_line(error_text(trial))
-        if self.again and is_lost(reason):
+        text = error_text(trial)
+        if self.again and is_lost(text):
             self.lost += 1
-            logger.warning("sweep: a trial was cut off (%s) and runs again", reason[:100])
+            logger.warning("sweep: a trial was cut off and runs again: %s", last_line(text)[:150])
         else:
-            self._record(trial, trial.last_result or {}, FAILED, reason)
+            self._record(trial, trial.last_result or {}, FAILED, last_line(text))
 
     def _record(self, trial: Any, result: Mapping[str, Any], status: str, reason: str) -> None:
         choices = choices_of(trial.config)
@@ -163,9 +163,9 @@ def last_line(text: str) -> str:
     return lines[-1][:400] if lines else "no reason given"
 
 
-def is_lost(reason: str) -> bool:
-    """Whether a trial's error is the end of its process or of its node."""
-    return any(name in reason.partition(":")[0] for name in _LOST)
+def is_lost(text: str) -> bool:
+    """Whether what Tune wrote of a trial's error is the end of its process or of its node."""
+    return any(f"ray.exceptions.{name}" in text for name in _LOST)
 
 
 def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledger: Ledger, identity: str,
@@ -174,14 +174,14 @@ def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledg
     the nodes that are left."""
     _quieten()
     ray_compat.prepare_tune()
-    with Watch("sweep", config.wait_limit) as watch:
+    with Watch("sweep", config.wait_limit):
         for attempt in range(RESTARTS + 1):
-            if not _run_left(study, blocks, config, ledger, identity, scratch, watch, again=attempt < RESTARTS):
+            if not _run_left(study, blocks, config, ledger, identity, scratch, again=attempt < RESTARTS):
                 return
 
 
 def _run_left(study: Study, blocks: Sequence[Block], config: SearchConfig, ledger: Ledger, identity: str,
-              scratch: Path, watch: Watch, again: bool) -> int:
+              scratch: Path, again: bool) -> int:
     """How many trials were cut off."""
     assignments, known = planned(blocks, config), list(ledger.rows)
     numbers = {key_of(assignment, identity): number for number, assignment in enumerate(assignments, 1)}
@@ -194,13 +194,13 @@ def _run_left(study: Study, blocks: Sequence[Block], config: SearchConfig, ledge
     trainable = tune.with_resources(tune.with_parameters(StudyTrial, study=study),
                                     {"cpu": config.cpus, "gpu": config.gpus})
     searcher = None if assignments else optuna_searcher(study, blocks[0], config, known)
-    side = config.concurrent or at_once(config)
-    recorder = Recorder(ledger, identity, numbers, count, study.objective, watch, again)
+    fits = at_once(config)
+    recorder = Recorder(ledger, identity, numbers, count, study.objective, again)
     tune.Tuner(
         trainable, param_space={_CHOICES: tune.grid_search(left)} if assignments else None,
         tune_config=tune.TuneConfig(
             search_alg=searcher, scheduler=scheduler(study, config), num_samples=1 if assignments else count,
-            max_concurrent_trials=side, reuse_actors=True),
+            max_concurrent_trials=config.concurrent or fits, reuse_actors=True),
         run_config=tune.RunConfig(
             name=f"{identity[:8]}-{time.time_ns()}", storage_path=str(scratch.absolute()), verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),

@@ -194,6 +194,12 @@ def log_to_terminal() -> None:
 listeners: list[Callable[[], None]] = []
 
 
+def moved() -> None:
+    """Tells whoever listens that work has gone on."""
+    for listener in tuple(listeners):
+        listener()
+
+
 class Progress:
     """How far a piece of work is: a bar where somebody sits at a terminal, elsewhere a line every few seconds.
 
@@ -218,8 +224,7 @@ class Progress:
         """Counts work done; `note` (losses, metrics) ends the line where one is due."""
         self._done += units
         if units:
-            for moved in tuple(listeners):
-                moved()
+            moved()
         now = time.monotonic()
         if self._bar is not None:
             _BARS.update(self._bar, self._done, self._state(now, note))
