@@ -217,7 +217,7 @@ def settings_of(arguments: Arguments, algorithm: str = "two_stage") -> LearningS
         algorithm, threads=arguments.threads,
         network=NetworkConfig(hidden=learner_marwil.HIDDEN, arithmetic=arguments.arithmetic),
         minibatch_size=arguments.batch, holdout=0.0, memory_mib=8192,
-        gpus_per_learner=1.0 if arguments.device == "cuda" else 0.0)
+        device=arguments.device)
 
 
 def measure(directory: Path, arguments: Arguments, phases: tuple[str, ...]) -> dict[str, list[tuple[Pass, Pass]]]:

@@ -15,8 +15,9 @@ def main(config: IngestConfig) -> IngestResult:
     """Runs the job on the current Ray, or on a local one."""
     from recfuse.logs.ingest import prepared
     from recfuse.runtime.cluster import cluster
+    from recfuse.runtime.waiting import Watch
 
-    with prepared(config) as work, cluster():
+    with prepared(config) as work, cluster(), Watch("ingest", config.wait_limit):
         result = work.write()
     account = result.account
     table(f"Samples in {result.samples} ({result.sessions:,} sessions)", ["rows", "count"], [

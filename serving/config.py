@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, load, require
+from recfuse.runtime.devices import Device
 from recfuse.runtime.locations import locate
 from recfuse.scenes.config import Layout, Precision
 from recfuse.state.clock import is_zone
@@ -55,6 +56,8 @@ class ServingConfig(Supplements):
     window_minutes: float = Field(60.0, ge=0, description=(
         "Feedback that comes more than so many minutes after its request is late."))
     move_seconds: float = Field(30.0, gt=0, description="So many seconds lie between two moves of the decision log.")
+    device: Device = Field("cpu", description=(
+        "The scorer computes on this device; on a GPU, which its deployment takes by `num_gpus`, `auto` is cuda."))
     layout: Literal["together", "apart"] = Field("together", description=(
         "With `together` each replica is a whole application; `apart` makes three deployments "
         "(serving.deployments)."))

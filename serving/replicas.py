@@ -3,6 +3,8 @@ pointer. There is no Ray here, so that tests and benchmarks run it in their own 
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +18,7 @@ from recfuse.bundle import Bundle
 from recfuse.bundle.pointer import read_pointer
 from recfuse.config import require
 from recfuse.fusion.inference import FusionActor
+from recfuse.runtime.devices import chosen
 from recfuse.scenes.inference import SceneScorer
 from recfuse.serving.catalogue import Scorer
 from recfuse.serving.config import ServingConfig
@@ -33,6 +36,7 @@ from recfuse.state.redis import RedisUserStates
 from recfuse.state.remembered import ReopenedUsers
 from recfuse.state.store import UserStates, UserStateStore
 
+logger = logging.getLogger("recfuse")
 M = TypeVar("M")
 
 
@@ -153,8 +157,12 @@ class ScenesReplica(ScenesService):
     def __init__(self, config: ServingConfig, meters: Meters | None = None, follow: bool = True) -> None:
         _use_one_thread()
         contract = Contract(config.supplements)
-        model = ServedModel[Scorer](config.models, "scenes", SceneScorer.from_bundle, config.poll_seconds, NoScorer(),
-                                    contract, meters)
+        device = chosen("device", config.device, torch.cuda.device_count())
+        if device != "cpu":
+            logger.info("serving: the scorer is on %s", device)
+        model = ServedModel[Scorer](
+            config.models, "scenes", functools.partial(SceneScorer.from_bundle, device=device), config.poll_seconds,
+            NoScorer(), contract, meters)
         catalogue = ServedCatalogue(config.models, config.poll_seconds, contract, meters)
         users = _users(config)
         self._scorer = ServedScorer(model, catalogue, config)

@@ -66,14 +66,20 @@ def token_environment(directory: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
     return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path,
                    # See recfuse.runtime.ray_compat.on_loopback.
-                   "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1"}
+                   "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "OMP_NUM_THREADS": "1",
+                   # See recfuse.runtime.ray_compat.idle_environment.
+                   "RAY_idle_worker_killing_time_threshold_ms": "60000"}
 
 
 @contextmanager
-def running(head_cpus: int = 1, workers: int = 2, cpus: int = 1) -> Iterator[LocalCluster]:
-    """Starts the cluster and ends it, with everything in it."""
+def running(head_cpus: int = 1, workers: int = 2, cpus: int = 1, path: str = "") -> Iterator[LocalCluster]:
+    """Starts the cluster and ends it, with everything in it.
+
+    Args:
+        path: where its workers find what is not installed.
+    """
     temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the paths of Ray's sockets have a limit
-    environment = token_environment(temporary)
+    environment = token_environment(temporary) | ({"PYTHONPATH": path} if path else {})
     process = subprocess.Popen([sys.executable, __file__, str(temporary), *map(str, (head_cpus, workers, cpus))],
                                text=True, stdout=subprocess.PIPE, env=environment, start_new_session=True)
     assert process.stdout is not None

@@ -103,7 +103,7 @@ class SharedSamples(SampleSet):
         cls._columns[samples.fingerprint] = columns
         return cls(**{field.name: getattr(samples, field.name) for field in dataclasses.fields(samples)})
 
-    def dataset(self, replay: bool = False) -> Any:
+    def dataset(self, replay: bool = False, cpus: float | None = None) -> Any:
         """What the learner asks of a Ray dataset; with the columns of replay where the samples have them."""
         return _Rows(self._columns[self.fingerprint])
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from recfuse.config import require
 from recfuse.runtime import ray_compat
-from recfuse.runtime.console import Progress
+from recfuse.runtime.console import Progress, moved
+from recfuse.runtime.placement import described, nodes, room_for
+from recfuse.runtime.waiting import Watch
 from recfuse.tune import space
 from recfuse.tune.ledger import FAILED, FINISHED, STOPPED, Ledger, Row
 from recfuse.tune.settings import SearchConfig
@@ -27,6 +28,9 @@ from recfuse.tune.studies import DONE, FINAL_PASSES, OFF_POLICY, Run, Study
 
 logger = logging.getLogger("recfuse")
 _CHOICES = "choices"
+# How often trials that are cut off run again, and how their errors are called.
+RESTARTS = 3
+_LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "RayActorError", "WorkerCrashedError")
 
 
 def planned(blocks: Sequence[Block], config: SearchConfig) -> list[Assignment]:
@@ -87,9 +91,15 @@ def choices_of(config: Mapping[str, Any]) -> Assignment:
 
 
 class Recorder(tune.Callback):
-    """Writes a row as a trial ends, and a line on how far the sweep is."""
+    """Writes a row as a trial ends, and a line on how far the sweep is.
 
-    def __init__(self, ledger: Ledger, identity: str, numbers: Mapping[str, int], total: int, objective: str) -> None:
+    Attributes:
+        again: trials that are cut off run again, and get no row; lost: how many were.
+    """
+
+    def __init__(self, ledger: Ledger, identity: str, numbers: Mapping[str, int], total: int, objective: str,
+                 again: bool = False) -> None:
+        self.again, self.lost = again, 0
         self._ledger, self._identity, self._numbers, self._objective = ledger, identity, numbers, objective
         self._progress = Progress("sweep", total, "trials", every=0.0)
         self._started: dict[str, float] = {}
@@ -98,6 +108,10 @@ class Recorder(tune.Callback):
         """The clock of a trial."""
         self._started.setdefault(trial.trial_id, time.monotonic())
 
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        """A pass of a trial: the sweep moves."""
+        moved()
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Finished, or stopped by the scheduler."""
         result = trial.last_result or {}
@@ -105,8 +119,13 @@ class Recorder(tune.Callback):
         self._record(trial, result, FINISHED if judged else STOPPED, "" if judged else "behind the others (asha)")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Failed."""
-        self._record(trial, trial.last_result or {}, FAILED, last_line(error_text(trial)))
+        """Failed; a trial whose process or node died has no row, and runs again."""
+        text = error_text(trial)
+        if self.again and is_lost(text):
+            self.lost += 1
+            logger.warning("sweep: a trial was cut off and runs again: %s", last_line(text)[:150])
+        else:
+            self._record(trial, trial.last_result or {}, FAILED, last_line(text))
 
     def _record(self, trial: Any, result: Mapping[str, Any], status: str, reason: str) -> None:
         choices = choices_of(trial.config)
@@ -144,9 +163,26 @@ def last_line(text: str) -> str:
     return lines[-1][:400] if lines else "no reason given"
 
 
+def is_lost(text: str) -> bool:
+    """Whether what Tune wrote of a trial's error is the end of its process or of its node."""
+    return any(f"ray.exceptions.{name}" in text for name in _LOST)
+
+
 def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledger: Ledger, identity: str,
                scratch: Path) -> None:
-    """Runs the trials that the ledger does not hold yet, on the current Ray."""
+    """Runs the trials that the ledger does not hold yet, on the current Ray; those that a lost node cuts off again, on
+    the nodes that are left."""
+    _quieten()
+    ray_compat.prepare_tune()
+    with Watch("sweep", config.wait_limit):
+        for attempt in range(RESTARTS + 1):
+            if not _run_left(study, blocks, config, ledger, identity, scratch, again=attempt < RESTARTS):
+                return
+
+
+def _run_left(study: Study, blocks: Sequence[Block], config: SearchConfig, ledger: Ledger, identity: str,
+              scratch: Path, again: bool) -> int:
+    """How many trials were cut off."""
     assignments, known = planned(blocks, config), list(ledger.rows)
     numbers = {key_of(assignment, identity): number for number, assignment in enumerate(assignments, 1)}
     left = [assignment for assignment in assignments if key_of(assignment, identity) not in ledger.keys]
@@ -154,23 +190,24 @@ def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledg
     if known:
         logger.info("sweep: %d trials are there already, %d are left", len(known), count)
     if count == 0:
-        return
-    _quieten()
-    ray_compat.prepare_tune()
+        return 0
     trainable = tune.with_resources(tune.with_parameters(StudyTrial, study=study),
                                     {"cpu": config.cpus, "gpu": config.gpus})
     searcher = None if assignments else optuna_searcher(study, blocks[0], config, known)
+    fits = at_once(config)
+    recorder = Recorder(ledger, identity, numbers, count, study.objective, again)
     tune.Tuner(
         trainable, param_space={_CHOICES: tune.grid_search(left)} if assignments else None,
         tune_config=tune.TuneConfig(
             search_alg=searcher, scheduler=scheduler(study, config), num_samples=1 if assignments else count,
-            max_concurrent_trials=config.concurrent or at_once(config), reuse_actors=True),
+            max_concurrent_trials=config.concurrent or fits, reuse_actors=True),
         run_config=tune.RunConfig(
             name=f"{identity[:8]}-{time.time_ns()}", storage_path=str(scratch.absolute()), verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             # A trial is minutes; what must survive a crash is the ledger.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[Recorder(ledger, identity, numbers, count, study.objective), *trackers(config)])).fit()
+            callbacks=[recorder, *trackers(config)])).fit()
+    return recorder.lost
 
 
 def _quieten() -> None:
@@ -193,12 +230,17 @@ def trackers(config: SearchConfig) -> list[Any]:
 
 
 def at_once(config: SearchConfig) -> int:
-    """How many trials fit on the cluster."""
-    resources = ray.cluster_resources()
-    fits = resources.get("CPU", 1.0) / config.cpus
-    if config.gpus:
-        fits = min(fits, resources.get("GPU", 0.0) / config.gpus)
-    return max(1, int(fits + 1e-6))
+    """How many trials fit on the nodes side by side; one, where an autoscaler may yet bring a node for it.
+
+    Raises:
+        InvalidFieldError: no node has what a trial takes.
+    """
+    places, need = nodes(), {"CPU": config.cpus, "GPU": config.gpus}
+    fits = room_for(need, [node.total for node in places])
+    most = max((node.total.get("CPU", 0) for node in places), default=0)
+    require(fits > 0 or ray_compat.may_grow(), "search.cpus" if config.cpus > most else "search.gpus",
+            config.cpus if config.cpus > most else config.gpus, f"what one node has; {described(places)}")
+    return max(1, fits)
 
 
 def scheduler(study: Study, config: SearchConfig) -> Any:

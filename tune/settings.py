@@ -15,6 +15,7 @@ from recfuse.evaluation.answers import MIN_ESS
 from recfuse.learning import registry
 from recfuse.learning.settings import LearningSettings
 from recfuse.logs.account import QUARANTINE_LIMIT
+from recfuse.runtime.limits import wait_limit
 from recfuse.scenes.config import ModelConfig
 from recfuse.scenes.training.config import TrainingConfig
 from recfuse.stats.intervals import LEVEL
@@ -39,6 +40,7 @@ class SearchConfig(Config):
     reduction: int = Field(3, description="`asha` keeps one in so many trials at each rung.", ge=2)
     cpus: float = Field(1.0, description="A trial takes so many CPUs; fractions let several share one.", gt=0)
     gpus: float = Field(0.0, description="A trial takes so many GPUs; fractions let several share one.", ge=0)
+    wait_limit: float = wait_limit()
     concurrent: int = Field(0, description="At most so many trials run at a time; 0 for as many as fit.", ge=0)
     seed: int = Field(0, description="The seed of draws.", ge=0)
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(

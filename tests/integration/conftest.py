@@ -17,7 +17,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(ROOT, part) for part in ("platform", "tests", ""))
 
 
-OWN_RAY = ("test_cluster", "test_demo", "test_job_submit", "test_serving", "test_tutorial")
+OWN_RAY = ("test_cluster", "test_machines", "test_demo", "test_job_submit", "test_serving", "test_tutorial")
 
 
 @pytest.fixture(scope="module")

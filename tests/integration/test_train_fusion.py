@@ -34,12 +34,15 @@ from recfuse.learning.config import StageOneTest, TrainFusionConfig
 from recfuse.learning.learner import FusionLearner
 from recfuse.learning.options import choose_algorithm
 from recfuse.learning.phases import names_of
+from recfuse.learning.resume import identity_of
+from recfuse.learning.run import Run
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
 from recfuse.learning.stage_one_test import Judgement, StageOneError
 from recfuse.learning.training import CHECKPOINT
 from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.runtime.outputs import claim
+from recfuse.runtime.waiting import Watch
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -145,12 +148,12 @@ def stop_early(config: TrainFusionConfig, iterations: int) -> None:
     output = Path(config.output)
     output.mkdir(exist_ok=True)
     opened = SampleSet.open(config.samples)
-    algorithm = FusionAlgorithmConfig().learn(config.learning, opened).build_algo()
-    training._resume(algorithm, output / CHECKPOINT, config, opened)
-    for _ in range(iterations):
-        algorithm.train()
-        algorithm.save_checkpoint(str(output / CHECKPOINT))
-    algorithm.stop()
+    learning = config.learning.resolved(opened.has_density, opened.has_candidates)
+    identity = identity_of(training.JOB, learning.to_dict(), samples=opened.fingerprint)
+    with Watch("test", 60) as watch, Run(learning, opened, output / CHECKPOINT, identity, watch) as run:
+        for _ in range(iterations):
+            run.algorithm.train()
+            run.algorithm.save_checkpoint(str(output / CHECKPOINT))
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names() if name != "two_stage"])

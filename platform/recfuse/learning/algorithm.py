@@ -16,9 +16,11 @@ import ray
 import ray.data
 import safetensors
 import safetensors.numpy
+import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.metrics import LEARNER_RESULTS
@@ -35,6 +37,9 @@ from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
 from recfuse.learning.stopping import ITERATION_LIMIT
 from recfuse.runtime import ray_compat
+from recfuse.runtime.devices import chosen
+from recfuse.runtime.placement import Seats, Share, nodes, required_share, shares
+from recfuse.runtime.waiting import Watch
 
 _CHECKPOINT = "learner.safetensors"
 
@@ -49,6 +54,7 @@ class FusionAlgorithmConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class or FusionAlgorithm)
         self.settings: LearningSettings | None = None
         self.samples: SampleSet | None = None
+        self.seats: Seats | None = None
         self._is_online = False
         self.env_runners(num_env_runners=0, create_local_env_runner=False)
 
@@ -59,13 +65,23 @@ class FusionAlgorithmConfig(AlgorithmConfig):
             InvalidFieldError: settings and vocabulary do not fit.
         """
         vocabulary = settings.apply_to(samples.vocabulary)
-        settings = settings.resolved(samples.has_density, samples.has_candidates)
+        settings = on_device(settings.resolved(samples.has_density, samples.has_candidates))
         self.settings, self.samples = settings, samples
         self.environment(observation_space=_box(vocabulary.state_size), action_space=_box(vocabulary.action_size))
-        self.learners(num_learners=settings.num_learners, num_gpus_per_learner=settings.gpus_per_learner,
-                      num_cpus_per_learner=ray_compat.cpus_per_learner(settings.num_learners))
+        self.learners(num_learners=settings.num_learners, num_gpus_per_learner=settings.gpus)
         self.debugging(seed=settings.seed)
         return self
+
+    def take(self, seats: Seats) -> FusionAlgorithmConfig:
+        """Sets where the learners sit."""
+        self.seats = seats
+        self.learners(num_cpus_per_learner=seats.share.cpus)
+        return self
+
+    def build_learner_group(self, **options: Any) -> LearnerGroup:
+        """The learners, in the seats that were taken for them."""
+        group = None if self.seats is None else self.seats.group
+        return super().build_learner_group(**{**options, "placement_group": group})
 
     def validate(self) -> None:
         """Raises InvalidFieldError where `learn` was not called."""
@@ -95,6 +111,19 @@ class FusionAlgorithmConfig(AlgorithmConfig):
                 "normalisation": asdict(samples.normalisation), "seed": settings.seed,
                 "behaviour": settings.estimates_density,
                 **asdict(settings.networks(samples.vocabulary, samples.mean_values))}
+
+
+def on_device(settings: LearningSettings) -> LearningSettings:
+    """The settings with `device` decided: by the GPUs that this process sees, or that nodes have for their learners.
+
+    Raises:
+        InvalidFieldError: they ask for a GPU that is not there.
+    """
+    if settings.num_learners and ray.is_initialized():
+        gpus: float = sum(node.total.get("GPU", 0.0) for node in nodes())
+    else:
+        gpus = float(torch.cuda.device_count())
+    return settings.replace(device=chosen("device", settings.device, gpus, settings.num_learners))
 
 
 @dataclass
@@ -133,18 +162,71 @@ class FusionAlgorithm(Algorithm):
     config: FusionAlgorithmConfig
 
     def setup(self, config: AlgorithmConfig) -> None:
-        """Builds the learners and the dataset they read."""
-        self.progress = Progress()
-        super().setup(config)
+        """Builds the dataset, and the learners that read it.
+
+        Raises:
+            InvalidFieldError: no nodes have room for the learners.
+            NoRoomError: those that had it are gone, or others have held it too long.
+        """
+        self.progress, self._nodes = Progress(), frozenset[str]()
         assert self.config.samples is not None
         assert self.config.settings is not None
         self.settings, self.samples = self.config.settings, self.config.samples
         self._iterators = self._read()
+        try:
+            super().setup(self.config)
+            if self.settings.num_learners:
+                self._nodes = frozenset(result.get() for result in self.learner_group.foreach_learner(
+                    lambda learner: ray.get_runtime_context().get_node_id()))
+        except BaseException:
+            self._release()
+            raise
 
     def _read(self) -> list[ray.data.DataIterator]:
         """Every learner reads all samples in the same order and takes its share of each minibatch."""
-        data = self.samples.dataset(self.settings.reads_replay)
-        return [data.iterator() for _ in range(max(1, self.config.num_learners))]
+        settings = self.settings
+        if settings.num_learners == 0:
+            return [self.samples.dataset(settings.reads_replay).iterator()]
+        share = required_share("num_learners", settings.num_learners, shares(gpus=settings.gpus))
+        # Its first tasks take whole CPUs, which there are before the learners have them. Those that read take none:
+        # what they need is reserved with the learners.
+        data = self.samples.dataset(settings.reads_replay, cpus=0)
+        self._take(share)
+        return [data.iterator() for _ in range(settings.num_learners)]
+
+    def _take(self, share: Share) -> None:
+        """Room for the learners, reserved; their config knows it from now on."""
+        seats = Seats(share, self.settings.num_learners)
+        seats.wait()
+        self.config = self.config.copy(copy_frozen=False).take(seats)
+        self.config.freeze()
+
+    def cleanup(self) -> None:
+        """Ends the learners, and gives their room back."""
+        try:
+            super().cleanup()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self.config.seats is not None:
+            self.config.seats.release()
+
+    def listen(self, watch: Watch) -> None:
+        """From now on the learners tell the watch that they go on."""
+        if self.settings.num_learners == 0:
+            self.learner_group.foreach_learner(lambda learner: learner.tell(watch))
+            return
+        board = None if watch.workers is None else watch.workers.board
+        self.learner_group.foreach_learner(lambda learner, board=board: learner.tell_board(board))
+
+    def has_lost_node(self) -> bool:
+        """Whether a node that a learner was on is gone."""
+        return not self._nodes <= {node.key for node in nodes()}
+
+    def end_learners(self) -> None:
+        """Kills them, so that whoever waits for them goes on with an error."""
+        ray_compat.end_learners(self.learner_group)
 
     @property
     def finished(self) -> bool:

@@ -10,6 +10,7 @@ from recfuse.behaviours import Stage
 from recfuse.config import Config, require
 from recfuse.learning import registry
 from recfuse.learning.settings import LearningSettings
+from recfuse.runtime.limits import wait_limit
 
 
 class StageOneTest(Config):
@@ -53,6 +54,7 @@ class TrainFusionConfig(Config):
         "the policy that learns from all.")
     stage_one_test: StageOneTest = Field(
         StageOneTest(), description="An A/B test judges stage one before stage two begins; off by default.")
+    wait_limit: float = wait_limit()
     learning: LearningSettings = Field(
         default_factory=registry.settings, description="Algorithm, networks, rates and stopping rules are these.")
 

@@ -38,6 +38,7 @@ from recfuse.learning.settings import LearningSettings
 from recfuse.learning.snapshots import restore_snapshot, take_snapshot
 from recfuse.learning.windows import Windows, is_held_out, minibatches
 from recfuse.runtime import ray_compat
+from recfuse.runtime.waiting import Teller, Watch
 
 # Rows on which the networks are looked at after a pass.
 _DIAGNOSTIC_ROWS = 4096
@@ -53,6 +54,12 @@ class FusionLearner(TorchLearner):
     Attributes:
         diverged: what there is to say of a pass whose loss is no number; "" before there is one.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._teller: Teller | Watch = Teller()
+        if self.config.num_learners > 1:
+            ray_compat.bind_gloo()
 
     def build(self) -> None:
         """Builds module and optimizers; see `TorchLearner.build`."""
@@ -110,6 +117,14 @@ class FusionLearner(TorchLearner):
         fwd_out["metrics"] = {**result.metrics, LOSS: result.loss.detach()}
         return result.loss
 
+    def tell(self, watch: Watch) -> None:
+        """From now on the watch of this process is told that the learner goes on."""
+        self._teller = watch
+
+    def tell_board(self, board: Any) -> None:
+        """From now on the board is told."""
+        self._teller = Teller(board, self._learner_index or 0)
+
     @property
     def fusion(self) -> FusionPolicyModule:
         """The only module."""
@@ -139,7 +154,7 @@ class FusionLearner(TorchLearner):
             rows, drawn = iterator.rows, iterator.drawn
         windows = Windows(iterator, vocabulary.behaviours, samples.reward_std, rows,
                           settings.window_rows_of(vocabulary), settings.memory_mib << 20, self._device, drawn,
-                          samples.replay_shape if settings.reads_replay else None)
+                          samples.replay_shape if settings.reads_replay else None, lambda: self._teller.moved())
         rewards = Rewards(settings.scalarisation(vocabulary), settings.mixes_rewards, vocabulary, self.fusion,
                           self._device, samples.reward_std)
         return Context(settings, vocabulary, self.fusion, rewards, windows, self._device, self._learner_index,
@@ -179,6 +194,7 @@ class FusionLearner(TorchLearner):
                     batch = self._gather(phase, window, position, learned[places], prepared.columns(False), drawn)
                     taken = [self._step(step, context.parts) for step in phase.steps_of(context, batch, steps)]
                     seen += join_steps(taken)
+                    self._teller.moved()
                 steps += 1
             rows = np.flatnonzero(out)[::every]
             if position == 0:

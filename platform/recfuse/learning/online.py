@@ -32,8 +32,10 @@ from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig, p
 from recfuse.learning.config import OnlineSettings
 from recfuse.learning.samples import InMemory, SampleSet
 from recfuse.learning.settings import LearningSettings
+from recfuse.runtime.placement import required_share, shares
 
 logger = logging.getLogger("recfuse")
+_RUNNER_CPUS = 0.2
 Columns = dict[str, NDArray[np.float32]]
 
 
@@ -136,7 +138,7 @@ class OnlineConfig(FusionAlgorithmConfig):
         self.make_env, self.online = make_env, online
         self._is_online = True
         self.env_runners(env_runner_cls=FusionEnvRunner, num_env_runners=online.runners,
-                         create_local_env_runner=online.runners == 0, num_cpus_per_env_runner=0.2,
+                         create_local_env_runner=online.runners == 0, num_cpus_per_env_runner=_RUNNER_CPUS,
                          merge_env_runner_states=False, broadcast_env_runner_states=False)
         return self
 
@@ -147,7 +149,12 @@ class OnlineActorCritic(FusionAlgorithm):
     config: OnlineConfig
 
     def _read(self) -> list[ray.data.DataIterator]:
-        return []  # there is no dataset
+        """There is no dataset; learners leave CPUs to the runners."""
+        learners, runners = self.settings.num_learners, self.config.online.runners
+        if learners:
+            self._take(required_share("num_learners", learners, shares(
+                reads=False, gpus=self.settings.gpus, beside=_RUNNER_CPUS * -(-runners // learners))))
+        return []
 
     @property
     def finished(self) -> bool:

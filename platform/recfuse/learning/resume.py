@@ -21,7 +21,7 @@ from recfuse.learning.settings import StoppingRule
 logger = logging.getLogger("recfuse")
 IDENTITY = "run.json"
 # How many workers compute, and where, is no part of a result; passes may be added to a run or taken from it.
-_NO_PART = ("num_learners", "gpus_per_learner", "threads", "memory_mib")
+_NO_PART = ("num_learners", "device", "gpus_per_learner", "threads", "memory_mib")
 
 
 @dataclass(frozen=True)

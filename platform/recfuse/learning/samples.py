@@ -142,17 +142,19 @@ class SampleSet:
         """Of what the learner reads without replay."""
         return _read_schema(self.vocabulary)
 
-    def dataset(self, replay: bool = False) -> ray.data.Dataset:
+    def dataset(self, replay: bool = False, cpus: float | None = None) -> ray.data.Dataset:
         """The samples as a Ray dataset, whose rows come in the same order every time.
 
         Args:
             replay: with the columns of `candidates.COLUMNS`.
+            cpus: one task reads at a time, and takes so many; absent, many may, a whole one each.
         """
         from recfuse.runtime.cluster import read_parquet  # brings Ray, which settings and their help do without
 
         schema = _read_schema(self.vocabulary, REPLAY_COLUMNS if replay else ())
         # Whole files: of four that are cut to 200 blocks the handing over took longer than the reading.
-        data = read_parquet(self.files, filesystem=self.filesystem, schema=schema, blocks=len(self.files))
+        data = read_parquet(self.files, filesystem=self.filesystem, schema=schema, blocks=len(self.files),
+                            readers=None if cpus is None else 1, cpus=cpus)
         data = data.select_columns(schema.names)
         data.context.execution_options.preserve_order = True
         data.context.enable_progress_bars = False

@@ -16,6 +16,7 @@ from recfuse.fusion.config import NetworkConfig
 from recfuse.learning import registry
 from recfuse.learning.phases import Phase, names_of
 from recfuse.learning.stopping import StoppingRule
+from recfuse.runtime.devices import Device, device
 
 AlgorithmName = Annotated[str, tyro.conf.arg(aliases=("--algorithm",))]
 # A window of wide states is cut to about so many bytes.
@@ -98,9 +99,10 @@ class LearningSettings(Config):
     threads: int = Field(
         1, description="Each learner computes with so many threads; where cores are shared, one is fastest.", ge=1)
     num_learners: int = Field(0, description="So many workers learn; 0 learns in the calling process.", ge=0)
+    device: Device = device()
     gpus_per_learner: float = Field(
-        0.0, description="Each learner takes so many GPUs; networks of the default size are faster on the CPU, which "
-        "is 0.", ge=0)
+        1.0, description="On a GPU each learner takes so much of one; less than a whole one is for a single learner.",
+        gt=0, le=1)
     seed: int = Field(0, description="Initial parameters and the order of samples follow from this number.", ge=0,
                       lt=2**31)
 
@@ -119,6 +121,8 @@ class LearningSettings(Config):
                 "algorithm", self.algorithm, name)
         require(self.minibatch_size % max(self.num_learners, 1) == 0, "minibatch_size", self.minibatch_size,
                 f"a multiple of num_learners ({self.num_learners}), ≥ 1")
+        require(self.gpus_per_learner == 1 or self.num_learners < 2 or self.device == "cpu", "gpus_per_learner",
+                self.gpus_per_learner, "1 with several learners: two on one GPU wait for each other for ever")
         require(self.shards & (self.shards - 1) == 0, "shards", self.shards, "1, 2, 4, 8, …")
         require(self.window_rows >= self.minibatch_size, "window_rows", self.window_rows,
                 f"at least minibatch_size ({self.minibatch_size})")
@@ -171,6 +175,11 @@ class LearningSettings(Config):
     def estimates_density(self) -> bool:
         """Whether the density of the logged actions is that of the cloned policy."""
         return self.needs_density and self.density == "estimated"
+
+    @property
+    def gpus(self) -> float:
+        """What a learner takes of GPUs, once `device` is decided."""
+        return self.gpus_per_learner if self.device == "cuda" else 0.0
 
     @property
     def parts(self) -> int:

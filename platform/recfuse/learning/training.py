@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
-
-import ray.exceptions
+from typing import Any
 
 from recfuse.behaviours import Vocabulary
 from recfuse.bundle import newest_bundle, read_bundle
-from recfuse.config import InvalidFieldError, require
+from recfuse.config import require
 from recfuse.fusion.advantages import plan
 from recfuse.fusion.inference import StagePolicy, export_policy
-from recfuse.learning.algorithm import FusionAlgorithm, FusionAlgorithmConfig
+from recfuse.learning.algorithm import FusionAlgorithm, on_device
 from recfuse.learning.config import TrainFusionConfig
-from recfuse.learning.phases import names_of
 from recfuse.learning.replay_settings import ReplayAlgorithmConfig
-from recfuse.learning.resume import RunIdentity, identity_of, write_atomically
+from recfuse.learning.resume import identity_of, write_atomically
+from recfuse.learning.run import Run
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings
-from recfuse.learning.stage_one_test import NAME, Judge, StageOneGate, check_test, identity_of_test, phase_after
+from recfuse.learning.stage_one_test import NAME, Judge, StageOneGate, check_test, identity_of_test
 from recfuse.learning.stages import STAGES, check_settings, open_stages
 from recfuse.runtime import ray_compat
-from recfuse.runtime.console import Progress
 from recfuse.runtime.outputs import Output, claim
+from recfuse.runtime.waiting import watched
 from recfuse.stats.ranking import POOLED
 from recfuse.stats.slopes import read_slopes
 
 logger = logging.getLogger("recfuse")
 JOB = "train_fusion"
 CHECKPOINT, HISTORY, METRICS = "checkpoint", "history.jsonl", "metrics.json"
-# How often a run survives the loss of its learners.
-RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -107,15 +101,18 @@ class _Fitted:
 def _fit(config: TrainFusionConfig, samples: SampleSet, output: Path, stage: str = "", judge: Judge | None = None
          ) -> _Fitted:
     """Learns one policy from samples; checkpoint, history and metrics lie in the output."""
-    config = config.replace(learning=_with_slopes(
-        config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer, samples.vocabulary))
-    logger.info("%s: %s samples, state %d, %d fusion parameters, behaviours %s (run %s)", _name(stage),
+    config = config.replace(learning=on_device(_with_slopes(
+        config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer, samples.vocabulary)))
+    identity = identity_of(JOB, config.learning.to_dict(), samples=samples.fingerprint,
+                           **identity_of_test(config.stage_one_test))
+    logger.info("%s: %s samples, state %d, %d fusion parameters, behaviours %s, on %s (run %s)", _name(stage),
                 f"{samples.rows:,}", samples.vocabulary.state_size, samples.vocabulary.action_size,
-                ", ".join(samples.vocabulary.behaviour_names), _identity(config, samples))
+                ", ".join(samples.vocabulary.behaviour_names), config.learning.device, identity.key)
     for line in _notes(config.learning, samples):
         logger.info("%s: %s", _name(stage), line)
     gate = _gate(config, samples, output, judge)
-    with _Run(config, samples, output / CHECKPOINT, stage, gate) as run:
+    with watched(_name(stage), config.wait_limit, config.learning.num_learners) as watch, \
+            Run(config.learning, samples, output / CHECKPOINT, identity, watch, name=_name(stage), gate=gate) as run:
         run.finish()
         algorithm = run.algorithm
         metrics, history = summary(algorithm), algorithm.progress.history
@@ -184,64 +181,6 @@ def _notes(settings: LearningSettings, samples: SampleSet) -> list[str]:
     return lines
 
 
-class _Run:
-    """Learners that go on from the checkpoint, and are started anew where they are lost.
-
-    Attributes:
-        algorithm: as it stands.
-        resumed_at: iterations that were done before.
-    """
-
-    def __init__(self, config: TrainFusionConfig, samples: SampleSet, checkpoint: Path, stage: str = "",
-                 gate: StageOneGate | None = None) -> None:
-        self._config, self._samples, self._checkpoint, self._stage = config, samples, checkpoint, stage
-        self._gate = gate
-        self._setup = FusionAlgorithmConfig().learn(config.learning, samples)
-        self.algorithm = self._setup.build_algo()
-
-    def __enter__(self) -> Self:
-        try:
-            self.resumed_at = _resume(self.algorithm, self._checkpoint, self._config, self._samples)
-        except BaseException:
-            self.algorithm.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.algorithm.stop()
-
-    def finish(self) -> None:
-        """Runs what is left of every phase."""
-        for attempt in itertools.count(1):
-            try:
-                if self._gate is not None:
-                    _run(self.algorithm, self._checkpoint, _name(self._stage), before=phase_after(self.algorithm))
-                    self._hold(self._gate.pass_(self.algorithm))
-                _run(self.algorithm, self._checkpoint, _name(self._stage))
-                return
-            except ray.exceptions.RayError as error:
-                if attempt > RESTARTS or isinstance(error, InvalidFieldError):
-                    raise
-                logger.warning("train_fusion: a learner was lost (%s); starting the learners anew from the last "
-                               "complete iteration", type(error).__name__)
-                with contextlib.suppress(ray.exceptions.RayError):
-                    self.algorithm.stop()
-                self.algorithm = self._setup.copy(copy_frozen=False).build_algo()
-                _resume(self.algorithm, self._checkpoint, self._config, self._samples)
-
-
-    def _hold(self, multipliers: Mapping[str, float]) -> None:
-        """Goes on from the checkpoint with these multipliers λ, where the learners have others."""
-        settings = self.algorithm.settings
-        vocabulary = settings.apply_to(self._samples.vocabulary)
-        if all(behaviour.multiplier == multipliers[behaviour.name] for behaviour in vocabulary.short_term):
-            return
-        self.algorithm.stop()
-        self._setup = FusionAlgorithmConfig().learn(settings.replace(multipliers=dict(multipliers)), self._samples)
-        self.algorithm = self._setup.copy(copy_frozen=False).build_algo()
-        _resume(self.algorithm, self._checkpoint, self._config, self._samples)
-
-
 def summary(algorithm: FusionAlgorithm) -> dict[str, Any]:
     """Per phase: the numbers of its last iteration, how many there were, and why it stopped; and how many samples it
     left out because their action was not drawn, where there are any."""
@@ -254,53 +193,3 @@ def summary(algorithm: FusionAlgorithm) -> dict[str, Any]:
         if not_drawn and algorithm.settings.phase(entry["phase"]).drawn_only:
             phases[entry["phase"]]["not_drawn"] = not_drawn
     return phases
-
-
-def _resume(algorithm: FusionAlgorithm, checkpoint: Path, config: TrainFusionConfig, samples: SampleSet) -> int:
-    """Loads the checkpoint of the same run, if there is one; a checkpoint of another run moves aside."""
-    if not _run_identity(config, samples).take_up(checkpoint) or not algorithm.has_checkpoint(checkpoint):
-        return 0
-    algorithm.load_checkpoint(str(checkpoint))
-    lines = algorithm.follow_limits(checkpoint)
-    logger.info("train_fusion: resuming after %d iterations%s", len(algorithm.progress.history),
-                "".join(f"; {line}" for line in lines))
-    return len(algorithm.progress.history)
-
-
-def _identity(config: TrainFusionConfig, samples: SampleSet) -> str:
-    """Names a run by all that its result depends on; how many workers compute it is not part of that."""
-    return _run_identity(config, samples).key
-
-
-def _run_identity(config: TrainFusionConfig, samples: SampleSet) -> RunIdentity:
-    learning = _with_slopes(config.learning.resolved(samples.has_density, samples.has_candidates), config.scorer,
-                            samples.vocabulary)
-    return identity_of(JOB, learning.to_dict(), samples=samples.fingerprint, **identity_of_test(config.stage_one_test))
-
-
-def _run(algorithm: FusionAlgorithm, checkpoint: Path, name: str, before: str = "") -> None:
-    """Runs what is left of the phases, or of those before the named one."""
-    names = names_of(algorithm.settings.phases)
-    end = names.index(before) if before else len(names)
-    while algorithm.progress.phase < end:
-        phase = algorithm.phase
-        limit = phase.rule(algorithm.settings).iterations
-        progress = Progress(f"{name} {phase.name}", limit, "passes")
-        progress.advance(len(algorithm.progress.losses))
-        while not algorithm.finished and algorithm.phase.name == phase.name:
-            algorithm.train()
-            algorithm.save_checkpoint(str(checkpoint))
-            progress.advance(1, describe(algorithm.progress.history[-1]))
-        progress.finish(f"{describe(algorithm.progress.history[-1])}; {algorithm.progress.stopped[phase.name]}")
-
-
-def describe(entry: dict[str, Any]) -> str:
-    """One line of an iteration: the loss, and per kind of metric its value, or the range over the behaviours."""
-    parts = [f"loss {entry['loss']:.4f}"]
-    for kind in ("holdout_loss", "explained_variance", "gain", "entropy", "kl", "clipped_share", "ess_share", "tau",
-                 "multiplier"):
-        values = sorted(value for name, value in entry.items() if name.partition("/")[0] == kind)
-        if values:
-            text = f"{values[0]:.3g}" if len(values) == 1 else f"{values[0]:.3g}..{values[-1]:.3g}"
-            parts.append(f"{kind.replace('_', ' ')} {text}")
-    return ", ".join(parts)

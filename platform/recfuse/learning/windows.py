@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -55,6 +55,7 @@ class Windows:
         device: where the tensors go.
         drawn: how many samples have an action that was drawn; None for all.
         replay: how wide the columns of replay are, where these are read too.
+        moved: called with every window, so that somebody knows that there was one.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Windows:
         device: torch.device,
         drawn: int | None = None,
         replay: ReplayShape | None = None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
         self._iterator, self._behaviours, self._device = iterator, behaviours, device
         self._reward_std = np.asarray(reward_std, np.float32)
@@ -76,6 +78,7 @@ class Windows:
             window_rows, max(_LEAST_ROWS, _REPLAY_BYTES // replay.row_bytes))
         self.drawn_rows = rows if drawn is None else drawn
         self._kept: list[dict[str, Tensor]] | None = None
+        self._moved = moved
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """(position of the first row, columns) of every window, in order."""
@@ -97,6 +100,7 @@ class Windows:
     def _positioned(self, windows: Iterator[dict[str, Tensor]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         position = 0
         for window in windows:
+            self._moved()
             yield position, window
             position += len(window["done"])
         if position != self.rows:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
 from recfuse.logs.account import QUARANTINE_LIMIT
+from recfuse.runtime.limits import wait_limit
 
 Cut = Literal["leave_out", "bootstrap"]
 
@@ -59,6 +60,7 @@ class IngestConfig(ReadingConfig):
     logs: str = Field(
         "runs/session_logs", description="Directory or Delta table of the session logs, on any filesystem that pyarrow "
                                          "knows (a path, s3://, gs://, hdfs://).", min_length=1)
+    wait_limit: float = wait_limit()
     output: str = Field(
         "runs/samples", description="Directory of the samples, on any filesystem that pyarrow knows; `quarantine` lies "
                                     "beneath it.", min_length=1)

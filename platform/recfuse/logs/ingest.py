@@ -116,7 +116,8 @@ def _input_key(source: LogSource, config: IngestConfig) -> str:
     listing = [(file.path, file.size, file.mtime_ns, dict(file.partition),
                 None if file.kept is None else hashlib.sha256(file.kept.tobytes()).hexdigest())
                for file in source.files]
-    rules = {name: value for name, value in config.to_dict().items() if name not in ("output", "quarantine_limit")}
+    rules = {name: value for name, value in config.to_dict().items()
+             if name not in ("output", "quarantine_limit", "wait_limit")}
     return hashlib.sha256(json.dumps([listing, source.vocabulary.to_dict(), rules]).encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -42,7 +42,7 @@ def cluster() -> Iterator[None]:
 
 def read_parquet(
     files: Sequence[str], readers: int | None = None, filesystem: pafs.FileSystem | None = None,
-    schema: pa.Schema | None = None, blocks: int | None = None,
+    schema: pa.Schema | None = None, blocks: int | None = None, cpus: float | None = None,
 ) -> ray.data.Dataset:
     """The files as a dataset that streams. Their paths mean themselves: `a=1` in one is no column.
 
@@ -51,8 +51,11 @@ def read_parquet(
         filesystem: that the paths are of; absent, told by them.
         schema: columns that are read; one that a file lacks is null there.
         blocks: at least so many; absent, 200, to which a few files are cut into pieces of a megabyte.
+        cpus: that each task takes; absent, a whole one.
     """
-    options = {} if schema is None else {"schema": schema}
+    options: dict[str, Any] = {} if schema is None else {"schema": schema}
+    if cpus is not None:
+        options["num_cpus"] = cpus
     with ray_compat.older_parquet_reader():
         return ray.data.read_parquet(list(files), concurrency=readers, filesystem=filesystem, partitioning=None,
                                      file_extensions=None, override_num_blocks=blocks, **options)

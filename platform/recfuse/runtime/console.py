@@ -190,6 +190,16 @@ def log_to_terminal() -> None:
     logger.propagate = False
 
 
+# Called when work has gone on, whichever it is.
+listeners: list[Callable[[], None]] = []
+
+
+def moved() -> None:
+    """Tells whoever listens that work has gone on."""
+    for listener in tuple(listeners):
+        listener()
+
+
 class Progress:
     """How far a piece of work is: a bar where somebody sits at a terminal, elsewhere a line every few seconds.
 
@@ -213,6 +223,8 @@ class Progress:
     def advance(self, units: int, note: str = "") -> None:
         """Counts work done; `note` (losses, metrics) ends the line where one is due."""
         self._done += units
+        if units:
+            moved()
         now = time.monotonic()
         if self._bar is not None:
             _BARS.update(self._bar, self._done, self._state(now, note))

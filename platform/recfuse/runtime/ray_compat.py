@@ -9,7 +9,6 @@ can be had without it.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,20 +134,105 @@ def older_parquet_reader() -> Iterator[None]:
         context.use_datasource_v2 = before
 
 
-def cpus_per_learner(learners: int) -> float:
-    """One CPU for each of RLlib's learners, or what leaves one CPU of the cluster to Ray Data.
+def free_resources() -> dict[str, dict[str, float]]:
+    """Node → resource → how much of it nobody holds.
 
-    Why: learners that hold every CPU wait for ever for samples that no task can read.
-    Upstream: #44687 (a dataset hangs where actors hold all CPUs, open).
-    Broken: training with as many learners as CPUs stands still without a word.
-    Test: tests/unit/runtime/test_ray_compat.py, tests/integration/test_train_fusion.py.
+    Why: Ray's interface adds the nodes up, and what is free on two of them holds no learner that needs it on one.
+    Upstream: no upstream issue known; Ray counts as a developer's interface what lies in a module of its own.
+    Broken: learners are placed by what nodes have in all, and wait where others hold it.
+    Test: tests/integration/test_machines.py.
+    """
+    import ray._private.state
+
+    return dict(ray._private.state.available_resources_per_node())
+
+
+def may_grow() -> bool:
+    """Whether an autoscaler may bring nodes that are not there yet.
+
+    Why: what fits on no node may be what a node is started for, so that refusing it would be wrong.
+    Upstream: no upstream issue known; Ray Data asks in the same way how large a cluster may become.
+    Broken: a job is refused on a cluster that is still empty, or waits to its limit on one that does not grow.
+    Test: tests/integration/test_machines.py.
+    """
+    import ray._private.state
+
+    return ray._private.state.state.get_max_resources_from_cluster_config() is not None
+
+
+def unmet_requests() -> list[tuple[int, dict[str, float]]]:
+    """(how many, resources of one) of the tasks, actors and groups that wait for a place.
+
+    Why: `ray status` shows them; without a dashboard no public function does.
+    Upstream: no upstream issue known.
+    Broken: a job that stands still cannot say what it waits for.
+    Test: tests/integration/test_machines.py.
+    """
+    import ray._raylet
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    state = get_cluster_resource_state(ray._raylet.GcsClient(ray.get_runtime_context().gcs_address))
+    single = [(each.count, dict(each.request.resources_bundle)) for each in state.pending_resource_requests]
+    bundles = [dict(request.resources_bundle) for group in state.pending_gang_resource_requests
+               for request in group.requests]
+    return single + [(bundles.count(bundle), bundle) for number, bundle in enumerate(bundles)
+                     if bundle not in bundles[:number]]
+
+
+def bind_gloo() -> None:
+    """Gloo in this worker listens where Ray knows the node, unless GLOO_SOCKET_IFNAME is set.
+
+    Why: it takes the interface that the host's name resolves to. On many machines that is loopback or nothing, and the
+        workers of other nodes never reach it.
+    Upstream: no upstream issue known; torch documents the variable for such machines.
+    Broken: several learners on several nodes fail with "connectFullMesh failed", attempt after attempt.
+    Test: tests/integration/test_machines.py, tests/opt_in/test_machines.py.
     """
     import ray
 
-    total = ray.cluster_resources().get("CPU", 1.0) if ray.is_initialized() else math.inf
-    if learners == 0 or total >= learners + 1:
-        return 1
-    return max(0.1, math.floor(10 * (total - 1) / learners) / 10)
+    from recfuse.runtime.placement import interface_of
+
+    interface = interface_of(ray.util.get_node_ip_address())
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def torch_config() -> Any:
+    """The TorchConfig of Ray Train whose workers call `bind_gloo` before they connect.
+
+    Why: see `bind_gloo`; the workers of Ray Train connect before any code of ours runs in them.
+    Upstream: no upstream issue known.
+    Broken: see `bind_gloo`.
+    Test: tests/integration/test_machines.py, tests/opt_in/test_machines.py.
+    """
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class BoundBackend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(bind_gloo)
+            super().on_start(worker_group, backend_config)
+
+    class BoundConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return BoundBackend
+
+    return BoundConfig()
+
+
+def end_learners(group: Any) -> None:
+    """Kills every learner of a LearnerGroup of RLlib, so that a call that waits for them fails at once.
+
+    Why: a learner whose peer's node is gone waits in Gloo for half an hour, and RLlib for all learners.
+    Upstream: no upstream issue known; the group lists its actors nowhere else.
+    Broken: training goes on half an hour after a node was lost.
+    Test: tests/opt_in/test_machines.py.
+    """
+    import ray
+
+    for actor in group._workers or ():
+        ray.kill(actor)
 
 
 @contextmanager

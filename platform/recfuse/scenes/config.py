@@ -11,6 +11,7 @@ from recfuse.config import Config, require
 from recfuse.logs.account import QUARANTINE_LIMIT
 from recfuse.logs.exposures import SCORER_SHARE
 from recfuse.logs.orders import Orphan
+from recfuse.runtime.limits import wait_limit
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.training.config import TrainingConfig
 
@@ -77,6 +78,7 @@ class TrainScenesConfig(Config):
         "The row of an order without its click is left out (`quarantine`), or gets the click (`repair`)."))
     quarantine_limit: float = Field(QUARANTINE_LIMIT, ge=0, le=1, repr=False, description=(
         "The job ends with an error after it has written where a larger share of the exposures is quarantined."))
+    wait_limit: float = wait_limit()
     output: str = Field("runs/scenes", description=(
         "The directory gets `bundles/`, `metrics.json` and the checkpoints."))
     registry: Registry | None = Field(None, description=(

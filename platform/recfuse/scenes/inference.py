@@ -80,14 +80,15 @@ class SceneScorer:
             SourceSizes(*encoder.sizes(source)) for source in SOURCES)) if isinstance(model, MultiSceneModel) else None
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> SceneScorer:
-        """The scorer in a bundle of kind `scenes`.
+    def from_bundle(cls, bundle: Bundle, device: str = "cpu") -> SceneScorer:
+        """The scorer in a bundle of kind `scenes`, on a device of torch.
 
         Raises:
             InvalidFieldError: the bundle is of another kind, or its manifest and tensors do not fit.
         """
         parts = read_parts(bundle)
-        return cls(parts.model, parts.registry, parts.encoder, parts.positive_weight, bundle.version, parts.shift)
+        return cls(parts.model.to(device), parts.registry, parts.encoder, parts.positive_weight, bundle.version,
+                   parts.shift)
 
     @classmethod
     def untrained(cls, exposures: Exposures, registry: Registry, config: ModelConfig, *, seed: int = 0) -> SceneScorer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -26,7 +28,7 @@ from recfuse.scenes.features import Feature
 from recfuse.scenes.inference import SceneScorer
 from recfuse.scenes.registry import Registry
 from recfuse.scenes.result import TrainScenesResult
-from recfuse.scenes.training.fit import train
+from recfuse.scenes.training.fit import on_device, train
 from recfuse.scenes.training.problem import Problem, prepare
 from recfuse.stats.ranking import NumberMetrics, RankingMetrics
 from recfuse.stats.slopes import read_slopes
@@ -108,11 +110,10 @@ class _Run:
         config, output, split = self.config, Path(self.config.output), self.split
         problem = prepare(self.exposures, split.training, self.registry, config.model, config.training,
                           config.features, self.start)
-        if config.training.workers:
-            with cluster():
-                scorer = train(problem, output / "checkpoints", self.name)
-        else:
-            scorer = train(problem, output / "checkpoints", self.name)
+        with cluster() if config.training.workers else contextlib.nullcontext():
+            training = on_device(config.training)
+            scorer = train(dataclasses.replace(problem, training=training), output / "checkpoints", self.name,
+                           config.wait_limit)
         # Scenes without a task that the training rows support have no predictions to judge.
         inside = in_registry(self.exposures, scorer.registry)
         day = TestDay.of_rows(self.exposures, split.test & inside, scorer.history_length)
@@ -122,7 +123,7 @@ class _Run:
         clean = {"by_pair": to_json(metrics), "numbers": to_json(numbers), "slopes": to_json(slopes)}
         rows = self._rows(given, inside, len(problem.rows))
         bundle = scorer.export(
-            output / "bundles", training={**config.training.to_dict(), "share": config.share}, data_fingerprint=data,
+            output / "bundles", training={**training.to_dict(), "share": config.share}, data_fingerprint=data,
             metrics={"test_day": split.test_day, "by_pair": clean["by_pair"]}, slopes=clean["slopes"])
         (output / METRICS).write_text(json.dumps(
             {"run": self.name, "bundle": bundle.name, **clean, "details": extra, "rows": rows}, indent=1))

@@ -14,8 +14,8 @@ from recfuse.fusion.networks import GaussianPolicies, Normalisation
 from recfuse.fusion.policies import FixedGaussian
 from recfuse.learning.config import OnlineSettings
 from recfuse.learning.online import TorchPolicy, first_samples, roll, summary
+from recfuse.learning.run import describe
 from recfuse.learning.samples import InMemory, SampleSet, arrays
-from recfuse.learning.training import describe
 
 
 class Counter:

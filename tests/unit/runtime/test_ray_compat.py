@@ -94,15 +94,6 @@ def test_the_older_reader_inside_and_the_newer_outside(monkeypatch):
     assert context.use_datasource_v2
 
 
-@pytest.mark.parametrize(("total", "learners", "cpus"), [(4, 0, 1), (4, 3, 1), (4, 4, 0.7), (2, 2, 0.5), (1, 2, 0.1)])
-def test_learners_leave_a_cpu_to_ray_data(monkeypatch, total, learners, cpus):
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(total)})
-    assert ray_compat.cpus_per_learner(learners) == cpus
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    assert ray_compat.cpus_per_learner(learners) == 1
-
-
 def test_a_learner_in_process_takes_its_gpu_without_a_ray(monkeypatch):
     from ray.rllib.utils import framework
 

@@ -141,6 +141,14 @@ def test_unknown_and_missing_values_are_counted_not_fatal(scorer: SceneScorer) -
     assert np.isfinite(scores.probabilities["click"]).all()
 
 
+def test_a_bundle_is_loaded_onto_its_device(scorer: SceneScorer, tmp_path: Path) -> None:
+    bundle = read_bundle(export(scorer, tmp_path), "scenes")
+    for device in ("cpu", "meta"):
+        loaded = SceneScorer.from_bundle(bundle, device=device)
+        parts = (*loaded.parameters().values(), loaded._shift, loaded._positive_weight)
+        assert {part.device.type for part in parts} == {device}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_model_on_a_gpu_scores_alike(problem: Problem, scorer: SceneScorer, exposures: Exposures,
                                        tmp_path: Path) -> None:

@@ -191,13 +191,13 @@ def test_manual_weights_come_by_task_and_by_pair(problem: Problem, exposures: Ex
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_named(problem: Problem, tmp_path: Path) -> None:
-    mine = dataclasses.replace(problem, training=problem.training.replace(gpu=True))
-    with pytest.raises(InvalidFieldError, match="gpu: got True; allowed: False where torch sees no GPU"):
+    mine = dataclasses.replace(problem, training=problem.training.replace(device="cuda"))
+    with pytest.raises(InvalidFieldError, match=r"training\.device: got 'cuda'; allowed: cpu or auto, with 0 GPUs"):
         train(mine, tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_trains_the_same_model(problem: Problem, exposures: Exposures, tmp_path: Path) -> None:
-    scores = [train(dataclasses.replace(problem, training=problem.training.replace(gpu=gpu)), tmp_path,
-                    str(gpu)).score_exposures(exposures)["click"] for gpu in (False, True)]
+    scores = [train(dataclasses.replace(problem, training=problem.training.replace(device=device)), tmp_path,
+                    device).score_exposures(exposures)["click"] for device in ("cpu", "cuda")]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)

@@ -10,7 +10,8 @@ import pytest
 
 from recfuse.config import InvalidFieldError, load
 from recfuse.jobs import _flow, demo
-from recfuse.tune import samples, sweep
+from recfuse.runtime.placement import Node
+from recfuse.tune import samples, search, sweep
 from recfuse.tune.conclusion import silent
 from recfuse.tune.scenes import scenes_study
 from recfuse.tune.search import planned
@@ -78,6 +79,26 @@ def test_the_demo_sweeps_both_discounts_and_five_decades_of_lambda():
 def test_optuna_takes_one_block():
     with pytest.raises(InvalidFieldError, match="one block"):
         planned([{"a": [1]}, {"b": [1]}], SearchConfig(searcher="optuna"))
+
+
+def test_trials_are_counted_node_by_node(monkeypatch):
+    """Two nodes of three CPUs hold two trials of two CPUs, not three."""
+    found = tuple(Node(f"10.0.0.{number}", str(number), {"CPU": 3.0}, {"CPU": 3.0}) for number in (1, 2))
+    monkeypatch.setattr(search, "nodes", lambda: found)
+    monkeypatch.setattr(search.ray_compat, "may_grow", lambda: False)
+    assert search.at_once(SearchConfig(cpus=2)) == 2
+    assert search.at_once(SearchConfig(cpus=0.5)) == 12
+    with pytest.raises(InvalidFieldError, match=r"^search.cpus: got 4\.0; allowed: what one node has; nodes: 10"):
+        search.at_once(SearchConfig(cpus=4))
+    with pytest.raises(InvalidFieldError, match=r"^search.gpus: got 1\.0; allowed: what one node has"):
+        search.at_once(SearchConfig(gpus=1))
+    monkeypatch.setattr(search.ray_compat, "may_grow", lambda: True)
+    assert search.at_once(SearchConfig(cpus=4)) == 1, "a node may come"
+
+
+def test_a_trial_that_its_node_cut_off_is_told_from_one_that_failed():
+    assert search.is_lost("Traceback\nray.exceptions.ActorDiedError: The actor died\n\tThe node has died.\n")
+    assert not search.is_lost("Traceback\nray.exceptions.RayTaskError(ValueError): ray::StudyTrial\nValueError: no\n")
 
 
 def test_a_scorers_trial_has_nothing_for_a_scheduler():

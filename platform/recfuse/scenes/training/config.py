@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from recfuse.config import Config, require
+from recfuse.runtime.devices import Device, device
 from recfuse.scenes.registry import PositiveNumber
 
 
@@ -39,8 +40,7 @@ class TrainingConfig(Config):
     seed: int = Field(0, ge=0, description="It decides the initial weights and the order of rows.")
     workers: int = Field(1, ge=0, description=(
         "Ray Train has so many workers; 0 trains in the calling process, without Ray."))
-    gpu: bool = Field(False, description=(
-        "Each worker trains on a GPU of its own; at the default batch size a GPU is no faster than a few cores."))
+    device: Device = device()
     # More threads than there are idle cores are far slower than one: they spin.
     threads: int = Field(1, ge=1, description="Each worker's torch has so many threads; idle cores are the limit.")
     bfloat16: bool | None = Field(None, description=(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from recfuse.config import require
 from recfuse.runtime.console import Progress
+from recfuse.runtime.devices import chosen
 from recfuse.scenes.model import SceneModel
 from recfuse.scenes.training.checkpoint import load_checkpoint, save_checkpoint
 from recfuse.scenes.training.problem import Problem, untrained
@@ -16,12 +17,15 @@ from recfuse.scenes.training.step import Stepper
 from recfuse.scenes.training.stop import Best
 from recfuse.scenes.training.tensors import tensors
 
+logger = logging.getLogger("recfuse")
+
 
 def fit_in_process(problem: Problem, directory: Path) -> SceneModel:
     """Trains in the calling process, from memory; goes on from the checkpoint in the directory, if there is one."""
     config = problem.training
-    require(not config.gpu or torch.cuda.is_available(), "gpu", config.gpu, "False where torch sees no GPU")
-    model = untrained(problem).to("cuda" if config.gpu else "cpu")
+    device = chosen("training.device", config.device, torch.cuda.device_count())
+    logger.info("train_scenes: trains in this process, on %s", device)
+    model = untrained(problem).to(device)
     stepper, best = Stepper(model, problem, problem.steps), Best(problem)
     progress = Progress("scenes", config.epochs * len(problem.rows), "samples")
     epoch, ended = load_checkpoint(directory, model, stepper, best)

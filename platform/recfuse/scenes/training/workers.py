@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +20,15 @@ import ray.data
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 from torch import Tensor
 
 from recfuse.runtime import ray_compat
 from recfuse.runtime.console import Progress
+from recfuse.runtime.devices import chosen
+from recfuse.runtime.limits import WAIT_LIMIT_SECONDS
+from recfuse.runtime.placement import Share, described, most_workers, nodes, required_share, shares
+from recfuse.runtime.waiting import Watch
 from recfuse.scenes.model import SceneModel
 from recfuse.scenes.training.blocks import batches, deal, rows_per_worker, windows
 from recfuse.scenes.training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -29,25 +37,83 @@ from recfuse.scenes.training.step import Stepper
 from recfuse.scenes.training.stop import Best
 from recfuse.scenes.training.tensors import tensors
 
+logger = logging.getLogger("recfuse")
+# How often the workers are started anew where some were lost.
+RESTARTS = 3
+_RECOUNT_SECONDS = 5.0
 
-def fit_on_ray(problem: Problem, storage: Path, name: str) -> SceneModel:
-    """Trains with Ray Train; what is finished under this name is read, without starting workers for nothing."""
+
+def fit_on_ray(problem: Problem, storage: Path, name: str, wait_limit: float = WAIT_LIMIT_SECONDS) -> SceneModel:
+    """Trains with Ray Train; what is finished under this name is read, without starting workers for nothing.
+
+    Args:
+        wait_limit: seconds that the training waits for room or workers at most.
+
+    Raises:
+        InvalidFieldError: no nodes have room for the workers.
+        WaitedTooLongError: the limit is reached.
+    """
     finished, model = storage / f"{name}.pt", untrained(problem)
     saved = torch.load(finished, weights_only=True) if finished.is_file() else {}
     if saved.get("epochs") == problem.training.epochs:
         model.load_state_dict(saved["model"])
         return model
-    model.load_state_dict(_trained_on_ray(problem, storage, name))
+    with Watch("train_scenes", wait_limit) as watch:
+        model.load_state_dict(_trained_on_ray(problem, storage, name, watch))
     temporary = finished.with_suffix(f".{os.getpid()}")
     torch.save({"epochs": problem.training.epochs, "model": model.state_dict()}, temporary)
     temporary.replace(finished)
     return model
 
 
-def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Tensor]:
-    """The best epoch's parameters."""
-    config = problem.training
+def _trained_on_ray(problem: Problem, storage: Path, name: str, watch: Watch) -> dict[str, Tensor]:
+    """The best epoch's parameters. Where workers are lost, as many as the nodes that are left hold go on from the last
+    epoch."""
+    wanted = problem.training.workers
+    device = chosen("training.device", problem.training.device, gpus_of_nodes(), wanted)
+    logger.info("train_scenes: %d workers train, on %s", wanted, device)
+    allowed = shares(reads=False, gpus=float(device == "cuda"))
     ray_compat.patient_start()
+    for attempt in itertools.count(1):
+        share = required_share("training.workers", problem.training.workers, allowed)
+        try:
+            return _attempt(problem, storage, name, share)
+        except ray.train.TrainingFailedError as error:
+            if attempt > RESTARTS or not _was_cut_off(error):
+                raise
+            logger.warning("train_scenes: a worker was lost; starting the workers anew from the last complete epoch")
+        workers = _workers_left(wanted, allowed, watch)
+        if workers != problem.training.workers:
+            logger.info("train_scenes: going on with %d of %d workers; %s", workers, wanted, described(nodes()))
+        problem = dataclasses.replace(problem, training=problem.training.replace(workers=workers))
+    raise AssertionError
+
+
+def gpus_of_nodes() -> float:
+    """How many GPUs the current Ray has."""
+    return sum(node.total.get("GPU", 0.0) for node in nodes())
+
+
+def _was_cut_off(error: Exception) -> bool:
+    """Whether a worker has died. Its peers fail with errors of their own, and may be heard first."""
+    failures = getattr(error, "worker_failures", {})
+    return len(failures) > 1 or any(isinstance(each, RayError | RuntimeError) for each in failures.values())
+
+
+def _workers_left(wanted: int, allowed: tuple[Share, ...], watch: Watch) -> int:
+    """How many workers the nodes that are left hold, at least one: waits while there is no room for one."""
+    while True:
+        # Ray gives up a node that does not answer some seconds after its workers were missed.
+        time.sleep(_RECOUNT_SECONDS)
+        workers = wanted if ray_compat.may_grow() else most_workers(wanted, nodes(), allowed)
+        if workers:
+            watch.wants = ""
+            return workers
+        watch.wants = "a node with room for a worker"
+
+
+def _attempt(problem: Problem, storage: Path, name: str, share: Share) -> dict[str, Tensor]:
+    config = problem.training
     order = np.random.default_rng([config.seed, 0]).permutation(len(problem.rows))
     shares = deal(order, config.batch_size, config.workers)
     # The rows travel as a dataset for each worker, everything else once through the object store.
@@ -60,9 +126,8 @@ def _trained_on_ray(problem: Problem, storage: Path, name: str) -> dict[str, Ten
         _worker, train_loop_config={"problem": ray.put(shared), "rows": config.workers * len(shares[0]),
                                     "steps": -(-len(shares[0]) // rows_per_worker(problem)), "board": board},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if config.gpu else {"CPU": 1}),
-        run_config=ray.train.RunConfig(name=name, storage_path=str(storage)),
+            num_workers=config.workers, use_gpu=share.gpus > 0, resources_per_worker=share.bundle),
+        run_config=ray.train.RunConfig(name=name, storage_path=str(storage)), torch_config=ray_compat.torch_config(),
         datasets=datasets, dataset_config=ray.train.DataConfig(datasets_to_split=[]))
     with _watched(board, config.epochs * len(problem.rows)):
         result = trainer.fit()
