@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SERVING = "serving.json"
 LEARNED = "two_stage"
+# The A/B test takes as many people as the logs hold, but within these.
+_TESTED_PERSONS = (1_000, 15_000)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def flow(config: DemoConfig, output: Output, screen: Screen) -> Path:
         # under each policy, as in no real test, so that a few thousand people tell them apart.
         comparison = ab_test.AbTestConfig(
             simulation=f"{out}/simulation", output=f"{out}/ab_test", users="held_out", explore=True, paired=True,
-            persons=15_000,
+            persons=sorted((*_TESTED_PERSONS, config.persons))[1],
             policies=("logged", LOGGED_MEAN, CEM, f"{LEARNED}={made.fusion.bundle}"), cem=config.cem)
         tested = ab_test.main(comparison)
         amount = tested.result.measures[0]

@@ -34,7 +34,8 @@ class DemoConfig(Config):
         "", description="Exposures: a directory with KuaiRand files is read; `shop` is a generator; empty takes the "
         "embedded simulator's.")
     output: str = Field("runs/demo", description="Everything that is made lies beneath this directory.")
-    persons: int = Field(18_000, description="The simulated session logs hold so many people.", ge=1)
+    persons: int = Field(18_000, description="The simulated session logs hold so many people, and the A/B test does, "
+                         "from 1,000 to 15,000.", ge=1)
     requests: int = Field(200, description="So many HTTP requests are timed at each endpoint.", ge=1)
     cem: CemConfig = Field(CemConfig(), description="The cross-entropy method searches the simulator so.")
     portable: bool = Field(False, description="Nothing is rounded to bfloat16 by itself, so that processors with and "

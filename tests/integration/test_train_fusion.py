@@ -260,9 +260,8 @@ def test_paths_mean_themselves(few, tmp_path, name):
 
 @pytest.mark.parametrize(("workers", "settings"), [
     (1, QUICK), (2, QUICK),
-    (2, QUICK_RCPO.replace(floors={"like": 9.0})),
-    (2, QUICK.replace(minibatch_size=1024, network=NetworkConfig(hidden=(256, 32)))),
-], ids=["1", "2", "2-rcpo", "2-large"])
+    (2, QUICK_RCPO.replace(floors={"like": 9.0}, minibatch_size=1024, network=NetworkConfig(hidden=(256, 32)))),
+], ids=["1", "2", "2-rcpo-large"])
 def test_the_number_of_learners_changes_not_a_bit(samples, tmp_path, workers, settings):
     local = train(samples, tmp_path / "0", settings)
     remote = train(samples, tmp_path / str(workers), settings.replace(num_learners=workers))

@@ -75,7 +75,7 @@ class Tutorial:
             [sys.executable, "-m", "recfuse.jobs.serve", *arguments, "--port", str(self.port)], cwd=self.directory,
             env=kept | fixed, stdout=(self.directory / "serve.txt").open("wb"), stderr=subprocess.STDOUT,
             start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-        until(lambda: "Ctrl-C ends it" in (self.directory / "serve.txt").read_text(), 60, self.server)
+        until(lambda: "Ctrl-C ends it" in (self.directory / "serve.txt").read_text(), 120, self.server)
 
     def curl(self, command: str) -> None:
         command = command.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")

@@ -126,8 +126,8 @@ def test_p3_the_learner_arrives_at_the_geometric_mean_of_its_auxiliaries(tmp_pat
     behaviours = (toy.vocabulary().behaviours[0], Behaviour(name="like", kind="short_term", multiplier=1.0),
                   Behaviour(name="follow", kind="short_term", multiplier=3.0))
     vocabulary = Vocabulary(behaviours=behaviours, fusion_parameters=("first", "second"), state_size=toy.STATES)
-    columns = toy.bandit(20_000)
-    columns["feedback"] = np.zeros((20_000, 3), np.float32)
+    columns = toy.bandit(8_000)
+    columns["feedback"] = np.zeros((8_000, 3), np.float32)
     samples = toy.write(tmp_path, columns, vocabulary)
     settings = SETTINGS.replace(advantage="sampled", critics=StoppingRule(iterations=1), holdout=0.0,
                                    network=SETTINGS.network.replace(hidden=(), sigma="free"))

@@ -85,8 +85,8 @@ def test_early_looks_widen_and_the_last_is_the_estimate_of_the_test():
 
 
 def test_a_policy_against_itself_is_rarely_different():
-    """40 A/A tests of 200 persons: 5% is two of them; more than eight would be a chance of one in a thousand."""
-    result = aa_test(worlds.world(), Arm("logged", worlds.LOGGED, explore=True), runs=40, persons=200, draws=200)
+    """40 A/A tests of 100 persons: 5% is two of them; more than eight would be a chance of one in a thousand."""
+    result = aa_test(worlds.world(), Arm("logged", worlds.LOGGED, explore=True), runs=40, persons=100, draws=200)
     assert result.false[FEED.measures.index("watch_time")] <= .2
     assert 0 < result.false.mean() < .12
     assert result.family <= .25
