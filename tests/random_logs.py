@@ -124,6 +124,8 @@ def ingest_here(config: IngestConfig, seed: int = 0, partitions: int = 3, **limi
     for place in rng.permutation(len(listing)):
         exchange.read([listing[place]])
     for number in rng.permutation(exchange.key_partitions):
+        exchange.compare(int(number))
+    for number in rng.permutation(partitions):
         exchange.deduplicate(int(number))
     for number in rng.permutation(partitions):
         exchange.cut(int(number))

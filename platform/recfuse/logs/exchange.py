@@ -8,6 +8,7 @@ its input, so a task that Ray runs twice writes the same file twice and nothing 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,7 +43,7 @@ from recfuse.runtime.console import Progress
 QUARANTINE, PART = "quarantine", "part-"
 # Beside them, what tasks counted, and what they exchanged, until the account is closed.
 NOTES, EXCHANGED = "_notes", "_exchange"
-ROWS, KEYS, SHARED = "rows-", "keys-", "shared-"
+ROWS, KEYS, SHARED, OTHERS = "rows-", "keys-", "shared-", "others-"
 _MOST_BLOCKS = 1000
 # Of a partition in memory; what is larger is cut from the filesystem, a row group at a time.
 BUDGET = 256 << 20
@@ -99,7 +100,7 @@ class Exchange:
             self._hand_over(f"{pieces[0].number:06d}", rows)
         return sum(piece.kept for piece in pieces)
 
-    def deduplicate(self, number: int) -> int:
+    def compare(self, number: int) -> int:
         """Writes which requests of a partition several users have, and whose comes first, by the partitions of these
         users; returns how many there are."""
         keys = Partition(self.filesystem, self._exchanged, KEYS, number, self.budget)
@@ -118,23 +119,39 @@ class Exchange:
             write_slices(self._writer, f"{EXCHANGED}/{SHARED}{number:05d}.arrow", first.drop_columns("user"), partition)
         return int(first.num_rows)
 
-    def cut(self, number: int) -> int:
-        """Writes the samples of a partition of users, and its duplicates to the quarantine; returns how many rows came.
-        """
+    def deduplicate(self, number: int) -> int:
+        """Of a partition of users, the rows that are not the first of their requests are written to the quarantine, and
+        named; returns how many there are."""
         rows = Partition(self.filesystem, self._exchanged, ROWS, number, self.budget)
         if not rows.rows:
             return 0
-        keep, counts = self._first(rows, number)
-        name = f"{PART}{number:05d}"
-        if not keep.any():
+        others = np.flatnonzero(~self._first(rows, number))
+        name, counts = f"duplicates-{number:05d}", Counter[str]()
+        for begin in range(0, len(others), _REPEATED_AT_ONCE):
+            some = rows.take(others[begin:begin + _REPEATED_AT_ONCE])
+            turn = f"-{begin // _REPEATED_AT_ONCE}" if begin else ""
+            counts.update(self._quarantine(name + turn, quarantine_rows(some, "after reading", *DUPLICATE)))
+        if len(others):
             self._note(name, {"quarantined": counts})
+            write_slices(self._writer, f"{EXCHANGED}/{OTHERS}{number:05d}.arrow", pa.table({"place": others}),
+                         np.full(len(others), number))
+        return len(others)
+
+    def cut(self, number: int) -> int:
+        """Writes the samples of a partition of users; returns how many rows came."""
+        rows = Partition(self.filesystem, self._exchanged, ROWS, number, self.budget)
+        others = Partition(self.filesystem, self._exchanged, f"{OTHERS}{number:05d}", number, self.budget)
+        if rows.rows == others.rows:
             return rows.rows
-        keys = rows.columns(SESSION_KEYS)
+        keep = np.ones(rows.rows, bool)
+        if others.rows:
+            keep[others.columns(["place"])["place"].to_numpy()] = False
         places = np.flatnonzero(keep)
+        keys = rows.columns(SESSION_KEYS)
         order = order_sessions(keys if keep.all() else keys.take(pa.array(places)), self.config.rule(self.log_end))
-        note = {"quarantined": counts, "truncated": int(order.truncated.sum()), "ties": order.ties,
-                "left_out": 0, "kept": 0, "sessions": 0, "not_drawn": 0}
-        tables = self._samples(rows, places[order.places], order, note)
+        note = {"truncated": int(order.truncated.sum()), "ties": order.ties, "left_out": 0, "kept": 0, "sessions": 0,
+                "not_drawn": 0}
+        tables, name = self._samples(rows, places[order.places], order, note), f"{PART}{number:05d}"
         written = self._writer.write_all(f"{name}.parquet", tables, sample_schema(self.source.vocabulary))
         self._note(name, note | asdict(written))
         return rows.rows
@@ -167,9 +184,8 @@ class Exchange:
         write_slices(self._writer, f"{EXCHANGED}/{KEYS}{name}.arrow", keys,
                      (request % np.uint64(self.key_partitions)).astype(np.int64))
 
-    def _first(self, rows: Partition, number: int) -> tuple[NDArray[np.bool_], dict[str, int]]:
-        """bool[n], the rows that are the first of their requests; and reason → rows of the others, which are written to
-        the quarantine."""
+    def _first(self, rows: Partition, number: int) -> NDArray[np.bool_]:
+        """bool[n], the rows that are the first of their requests."""
         shared = Partition(self.filesystem, self._exchanged, SHARED, number, self.budget)
         keys = rows.columns(["request_id", "ts", "user_id"] if shared.rows else ["request_id"])
         keep = ~_of_later_users(keys, shared.columns(keys.column_names)) if shared.rows else np.ones(rows.rows, bool)
@@ -180,14 +196,7 @@ class Exchange:
             for each in np.unique(turn):
                 places = again[turn == each]
                 keep[places[~first_of_repeated(rows.take(places))]] = False
-        counts: dict[str, int] = {}
-        others = np.flatnonzero(~keep)
-        for begin in range(0, len(others), _REPEATED_AT_ONCE):
-            name = f"duplicates-{number:05d}" + (f"-{begin // _REPEATED_AT_ONCE}" if begin else "")
-            written = self._quarantine(name, quarantine_rows(
-                rows.take(others[begin:begin + _REPEATED_AT_ONCE]), "after reading", *DUPLICATE))
-            counts = {reason: counts.get(reason, 0) + many for reason, many in written.items()}
-        return keep, counts
+        return keep
 
     def _samples(self, rows: Partition, places: NDArray[np.int64], order: Order, note: dict[str, Any]
                  ) -> Iterator[pa.Table]:
@@ -252,8 +261,10 @@ def run(exchange: Exchange, pieces: list[Piece]) -> None:
     progress = Progress("ingest", sum(piece.kept for piece in pieces))
     for rows in _each(exchange, "read", bundles(pieces)):
         progress.advance(rows, note="read")
-    for _ in _each(exchange, "deduplicate", range(exchange.key_partitions)):
+    for _ in _each(exchange, "compare", range(exchange.key_partitions)):
         progress.advance(0, note="compared")
+    for _ in _each(exchange, "deduplicate", range(exchange.partitions)):
+        progress.advance(0, note="without duplicates")
     written = 0
     for rows in _each(exchange, "cut", range(exchange.partitions)):
         written += rows

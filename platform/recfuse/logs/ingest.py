@@ -187,7 +187,7 @@ def _noted(filesystem: pafs.FileSystem, directory: str) -> _Noted:
         with filesystem.open_input_stream(path) as stream:
             note: dict[str, Any] = json.loads(stream.read())
         found.notes.update(note.pop("notes", ()))
-        found.quarantined.update(note.pop("quarantined"))
+        found.quarantined.update(note.pop("quarantined", {}))
         if "sha256" in note:
             name = file_name(path).removesuffix(".json") + ".parquet"
             found.files[name] = note.pop("size"), note.pop("sha256")
