@@ -108,9 +108,10 @@ class Recorder(tune.Callback):
         """The clock of a trial."""
         self._started.setdefault(trial.trial_id, time.monotonic())
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        """A pass of a trial: the sweep moves."""
-        moved()
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """While a trial runs, the sweep does not wait, however long its passes are."""
+        if any(trial.status == "RUNNING" for trial in trials):
+            moved()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Finished, or stopped by the scheduler."""
