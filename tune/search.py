@@ -28,9 +28,9 @@ from recfuse.tune.studies import DONE, FINAL_PASSES, OFF_POLICY, Run, Study
 
 logger = logging.getLogger("recfuse")
 _CHOICES = "choices"
-# How often trials that are cut off run again, and how their errors are called.
+# How often trials run again that were cut off, and Ray's words for it.
 RESTARTS = 3
-_LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "RayActorError", "WorkerCrashedError")
+_NODE_DIED = "its node has died"
 
 
 def planned(blocks: Sequence[Block], config: SearchConfig) -> list[Assignment]:
@@ -108,9 +108,10 @@ class Recorder(tune.Callback):
         """The clock of a trial."""
         self._started.setdefault(trial.trial_id, time.monotonic())
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        """A pass of a trial: the sweep moves."""
-        moved()
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """While a trial runs, the sweep does not wait, however long its passes are."""
+        if any(trial.status == "RUNNING" for trial in trials):
+            moved()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Finished, or stopped by the scheduler."""
@@ -119,7 +120,7 @@ class Recorder(tune.Callback):
         self._record(trial, result, FINISHED if judged else STOPPED, "" if judged else "behind the others (asha)")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Failed; a trial whose process or node died has no row, and runs again."""
+        """Failed; a trial whose node died has no row, and runs again."""
         text = error_text(trial)
         if self.again and is_lost(text):
             self.lost += 1
@@ -164,8 +165,8 @@ def last_line(text: str) -> str:
 
 
 def is_lost(text: str) -> bool:
-    """Whether what Tune wrote of a trial's error is the end of its process or of its node."""
-    return any(f"ray.exceptions.{name}" in text for name in _LOST)
+    """Whether what Tune wrote of a trial is the end of its node; a process that dies by itself would do so again."""
+    return _NODE_DIED in text
 
 
 def run_trials(study: Study, blocks: Sequence[Block], config: SearchConfig, ledger: Ledger, identity: str,

@@ -186,7 +186,7 @@ def bind_gloo() -> None:
         workers of other nodes never reach it.
     Upstream: no upstream issue known; torch documents the variable for such machines.
     Broken: several learners on several nodes fail with "connectFullMesh failed", attempt after attempt.
-    Test: tests/integration/test_machines.py, tests/opt_in/test_machines.py.
+    Test: tests/unit/runtime/test_ray_compat.py, tests/opt_in/test_machines.py.
     """
     import ray
 
@@ -203,7 +203,7 @@ def torch_config() -> Any:
     Why: see `bind_gloo`; the workers of Ray Train connect before any code of ours runs in them.
     Upstream: no upstream issue known.
     Broken: see `bind_gloo`.
-    Test: tests/integration/test_machines.py, tests/opt_in/test_machines.py.
+    Test: tests/unit/runtime/test_ray_compat.py, tests/opt_in/test_machines.py.
     """
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _TorchBackend
@@ -227,7 +227,7 @@ def end_learners(group: Any) -> None:
     Why: a learner whose peer's node is gone waits in Gloo for half an hour, and RLlib for all learners.
     Upstream: no upstream issue known; the group lists its actors nowhere else.
     Broken: training goes on half an hour after a node was lost.
-    Test: tests/opt_in/test_machines.py.
+    Test: tests/unit/runtime/test_ray_compat.py, tests/opt_in/test_machines.py.
     """
     import ray
 

@@ -115,6 +115,36 @@ def test_a_learner_in_process_takes_its_gpu_without_a_ray(monkeypatch):
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize(("address", "before", "after"), [
+    ("127.0.0.1", None, "lo"), ("127.0.0.1", "eth7", "eth7"), ("203.0.113.7", None, None)])
+def test_gloo_listens_where_ray_knows_the_node(monkeypatch, address, before, after):
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", before or "")  # so that it is put back
+    if before is None:
+        del os.environ["GLOO_SOCKET_IFNAME"]
+    ray_compat.bind_gloo()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == after
+
+
+def test_workers_of_ray_train_bind_before_they_connect(monkeypatch):
+    from ray.train.torch.config import _TorchBackend
+
+    calls = []
+    monkeypatch.setattr(_TorchBackend, "on_start", lambda self, group, config: calls.append("connect"))
+    config = ray.cloudpickle.loads(ray.cloudpickle.dumps(ray_compat.torch_config()))
+    assert isinstance(config, ray.train.torch.TorchConfig)
+    config.backend_cls().on_start(types.SimpleNamespace(execute=lambda call: calls.append(call.__name__)), config)
+    assert calls == ["bind_gloo", "connect"]
+
+
+def test_the_learners_of_a_group_are_killed(monkeypatch):
+    killed = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    ray_compat.end_learners(types.SimpleNamespace(_workers=["a", "b"]))
+    ray_compat.end_learners(types.SimpleNamespace(_workers=None))
+    assert killed == ["a", "b"]
+
+
 def test_workers_of_ray_train_have_time_to_start(monkeypatch):
     from ray.train.v2._internal import constants
 

@@ -97,8 +97,9 @@ def test_trials_are_counted_node_by_node(monkeypatch):
 
 
 def test_a_trial_that_its_node_cut_off_is_told_from_one_that_failed():
-    assert search.is_lost("Traceback\nray.exceptions.ActorDiedError: The actor died\n\tThe node has died.\n")
-    assert not search.is_lost("Traceback\nray.exceptions.RayTaskError(ValueError): ray::StudyTrial\nValueError: no\n")
+    died = "Traceback\nray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n"
+    assert search.is_lost(f"{died}The actor died because its node has died. Node Id: 1\n")
+    assert not search.is_lost(f"{died}The actor is dead because its worker process has died.\n")
 
 
 def test_a_scorers_trial_has_nothing_for_a_scheduler():
