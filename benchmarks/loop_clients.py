@@ -27,7 +27,7 @@ from recfuse.simulation.world import World
 
 STAGE = "fine"
 _READ = 1 << 16
-_PATIENCE, _PAUSE = 120.0, 0.05  # seconds until a request that is not answered ends all, and before it is sent again
+_PATIENCE, _PAUSE = 600.0, 0.05  # seconds until a request that is not answered ends all, and before it is sent again
 _MOST = 1_024  # persons who ask at once
 
 
@@ -58,7 +58,7 @@ class Connections:
         """Answers' bodies, in the order of the requests.
 
         Raises:
-            RuntimeError: the server refuses a request, or has not answered one for two minutes.
+            RuntimeError: the server refuses a request, or has not answered one for ten minutes.
         """
         answers: list[bytes] = [b""] * len(requests)
         waiting, busy = list(range(len(requests) - 1, -1, -1)), set[_Line]()
