@@ -75,6 +75,10 @@ class Connections:
                     self._lose(line, busy, waiting)
             for key, _ in self._selector.select(.5):
                 line = key.data
+                if line not in busy:  # The server has closed what nobody needs just now.
+                    self._idle.remove(line)
+                    self._close(line)
+                    continue
                 status, body = self._receive(line)
                 if status is None:
                     continue
@@ -120,12 +124,15 @@ class Connections:
 
     def _lose(self, line: _Line, busy: set[_Line], waiting: list[int]) -> None:
         """Closes a connection, and lets its request wait."""
-        self._selector.unregister(line.socket)
-        line.socket.close()
+        self._close(line)
         busy.discard(line)
         waiting.append(line.place)
         self.again += 1
         time.sleep(_PAUSE)
+
+    def _close(self, line: _Line) -> None:
+        self._selector.unregister(line.socket)
+        line.socket.close()
 
     @staticmethod
     def _receive(line: _Line) -> tuple[int | None, bytes]:
