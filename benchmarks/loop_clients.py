@@ -27,7 +27,7 @@ from recfuse.simulation.world import World
 
 STAGE = "fine"
 _READ = 1 << 16
-_PATIENCE, _PAUSE = 120.0, 0.05  # seconds until a request that is not answered ends all, and before it is sent again
+_PATIENCE, _PAUSE = 600.0, 0.05  # seconds until a request that is not answered ends all, and before it is sent again
 _MOST = 1_024  # persons who ask at once
 
 
@@ -58,7 +58,7 @@ class Connections:
         """Answers' bodies, in the order of the requests.
 
         Raises:
-            RuntimeError: the server refuses a request, or has not answered one for two minutes.
+            RuntimeError: the server refuses a request, or has not answered one for ten minutes.
         """
         answers: list[bytes] = [b""] * len(requests)
         waiting, busy = list(range(len(requests) - 1, -1, -1)), set[_Line]()
@@ -75,6 +75,10 @@ class Connections:
                     self._lose(line, busy, waiting)
             for key, _ in self._selector.select(.5):
                 line = key.data
+                if line not in busy:  # The server has closed what nobody needs just now.
+                    self._idle.remove(line)
+                    self._close(line)
+                    continue
                 status, body = self._receive(line)
                 if status is None:
                     continue
@@ -120,12 +124,15 @@ class Connections:
 
     def _lose(self, line: _Line, busy: set[_Line], waiting: list[int]) -> None:
         """Closes a connection, and lets its request wait."""
-        self._selector.unregister(line.socket)
-        line.socket.close()
+        self._close(line)
         busy.discard(line)
         waiting.append(line.place)
         self.again += 1
         time.sleep(_PAUSE)
+
+    def _close(self, line: _Line) -> None:
+        self._selector.unregister(line.socket)
+        line.socket.close()
 
     @staticmethod
     def _receive(line: _Line) -> tuple[int | None, bytes]:

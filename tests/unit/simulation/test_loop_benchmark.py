@@ -95,7 +95,8 @@ def test_persons_have_the_names_of_session_logs() -> None:
 
 
 class Moody(threading.Thread):
-    """A server that hangs up on its first connection, refuses the second for want of room, then echoes bodies."""
+    """A server that hangs up on its first connection, refuses the second for want of room, then echoes bodies, of
+    which the third connection brings one alone."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -122,6 +123,8 @@ class Moody(threading.Thread):
                 head = b"HTTP/1.1 " + status + b"\r\nContent-Length: %d\r\n\r\n" % length
                 connection.sendall(head)
                 connection.sendall(body)
+                if number == 3:
+                    return
 
 
 def test_requests_that_are_cut_off_or_refused_are_sent_again_and_answers_keep_their_order() -> None:
@@ -132,8 +135,9 @@ def test_requests_that_are_cut_off_or_refused_are_sent_again_and_answers_keep_th
     requests = [b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body) for body in bodies]
     assert kept.ask(requests) == bodies
     assert kept.ask(requests[:3]) == bodies[:3]
-    assert (kept.sent, kept.again) == (53, 2)
-    assert server.taken == 6  # two were lost
+    assert kept.sent == 53
+    assert 2 <= kept.again <= 3  # what the server has closed may be known, or not yet
+    assert server.taken >= 6  # three were lost, one of them perhaps in the end
     kept.close()
 
 
