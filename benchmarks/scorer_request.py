@@ -2,8 +2,8 @@
 
 Compared, round by round: the former `score`, which encodes each item and computes its part of the network, and
 `score` of items that are known, with rows in float16 and in float32, and without rows. Behind it stand the largest
-differences of logits, and how long rows take to build. CPU time of the thread is beside the time that passed, since
-other programs disturb it less.
+differences of predictions (of a number's share of its cut) and of logits, and how long rows take to build. CPU time
+of the thread is beside the time that passed, since other programs disturb it less.
 
     python -m benchmarks.scorer_request --models runs/demo/models
 """
@@ -96,7 +96,7 @@ def main(config: RequestConfig) -> None:
             rows += compare(world.contenders(count), count, config.rounds, world.scorer.numbers)
         table(f"{len(world.scorer.tasks[config.scene])} tasks, history {world.scorer.history_length}, one thread, "
               f"{config.rounds} rounds, medians",
-              ["candidates", "", "ms", "CPU ms", "former / it", "by CPU", "logits", "top 10"], rows)
+              ["candidates", "", "ms", "CPU ms", "former / it", "by CPU", "predictions", "logits", "top 10"], rows)
         if config.built:
             print(build(world, config.built, Path(directory)))
 
@@ -116,17 +116,18 @@ def compare(contenders: Mapping[str, Callable[[], Scores]], count: int, rounds: 
     rows = []
     for name, run in contenders.items():
         found, (wall, cpu), ratios = run().probabilities, medians[name], medians[FORMER] / medians[name]
-        difference = max(float(np.abs(logit(found[task], numbers.get(task, 1.0))
-                                      - logit(expected[task], numbers.get(task, 1.0))).max()) for task in expected)
+        shares = [(found[task].astype(np.float64) / numbers.get(task, 1.0),
+                   expected[task].astype(np.float64) / numbers.get(task, 1.0)) for task in expected]
+        differences = (max(float(np.abs(of(mine) - of(former)).max()) for mine, former in shares)
+                       for of in (np.asarray, logit))
         same = all(np.array_equal(best(found[task]), best(expected[task])) for task in expected)
         rows.append((f"{count:,}", name, f"{wall:.2f}", f"{cpu:.2f}", f"{ratios[0]:.2f}", f"{ratios[1]:.2f}",
-                     f"{difference:.1e}", "equal" if same else "other"))
+                     *(f"{difference:.1e}" for difference in differences), "equal" if same else "other"))
     return rows
 
 
-def logit(values: np.ndarray, largest: float) -> np.ndarray:
-    """Log-odds of predictions; of a number, those of its share of the cut."""
-    shares = values.astype(np.float64) / largest
+def logit(shares: np.ndarray) -> np.ndarray:
+    """Log-odds."""
     return np.log(shares / (1 - shares))
 
 

@@ -216,7 +216,8 @@ def test_probabilities_are_the_scorers(server: Server) -> None:
     for item in answer["items"]:
         position = columns["item_id"].tolist().index(item["item_id"])
         for task in TASKS:
-            assert item["probabilities"][task] == pytest.approx(float(expected.probabilities[task][position]), abs=1e-6)
+            # Rows of items are in half precision.
+            assert item["probabilities"][task] == pytest.approx(float(expected.probabilities[task][position]), abs=1e-4)
 
 
 def test_served_mean_equals_the_policys_on_1000_states(server: Server) -> None:

@@ -208,7 +208,9 @@ class RowMaker:
         ids, numbers = (torch.from_numpy(part[which]).to(self._network.device) for part in (known.ids, known.numbers))
         with torch.inference_mode():
             rows = self._network.item_rows((ids, numbers), *known.columns_apart(self._encoder)).to(self._precision)
-        require(bool(torch.isfinite(rows).all()), "item_rows", "float16", "float32: a number is beyond 65,504")
+        # One pass: a sum is finite where all is, and a number beyond float16 has become infinite.
+        whole = bool(torch.isfinite(rows.sum(dtype=torch.float32)))
+        require(whole, "item_rows", "float16", "float32: a number is beyond 65,504")
         return rows
 
     def _made_by(self, known: KnownItems) -> str:

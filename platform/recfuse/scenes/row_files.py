@@ -49,11 +49,8 @@ class RowFiles:
             with self._locked():
                 found = self._mapped(key, shape, dtype, remove=True)
                 if found is None:
-                    self._write(key, shape, dtype, blocks())
-                    found = self._mapped(key, shape, dtype)
+                    found = torch.from_numpy(np.load(self._written(key, shape, dtype, blocks()), mmap_mode="c"))
                 self._remove_old()
-        if found is None:
-            raise OSError(f"{self._directory}: rows that were written cannot be read")
         return found
 
     def _mapped(self, key: str, shape: tuple[int, int], dtype: np.dtype, remove: bool = False) -> Tensor | None:
@@ -73,7 +70,7 @@ class RowFiles:
                 path.unlink(missing_ok=True)
         return None
 
-    def _write(self, key: str, shape: tuple[int, int], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> None:
+    def _written(self, key: str, shape: tuple[int, int], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> Path:
         # Who held the lock before, and died, left a part; writes, unlike a map, say where the disk is full.
         for left in self._directory.glob(".rows-*.part"):
             left.unlink(missing_ok=True)
@@ -86,7 +83,7 @@ class RowFiles:
                 for block in blocks:
                     checksum = zlib.crc32(block.data, checksum)
                     file.write(block.data)
-            part.rename(self._directory / f"rows-{key}-{checksum:08x}.npy")
+            return part.rename(self._directory / f"rows-{key}-{checksum:08x}.npy")
         finally:
             part.unlink(missing_ok=True)
 
