@@ -40,10 +40,11 @@ def sessions_of(sessions: Sessions) -> set[tuple]:
 
 
 def rows_of(reading: Reading) -> dict[str, list]:
-    """Request → what an estimator is told of it."""
+    """Request → what an estimator is told of it; densities, which samples keep in float32, to four decimals."""
     log = reading.log
-    columns = (log.user_id, log.state, log.action, np.round(log.log_prob, 4), log.feedback, log.drawn, log.whole)
-    return {request: [np.asarray(column[row]).tolist() for column in columns]
+    columns = (log.user_id, log.state, log.action, log.feedback, log.drawn, log.whole)
+    return {request: [*(np.asarray(column[row]).tolist() for column in columns),
+                      pytest.approx(log.log_prob[row], abs=1e-4, nan_ok=True)]
             for row, request in enumerate(log.request_id)}
 
 
