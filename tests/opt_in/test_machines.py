@@ -18,7 +18,7 @@ import samples as toy
 import session_logs
 from machines import Hosts
 
-from recfuse.bundle import newest_bundle
+from recfuse.bundle import newest_bundle, read_bundle
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900),
               pytest.mark.skipif(bool(machines.why_not()), reason=machines.why_not() or "there are hosts")]
@@ -63,23 +63,27 @@ def finished(job: subprocess.Popen[bytes], log: Path, seconds: float = 600) -> s
     return log.read_text()
 
 
-def history(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+def outcome(output: Path) -> tuple[list[tuple[str, int]], dict[str, list]]:
+    """The passes, and the policy to the last bit; what is logged of a pass is summed in the order of the learners."""
+    entries = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+    policy = read_bundle(newest_bundle(output, "fusion")).tensors["policy"]
+    return [(entry["phase"], entry["iteration"]) for entry in entries], {
+        name: tensor.tolist() for name, tensor in policy.items()}
 
 
 @pytest.fixture(scope="module")
-def calm(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """The history of a training that nobody disturbs, in one process."""
+def calm(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """What a training ends with that nobody disturbs, in one process."""
     output = tmp_path_factory.mktemp("calm")
     with machines.running() as hosts:
         finished(hosts.start_job(output / "log", *training(samples, output / "out", 0)), output / "log")
-    return history(output / "out")
+    return outcome(output / "out")
 
 
 def test_two_learners_on_two_hosts_end_with_the_bits_of_one_process(hosts: Hosts, samples, calm, tmp_path, say) -> None:
     begin = time.monotonic()
     finished(hosts.start_job(tmp_path / "log", *training(samples, tmp_path / "out", 2)), tmp_path / "log")
-    assert history(tmp_path / "out") == calm
+    assert outcome(tmp_path / "out") == calm
     say(f"two learners on two hosts: {time.monotonic() - begin:.0f} s, to the last bit")
 
 
@@ -93,7 +97,7 @@ def test_training_outlives_a_cable_that_is_pulled(hosts: Hosts, samples, calm, t
     time.sleep(seconds)
     hosts.second.link("up")
     printed = finished(job, log)
-    assert history(tmp_path / "out") == calm, "to the last bit"
+    assert outcome(tmp_path / "out") == calm, "to the last bit"
     say(f"cable pulled for {seconds} s: ended {time.monotonic() - begin:.0f} s after, "
         f"{printed.count('a learner was lost')} times lost, {printed.count('going on with')} times counted anew")
     if seconds == 90:
@@ -112,7 +116,7 @@ def test_training_goes_on_with_fewer_and_takes_a_host_back(hosts: Hosts, samples
     until(log, "going on with 2 of 2 learners", job)
     back = time.monotonic() - begin
     finished(job, log)
-    assert history(tmp_path / "out") == calm, "to the last bit"
+    assert outcome(tmp_path / "out") == calm, "to the last bit"
     say(f"a host killed: one learner went on after {without:.0f} s, two after {back:.0f} s")
 
 
