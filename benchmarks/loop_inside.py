@@ -1,6 +1,6 @@
 """The same persons without a server: they ask the policies that the pointer names in this process.
 
-Pages, answers and luck are those of a served life, bit for bit; only the way through HTTP, decision log and mover is
+Pages, answers and luck are those of a served life; only the way through HTTP, decision log and mover is
 left out. What the rollout's steps and the A/B test's verdicts do over many lives can so be counted in minutes.
 """
 
