@@ -30,8 +30,9 @@ logger = logging.getLogger("recfuse.serving")
 SEGMENT_BYTES = 16 * 1024 * 1024
 _FIRST_BYTES = 1024 * 1024
 _HOLD_SECONDS = 0.002
-# Beyond this mean of about so many writes the loop leaves the disk, or a busy CPU, to the thread for a while.
-_QUICK_SECONDS, _RECENT_WRITES, _SLOW_SECONDS = 0.0005, 16, 1.0
+# Beyond this mean of about so many writes the loop leaves the disk, or a busy CPU, to the thread for a while: ever
+# longer where that comes again soon.
+_QUICK_SECONDS, _RECENT_WRITES, _SLOW_SECONDS, _LONGEST_SECONDS = 0.0005, 16, 1.0, 32.0
 DECISION, FEEDBACK = "decision", "feedback"
 Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
@@ -122,7 +123,7 @@ class DecisionLog:
         self._alone = False
         self._pending: list[tuple[bytes, Waiter]] = []
         self._thread_writes = self._closed = False
-        self._write_seconds, self._slow_until = 0.0, 0.0
+        self._write_seconds, self._slow_until, self._pause = 0.0, 0.0, _SLOW_SECONDS
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._write_forever, name="decision-log", daemon=True)
         self._thread.start()
@@ -232,7 +233,9 @@ class DecisionLog:
         error, now = self._write(payload), time.monotonic()
         self._write_seconds += (now - begin - self._write_seconds) / _RECENT_WRITES
         if self._write_seconds > _QUICK_SECONDS:
-            self._slow_until, self._write_seconds = now + _SLOW_SECONDS, 0.0
+            soon = now - self._slow_until < self._pause
+            self._pause = min(2 * self._pause, _LONGEST_SECONDS) if soon else _SLOW_SECONDS
+            self._slow_until, self._write_seconds = now + self._pause, 0.0
         return error
 
     def _write(self, payload: bytes) -> OSError | None:
