@@ -64,7 +64,7 @@ def finished(job: subprocess.Popen[bytes], log: Path, seconds: float = 600) -> s
 
 
 def outcome(output: Path) -> tuple[list[tuple[str, int]], dict[str, list]]:
-    """The passes, and the policy to the last bit; what is logged of a pass is summed in the order of the learners."""
+    """The passes, and the policy to the last bit."""
     entries = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
     policy = read_bundle(newest_bundle(output, "fusion")).tensors["policy"]
     return [(entry["phase"], entry["iteration"]) for entry in entries], {
