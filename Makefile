@@ -74,7 +74,7 @@ integration: integration-serving integration-jobs
 
 # What serves on Ray's own ports, or is a cluster of several raylets, runs one after the other; two processes share all
 # else, the longest files first.
-SERVING := $(addprefix tests/integration/test_,cluster.py demo.py job_submit.py serving.py)
+SERVING := $(addprefix tests/integration/test_,cluster.py job_submit.py serving.py demo.py)
 LONGEST := $(addprefix tests/integration/test_,tutorial.py train_fusion.py train_scenes.py sweep.py ingest.py \
 	one_reading.py baselines.py train_online.py)
 

@@ -140,8 +140,9 @@ def open_bandit(directory: Path) -> tuple[tuple[float, float, float], list[OffPo
     common = (log_prob, behaviour, click[:, None], np.inf, np.arange(len(uniform)))
     # The log has 46 clicks, of which too few are weighed for the job to give an interval; here it is asked for.
     few = EstimateOptions(min_events=0.0)
-    answers = [importance_sampling(*common, few), ncis(*common, few), doubly_robust(*common, *critic),
-               doubly_robust(*common, *critic, normalise=True), direct_method(critic[1], click[:, None], common[4])]
+    answers = [importance_sampling(*common, few), ncis(*common, few), doubly_robust(*common, *critic, few),
+               doubly_robust(*common, *critic, few, normalise=True),
+               direct_method(critic[1], click[:, None], common[4])]
     truth = ratio_of_sums(thompson["click"], np.ones(len(thompson)))
     return (float(truth.estimate[0]), float(truth.low[0]), float(truth.high[0])), answers
 

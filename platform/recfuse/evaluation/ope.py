@@ -160,6 +160,8 @@ def robust_part(ratios: Ratios, values: Vector, user_id: ArrayLike, predicted: V
     evidence = _evidence("SN-DR" if normalise else "DR", ratios, residual, user_id, options, logged=values.mean(0),
                          size=effective_sample_size(weight), of=rows, normalise=normalise,
                          pull=(residual, ones) if normalise else None)
+    # A critic takes the place of no event: of a rare behaviour the residuals are its events.
+    evidence = dataclasses.replace(evidence, events=events(sums[:, 2 * width:-2], evidence.size / rows))
 
     def value(s: Vector) -> Vector:
         return s[:, :width] / s[:, -2:-1] + s[:, width:2 * width] / s[:, -1:]

@@ -178,7 +178,7 @@ class Run:
         algorithm = self.algorithm
         names = names_of(algorithm.settings.phases)
         end = names.index(before) if before else len(names)
-        while algorithm.progress.phase < end:
+        while not algorithm.finished and algorithm.progress.phase < end:
             phase = algorithm.phase
             limit = phase.rule(algorithm.settings).iterations
             progress = Progress(f"{self._name} {phase.name}", limit, "passes")
