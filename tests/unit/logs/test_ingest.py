@@ -26,4 +26,4 @@ def test_a_bad_field_is_named(values, message):
 def test_defaults():
     assert IngestConfig().to_dict() == {"logs": "runs/session_logs", "output": "runs/samples", "vocabulary": "",
                                         "gap_minutes": 30.0, "density": "required", "order_column": "",
-                                        "cut": "leave_out", "quarantine_limit": 0.05}
+                                        "cut": "leave_out", "quarantine_limit": 0.05, "wait_limit": 1800.0}
