@@ -38,7 +38,7 @@ from recfuse.learning.resume import identity_of
 from recfuse.learning.run import Run
 from recfuse.learning.samples import SampleSet
 from recfuse.learning.settings import LearningSettings, StoppingRule
-from recfuse.learning.stage_one_test import Judgement, StageOneError
+from recfuse.learning.stage_one_test import Judgement
 from recfuse.learning.training import CHECKPOINT
 from recfuse.logs.schema import VOCABULARY_FILE
 from recfuse.runtime.outputs import claim
@@ -375,32 +375,6 @@ def test_stage_one_is_judged_until_its_floors_are_kept(tmp_path):
         assert torch.equal(tensor, read_bundle(result.bundle).tensors["policy"][name])
     again = training.train_fusion(config, judge)
     assert (len(asked), again.bundle) == (4, result.bundle)
-
-
-@pytest.mark.parametrize(("rounds", "below", "message", "times"), [
-    (1, ("like",), r"like below the floor after 1 rounds, with λ like 1, share 1 \(bad\); stage two does not begin", 1),
-    (5, ("like", "share"), r"like, share below the floor whatever λ are", 1),
-    (5, None, r"is not judged yet: bad; stage two begins in a later call", 2),
-])
-def test_stage_two_does_not_begin_where_stage_one_is_not_good_enough(tmp_path, rounds, below, message, times):
-    samples, asked = three_behaviours(tmp_path / "samples"), []
-
-    def judge(bundle: Path, floors: Mapping[str, float]) -> Judgement:
-        asked.append(bundle)
-        return Judgement({"like": (-1.0, -2.0, 0.0)}, below or (), below is not None, "bad")
-
-    config = TrainFusionConfig(samples=str(samples), output=str(tmp_path / "out"), learning=QUICK,
-                               stage_one_test=StageOneTest(judge="simulated", rounds=rounds))
-    for _ in range(2):
-        with pytest.raises(StageOneError, match=message):
-            training.train_fusion(config, judge)
-    assert len(asked) == times, "what was judged is not judged again"
-    if rounds == 1:  # A second round goes on from there, and judges the other multipliers.
-        more = config.replace(stage_one_test=config.stage_one_test.replace(rounds=2))
-        with pytest.raises(StageOneError, match="after 2 rounds, with λ like 2, share 1"):
-            training.train_fusion(more, judge)
-        assert len(asked) == 2
-    assert not list((tmp_path / "out").glob("fusion-*"))
 
 
 def test_bad_input_ends_before_anything_is_written(samples, tmp_path):
