@@ -72,18 +72,15 @@ unit: .venv/.installed
 
 integration: integration-serving integration-jobs
 
-# What serves on Ray's own ports, or is a cluster of several raylets, runs one after the other; two processes share all
-# else, the longest files first.
-SERVING := $(addprefix tests/integration/test_,cluster.py job_submit.py serving.py demo.py)
-LONGEST := $(addprefix tests/integration/test_,tutorial.py train_fusion.py train_scenes.py sweep.py ingest.py \
-	one_reading.py baselines.py train_online.py)
+# Servers have fixed ports: whatever serves or is a cluster of several raylets runs one after the other.
+SERVING := $(addprefix tests/integration/test_,cluster.py machines.py job_submit.py serving.py tutorial.py \
+	demo.py)
 
 integration-serving: .venv/.installed
 	@$(BIN)/python -m pytest $(SERVING)
 
 integration-jobs: .venv/.installed
-	@$(BIN)/python -m pytest $(LONGEST) $(filter-out $(SERVING) $(LONGEST),$(wildcard tests/integration/test_*.py)) \
-		-n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(SERVING))
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

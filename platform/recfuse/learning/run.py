@@ -73,15 +73,15 @@ class Run:
         Raises:
             RayError: learners were lost again and again before they completed a pass.
         """
-        anew = False
-        while anew or not self.algorithm.finished:
+        anew, done = False, False
+        while not done:
             try:
                 if anew:
                     self._start_anew()
                 self._advance()
             except (RayError, NoRoomError) as error:
                 self._count(error)
-            anew = not self.algorithm.finished
+            anew, done = True, self.algorithm.finished
 
     def _advance(self) -> None:
         """Passes until all are done, or there is room for more learners; what follows stage one when it is judged."""
