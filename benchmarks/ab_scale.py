@@ -1,7 +1,7 @@
 """`recfuse ab` on session tables of millions of decisions: seconds, and the most memory of the driver, of any worker,
 and of all processes of the job together.
 
-    python -m benchmarks.ab_scale --decisions 10000000 30000000 --directory /tmp/ab_scale
+    python -m benchmarks.ab_scale --decisions 10000000 30000000 --directory runs/ab_scale
 
 A table is written as serving's mover writes it: commits to Delta in the order of time. Users come as often as a gamma
 variable says, for two weeks before the canary and two with it. Columns that `ab` does not read are null. Memory is the

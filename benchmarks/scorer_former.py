@@ -16,7 +16,7 @@ from recfuse.scenes.inference import SceneScorer, Scores
 from recfuse.scenes.layers import run_stack
 from recfuse.scenes.loss import calibrated
 from recfuse.scenes.mixture import MultiSceneModel
-from recfuse.scenes.request import Inputs, SourceSizes
+from recfuse.scenes.request import Inputs, SourceSizes, input_columns
 
 
 class FormerScorer:
@@ -66,7 +66,7 @@ class FormerNetwork:
     def __init__(self, model: MultiSceneModel, user: SourceSizes, item: SourceSizes, context: SourceSizes) -> None:
         self._model = model
         self._item_field = model.item_field - user.fields
-        common, varying = _columns(model, user, item, context)
+        common, varying = input_columns(model, user, item, context)
         config, weight = model.config, model.first.weight.detach()
         self._experts, self._width = config.experts, config.expert_layers[0]
         shared = self._experts * self._width
@@ -126,15 +126,3 @@ class FormerNetwork:
         if model.query is None:
             return watched.mean(0).expand(len(item), -1)
         return torch.mm(torch.mm(model.query(item), watched.T).softmax(-1), watched)
-
-
-def _columns(model: MultiSceneModel, user: SourceSizes, item: SourceSizes,
-             context: SourceSizes) -> tuple[Tensor, Tensor]:
-    """The columns of x that all items of a request share, and the others; each in the order that they are joined."""
-    width = model.config.embedding_size
-    sizes = [source.fields * width for source in (user, item, context)]
-    sizes += [source.numbers for source in (user, item, context)]
-    parts = torch.arange(model.input_size).split([*sizes, model.input_size - sum(sizes)])
-    user_ids, item_ids, context_ids, user_numbers, item_numbers, context_numbers, history = parts
-    return (torch.cat([user_ids, context_ids, user_numbers, context_numbers]),
-            torch.cat([item_ids, item_numbers, history]))

@@ -66,7 +66,7 @@ class RequestNetwork:
         outputs = torch.cat([torch.arange(self._shared), *(self._shared + each for each in gates)])
         self._gates = [slice(self._shared + pairs.start * experts, self._shared + pairs.stop * experts)
                        for pairs in model.spans]
-        weight, common, varying = model.first.weight.detach()[outputs], *_columns(model, user, item, context)
+        weight, common, varying = model.first.weight.detach()[outputs], *input_columns(model, user, item, context)
         self._bias, self._common = model.first.bias.detach()[outputs], weight[:, common].contiguous()
         self._varying = weight[:, varying].T.contiguous()
         self._item_columns = item.fields * model.config.embedding_size + item.numbers
@@ -189,8 +189,8 @@ class RequestNetwork:
         return F.embedding(ids, self._embedding)
 
 
-def _columns(model: MultiSceneModel, user: SourceSizes, item: SourceSizes,
-             context: SourceSizes) -> tuple[Tensor, Tensor]:
+def input_columns(model: MultiSceneModel, user: SourceSizes, item: SourceSizes,
+                  context: SourceSizes) -> tuple[Tensor, Tensor]:
     """The columns of x that all items of a request share, and the others; each in the order that they are joined."""
     width = model.config.embedding_size
     sizes = [source.fields * width for source in (user, item, context)]
