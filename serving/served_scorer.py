@@ -71,6 +71,11 @@ class ServedScorer:
     def _with_rows(self, scorer: Scorer, catalogue: Catalogue | None, before: KnownItems | None) -> CatalogueScorer:
         if catalogue is None or not isinstance(scorer, SceneScorer):
             return CatalogueScorer(scorer, catalogue)
+        features = sorted({entry.feature.name for entry, _ in scorer.encoder.item_columns})
+        # Not refused: scorer and canary have one config, and one of them may lack a feature.
+        for name in set(self._config.rows_apart).difference(features):
+            logger.warning("rows_apart: got %r; allowed: features of items of %s: %s", name, scorer.version,
+                           ", ".join(features))
         try:
             known = scorer.known_items(catalogue.keys, catalogue.features(np.arange(len(catalogue))),
                                        self._config.item_rows, self._config.rows_apart, self._files, before)

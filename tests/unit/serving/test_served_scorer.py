@@ -146,3 +146,10 @@ def test_rows_need_no_directory_that_can_be_written_to(models: Path) -> None:
     (models / "rows").touch()
     assert answered(replica(models))[1] == pytest.approx(expected(models), abs=1e-4)
     shutil.rmtree(models, ignore_errors=True)
+
+
+def test_a_feature_apart_that_no_item_has_is_named(models, caplog):
+    with caplog.at_level(logging.WARNING):
+        scenes = replica(models, rows_apart=("prize",))
+    assert "rows_apart: got 'prize'; allowed: features of items of scenes-" in caplog.text
+    assert answered(scenes)[1] == pytest.approx(expected(models), abs=1e-4)
