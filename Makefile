@@ -56,11 +56,10 @@ pictures: .venv/.installed ## docs/pictures/*.svg, drawn anew by the scripts bes
 	@$(BIN)/python -m docs.pictures
 
 test: .venv/.installed
-	@# Integration tests wait for processes much of their time, in which the others compute.
-	@$(MAKE) --no-print-directory -j 4 check unit integration-serving integration-jobs
-
-# Several processes share the cores; two threads of each would spend more time waiting for each other than they save.
-unit integration-serving integration-jobs: export OMP_NUM_THREADS := 1
+	@# Unit tests take all cores. Integration tests wait for processes much of their time, so two lanes share the cores;
+	@# beside unit tests as well they took longer than one after the other.
+	@$(MAKE) --no-print-directory -j 2 check unit
+	@$(MAKE) --no-print-directory -j 2 integration-serving integration-jobs
 
 check: .venv/.installed
 	@$(BIN)/ruff check .
@@ -68,7 +67,8 @@ check: .venv/.installed
 	@$(BIN)/lint-imports --no-cache
 
 unit: .venv/.installed
-	@$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
+	@# Two threads of each process would spend more time waiting for each other than they save.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
 
 integration: integration-serving integration-jobs
 

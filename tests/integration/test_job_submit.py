@@ -28,7 +28,8 @@ environment = yaml.safe_load(open("runtime_env.yaml")) | {"working_dir": "."}
 job = client.submit_job(entrypoint=sys.argv[2], runtime_env=environment)
 while not client.get_job_status(job).is_terminal():
     time.sleep(0.2)
-assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
+said = client.get_job_info(job)
+assert said.status == JobStatus.SUCCEEDED, f"{said.status}: {said.message} {client.get_job_logs(job)}"
 """
 
 

@@ -404,7 +404,7 @@ def test_the_process_beside_the_replicas_moves_and_reports(models: Path, tmp_pat
 
 
 def _until(done: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.05)
